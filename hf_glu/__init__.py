@@ -1,0 +1,56 @@
+"""Gated feed-forward networks for stock Hugging Face Transformers models.
+
+``import hf_glu`` registers the plugin; it imports neither torch nor Transformers, but hooks them as they are imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hf_glu.plugin import is_registered, register, scoped, unregister
+
+if TYPE_CHECKING:
+    from hf_glu.activations import registry as registry
+    from hf_glu.activations.listing import activations as activations
+    from hf_glu.checkpoint import convert_checkpoint as convert_checkpoint
+    from hf_glu.config import GluConfig as GluConfig
+    from hf_glu.convert import convert as convert
+    from hf_glu.convert import plan as plan
+    from hf_glu.layers.sites import find_sites as find_sites
+    from hf_glu.registry import Activation as Activation
+    from hf_glu.training.groups import parameter_groups as parameter_groups
+    from hf_glu.verify import verify as verify
+
+__version__ = "0.1.0"
+
+# public name -> the module that has it, imported on first use
+_LAZY = {
+    "Activation": "hf_glu.registry",
+    "GluConfig": "hf_glu.config",
+    "activations": "hf_glu.activations.listing",
+    "convert": "hf_glu.convert",
+    "convert_checkpoint": "hf_glu.checkpoint",
+    "find_sites": "hf_glu.layers.sites",
+    "parameter_groups": "hf_glu.training.groups",
+    "plan": "hf_glu.convert",
+    "registry": "hf_glu.activations",
+    "verify": "hf_glu.verify",
+}
+
+__all__ = ["__version__", "is_registered", "register", "scoped", "unregister", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'hf_glu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+register()

@@ -1,0 +1,53 @@
+"""Elementwise activations are Transformers' own (and whatever a user adds to its ``ACT2FN``)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+from transformers.activations import ACT2FN, ClassInstantier
+
+from hf_glu.errors import UnknownNameError, nearest
+from hf_glu.registry import registry
+
+
+def is_elementwise(name: object) -> bool:
+    """Tell whether Transformers has an elementwise activation of this name."""
+    return OrderedDict.__contains__(ACT2FN, name) and registry.find(name) is None
+
+
+def elementwise_names() -> list[str]:
+    """Return the names of all elementwise activations that Transformers has now."""
+    return [name for name in ACT2FN if is_elementwise(name)]
+
+
+def build_elementwise(name: str) -> nn.Module:
+    """Build a fresh elementwise activation.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if not is_elementwise(name):
+        raise UnknownNameError(f"unknown elementwise activation {name!r}; {nearest(name, elementwise_names())}")
+    return ClassInstantier.__getitem__(ACT2FN, name)
+
+
+# Names under which Transformers keeps the same function: bitwise in the first two, up to rounding in the third.
+SAME_FUNCTION = (
+    frozenset({"gelu", "gelu_python"}),
+    frozenset({"silu", "swish"}),
+    frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"}),
+)
+
+
+def same_function(first: str, second: str) -> bool:
+    """Tell whether two elementwise names stand for one function (up to rounding)."""
+    return first == second or any(first in names and second in names for names in SAME_FUNCTION)
+
+
+def name_of(act: object, candidates: tuple[str, ...]) -> str | None:
+    """Return the first of ``candidates`` whose module is of the same class as ``act``."""
+    for name in candidates:
+        if is_elementwise(name) and type(build_elementwise(name)) is type(act):
+            return name
+    return None

@@ -1,0 +1,67 @@
+"""The module behind every gated name: stateless unless its elementwise part has parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from hf_glu.activations.elementwise import build_elementwise
+from hf_glu.functional import gated, split_gate_up
+from hf_glu.registry import registry
+
+
+class OwnedModule(nn.Module):
+    """A module that initialises itself: the plugin calls `reset_parameters` in Transformers' initialisation passes.
+
+    Constructors run on the meta device, so values are written there and nowhere else, with
+    ``transformers.initialization``, which leaves alone what a checkpoint has loaded.
+    """
+
+    def reset_parameters(self) -> None:
+        """Write the initial value of every parameter and buffer below this module."""
+        raise NotImplementedError
+
+
+class GatedActivation(OwnedModule):
+    """phi(g) * u, or the entry's own formula.
+
+    Shapes: input ``[..., 2 * width]`` = ``[g | u]``, output ``[..., width]``.
+
+    Args:
+        name: a gated name of the registry.
+        phi: the elementwise part to use instead of a fresh one (a conversion hands on the model's own).
+    """
+
+    def __init__(self, name: str, phi: nn.Module | None = None) -> None:
+        super().__init__()
+        entry = registry[name]
+        self.name = name
+        self.formula = entry.formula
+        self.phi = None
+        if entry.formula is None:
+            assert entry.gate is not None
+            self.phi = build_elementwise(entry.gate) if phi is None else phi
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the gated activation."""
+        if self.formula is not None:
+            return self.formula(*split_gate_up(x))
+        assert self.phi is not None
+        return gated(x, self.phi)
+
+    def reset_parameters(self) -> None:
+        """Give a parametric elementwise part (PReLU, xIELU) the values that its own constructor gives."""
+        if self.phi is None or not any(True for _ in [*self.phi.parameters(), *self.phi.buffers()]):
+            return
+        gate = registry[self.name].gate
+        assert gate is not None
+        with torch.device("cpu"):
+            fresh = build_elementwise(gate)
+        values = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+        for key, tensor in [*self.phi.named_parameters(), *self.phi.named_buffers()]:
+            init.copy_(tensor, values[key])
+
+    def extra_repr(self) -> str:
+        """Show the name in the model's printout."""
+        return f"{self.name!r}"

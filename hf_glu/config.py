@@ -1,0 +1,72 @@
+"""``config.hf_glu``: the one entry in a model's ``config.json`` that holds hf_glu's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.selection import LayerSpec, check_layers
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GluConfig:
+    """Options of the gated feed-forward networks of one model; every field has a good default.
+
+    The activation itself is not here: it is the name in the model's own field (``hidden_act``,
+    ``activation_function``, ``feed_forward_proj``, ...).
+
+    Attributes:
+        version: format of this entry, 1.
+        dense_act: elementwise activation of whatever reads the same config field but is not a gated FFN (an LM
+            head's transform, layers outside of ``layers``). None: the config class's own default.
+        bias: bias on the fused in-projection ``[gate | up]``. None: as the stock class has it.
+        layers: which layers are gated (see :mod:`hf_glu.selection`). None: all.
+
+    Raises:
+        UnknownNameError: unknown key.
+        OptionError: a value of the wrong type, or written by a newer hf_glu.
+    """
+
+    version: int = VERSION
+    dense_act: str | None = None
+    bias: bool | None = None
+    layers: LayerSpec = None
+
+    def __post_init__(self) -> None:
+        if type(self.version) is not int or not 1 <= self.version <= VERSION:
+            raise OptionError(
+                f"config.hf_glu has version {self.version!r}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
+            )
+        if self.dense_act is not None and not isinstance(self.dense_act, str):
+            raise OptionError(f"config.hf_glu dense_act must be an activation's name, got {self.dense_act!r}")
+        if self.bias is not None and not isinstance(self.bias, bool):
+            raise OptionError(f"config.hf_glu bias must be true, false or null, got {self.bias!r}")
+        object.__setattr__(self, "layers", check_layers(self.layers))
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:
+        """Validate ``entry`` (None means all defaults)."""
+        if entry is None:
+            return cls()
+        if isinstance(entry, GluConfig):
+            return entry
+        if not isinstance(entry, Mapping):
+            raise OptionError(f"config.hf_glu must be a dict of options, got {type(entry).__name__}")
+        valid = {field.name for field in fields(cls)}
+        for key in entry:
+            if key not in valid:
+                raise UnknownNameError(f"unknown key {key!r} in config.hf_glu; {nearest(key, valid)}")
+        return cls(**entry)
+
+    @classmethod
+    def of(cls, config: Any) -> GluConfig:
+        """Read the options of a Transformers config."""
+        return cls.from_dict(getattr(config, "hf_glu", None))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain dict that ``config.json`` stores: the version and whatever is not the default."""
+        return {key: value for key, value in asdict(self).items() if key == "version" or value is not None}

@@ -1,0 +1,54 @@
+"""Every error hf_glu raises on purpose, and the helper that names the nearest valid value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HfGluError(Exception):
+    """Base of all of the errors below; the command line prints its message as one line and exits with 2."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownNameError(HfGluError, KeyError):
+    """A name (activation, option, task, ...) that does not exist."""
+
+
+class OptionError(HfGluError, ValueError):
+    """An option whose value can't be used."""
+
+
+class DuplicateNameError(HfGluError, ValueError):
+    """A second, different registration under a name that is taken."""
+
+
+class NoSiteError(HfGluError, ValueError):
+    """A model (or a selection of its layers) without a feed-forward network that can be gated."""
+
+
+class ConversionError(HfGluError, ValueError):
+    """A conversion that can't be done; the message says which one can."""
+
+
+class CheckpointError(HfGluError, OSError):
+    """A checkpoint that can't be found, read, loaded or written as asked."""
+
+
+class DataError(HfGluError, ValueError):
+    """Training data that can't be used."""
+
+
+class IncompatibleTransformersError(HfGluError, ImportError):
+    """The installed Transformers lacks something that the plugin hooks."""
+
+
+def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
+    """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near."""
+    names = sorted(valid)
+    close = get_close_matches(str(name), names, n=limit, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "valid: " + ", ".join(names)

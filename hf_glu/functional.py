@@ -1,0 +1,35 @@
+"""The mathematics as pure functions. Shapes: ``x`` is ``[..., 2 * width]`` = ``[g | u]``; ``g``, ``u``, results ``[..., width]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hf_glu.errors import OptionError
+
+OSS_SLOPE = 1.702
+OSS_LIMIT = 7.0
+
+
+def split_gate_up(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Split ``[g | u]`` into its halves (views)."""
+    width, odd = divmod(x.shape[-1], 2)
+    if odd:
+        raise OptionError(f"a gated activation takes [gate | up], an even last dimension, got {tuple(x.shape)}")
+    gate, up = x.split(width, dim=-1)
+    return gate, up
+
+
+def gated(x: Tensor, phi: Callable[[Tensor], Tensor]) -> Tensor:
+    """phi(g) * u: the gated linear unit of any elementwise phi (Dauphin 2016; Shazeer 2020, arXiv 2002.05202)."""
+    gate, up = split_gate_up(x)
+    return phi(gate) * up
+
+
+def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:
+    """g' sigmoid(1.702 g') (u' + 1), g' = min(g, 7), u' = clamp(u, -7, 7): the gate of gpt-oss."""
+    gate = gate.clamp(max=OSS_LIMIT)
+    up = up.clamp(min=-OSS_LIMIT, max=OSS_LIMIT)
+    return gate * torch.sigmoid(OSS_SLOPE * gate) * (up + 1)

@@ -1,0 +1,89 @@
+"""Which families have which FFN sites, as data. A new layout is a new row, a new family usually needs none.
+
+A row names, relative to the module that holds them all (the site), where the parts of the FFN live. A site is a module
+below which every path of the row leads to a module (or, in an expert bank, a 3-D parameter).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["dense", "gated", "packed", "experts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRow:
+    """Where the parts of one FFN layout live.
+
+    Attributes:
+        layout: the row's name.
+        kind: ``dense`` out(act(in(x))), which hf_glu can gate; ``gated`` out(act(gate(x)) * up(x)); ``packed`` the same
+            with gate and up in one in-projection; ``experts`` a bank of 3-D parameters. The last three are native.
+        in_proj, act, out_proj: paths of the in-projection (the up-projection, if ``gate`` is given), activation and
+            out-projection.
+        gate: path of a separate gate projection.
+        families: model types that are known to have this layout (others may).
+        absent: a child that such a site never has.
+    """
+
+    layout: str
+    kind: Kind
+    in_proj: str
+    act: str
+    out_proj: str
+    gate: str | None = None
+    families: tuple[str, ...] = ()
+    absent: str | None = None
+
+
+def _row(layout: str, kind: Kind, paths: str, families: str, absent: str | None = None) -> SiteRow:
+    *gate, in_proj, act, out_proj = paths.split()
+    return SiteRow(
+        layout=layout,
+        kind=kind,
+        in_proj=in_proj,
+        act=act,
+        out_proj=out_proj,
+        gate=gate[0] if gate else None,
+        families=tuple(families.split()),
+        absent=absent,
+    )
+
+
+SITE_TABLE = (
+    _row("llama", "gated", "gate_proj up_proj act_fn down_proj", "llama mistral qwen2 qwen3 gemma gemma2 olmo2 smollm3"),
+    _row("t5_v1_1", "gated", "wi_0 wi_1 act wo", "t5 mt5 umt5 longt5"),
+    _row("phi3", "packed", "gate_up_proj activation_fn down_proj", "phi3 glm glm4"),
+    _row("modernbert", "packed", "Wi act Wo", "modernbert"),
+    _row("mixtral", "experts", "gate_up_proj act_fn down_proj", "mixtral qwen2_moe qwen3_moe olmoe"),
+    _row(
+        "bert",
+        "dense",
+        "intermediate.dense intermediate.intermediate_act_fn output.dense",
+        "bert roberta electra xlm-roberta camembert ernie layoutlm mpnet",
+    ),
+    _row("gpt2", "dense", "c_fc act c_proj", "gpt2 gpt_bigcode gpt_neo starcoder2"),
+    _row("t5", "dense", "wi act wo", "t5 mt5 umt5 longt5"),
+    _row("distilbert", "dense", "lin1 activation lin2", "distilbert"),
+    _row("bart", "dense", "fc1 activation_fn fc2", "bart mbart marian pegasus opt xglm phi"),
+    _row("gpt_neox", "dense", "dense_h_to_4h act dense_4h_to_h", "gpt_neox falcon persimmon"),
+    _row("gptj", "dense", "fc_in act fc_out", "gptj codegen"),
+    _row("albert", "dense", "ffn activation ffn_output", "albert"),
+    _row("xlnet", "dense", "layer_1 activation_function layer_2", "xlnet"),
+    _row("nemotron", "dense", "up_proj act_fn down_proj", "nemotron", absent="gate_proj"),
+)
+
+# The config fields that name an FFN's activation, in the order in which they are looked for; a family whose config has
+# several, of which an earlier one is not the FFN's, has a row of its own.
+ACTIVATION_FIELDS = (
+    "feed_forward_proj",
+    "hidden_activation",
+    "hidden_act",
+    "activation_function",
+    "ff_activation",
+    "activation",
+)
+
+# Fields that Transformers derives from another one in ``__post_init__`` only, and so leaves stale when it is assigned.
+DERIVED_FIELDS = {"feed_forward_proj": ("dense_act_fn", "is_gated_act")}

@@ -1,0 +1,61 @@
+"""Hook of ``transformers.configuration_utils``: ``config.hf_glu`` and fields that go stale when assigned."""
+
+from __future__ import annotations
+
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from hf_glu.config import GluConfig
+from hf_glu.layers.fields import sync_derived
+from hf_glu.layers.table import DERIVED_FIELDS
+from hf_glu.plugin.patching import Patches, require
+
+
+def install(module: ModuleType, patches: Patches) -> None:
+    """Validate ``config.hf_glu``, and derive T5's ``dense_act_fn`` again whenever its source has changed."""
+    base = require(module, "PreTrainedConfig")
+    plain_post_init = require(base, "__post_init__")
+    plain_from_dict = require(base, "from_dict", "config_dict").__func__
+
+    @wraps(plain_post_init)
+    def post_init(self: Any, **kwargs: Any) -> None:
+        plain_post_init(self, **kwargs)
+        settle(self)
+        _watch(type(self), patches)
+
+    @wraps(plain_from_dict)
+    def from_dict(cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        built = plain_from_dict(cls, config_dict, **kwargs)
+        settle(built[0] if isinstance(built, tuple) else built)
+        return built
+
+    patches.set(base, "__post_init__", post_init)
+    patches.set(base, "from_dict", classmethod(from_dict))
+    # `from_pretrained(..., hf_glu={...})` hands on to the config only what it already has
+    patches.set(base, "hf_glu", None)
+
+
+def settle(config: Any) -> None:
+    """Validate a config's hf_glu entry, and bring its derived fields in step."""
+    if config.__dict__.get("hf_glu") is not None:
+        config.hf_glu = GluConfig.of(config).to_dict()
+    sync_derived(config)
+
+
+def _watch(config_class: type, patches: Patches) -> None:
+    """Re-derive upon assignment, in the classes that have such fields.
+
+    Their own ``__setattr__`` is wrapped: each config class keeps the base's that it was defined with.
+    """
+    if not any(hasattr(config_class, field) for field in DERIVED_FIELDS) or patches.has(config_class, "__setattr__"):
+        return
+    plain = config_class.__setattr__
+
+    @wraps(plain)
+    def assign(self: Any, name: str, value: Any) -> None:
+        plain(self, name, value)
+        if name in DERIVED_FIELDS:
+            sync_derived(self)
+
+    patches.set(config_class, "__setattr__", assign)

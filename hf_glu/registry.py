@@ -1,0 +1,109 @@
+"""The one open registry of activations: an entry is all that a new activation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+GATED = "gated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """One activation.
+
+    Attributes:
+        name: snake_case, without dashes (T5 splits its field on them).
+        equation: what it computes; ``g`` and ``u`` are the gate and up halves of its input ``[g | u]``.
+        paper: where it comes from.
+        flags: what it is, such as ``gated``.
+        factory: a callable without arguments that builds a fresh module (never a shared instance).
+        gate: the elementwise activation of its gate half, if it is N(g) * u; that is what a natively gated family,
+            which multiplies by the up half itself, is given. None where it has no such form.
+        formula: (g, u) -> hidden, where the activation isn't N(g) * u.
+        aliases: other names of the same function.
+    """
+
+    name: str
+    equation: str
+    paper: str
+    flags: frozenset[str]
+    factory: Callable[[], nn.Module] = field(compare=False)
+    gate: str | None = None
+    formula: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name != self.name.lower():
+            raise UnknownNameError(f"an activation's name is snake_case without dashes, got {self.name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a listing shows, as plain data."""
+        return {
+            "name": self.name,
+            "equation": self.equation,
+            "paper": self.paper,
+            "gate": self.gate,
+            "flags": sorted(self.flags),
+        }
+
+
+Rule = Callable[[str], Activation | None]
+
+
+class Registry:
+    """Activations by name, and rules that derive further ones (``N_glu``) from a name on request."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Activation] = {}
+        self._rules: dict[str, Rule] = {}
+
+    def add(self, activation: Activation) -> Activation:
+        """Add an entry; adding the same one again is a no-op, another one under its name raises."""
+        known = self._entries.setdefault(activation.name, activation)
+        if known != activation:
+            raise DuplicateNameError(f"the activation {activation.name!r} is already registered as {known.equation}")
+        return known
+
+    def add_rule(self, pattern: str, rule: Rule) -> None:
+        """Add a rule; ``pattern`` names it in listings, such as ``N_glu``."""
+        if self._rules.setdefault(pattern, rule) is not rule:
+            raise DuplicateNameError(f"the rule {pattern!r} is already registered")
+
+    def remove(self, name: str) -> None:
+        """Remove an entry."""
+        if self._entries.pop(name, None) is None:
+            raise UnknownNameError(f"no activation {name!r} to remove; {nearest(name, self._entries)}")
+
+    def find(self, name: object) -> Activation | None:
+        """Return the entry or derived activation called ``name``, or None."""
+        if not isinstance(name, str):
+            return None
+        if name in self._entries:
+            return self._entries[name]
+        return next((found for rule in self._rules.values() if (found := rule(name))), None)
+
+    def __getitem__(self, name: str) -> Activation:
+        if found := self.find(name):
+            return found
+        raise UnknownNameError(f"unknown gated activation {name!r}; {nearest(name, [*self._entries, *self._rules])}")
+
+    def __iter__(self) -> Iterator[Activation]:
+        return iter(tuple(self._entries.values()))
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that restores the entries and rules of this moment."""
+        entries, rules = dict(self._entries), dict(self._rules)
+
+        def restore() -> None:
+            self._entries, self._rules = entries, rules
+
+        return restore
+
+
+registry = Registry()
