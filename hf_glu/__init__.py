@@ -38,7 +38,7 @@ _LAZY = {
     "verify": "hf_glu.verify",
 }
 
-__all__ = ["__version__", "is_registered", "register", "scoped", "unregister", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", "is_registered", "register", "scoped", "unregister", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""The mathematics as pure functions. Shapes: ``x`` is ``[..., 2 * width]`` = ``[g | u]``; ``g``, ``u``, results ``[..., width]``."""
+"""The mathematics as pure functions.
+
+Shapes: ``x`` is ``[..., 2 * width]`` = ``[g | u]``; ``g``, ``u`` and the results are ``[..., width]``.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 GATED = "gated"
+Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,6 @@ class Activation:
         gate: the elementwise activation of its gate half, if it is N(g) * u; that is what a natively gated family,
             which multiplies by the up half itself, is given. None where it has no such form.
         formula: (g, u) -> hidden, where the activation isn't N(g) * u.
-        aliases: other names of the same function.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Activation:
     flags: frozenset[str]
     factory: Callable[[], nn.Module] = field(compare=False)
     gate: str | None = None
-    formula: Callable[[Tensor, Tensor], Tensor] | None = None
+    formula: Formula | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name != self.name.lower():

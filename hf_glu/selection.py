@@ -1,4 +1,4 @@
-"""Which layers: ``None`` (all), ``[0, 2]``, ``"0-5,8"``, ``"every 2"`` (0, 2, ...), ``"encoder"``, or a mapping of stacks.
+"""Which layers: ``None`` (all), ``[0, 2]``, ``"0-5,8"``, ``"every 2"`` (0, 2, ...), ``"encoder"``, or a mapping.
 
 A mapping gives each stack of an encoder-decoder its own selection, ``{"encoder": "0-3"}``; a stack that it does not
 name has none. Layers are counted from 0 in each stack.

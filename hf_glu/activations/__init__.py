@@ -1,5 +1,8 @@
 """The activations that hf_glu adds: importing this package fills the registry."""
 
+# First of all: the plugin's hook on it imports the modules below, which then find it complete.
+import transformers.activations  # noqa: F401  # isort: split
+
 from hf_glu.activations import gated as _entries  # noqa: F401  (registers)
 from hf_glu.activations.elementwise import build_elementwise, is_elementwise
 from hf_glu.activations.module import GatedActivation, OwnedModule

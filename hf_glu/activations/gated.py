@@ -7,7 +7,7 @@ from functools import partial
 from hf_glu.activations.elementwise import is_elementwise
 from hf_glu.activations.module import GatedActivation
 from hf_glu.functional import swiglu_oss
-from hf_glu.registry import GATED, Activation, registry
+from hf_glu.registry import GATED, Activation, Formula, registry
 
 SUFFIX = "_glu"
 DAUPHIN = "Dauphin et al. 2016, https://arxiv.org/abs/1612.08083"
@@ -27,10 +27,10 @@ _FAMILY = (
 )
 
 
-def _entry(name: str, equation: str, gate: str | None, paper: str, **more: object) -> Activation:
+def _entry(name: str, equation: str, gate: str | None, paper: str, formula: Formula | None = None) -> Activation:
     factory = partial(GatedActivation, name)
     return Activation(
-        name=name, equation=equation, gate=gate, paper=paper, flags=frozenset({GATED}), factory=factory, **more
+        name=name, equation=equation, gate=gate, paper=paper, flags=frozenset({GATED}), factory=factory, formula=formula
     )
 
 

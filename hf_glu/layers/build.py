@@ -1,8 +1,8 @@
 """Turning a freshly built stock model, whose config names a gated activation, into one with gated FFNs.
 
-The stock constructor has put a `GatedActivation` wherever it reads that config field. At each FFN site the in-projection
-is widened to ``[gate | up]``; a natively gated site gets the gate's elementwise part; everything else (an LM head's
-transform, layers that were not chosen) gets the dense activation.
+The stock constructor has put a `GatedActivation` wherever it reads that config field. At each FFN site the
+in-projection is widened to ``[gate | up]``; a natively gated site gets the gate's elementwise part; everything else (an
+LM head's transform, layers that were not chosen) gets the dense activation.
 """
 
 from __future__ import annotations
@@ -66,11 +66,9 @@ def _build_site(site: Site, options: GluConfig, dense: str) -> bool:
     """Gate one site; return whether it holds a gated activation afterwards."""
     name = site.activation
     assert name is not None
-    if site.native:
-        site.set_act(build_elementwise(native_gate(name)))
-        return False
-    if not selected(options.layers, site.layer, site.stack):
-        site.set_act(build_elementwise(dense))
+    chosen = selected(options.layers, site.layer, site.stack)
+    if site.native or not chosen:
+        site.set_act(build_elementwise(native_gate(name) if chosen else dense))
         return False
     if not site.widened:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias

@@ -45,7 +45,7 @@ def set_rows(linear: AnyLinear, rows: Tensor, bias: Tensor | None) -> None:
     trainable = linear.weight.requires_grad
     stored = rows.T.contiguous() if isinstance(linear, Conv1D) else rows.contiguous()
     linear.weight = nn.Parameter(stored, requires_grad=trainable)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)  # type: ignore[assignment]
+    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)
     if isinstance(linear, Conv1D):
         linear.nf, linear.nx = rows.shape
     else:
@@ -53,7 +53,7 @@ def set_rows(linear: AnyLinear, rows: Tensor, bias: Tensor | None) -> None:
 
 
 def resize_output(linear: AnyLinear, width: int, *, bias: bool) -> None:
-    """Give ``linear`` ``width`` outputs, on its device and in its dtype, with its class's own default initialisation."""
+    """Give ``linear`` ``width`` outputs, on its device, in its dtype, with its class's own initialisation."""
     old = linear.weight
     rows = torch.empty(width, in_features(linear), device=old.device, dtype=old.dtype)
     set_rows(linear, rows, torch.zeros(width, device=old.device, dtype=old.dtype) if bias else None)

@@ -39,12 +39,12 @@ class Site:
     @property
     def in_proj(self) -> AnyLinear:
         """The in-projection: ``[width or 2 * width, hidden]``."""
-        return self.anchor.get_submodule(self.row.in_proj)  # type: ignore[return-value]
+        return self.anchor.get_submodule(self.row.in_proj)
 
     @property
     def out_proj(self) -> AnyLinear:
         """The out-projection: ``[hidden, width]``."""
-        return self.anchor.get_submodule(self.row.out_proj)  # type: ignore[return-value]
+        return self.anchor.get_submodule(self.row.out_proj)
 
     @property
     def act(self) -> nn.Module:

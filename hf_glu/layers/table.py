@@ -52,7 +52,9 @@ def _row(layout: str, kind: Kind, paths: str, families: str, absent: str | None 
 
 
 SITE_TABLE = (
-    _row("llama", "gated", "gate_proj up_proj act_fn down_proj", "llama mistral qwen2 qwen3 gemma gemma2 olmo2 smollm3"),
+    _row(
+        "llama", "gated", "gate_proj up_proj act_fn down_proj", "llama mistral qwen2 qwen3 gemma gemma2 olmo2 smollm3"
+    ),
     _row("t5_v1_1", "gated", "wi_0 wi_1 act wo", "t5 mt5 umt5 longt5"),
     _row("phi3", "packed", "gate_up_proj activation_fn down_proj", "phi3 glm glm4"),
     _row("modernbert", "packed", "Wi act Wo", "modernbert"),

@@ -17,7 +17,7 @@ import wrapt
 from hf_glu.plugin.patching import Patches
 
 # Transformers' module -> ours, whose `install(module, patches)` patches it
-_HOOKED = {
+HOOKED = {
     "transformers.activations": "hf_glu.plugin.names",
     "transformers.configuration_utils": "hf_glu.plugin.configs",
     "transformers.modeling_utils": "hf_glu.plugin.models",
@@ -37,7 +37,7 @@ def register() -> None:
     """
     global _registered
     _registered = True
-    for name in _HOOKED:
+    for name in HOOKED:
         if name not in _hooked:
             _hooked.add(name)
             wrapt.register_post_import_hook(_install, name)
@@ -85,7 +85,7 @@ def _install(module: ModuleType) -> None:
         return
     patches = _patches[name] = Patches()
     try:
-        import_module(_HOOKED[name]).install(module, patches)
+        import_module(HOOKED[name]).install(module, patches)
     except BaseException:
         _patches.pop(name).undo()
         raise

@@ -54,7 +54,7 @@ def _watch(config_class: type, patches: Patches) -> None:
 
     @wraps(plain)
     def assign(self: Any, name: str, value: Any) -> None:
-        plain(self, name, value)
+        plain(self, name, value)  # type: ignore[call-arg]
         if name in DERIVED_FIELDS:
             sync_derived(self)
 

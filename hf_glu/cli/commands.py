@@ -1,0 +1,126 @@
+"""The commands: each reads its options, calls the library, and prints a table or, with ``--json``, one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_glu.cli import tables
+from hf_glu.errors import OptionError
+
+app = typer.Typer(
+    help="Gated feed-forward networks for stock Transformers models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Layers = Annotated[str | None, typer.Option(help="Which layers: '0-5,8', 'every 2', 'encoder', 'decoder'. All.")]
+Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites whose name it finds are left alone.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    import hf_glu
+
+    if version:
+        print(hf_glu.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def activations(
+    json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
+) -> None:
+    """List the gated activations: name, value, source."""
+    import hf_glu
+
+    listing = hf_glu.activations()
+    if markdown:
+        print(listing.markdown())
+    else:
+        tables.emit(listing, tables.activations, json=json)
+
+
+@app.command()
+def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")], json: Json = False) -> None:
+    """List a model's feed-forward networks (its weights are not loaded)."""
+    from hf_glu.checkpoint import load_skeleton
+    from hf_glu.layers.sites import find_sites
+    from hf_glu.layers.source import describe_site
+
+    skeleton = load_skeleton(model)
+    found = [describe_site(skeleton, site) for site in find_sites(skeleton)]
+    tables.emit({"model": model, "sites": found}, tables.sites, json=json)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder or Hub id.")],
+    to: Annotated[str, typer.Option("--to", help="The gated activation, see `hf-glu activations`.")],
+    destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
+    layers: Layers = None,
+    exclude: Exclude = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
+    check: Annotated[bool, typer.Option(help="Run the model before and after, and report the difference.")] = True,
+    json: Json = False,
+) -> None:
+    """Convert a dense checkpoint to gated feed-forward networks."""
+    import hf_glu
+    from hf_glu.checkpoint import load_skeleton
+
+    if plan:
+        planned = hf_glu.plan(load_skeleton(source), to, layers=layers, exclude=exclude)
+        tables.emit(planned, tables.plan, json=json)
+        return
+    if destination is None:
+        raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
+    report = hf_glu.convert_checkpoint(source, destination, to, layers=layers, exclude=exclude, check=check)
+    tables.emit(report, tables.report, json=json)
+
+
+@app.command()
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="Local folder or Hub id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Local folder or Hub id.")],
+    tolerance: Annotated[float, typer.Option(help="Largest difference that counts as the same.")] = 1e-5,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Compare on this text (again for more); random tokens.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Compare the outputs of two checkpoints; exit code 1 where they differ by more than the tolerance."""
+    import hf_glu
+    from hf_glu.checkpoint import encode
+    from hf_glu.cli import EXIT_DIFFERENT
+
+    inputs = encode(a, text) if text else None
+    result = hf_glu.verify(a, b, inputs=inputs, tolerance=tolerance)
+    tables.emit(result, tables.verification, json=json)
+    return 0 if result.same else EXIT_DIFFERENT
+
+
+@app.command()
+def doctor(json: Json = False) -> int:
+    """Check that the installed Transformers has what hf_glu hooks, and what else is installed."""
+    from hf_glu.cli import EXIT_BAD_INPUT
+    from hf_glu.doctor import examine
+
+    result = examine()
+    tables.emit(result, tables.diagnosis, json=json)
+    return 0 if result.healthy else EXIT_BAD_INPUT
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(context: typer.Context) -> int:
+    """Run another program (`hf-glu run -- lm_eval ...`) with the plugin loaded in it and in its Python children."""
+    from hf_glu.launch import run_with_plugin
+
+    return run_with_plugin(context.args)

@@ -1,0 +1,143 @@
+"""What a person sees: tables from the same plain data that ``--json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_glu.jsonio import to_json
+
+Data = dict[str, Any]
+PIPE_WIDTH = 160
+
+
+def emit(result: Any, show: Callable[[Data, Console], None], *, json: bool) -> None:
+    """Print ``result`` (plain data, or something with ``to_dict``) as one JSON object or as ``show`` does."""
+    data = result if isinstance(result, dict) else result.to_dict()
+    if json:
+        print(to_json(data))
+    else:
+        console = Console(markup=False, highlight=False)
+        if not console.is_terminal:
+            console.width = PIPE_WIDTH
+        show(data, console)
+
+
+def table(title: str, *columns: str) -> Table:
+    """Return an empty table; columns whose name starts with ``#`` hold numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+        )
+    return made
+
+
+def number(value: float | None, form: str = ".1e") -> str:
+    """Return a number for a table, `-` where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def change(before: int, after: int) -> str:
+    """Return `before -> after (+x %)`."""
+    return f"{before:,} -> {after:,} ({(after - before) / before:+.1%})" if before else f"{before} -> {after}"
+
+
+def activations(data: Data, console: Console) -> None:
+    """Show the registry."""
+    shown = table("Gated activations, [g | u] = gate and up halves", "name", "value", "source")
+    for entry in data["activations"]:
+        shown.add_row(entry["name"], entry["equation"], entry["paper"])
+    shown.add_row("N_glu", "N(g) * u", "N: " + ", ".join(data["elementwise"]))
+    console.print(shown)
+
+
+def sites(data: Data, console: Console) -> None:
+    """Show a model's FFN sites."""
+    if not data["sites"]:
+        console.print(f"{data['model']}: no feed-forward network that hf_glu knows")
+        return
+    shown = table(
+        f"{len(data['sites'])} FFN sites", "site", "layout", "kind", "#hidden", "#width", "activation", "#parameters"
+    )
+    for site in data["sites"]:
+        shown.add_row(
+            site["name"], site["layout"], site["kind"], str(site["hidden"]), str(site["width"]), site["activation"],
+            f"{site['parameters']:,}",
+        )  # fmt: skip
+    console.print(shown)
+
+
+def _steps(data: Data, title: str) -> Table:
+    measured = any("relative_error" in step for step in data["sites"])
+    columns = ["site", "from", "route", "promise", *(["#relative error"] if measured else []), "#parameters"]
+    shown = table(title, *columns)
+    for step in data["sites"]:
+        error = [number(step["relative_error"])] if measured else []
+        count = f"{step['parameters_before']:,} -> {step['parameters_after']:,}"
+        shown.add_row(step["site"], step["from"], step["route"], step["promise"], *error, count)
+    return shown
+
+
+def _costs(data: Data, console: Console) -> None:
+    console.print(f"parameters         {change(data['parameters_before'], data['parameters_after'])}")
+    console.print(f"FFN parameters     {change(data['ffn_parameters_before'], data['ffn_parameters_after'])}")
+    console.print(f"FFN FLOPs a token  {change(data['flops_per_token_before'], data['flops_per_token_after'])}")
+    console.print(f"bytes of weights   {change(data['memory_bytes_before'], data['memory_bytes_after'])}")
+    for note in sorted({step["note"] for step in data["sites"] if step["note"]}):
+        console.print(f"note               {note}")
+
+
+def plan(data: Data, console: Console) -> None:
+    """Show a plan."""
+    console.print(_steps(data, f"Plan: {len(data['sites'])} FFNs to {data['target']} ({data['promise']})"))
+    _costs(data, console)
+
+
+def report(data: Data, console: Console) -> None:
+    """Show a conversion's report."""
+    title = "converted" if data["changes"] else "already converted: nothing changed"
+    console.print(_steps(data, f"{len(data['sites'])} FFNs to {data['target']} ({data['promise']}), {title}"))
+    _costs(data, console)
+    if data["max_abs_difference"] is not None:
+        console.print(f"max |difference|   {data['max_abs_difference']:.1e} of the model's outputs")
+
+
+def verification(data: Data, console: Console) -> None:
+    """Show a comparison."""
+    shown = table("Comparison", "output", "#max |difference|")
+    for output, difference in data["differences"].items():
+        shown.add_row(output, number(difference, ".3e"))
+    console.print(shown)
+    verdict = "the same" if data["same"] else "different"
+    console.print(f"{verdict} (tolerance {data['tolerance']:g}); parameters {change(*data['parameters'])}")
+
+
+def finetuned(data: Data, console: Console) -> None:
+    """Show a fine-tuning job's final table."""
+    examples, options = data["examples"], data["options"]
+    shown = table(
+        f"{data['dataset']}: {examples['train']:,} training and {examples['validation']:,} validation examples, "
+        f"seed {options['seed']}, mixed precision {options['mixed_precision']}",
+        "model", "#accuracy", "#parameters", "#max |difference| to dense", "#training",
+    )  # fmt: skip
+    for row in data["rows"]:
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f} s"
+        accuracy = f"{row['accuracy']:.2%}"
+        shown.add_row(row["model"], accuracy, f"{row['parameters']:,}", number(row["max_abs_difference"]), seconds)
+    console.print(shown)
+    if data["outcome"]["reloaded_equal"] is not None:
+        equal = "equal bitwise" if data["outcome"]["reloaded_equal"] else "DIFFERENT"
+        console.print(f"saved, and loaded in a fresh process: its predictions are {equal}")
+    console.print(f"{data['seconds']:.0f} s in all")
+
+
+def diagnosis(data: Data, console: Console) -> None:
+    """Show what the doctor found, a line each."""
+    for check in data["checks"]:
+        console.print(
+            f"{'ok  ' if check['ok'] else 'FAIL' if check['needed'] else 'none'} {check['name']}: {check['detail']}"
+        )

@@ -1,0 +1,36 @@
+"""Models that can't be converted as they are, each with the one line that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hf_glu.errors import ConversionError
+
+
+def check_convertible(model: Any) -> None:
+    """Raise ConversionError where a conversion in place would go wrong."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ConversionError(f"a Transformers model is needed, got {type(model).__name__}")
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise ConversionError(
+            "the model is wrapped by PEFT: merge the adapter first (merge_and_unload), or convert before"
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise ConversionError("the model is quantized: convert the unquantized checkpoint, then quantize the result")
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or "_flat_param" in name:
+            raise ConversionError("the model's parameters are sharded (FSDP, DeepSpeed, TP): convert before sharding")
+        if not parameter.is_floating_point():
+            raise ConversionError(f"{name} is {parameter.dtype}: convert the unquantized checkpoint, then quantize")
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise ConversionError where parameters have no values (meta device, offloaded to disk)."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise ConversionError(
+                f"{name} is on the meta device and has no values: load the model in full, or name the gated "
+                "activation in its config"
+            )

@@ -1,0 +1,73 @@
+"""The error of each FFN on the inputs that it really gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_glu.layers.sites import Site
+
+TOKENS = 256
+
+
+def ffn_output(site: Site, x: Tensor) -> Tensor:
+    """Return what the FFN at ``site`` computes for ``x`` ``[tokens, hidden]``."""
+    hidden = site.in_proj(x)
+    if site.row.gate is not None:
+        hidden = site.act(site.anchor.get_submodule(site.row.gate)(x)) * hidden
+    elif site.kind == "packed":
+        gate, up = hidden.chunk(2, dim=-1)
+        hidden = site.act(gate) * up
+    else:
+        hidden = site.act(hidden)
+    out_proj = site.out_proj
+    return out_proj(hidden.to(out_proj.weight.dtype))
+
+
+class SiteProbe:
+    """Records the inputs of FFNs during a forward pass, and compares the FFNs on them before and after a change."""
+
+    def __init__(self, sites: list[Site]) -> None:
+        self._sites = [site for site in sites if site.kind != "experts"]
+        self._inputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the first inputs of each FFN."""
+        handles = [site.in_proj.register_forward_pre_hook(self._hook(site.name)) for site in self._sites]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def record(module: Any, args: tuple[Any, ...]) -> None:
+            if name not in self._inputs:
+                x = args[0].detach()
+                self._inputs[name] = x.reshape(-1, x.shape[-1])[:TOKENS].clone()
+
+        return record
+
+    @torch.no_grad()
+    def reference(self) -> None:
+        """Remember what the FFNs compute now."""
+        for site in self._sites:
+            if site.name in self._inputs:
+                self._outputs[site.name] = ffn_output(site, self._inputs[site.name])
+
+    @torch.no_grad()
+    def errors(self) -> dict[str, float]:
+        """Return |now - then| / |then| (Frobenius norms) for each FFN that was run."""
+        errors = {}
+        for site in self._sites:
+            if site.name in self._outputs:
+                then = self._outputs[site.name].double()
+                now = ffn_output(site, self._inputs[site.name]).double()
+                errors[site.name] = float((now - then).norm() / then.norm().clamp_min(1e-30))
+        return errors

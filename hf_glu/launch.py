@@ -1,0 +1,45 @@
+"""``hf-glu run -- CMD``: programs that never import hf_glu, with the plugin in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_glu.errors import OptionError
+
+# Python runs `sitecustomize` at start; the one that was there before goes on running.
+_SITECUSTOMIZE = """\
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+
+import hf_glu
+
+here = __file__.rsplit("/", 1)[0]
+spec = PathFinder.find_spec("sitecustomize", [path for path in sys.path if path.rstrip("/") != here])
+if spec is not None and spec.loader is not None:
+    spec.loader.exec_module(module_from_spec(spec))
+"""
+
+
+def run_with_plugin(command: Sequence[str]) -> int:
+    """Run ``command`` with ``import hf_glu`` in it and in its Python children; return its exit code.
+
+    Raises:
+        OptionError: no command, or one that isn't there.
+    """
+    if not command:
+        raise OptionError("run needs a command: hf-glu run -- lm_eval --model hf ...")
+    program = shutil.which(command[0])
+    if program is None:
+        raise OptionError(f"there is no command {command[0]!r} on the PATH")
+    with tempfile.TemporaryDirectory(prefix="hf_glu-") as folder:
+        Path(folder, "sitecustomize.py").write_text(_SITECUSTOMIZE, encoding="utf-8")
+        package_root = str(Path(__file__).resolve().parent.parent)
+        paths = [folder, os.environ.get("PYTHONPATH", ""), package_root]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        return subprocess.run([program, *command[1:]], env=environment, check=False).returncode

@@ -1,0 +1,1 @@
+"""Fine-tuning with Accelerate, and the optimizer's parameter groups."""
