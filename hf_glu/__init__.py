@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from hf_glu.plugin import is_registered, register, scoped, unregister
 
 if TYPE_CHECKING:
-    from hf_glu.activations import registry as registry
-    from hf_glu.activations.listing import activations as activations
+    from hf_glu.activation import register_activation as register_activation
+    from hf_glu.activation.listing import activations as activations
     from hf_glu.checkpoint import convert_checkpoint as convert_checkpoint
     from hf_glu.config import GluConfig as GluConfig
-    from hf_glu.convert import convert as convert
-    from hf_glu.convert import plan as plan
+    from hf_glu.conversion import convert as convert
+    from hf_glu.conversion import plan as plan
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
     from hf_glu.training.groups import parameter_groups as parameter_groups
-    from hf_glu.verify import verify as verify
+    from hf_glu.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -28,14 +28,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "Activation": "hf_glu.registry",
     "GluConfig": "hf_glu.config",
-    "activations": "hf_glu.activations.listing",
-    "convert": "hf_glu.convert",
+    "activations": "hf_glu.activation.listing",
+    "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint",
     "find_sites": "hf_glu.layers.sites",
     "parameter_groups": "hf_glu.training.groups",
-    "plan": "hf_glu.convert",
-    "registry": "hf_glu.activations",
-    "verify": "hf_glu.verify",
+    "plan": "hf_glu.conversion",
+    "register_activation": "hf_glu.activation",
+    "verify": "hf_glu.verification",
 }
 
 __all__ = ["__version__", "is_registered", "register", "scoped", "unregister", *_LAZY]

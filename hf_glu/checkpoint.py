@@ -9,13 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_glu.convert import Report, convert, plan
+from hf_glu.conversion import Report, convert, plan
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
 
 REPORT_FILE = "hf_glu_report.json"
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".ot")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+)
 _WRITTEN_ANEW = {"config.json", "generation_config.json", REPORT_FILE}
 
 
@@ -85,8 +93,11 @@ def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer
 
+    folder = resolve(source)
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
+        raise CheckpointError(f"{source} has no tokenizer: give none of --text, or a checkpoint with one")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(source))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

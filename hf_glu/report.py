@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_glu.activations import registry
+from hf_glu.activation import registry
 from hf_glu.card import write_card
 from hf_glu.checkpoint import REPORT_FILE, check_destination
 from hf_glu.jsonio import write_json

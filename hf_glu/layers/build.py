@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activations import GatedActivation, build_elementwise, registry
+from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.fields import default_activation

@@ -37,22 +37,22 @@ def write_activation(config: Any, name: str) -> None:
         return
     prefix = GATED_PREFIX if getattr(config, field).startswith(GATED_PREFIX) else ""
     setattr(config, field, prefix + name)
-    sync_derived(config)
+    sync_derived(config, always=True)
 
 
-def sync_derived(config: Any) -> None:
+def sync_derived(config: Any, *, always: bool = False) -> None:
     """Derive again what Transformers derives once, where the field or what it left behind names one of ours.
 
     T5 reads ``feed_forward_proj`` in ``__post_init__`` only: assigned later, or overridden in ``from_pretrained``,
     it would silently keep the old activation.
     """
-    from hf_glu.activations import registry  # not above: this module is hooked while they are still being imported
+    from hf_glu.activation import registry  # not above: this module is hooked while they are still being imported
 
     for field, (act_field, gated_field) in DERIVED_FIELDS.items():
         value = config.__dict__.get(field)
         if not isinstance(value, str) or act_field not in config.__dict__:
             continue
         act = value.removeprefix(GATED_PREFIX)
-        if registry.find(act) or registry.find(config.__dict__[act_field]):
+        if always or registry.find(act) or registry.find(config.__dict__[act_field]):
             setattr(config, act_field, "gelu_new" if value == "gated-gelu" else act)
             setattr(config, gated_field, value.startswith(GATED_PREFIX))

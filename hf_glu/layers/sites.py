@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activations import GatedActivation
+from hf_glu.activation import GatedActivation
 from hf_glu.layers.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
 from hf_glu.layers.table import SITE_TABLE, Kind, SiteRow
 from hf_glu.selection import STACKS

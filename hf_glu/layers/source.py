@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activations import registry
-from hf_glu.activations.elementwise import elementwise_names, name_of
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import elementwise_names, name_of
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.layers.fields import activation_of

@@ -67,7 +67,7 @@ def scoped() -> Iterator[None]:
     """
     before = _registered
     restore: Callable[[], None] | None = None
-    if "hf_glu.activations" in sys.modules:
+    if "hf_glu.activation" in sys.modules:
         restore = sys.modules["hf_glu.registry"].registry.snapshot()
     register()
     try:

@@ -6,7 +6,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from hf_glu.activations.module import OwnedModule
+from hf_glu.activation.module import OwnedModule
 from hf_glu.errors import CheckpointError
 from hf_glu.layers.build import build_gated, gated_modules
 from hf_glu.layers.fields import activation_of, sync_derived

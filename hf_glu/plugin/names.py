@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from hf_glu.activations.gated import registry
+from hf_glu.activation.gated import registry
 from hf_glu.errors import IncompatibleTransformersError, UnknownNameError, nearest
 from hf_glu.plugin.patching import Patches, require
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activations import OwnedModule
+from hf_glu.activation import OwnedModule
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

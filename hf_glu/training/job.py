@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import set_seed
 
 from hf_glu.checkpoint import first_line, staged_folder
-from hf_glu.convert import Report, convert
+from hf_glu.conversion import Report, convert
 from hf_glu.errors import CheckpointError
 from hf_glu.hub import resolve
 from hf_glu.training.data import Examples

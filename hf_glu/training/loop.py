@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -111,7 +112,7 @@ def finetune(
         title: of the progress bar.
     """
     set_seed(options.seed)
-    accelerator = Accelerator(mixed_precision=options.mixed_precision())
+    accelerator = _accelerator(options.mixed_precision())
     generator = torch.Generator().manual_seed(options.seed)
     lengths = [len(ids) for ids in data["input_ids"]]
     sampler = LengthGroupedSampler(options.batch_size, lengths=lengths, generator=generator)
@@ -139,6 +140,13 @@ def finetune(
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # its forward computes in full precision again
     recent = losses[-max(1, len(losses) // 10) :]
     return TrainingResult(steps=steps, seconds=time.perf_counter() - start, loss=sum(recent) / len(recent))
+
+
+def _accelerator(precision: str) -> Accelerator:
+    """Return an Accelerator, also where an earlier run in this process had another precision."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision)
 
 
 def _endless(loader: Any) -> Iterator[Any]:

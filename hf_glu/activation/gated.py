@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from hf_glu.activations.elementwise import is_elementwise
-from hf_glu.activations.module import GatedActivation
+from hf_glu.activation.elementwise import is_elementwise
+from hf_glu.activation.module import GatedActivation
 from hf_glu.functional import swiglu_oss
 from hf_glu.registry import GATED, Activation, Formula, registry
 

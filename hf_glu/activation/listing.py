@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_glu.activations.elementwise import elementwise_names
-from hf_glu.activations.gated import SHAZEER
+from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation.gated import SHAZEER
 from hf_glu.registry import Activation, registry
 
 

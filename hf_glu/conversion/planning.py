@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activations import registry
-from hf_glu.activations.elementwise import same_function
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import same_function
 from hf_glu.config import GluConfig
-from hf_glu.convert.guard import check_convertible
-from hf_glu.convert.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route
+from hf_glu.conversion.guard import check_convertible
+from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.build import check_selection, native_gate
 from hf_glu.layers.sites import Site, find_sites

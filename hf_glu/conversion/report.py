@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_glu.convert.planning import Plan, Step
+from hf_glu.conversion.planning import Plan, Step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

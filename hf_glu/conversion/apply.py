@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activations import GatedActivation, build_elementwise, registry
+from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig
-from hf_glu.convert.guard import check_values
-from hf_glu.convert.measure import SiteProbe
-from hf_glu.convert.planning import Plan, Step, plan
-from hf_glu.convert.report import Report, SiteReport
+from hf_glu.conversion.guard import check_values
+from hf_glu.conversion.measure import SiteProbe
+from hf_glu.conversion.planning import Plan, Step, plan
+from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.errors import OptionError
 from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import activation_field, write_activation

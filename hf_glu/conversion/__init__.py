@@ -1,0 +1,7 @@
+"""Pretrained dense models into gated ones: plan, apply, report."""
+
+from hf_glu.conversion.apply import convert
+from hf_glu.conversion.planning import Plan, plan
+from hf_glu.conversion.report import Report
+
+__all__ = ["Plan", "Report", "convert", "plan"]

@@ -1,0 +1,25 @@
+"""Shared by all tests: the plugin registered, no network, one thread, quiet logs."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+import transformers
+
+import hf_glu
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    hf_glu.register()
+    yield
+    hf_glu.register()

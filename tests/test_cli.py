@@ -1,0 +1,151 @@
+"""The command line as a stranger meets it: real processes for the ways out, the same process for the rest."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pico import FAMILIES
+
+import hf_glu
+from hf_glu import cli
+
+
+@pytest.fixture
+def dense(tmp_path):
+    FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run hf-glu in this process; return (exit code, standard output, standard error)."""
+
+    def run_cli(*arguments):
+        code = cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_cli
+
+
+def json_of(result):
+    code, out, _ = result
+    assert code == 0
+    return json.loads(out)
+
+
+def test_activations(run):
+    assert json_of(run("activations", "--json")) == hf_glu.activations().to_dict()
+    code, out, _ = run("activations")
+    assert code == 0
+    assert "silu(g) * u" in out
+    assert "[g | u]" in out
+    code, out, _ = run("activations", "--markdown")
+    assert out.startswith("| name | value | source |")
+
+
+def test_sites(run, dense):
+    data = json_of(run("sites", dense, "--json"))
+    assert [site["name"] for site in data["sites"]] == [f"bert.encoder.layer.{i}" for i in range(2)]
+    assert data["sites"][0]["activation"] == "gelu"
+    code, out, _ = run("sites", dense)
+    assert code == 0
+    assert "bert.encoder.layer.1" in out
+
+
+def test_convert_and_verify(run, dense, tmp_path):
+    plan = json_of(run("convert", dense, "--to", "geglu", "--plan", "--json"))
+    report = json_of(run("convert", dense, tmp_path / "gated", "--to", "geglu", "--json"))
+    assert report["parameters_after"] == plan["parameters_after"] > plan["parameters_before"]
+    assert report["max_abs_difference"] <= 1e-6
+    result = json_of(run("verify", dense, tmp_path / "gated", "--json"))
+    assert result["same"]
+    assert result["max_abs_difference"] <= 1e-6
+    code, out, _ = run("convert", dense, tmp_path / "swiglu", "--to", "swiglu", "--layers", "1")
+    assert code == 0
+    assert "approximate" in out
+    code, out, _ = run("verify", dense, tmp_path / "swiglu", "--tolerance", "1e-9")
+    assert code == 1
+    assert "different" in out
+
+
+def test_plan_as_a_table_says_what_it_costs(run, dense):
+    code, out, _ = run("convert", dense, "--to", "geglu", "--plan")
+    assert code == 0
+    for words in ("up = 1", "exact", "parameters", "FLOPs", "bytes", "(+50"):
+        assert words in out
+
+
+BAD = {
+    "no command": (["frobnicate"], "frobnicate"),
+    "no such option": (["activations", "--frob"], "--frob"),
+    "missing source": (["convert", "--to", "geglu"], "SRC"),
+    "missing target": (["convert", "DENSE", "OUT"], "--to"),
+    "missing destination": (["convert", "DENSE", "--to", "geglu"], "DST"),
+    "unknown target": (["convert", "DENSE", "OUT", "--to", "gegul"], "did you mean 'geglu'"),
+    "no route": (["convert", "DENSE", "OUT", "--to", "reglu"], "exact from gelu: geglu"),
+    "no folder": (["convert", "./nowhere", "OUT", "--to", "geglu"], "no folder ./nowhere"),
+    "no network": (["sites", "some/model"], "HF_HUB_OFFLINE"),
+    "layers": (["convert", "DENSE", "OUT", "--to", "geglu", "--layers", "9"], "0 to 1"),
+    "layers unreadable": (["convert", "DENSE", "OUT", "--to", "geglu", "--layers", "x"], "'every 2'"),
+    "destination": (["convert", "DENSE", "DENSE", "--to", "geglu"], "exists already"),
+    "tolerance": (["verify", "DENSE", "DENSE", "--tolerance", "abc"], "--tolerance"),
+    "no tokenizer": (["verify", "DENSE", "DENSE", "--text", "hello"], "tokenizer"),
+    "no data": (["finetune", "--model", "DENSE"], "--data"),
+    "no such data": (["finetune", "--model", "DENSE", "--data", "nowhere.csv"], "no file nowhere.csv"),
+    "no such task": (["finetune", "--model", "DENSE", "--task", "sst22"], "sst2"),
+    "epochs": (["finetune", "--model", "DENSE", "--task", "sst2", "--epochs", "0"], "epochs"),
+    "nothing to run": (["run"], "needs a command"),
+    "no such program": (["run", "--", "no-such-program"], "no-such-program"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, run, dense, tmp_path):
+    arguments, words = BAD[case]
+    paths = {"DENSE": dense, "OUT": tmp_path / "out"}
+    code, out, err = run(*[paths.get(argument, argument) for argument in arguments])
+    assert code == 2
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+    assert err.startswith("hf-glu: ")
+    assert not (tmp_path / "out").exists()
+
+
+def _process(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", "from hf_glu.cli import main; main()", *map(str, arguments)], **options, check=False
+    )
+
+
+def test_as_a_process(dense, tmp_path):
+    done = _process("convert", dense, tmp_path / "out", "--to", "gegul", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("hf-glu: unknown gated activation 'gegul'")
+    assert "Traceback" not in done.stderr
+    done = _process("activations", "--json", capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["activations"]
+
+
+def test_run_loads_the_plugin_into_other_programs():
+    probe = "from transformers.activations import ACT2FN; import sys; sys.exit(7 if 'geglu' in ACT2FN else 1)"
+    done = _process("run", "--", sys.executable, "-c", probe)
+    assert done.returncode == 7
+
+
+def test_doctor(run):
+    data = json_of(run("doctor", "--json"))
+    assert data["healthy"]
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "hook transformers.modeling_utils" in out
+
+
+def test_version_and_help(run):
+    assert run("--version")[:2] == (0, hf_glu.__version__ + "\n")
+    code, out, _ = run("convert", "--help")
+    assert code == 0
+    assert "--plan" in out
