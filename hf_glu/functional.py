@@ -25,10 +25,13 @@ def split_gate_up(x: Tensor) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-def gated(x: Tensor, phi: Callable[[Tensor], Tensor]) -> Tensor:
-    """phi(g) * u: the gated linear unit of any elementwise phi (Dauphin 2016; Shazeer 2020, arXiv 2002.05202)."""
+def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = False) -> Tensor:
+    """phi(g) * u: the gated linear unit of any elementwise phi (Dauphin 2016; Shazeer 2020, arXiv 2002.05202).
+
+    ``contiguous`` hands phi a copy of the gate half instead of a view.
+    """
     gate, up = split_gate_up(x)
-    return phi(gate) * up
+    return phi(gate.contiguous() if contiguous else gate) * up
 
 
 def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:

@@ -69,6 +69,14 @@ def test_half_precision(name, dtype):
     assert_same(result.double(), ACT2FN[name](x.to(dtype).double()), "bf16")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("elementwise", elementwise_names())
+def test_an_up_half_of_one_gives_the_dense_activations_bits(elementwise, dtype):
+    gate = _input(64, 48).to(dtype)
+    dense, gated = ACT2FN[elementwise].to(dtype), ACT2FN[f"{elementwise}_glu"].to(dtype)
+    assert_same(gated(torch.cat([gate, torch.ones_like(gate)], dim=-1)), dense(gate), "bitwise")
+
+
 def test_names_are_in_the_table_and_build_afresh():
     assert set(NAMES) <= set(ACT2FN)
     assert "relu6_glu" in ACT2FN

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
 from hf_glu.functional import gated, split_gate_up
 from hf_glu.registry import registry
 
@@ -39,6 +39,7 @@ class GatedActivation(OwnedModule):
         self.name = name
         self.formula = entry.formula
         self.phi = None
+        self.contiguous = entry.gate not in LAYOUT_FREE
         if entry.formula is None:
             assert entry.gate is not None
             self.phi = build_elementwise(entry.gate) if phi is None else phi
@@ -48,7 +49,7 @@ class GatedActivation(OwnedModule):
         if self.formula is not None:
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
-        return gated(x, self.phi)
+        return gated(x, self.phi, contiguous=self.contiguous)
 
     def reset_parameters(self) -> None:
         """Give a parametric elementwise part (PReLU, xIELU) the values that its own constructor gives."""
