@@ -10,6 +10,23 @@ from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.selection import LayerSpec, check_layers
 
 VERSION = 1
+MULTIPLE = 64
+
+
+def iso_width(dense: int) -> int:
+    """Return the width at which a gated FFN has as many parameters as a dense one of width ``dense``.
+
+    That is 2/3 of it, rounded to the nearest multiple of 64 (from a dense width of 192 on; below, to the nearest
+    integer): 3072 -> 2048, 1536 -> 1024, 1024 -> 704, 40 -> 27.
+    """
+    multiple = MULTIPLE if dense >= 3 * MULTIPLE else 1
+    return max(1, round(2 * dense / 3 / multiple)) * multiple
+
+
+def check_width(width: Any) -> None:
+    """Raise OptionError unless ``width`` is None, ``iso`` or a positive number."""
+    if width is not None and width != "iso" and (type(width) is not int or width < 1):
+        raise OptionError(f"width must be 'keep', 'iso' or a number of units of at least 1, got {width!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +42,7 @@ class GluConfig:
             head's transform, layers outside of ``layers``). None: the config class's own default.
         bias: bias on the fused in-projection ``[gate | up]``. None: as the stock class has it.
         layers: which layers are gated (see :mod:`hf_glu.selection`). None: all.
+        width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
 
     Raises:
         UnknownNameError: unknown key.
@@ -35,6 +53,7 @@ class GluConfig:
     dense_act: str | None = None
     bias: bool | None = None
     layers: LayerSpec = None
+    width: int | str | None = None
 
     def __post_init__(self) -> None:
         if type(self.version) is not int or not 1 <= self.version <= VERSION:
@@ -45,6 +64,7 @@ class GluConfig:
             raise OptionError(f"config.hf_glu dense_act must be an activation's name, got {self.dense_act!r}")
         if self.bias is not None and not isinstance(self.bias, bool):
             raise OptionError(f"config.hf_glu bias must be true, false or null, got {self.bias!r}")
+        check_width(self.width)
         object.__setattr__(self, "layers", check_layers(self.layers))
 
     @classmethod

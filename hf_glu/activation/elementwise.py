@@ -40,8 +40,8 @@ SAME_FUNCTION = (
 )
 
 
-# torch computes a transcendental function of a view otherwise than of a contiguous tensor (GELU on a CPU by 1e-6, others
-# by an ulp), so that a gate half must be copied to give the dense activation's bits. These are the same either way.
+# torch computes a transcendental function of a view otherwise than of a contiguous tensor (GELU on a CPU by 1e-6,
+# others by an ulp), so that a gate half must be copied to give the dense activation's bits. These are the same either way.
 LAYOUT_FREE = frozenset({"relu", "relu2", "relu6", "leaky_relu", "prelu", "linear", "hardswish"})
 
 

@@ -3,84 +3,149 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_glu.activation import GatedActivation, build_elementwise, registry
-from hf_glu.config import GluConfig
+from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
+from hf_glu.conversion.entries import config_entries
+from hf_glu.conversion.fitting import Fit, FitOptions, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import SiteProbe
-from hf_glu.conversion.planning import Plan, Step, plan
+from hf_glu.conversion.planning import Step, plan
 from hf_glu.conversion.report import Report, SiteReport
+from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import OptionError
 from hf_glu.layers.build import native_gate
-from hf_glu.layers.fields import activation_field, write_activation
+from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.sites import Site, find_sites
-from hf_glu.layers.source import enclosing_configs
+from hf_glu.layers.sites import Site
 from hf_glu.probe import max_abs_difference, probe_inputs, run
-from hf_glu.selection import LayerSpec, selected
 
 
 def convert(
     model: Any,
     target: str,
     *,
+    width: int | str = "keep",
     layers: Any = None,
     exclude: str | None = None,
+    calibration: Any = None,
+    tokenizer: Any = None,
+    distill_steps: int | None = None,
     inputs: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Report:
     """Convert ``model``'s feed-forward networks to the gated activation ``target``, in place.
 
-    The in-projection becomes ``[gate | up]`` (twice as many rows), the activation ``target``, and the config says so;
-    the out-projection stays. What the routes promise is measured on ``inputs`` and reported. Converting again to the
-    same target changes nothing. Make the optimizer after the conversion: the in-projections' parameters are new ones.
+    The in-projection becomes ``[gate | up]`` (twice as many rows), the activation ``target``, and the config says so.
+    What the routes promise is measured on ``inputs`` and reported. Converting again to the same target changes nothing.
+    Make the optimizer after the conversion: the projections' parameters are new ones.
+
+    With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs, from the first layer on, so
+    that each layer sees what the converted ones before it give: least squares for the out-projection (ridge, normal
+    equations in float64), and ``distill_steps`` of layer-wise distillation for all projections.
 
     Args:
         model: a Transformers model of any head.
         target: a gated name, see `hf_glu.activations`.
+        width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
+            or a number; fewer units need ``calibration``.
         layers: which layers (see `hf_glu.selection`); None: all.
         exclude: regular expression; sites whose name it finds are left alone.
+        calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
+            hidden]``, or batches of the model's inputs.
+        tokenizer: of the calibration texts.
+        distill_steps: None: 400 where units are dropped, else 0.
         inputs: keyword arguments of the model's forward to compare it on; None: random token ids.
         check: whether to run the model before and after.
 
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
     """
-    planned = plan(model, target, layers=layers, exclude=exclude)
+    planned = plan(model, target, width=width, layers=layers, exclude=exclude, fitted=calibration is not None)
     check_values(model)
-    entries = _config_entries(model, planned)
-    before: dict[str, Tensor] = {}
-    probe = SiteProbe([step.site for step in planned.steps])
+    entries = config_entries(model, planned)
+    if calibration is None and any(step.narrows for step in planned.steps):
+        raise OptionError("fewer hidden units need calibration=: texts or tensors that the old FFNs are reproduced on")
+    batches = None if calibration is None else make_batches(model, calibration, tokenizer)
+    probe, before = SiteProbe([step.site for step in planned.steps]), dict[str, Tensor]()
     if check:
         inputs = dict(probe_inputs(model) if inputs is None else inputs)
         with probe.recording():
             before = run(model, inputs)
         probe.reference()
-    for step in planned.steps:
-        if step.changes:
-            _apply(step, target)
-    for config, name, entry in entries:
-        write_activation(config, name)
-        config.hf_glu = entry
+    fits = {
+        step.site.name: _convert_site(model, step, target, batches, distill_steps)
+        for step in planned.steps
+        if step.changes
+    }
+    for entry in entries:
+        entry.write()
     differences = max_abs_difference(before, run(model, inputs or {})) if check else None
     errors = probe.errors() if check else {}
-    sites = tuple(
-        SiteReport(step=step, relative_error=errors.get(step.site.name)) for step in planned.steps
-    )  # fmt: skip
-    return Report(plan=planned, sites=sites, differences=differences)
+    names = [step.site.name for step in planned.steps]
+    sites = [
+        SiteReport(step=step, relative_error=errors.get(name), fit=fits.get(name))
+        for name, step in zip(names, planned.steps, strict=True)
+    ]
+    return Report(plan=planned, sites=tuple(sites), differences=differences)
+
+
+def _convert_site(
+    model: Any, step: Step, target: str, batches: Batches | None, distill_steps: int | None
+) -> Fit | None:
+    """Convert one site, and fit it where its route is approximate and there are calibration data."""
+    site = step.site
+    if batches is None or step.route.promise != APPROXIMATE or site.kind == "experts":
+        _apply(step, target, None)
+        return None
+    x = site_inputs(model, site, batches)
+    dtype = site.out_proj.weight.dtype
+    for module in projections(site):
+        module.float()
+    old = outputs_of(partial(ffn_output, site), x)
+    kept = _best_units(site, x, step.width) if step.narrows else None
+    _apply(step, target, kept)
+    steps = (FitOptions.steps if step.narrows else 0) if distill_steps is None else distill_steps
+    result = fit(site, x, old, FitOptions(steps=steps))
+    for module in projections(site):
+        module.to(dtype)
+    return result
+
+
+def _best_units(site: Site, x: Tensor, width: int) -> Tensor:
+    """Return the indices of the units that add most to the output."""
+    power = contributions(partial(ffn_units, site), weight_rows(site.out_proj), x)
+    return power.topk(width).indices.sort().values
 
 
 @torch.no_grad()
-def _apply(step: Step, target: str) -> None:
-    """Convert one site."""
+def _apply(step: Step, target: str, kept: Tensor | None) -> None:
+    """Convert one site; ``kept`` are the units that stay (None: all)."""
     site = step.site
+    if kept is not None:
+        _keep_units(site, kept)
     if site.native:
         site.set_act(build_elementwise(native_gate(target)))
-        return
+    elif not site.activation:
+        _widen(site, step, target)
+
+
+def _keep_units(site: Site, kept: Tensor) -> None:
+    """Drop all other units: their rows in the in-projections (in both halves of a packed one), their column in the out."""
+    *ins, out_proj = projections(site)
+    halves = torch.cat([kept, kept + site.width]) if site.widened or site.kind == "packed" else kept
+    for module in ins:
+        set_rows(module, weight_rows(module)[halves], None if module.bias is None else module.bias[halves])
+    set_rows(out_proj, weight_rows(out_proj)[:, kept], out_proj.bias)
+
+
+def _widen(site: Site, step: Step, target: str) -> None:
+    """Turn a dense site into ``[gate | up]`` by its route's formula."""
     in_proj = site.in_proj
     rows, bias = weight_rows(in_proj), in_proj.bias
     s, t, c = step.route.constants(rows.dtype)
@@ -93,51 +158,3 @@ def _apply(step: Step, target: str) -> None:
     keep = step.source == registry[target].gate
     act = GatedActivation(target, phi=site.act if keep else None)
     site.set_act(act.to(rows.device).train(site.act.training))
-
-
-def _config_entries(model: nn.Module, planned: Plan) -> list[tuple[Any, str, dict[str, Any] | None]]:
-    """Return (config, activation, hf_glu entry) for each config around a converted site, as they are to be after it."""
-    changed = {step.site.name: step for step in planned.steps if step.changes}
-    owned: dict[int, tuple[Any, list[Site]]] = {}
-    for site in find_sites(model):
-        for config in enclosing_configs(model, site.name):
-            if activation_field(config):
-                owned.setdefault(id(config), (config, []))[1].append(site)
-    return [
-        _entry(config, sites, changed, planned.target)
-        for config, sites in owned.values()
-        if any(site.name in changed for site in sites)
-    ]
-
-
-def _entry(config: Any, sites: list[Site], changed: dict[str, Step], target: str) -> tuple[Any, str, Any]:
-    steps = [changed[site.name] for site in sites if site.name in changed]
-    old = GluConfig.of(config)
-    gated = [site for site in sites if site.name in changed or site.activation]
-    layers = _layers(gated, sites)
-    if layers is None and all(site.native for site in sites):
-        return config, native_gate(target), None  # the stock family has this itself, and needs no plugin to load it
-    added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
-    options = GluConfig(
-        dense_act=old.dense_act or steps[0].source, bias=True if added else old.bias, layers=layers
-    )  # fmt: skip
-    return config, target, options.to_dict()
-
-
-def _layers(gated: list[Site], sites: list[Site]) -> LayerSpec:
-    """Return the selection that gives ``gated`` among ``sites``."""
-    if len(gated) == len(sites):
-        return None
-    stacks = {site.stack for site in sites}
-    spec: LayerSpec
-    if stacks <= {None} or len(stacks) == 1:
-        spec = sorted({site.layer for site in gated})
-    else:
-        spec = {
-            str(stack): sorted({site.layer for site in gated if site.stack == stack})
-            for stack in sorted({str(site.stack) for site in gated})
-        }
-    wanted = {site.name for site in gated}
-    if wanted != {site.name for site in sites if selected(spec, site.layer, site.stack)}:
-        raise OptionError("the chosen sites are not whole layers, which is what a config can say: widen the choice")
-    return spec

@@ -9,23 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.layers.forward import ffn_output
 from hf_glu.layers.sites import Site
 
 TOKENS = 256
-
-
-def ffn_output(site: Site, x: Tensor) -> Tensor:
-    """Return what the FFN at ``site`` computes for ``x`` ``[tokens, hidden]``."""
-    hidden = site.in_proj(x)
-    if site.row.gate is not None:
-        hidden = site.act(site.anchor.get_submodule(site.row.gate)(x)) * hidden
-    elif site.kind == "packed":
-        gate, up = hidden.chunk(2, dim=-1)
-        hidden = site.act(gate) * up
-    else:
-        hidden = site.act(hidden)
-    out_proj = site.out_proj
-    return out_proj(hidden.to(out_proj.weight.dtype))
 
 
 class SiteProbe:

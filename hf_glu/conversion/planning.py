@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.config import GluConfig
+from hf_glu.config import GluConfig, check_width
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
-from hf_glu.layers.build import check_selection, native_gate
+from hf_glu.layers.build import check_selection, gated_width, native_gate
+from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import source_activation
 from hf_glu.selection import check_layers, selected
 
+FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
 NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
 
 
@@ -30,14 +32,24 @@ class Step:
         site: the site.
         source: its activation now.
         route: how it is converted.
+        width_before, width: hidden units.
+        iso: whether the width is the one of equal parameters.
         parameters_before, parameters_after: of the site.
     """
 
     site: Site
     source: str
     route: Route
+    width_before: int
+    width: int
+    iso: bool
     parameters_before: int
     parameters_after: int
+
+    @property
+    def narrows(self) -> bool:
+        """Whether units are dropped."""
+        return self.width < self.width_before
 
     @property
     def changes(self) -> bool:
@@ -52,6 +64,8 @@ class Step:
             "route": self.route.name,
             "promise": self.route.promise,
             "note": self.route.note,
+            "width_before": self.width_before,
+            "width_after": self.width,
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             # a multiplication and an addition for each weight and token
@@ -106,24 +120,37 @@ class Plan:
         }
 
 
-def plan(model: Any, target: str, *, layers: Any = None, exclude: str | None = None) -> Plan:
+def plan(
+    model: Any,
+    target: str,
+    *,
+    width: int | str = "keep",
+    layers: Any = None,
+    exclude: str | None = None,
+    fitted: bool = False,
+) -> Plan:
     """Plan the conversion of ``model``'s FFNs to the gated activation ``target``; nothing is changed.
 
     Args:
         model: a Transformers model of any head.
         target: a gated name, see `hf_glu.activations`.
+        width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
+            or a number. FFNs that are gated already are pruned to the number.
         layers: which layers (see `hf_glu.selection`); None: all.
         exclude: regular expression; sites whose name it finds are left alone.
+        fitted: whether the FFNs will be fitted to calibration data, so that any activation may become any gate.
 
     Raises:
         UnknownNameError: unknown target.
+        OptionError: a width that can't be.
         NoSiteError: no FFN site, or none chosen.
         ConversionError: no route, converted to something else already, or a model that can't be converted as it is.
     """
     registry[target]
     check_convertible(model)
     sites = chosen_sites(model, layers, exclude)
-    steps = tuple(_step(model, site, target) for site in sites)
+    check_width(None if width == "keep" else width)
+    steps = tuple(_step(model, site, target, width, fitted) for site in sites)
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
     return Plan(
@@ -153,23 +180,57 @@ def chosen_sites(model: nn.Module, layers: Any, exclude: str | None) -> list[Sit
     return chosen
 
 
-def _step(model: nn.Module, site: Site, target: str) -> Step:
-    source, count = source_activation(model, site), site.parameters
-    if site.native:
-        return Step(
-            site=site, source=source, route=_native_route(source, target), parameters_before=count,
-            parameters_after=count,
+def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: bool) -> Step:
+    source, before, count = source_activation(model, site), site.width, site.parameters
+    after = _target_width(site, width)
+    route = _native_route(source, target) if site.native else _route(site, source, target, fitted)
+    if after < before:
+        route = replace(
+            route, name=f"{before} -> {after} units" if route is NO_CHANGE else f"{route.name}, {before} -> {after} units",
+            promise=APPROXIMATE, note="the units that add most, fitted to the old output: the error is reported",
         )  # fmt: skip
+    gains = not (site.native or site.widened)
+    per_unit = _unit_parameters(site, gated=True, bias=gains and bool(route.up_bias))
+    fixed = count - before * _unit_parameters(site, gated=not gains, bias=False)
+    return Step(
+        site=site, source=source, route=route, width_before=before, width=after, iso=width == "iso",
+        parameters_before=count, parameters_after=count if after == before and not gains else fixed + after * per_unit,
+    )  # fmt: skip
+
+
+def _unit_parameters(site: Site, *, gated: bool, bias: bool) -> int:
+    """Return the parameters of one hidden unit: its rows in the in-projection(s), its column in the out-projection."""
+    if site.kind == "experts":
+        return 0
+    rows = 2 if gated else 1
+    return rows * (site.hidden + (bias or site.in_proj.bias is not None)) + out_features(site.out_proj)
+
+
+def _target_width(site: Site, width: int | str) -> int:
+    """Return the width that a site is to have; one that is gated already has equal parameters as it is."""
+    if width in ("keep", "iso") and (width == "keep" or site.native or site.widened):
+        return site.width
+    if site.kind == "experts":
+        raise ConversionError(f"{site.name}: the width of a bank of experts can't be changed")
+    wanted = gated_width(width, site.width)
+    if wanted > site.width:
+        raise OptionError(f"width={wanted} is more than the {site.width} hidden units of {site.name}")
+    return wanted
+
+
+def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
     if site.activation:
         if source != target:
             raise ConversionError(
                 f"{site.name} is converted to {source} already: convert the dense checkpoint to {target} instead"
             )
-        return Step(site=site, source=source, route=NO_CHANGE, parameters_before=count, parameters_after=count)
-    route = find_route(source, target)
-    bias = site.in_proj.bias is not None
-    added = site.width * site.hidden + site.width * (bias or 2 * bool(route.up_bias))
-    return Step(site=site, source=source, route=route, parameters_before=count, parameters_after=count + added)
+        return NO_CHANGE
+    try:
+        return find_route(source, target)
+    except ConversionError:
+        if not fitted:
+            raise
+        return FITTED
 
 
 def _native_route(source: str, target: str) -> Route:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from hf_glu.conversion.fitting import Fit
 from hf_glu.conversion.planning import Plan, Step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SiteReport:
-    """One site: the step, and the relative error of the FFN's output on the inputs it got (None: not measured)."""
+    """One site.
+
+    Attributes:
+        step: what was planned.
+        relative_error: of the FFN's output on the inputs that it got in the comparison (None: not measured).
+        fit: relative errors on held-out calibration tokens, before and after fitting (None: not fitted).
+    """
 
     step: Step
     relative_error: float | None
+    fit: Fit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        return {**self.step.to_dict(), "relative_error": self.relative_error}
+        fitted = asdict(self.fit) if self.fit else None
+        return {**self.step.to_dict(), "relative_error": self.relative_error, "fit": fitted}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

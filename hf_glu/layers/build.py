@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import GatedActivation, build_elementwise, registry
-from hf_glu.config import GluConfig
+from hf_glu.config import GluConfig, iso_width
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.fields import default_activation
-from hf_glu.layers.linear import resize_output
+from hf_glu.layers.linear import out_features, resize
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.selection import highest, selected
 
@@ -72,8 +72,18 @@ def _build_site(site: Site, options: GluConfig, dense: str) -> bool:
         return False
     if not site.widened:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias
-        resize_output(site.in_proj, 2 * site.width, bias=bias)
+        width = gated_width(options.width, site.width)
+        resize(site.in_proj, 2 * width, site.hidden, bias=bias)
+        if width != site.width:
+            resize(site.out_proj, out_features(site.out_proj), width, bias=site.out_proj.bias is not None)
     return True
+
+
+def gated_width(width: int | str | None, dense: int) -> int:
+    """Return the number of units of a gated FFN that takes the place of one with ``dense`` units."""
+    if isinstance(width, int):
+        return width
+    return iso_width(dense) if width == "iso" else dense
 
 
 def native_gate(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_glu.layers.table import ACTIVATION_FIELDS, DERIVED_FIELDS
+from hf_glu.layers.table import ACTIVATION_FIELDS, DERIVED_FIELDS, WIDTH_FIELDS
 
 GATED_PREFIX = "gated-"  # T5's way of naming a natively gated FFN: "gated-gelu"
 
@@ -21,6 +21,11 @@ def activation_of(config: Any) -> str | None:
         return None
     value = getattr(config, field)
     return "gelu_new" if value == "gated-gelu" else value.removeprefix(GATED_PREFIX)
+
+
+def width_field(config: Any) -> str | None:
+    """Return the name of the config's field for the width of its FFNs, or None where it has none."""
+    return next((field for field in WIDTH_FIELDS if isinstance(getattr(config, field, None), int)), None)
 
 
 def default_activation(config: Any) -> str:

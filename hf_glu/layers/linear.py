@@ -52,11 +52,11 @@ def set_rows(linear: AnyLinear, rows: Tensor, bias: Tensor | None) -> None:
         linear.out_features, linear.in_features = rows.shape
 
 
-def resize_output(linear: AnyLinear, width: int, *, bias: bool) -> None:
-    """Give ``linear`` ``width`` outputs, on its device, in its dtype, with its class's own initialisation."""
+def resize(linear: AnyLinear, outputs: int, inputs: int, *, bias: bool) -> None:
+    """Give ``linear`` another shape, on its device, in its dtype, with its class's own initialisation."""
     old = linear.weight
-    rows = torch.empty(width, in_features(linear), device=old.device, dtype=old.dtype)
-    set_rows(linear, rows, torch.zeros(width, device=old.device, dtype=old.dtype) if bias else None)
+    rows = torch.empty(outputs, inputs, device=old.device, dtype=old.dtype)
+    set_rows(linear, rows, torch.zeros(outputs, device=old.device, dtype=old.dtype) if bias else None)
     if old.device.type == "meta":
         return
     if isinstance(linear, Conv1D):

@@ -87,5 +87,8 @@ ACTIVATION_FIELDS = (
     "activation",
 )
 
+# The config fields that hold an FFN's width.
+WIDTH_FIELDS = ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "hidden_dim")
+
 # Fields that Transformers derives from another one in ``__post_init__`` only, and so leaves stale when it is assigned.
 DERIVED_FIELDS = {"feed_forward_proj": ("dense_act_fn", "is_gated_act")}

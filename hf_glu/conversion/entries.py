@@ -1,0 +1,120 @@
+"""What the configs say after a conversion: the activation in the family's own field, and ``config.hf_glu``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hf_glu.config import GluConfig
+from hf_glu.conversion.planning import Plan, Step
+from hf_glu.errors import ConversionError, OptionError
+from hf_glu.layers.build import native_gate
+from hf_glu.layers.fields import activation_field, width_field, write_activation
+from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.source import enclosing_configs
+from hf_glu.selection import LayerSpec, selected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What one config is to say.
+
+    Attributes:
+        config: the config.
+        activation: for its activation field.
+        options: for ``config.hf_glu``; None where the stock family has all of it itself.
+        width: for its width field, where that changes.
+    """
+
+    config: Any
+    activation: str
+    options: dict[str, Any] | None
+    width: int | None = None
+
+    def write(self) -> None:
+        """Write it."""
+        write_activation(self.config, self.activation)
+        self.config.hf_glu = self.options
+        if self.width is not None:
+            setattr(self.config, str(width_field(self.config)), self.width)
+
+
+def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
+    """Return what each config around a converted site is to say after the conversion.
+
+    Raises:
+        OptionError, ConversionError: a config can't say it.
+    """
+    changed = {step.site.name: step for step in planned.steps if step.changes}
+    owned: dict[int, tuple[Any, list[Site]]] = {}
+    for site in find_sites(model):
+        for config in enclosing_configs(model, site.name):
+            if activation_field(config):
+                owned.setdefault(id(config), (config, []))[1].append(site)
+    return [
+        _entry(config, sites, changed, planned.target)
+        for config, sites in owned.values()
+        if any(site.name in changed for site in sites)
+    ]
+
+
+def _entry(config: Any, sites: list[Site], changed: dict[str, Step], target: str) -> Entry:
+    steps = [changed[site.name] for site in sites if site.name in changed]
+    old = GluConfig.of(config)
+    gated = [site for site in sites if site.name in changed or site.activation]
+    layers = _layers(gated, sites)
+    if layers is None and all(site.native for site in sites):
+        return Entry(config=config, activation=native_gate(target), options=None, width=_native_width(config, steps))
+    added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
+    options = GluConfig(
+        dense_act=old.dense_act or steps[0].source,
+        bias=True if added else old.bias,
+        layers=layers,
+        width=_width(gated, changed, old),
+    )
+    return Entry(config=config, activation=target, options=options.to_dict())
+
+
+def _native_width(config: Any, steps: list[Step]) -> int | None:
+    """Return the width that a natively gated family's own field is to say, None where it stays."""
+    widths = {(step.width_before, step.width) for step in steps}
+    if all(before == after for before, after in widths):
+        return None
+    if len(widths) > 1 or width_field(config) is None:
+        raise ConversionError("the layers' widths differ, which this family's config can't say")
+    return widths.pop()[1]
+
+
+def _width(gated: list[Site], changed: dict[str, Step], old: GluConfig) -> int | str | None:
+    """Return what ``config.hf_glu`` is to say of the gated sites' width."""
+    if not any(step.narrows for step in changed.values()):
+        if old.width is not None and any(site.name in changed for site in gated):
+            raise OptionError(f"other layers were converted with width={old.width!r}: give the same width")
+        return old.width
+    widths = {changed[site.name].width if site.name in changed else site.width for site in gated}
+    if len(widths) > 1:
+        if all(step.iso for step in changed.values()):
+            return "iso"
+        raise OptionError(f"the gated layers would have different widths, {sorted(widths)}, which a config can't say")
+    return widths.pop()
+
+
+def _layers(gated: list[Site], sites: list[Site]) -> LayerSpec:
+    """Return the selection that gives ``gated`` among ``sites``."""
+    if len(gated) == len(sites):
+        return None
+    stacks = {site.stack for site in sites}
+    spec: LayerSpec
+    if stacks <= {None} or len(stacks) == 1:
+        spec = sorted({site.layer for site in gated})
+    else:
+        spec = {
+            str(stack): sorted({site.layer for site in gated if site.stack == stack})
+            for stack in sorted({str(site.stack) for site in gated})
+        }
+    wanted = {site.name for site in gated}
+    if wanted != {site.name for site in sites if selected(spec, site.layer, site.stack)}:
+        raise OptionError("the chosen sites are not whole layers, which is what a config can say: widen the choice")
+    return spec
