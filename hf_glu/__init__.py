@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from hf_glu.checkpoint import convert_checkpoint as convert_checkpoint
     from hf_glu.config import GluConfig as GluConfig
     from hf_glu.conversion import convert as convert
+    from hf_glu.conversion import freeze_mix as freeze_mix
     from hf_glu.conversion import plan as plan
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
+    from hf_glu.training.annealing import AnnealCallback as AnnealCallback
+    from hf_glu.training.annealing import anneal as anneal
     from hf_glu.training.groups import parameter_groups as parameter_groups
     from hf_glu.verification import verify as verify
 
@@ -28,10 +31,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "Activation": "hf_glu.registry",
     "GluConfig": "hf_glu.config",
+    "AnnealCallback": "hf_glu.training.annealing",
     "activations": "hf_glu.activation.listing",
+    "anneal": "hf_glu.training.annealing",
     "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint",
     "find_sites": "hf_glu.layers.sites",
+    "freeze_mix": "hf_glu.conversion",
     "parameter_groups": "hf_glu.training.groups",
     "plan": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",

@@ -29,6 +29,22 @@ def check_width(width: Any) -> None:
         raise OptionError(f"width must be 'keep', 'iso' or a number of units of at least 1, got {width!r}")
 
 
+def check_mix(mix: Any) -> None:
+    """Raise where the options of learnable activations can't be read."""
+    if mix is None:
+        return
+    if not isinstance(mix, Mapping):
+        raise OptionError(f"config.hf_glu mix must be a dict with functions and per, got {mix!r}")
+    for key in mix:
+        if key not in ("functions", "per"):
+            raise UnknownNameError(f"unknown key {key!r} in config.hf_glu mix; {nearest(key, ('functions', 'per'))}")
+    names = mix.get("functions", ["relu"])
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        raise OptionError(f"config.hf_glu mix functions must be a list of activations' names, got {names!r}")
+    if mix.get("per", "layer") not in ("layer", "channel"):
+        raise OptionError(f"config.hf_glu mix per must be 'layer' or 'channel', got {mix['per']!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GluConfig:
     """Options of the gated feed-forward networks of one model; every field has a good default.
@@ -42,6 +58,8 @@ class GluConfig:
             head's transform, layers outside of ``layers``). None: the config class's own default.
         bias: bias on the fused in-projection ``[gate | up]``. None: as the stock class has it.
         layers: which layers are gated (see :mod:`hf_glu.selection`). None: all.
+        mix: of ``learnable_`` activations: ``{"functions": [...], "per": "layer" or "channel"}``; the mix starts at the
+            first function. None: the plain activation first, per layer.
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
 
     Raises:
@@ -53,6 +71,7 @@ class GluConfig:
     dense_act: str | None = None
     bias: bool | None = None
     layers: LayerSpec = None
+    mix: dict[str, Any] | None = None
     width: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +84,7 @@ class GluConfig:
         if self.bias is not None and not isinstance(self.bias, bool):
             raise OptionError(f"config.hf_glu bias must be true, false or null, got {self.bias!r}")
         check_width(self.width)
+        check_mix(self.mix)
         object.__setattr__(self, "layers", check_layers(self.layers))
 
     @classmethod

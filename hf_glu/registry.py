@@ -11,7 +11,7 @@ from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-GATED = "gated"
+GATED, LEARNABLE = "gated", "learnable"
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config
 import hf_glu
 from hf_glu.activation import GatedActivation
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
-from hf_glu.layers.build import gated_modules
+from hf_glu.layers.build import owned_activations
 from hf_glu.layers.linear import out_features
 
 AUTO = {
@@ -40,7 +40,7 @@ def assert_gated(model, name, sites=None):
         assert out_features(site.in_proj) == 2 * WIDTH
         assert site.width == WIDTH
     placed = {id(site.act) for site in found}
-    assert all(id(module) in placed for _, module in gated_modules(model)), "a gated activation outside of an FFN"
+    assert all(id(module) in placed for _, module in owned_activations(model)), "a gated activation outside of an FFN"
 
 
 @pytest.mark.parametrize(("family", "head"), HEADS_OF_ALL)
@@ -179,7 +179,7 @@ def test_natively_gated_families_get_the_gates_activation_and_no_second_gate(nam
     prefix = "gated-" if field == "feed_forward_proj" else ""
     stock = make_native(name, **{field: f"{prefix}relu"})
     ours = make_native(name, **{field: f"{prefix}reglu"})
-    assert not gated_modules(ours)
+    assert not owned_activations(ours)
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in stock.state_dict().items()
     }

@@ -3,13 +3,20 @@
 # First of all: the plugin's hook on it imports the modules below, which then find it complete.
 import transformers.activations  # noqa: F401  # isort: split
 
-from hf_glu.activation import gated as _entries  # noqa: F401  (registers)
+from hf_glu.activation import gated as _gated  # noqa: F401  (registers)
+from hf_glu.activation import learnable as _learnable  # noqa: F401  (registers)
 from hf_glu.activation.elementwise import build_elementwise, is_elementwise
-from hf_glu.activation.module import GatedActivation, OwnedModule
+from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule
 from hf_glu.registry import registry
 
 register_activation = registry.add
 
 __all__ = [
-    "GatedActivation", "OwnedModule", "build_elementwise", "is_elementwise", "register_activation", "registry",
-]  # fmt: skip
+    "GatedActivation",
+    "OwnedActivation",
+    "OwnedModule",
+    "build_elementwise",
+    "is_elementwise",
+    "register_activation",
+    "registry",
+]

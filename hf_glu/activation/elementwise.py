@@ -8,17 +8,18 @@ from torch import nn
 from transformers.activations import ACT2FN, ClassInstantier
 
 from hf_glu.errors import UnknownNameError, nearest
-from hf_glu.registry import registry
+from hf_glu.registry import GATED, registry
 
 
 def is_elementwise(name: object) -> bool:
-    """Tell whether Transformers has an elementwise activation of this name."""
-    return OrderedDict.__contains__(ACT2FN, name) and registry.find(name) is None
+    """Tell whether there is an elementwise activation of this name: Transformers', or one of ours without a gate."""
+    entry = registry.find(name)
+    return OrderedDict.__contains__(ACT2FN, name) if entry is None else GATED not in entry.flags
 
 
 def elementwise_names() -> list[str]:
     """Return the names of all elementwise activations that Transformers has now."""
-    return [name for name in ACT2FN if is_elementwise(name)]
+    return [name for name in ACT2FN if registry.find(name) is None]
 
 
 def build_elementwise(name: str) -> nn.Module:
@@ -29,7 +30,8 @@ def build_elementwise(name: str) -> nn.Module:
     """
     if not is_elementwise(name):
         raise UnknownNameError(f"unknown elementwise activation {name!r}; {nearest(name, elementwise_names())}")
-    return ClassInstantier.__getitem__(ACT2FN, name)
+    entry = registry.find(name)
+    return ClassInstantier.__getitem__(ACT2FN, name) if entry is None else entry.factory()
 
 
 # Names under which Transformers keeps the same function: bitwise in the first two, up to rounding in the third.
@@ -41,7 +43,7 @@ SAME_FUNCTION = (
 
 
 # torch computes a transcendental function of a view otherwise than of a contiguous tensor (GELU on a CPU by 1e-6,
-# others by an ulp), so that a gate half must be copied to give the dense activation's bits. These are the same either way.
+# others by an ulp), so that a gate half must be copied to give the dense activation's bits. These don't care.
 LAYOUT_FREE = frozenset({"relu", "relu2", "relu6", "leaky_relu", "prelu", "linear", "hardswish"})
 
 

@@ -1,6 +1,8 @@
-"""The module behind every gated name: stateless unless its elementwise part has parameters."""
+"""The modules behind our names: stateless unless their elementwise part has parameters."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,9 @@ from transformers import initialization as init
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
 from hf_glu.functional import gated, split_gate_up
 from hf_glu.registry import registry
+
+if TYPE_CHECKING:
+    from hf_glu.config import GluConfig
 
 
 class OwnedModule(nn.Module):
@@ -23,7 +28,22 @@ class OwnedModule(nn.Module):
         raise NotImplementedError
 
 
-class GatedActivation(OwnedModule):
+class OwnedActivation(OwnedModule):
+    """An activation of ours.
+
+    Attributes:
+        name: its name in the registry.
+        gated: whether it takes ``[g | u]`` rather than ``x``.
+    """
+
+    name: str
+    gated: bool
+
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Take the model's options, and make what is per channel ``width`` wide; called before the initialisation."""
+
+
+class GatedActivation(OwnedActivation):
     """phi(g) * u, or the entry's own formula.
 
     Shapes: input ``[..., 2 * width]`` = ``[g | u]``, output ``[..., width]``.
@@ -32,6 +52,8 @@ class GatedActivation(OwnedModule):
         name: a gated name of the registry.
         phi: the elementwise part to use instead of a fresh one (a conversion hands on the model's own).
     """
+
+    gated = True
 
     def __init__(self, name: str, phi: nn.Module | None = None) -> None:
         super().__init__()
@@ -51,18 +73,30 @@ class GatedActivation(OwnedModule):
         assert self.phi is not None
         return gated(x, self.phi, contiguous=self.contiguous)
 
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Hand the options on to the elementwise part."""
+        if isinstance(self.phi, OwnedActivation):
+            self.phi.configure(options, width)
+
     def reset_parameters(self) -> None:
         """Give a parametric elementwise part (PReLU, xIELU) the values that its own constructor gives."""
-        if self.phi is None or not any(True for _ in [*self.phi.parameters(), *self.phi.buffers()]):
-            return
-        gate = registry[self.name].gate
-        assert gate is not None
-        with torch.device("cpu"):
-            fresh = build_elementwise(gate)
-        values = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
-        for key, tensor in [*self.phi.named_parameters(), *self.phi.named_buffers()]:
-            init.copy_(tensor, values[key])
+        if self.phi is not None and not isinstance(self.phi, OwnedModule):
+            gate = registry[self.name].gate
+            assert gate is not None
+            reset_elementwise(self.phi, gate)
 
     def extra_repr(self) -> str:
         """Show the name in the model's printout."""
         return f"{self.name!r}"
+
+
+def reset_elementwise(module: nn.Module, name: str) -> None:
+    """Give the parameters and buffers of an elementwise module the values that its own constructor gives."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if not tensors:
+        return
+    with torch.device("cpu"):
+        fresh = build_elementwise(name)
+    values = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+    for key, tensor in tensors:
+        init.copy_(tensor, values[key])

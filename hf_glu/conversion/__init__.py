@@ -1,7 +1,8 @@
 """Pretrained dense models into gated ones: plan, apply, report."""
 
 from hf_glu.conversion.apply import convert
+from hf_glu.conversion.freeze import freeze_mix
 from hf_glu.conversion.planning import Plan, plan
 from hf_glu.conversion.report import Report
 
-__all__ = ["Plan", "Report", "convert", "plan"]
+__all__ = ["Plan", "Report", "convert", "freeze_mix", "plan"]

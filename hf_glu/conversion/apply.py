@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_glu.activation import GatedActivation, build_elementwise, registry
+from hf_glu.activation.learnable import LearnableMix
+from hf_glu.config import GluConfig
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
-from hf_glu.conversion.entries import config_entries
+from hf_glu.conversion.entries import config_entries, mix_options
 from hf_glu.conversion.fitting import Fit, FitOptions, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import SiteProbe
@@ -19,11 +21,12 @@ from hf_glu.conversion.planning import Step, plan
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import OptionError
-from hf_glu.layers.build import native_gate
+from hf_glu.layers.build import configure, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.sites import Site
 from hf_glu.probe import max_abs_difference, probe_inputs, run
+from hf_glu.registry import GATED
 
 
 def convert(
@@ -129,14 +132,35 @@ def _apply(step: Step, target: str, kept: Tensor | None) -> None:
     site = step.site
     if kept is not None:
         _keep_units(site, kept)
-    if site.native:
-        site.set_act(build_elementwise(native_gate(target)))
-    elif not site.activation:
-        _widen(site, step, target)
+    old = site.act
+    if GATED in registry[target].flags and not site.native and not site.activation:
+        _widen(site, step)
+    if site.native or not site.activation:
+        act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
+        site.set_act(act.to(device=_device(site), dtype=_dtype(site)).train(old.training))
+        _start_at(site, step, old, target)
+
+
+def _start_at(site: Site, step: Step, old: nn.Module, target: str) -> None:
+    """Hand the old activation itself on to the new one, where that contains it: it may have trained parameters."""
+    configure(site, GluConfig(mix=mix_options(step, target)))
+    inner = site.act.phi if isinstance(site.act, GatedActivation) else site.act
+    if isinstance(inner, LearnableMix):
+        inner.functions[0] = old
+    elif isinstance(site.act, GatedActivation) and step.source == registry[target].gate:
+        site.act.phi = old
+
+
+def _device(site: Site) -> torch.device:
+    return next(site.anchor.parameters()).device
+
+
+def _dtype(site: Site) -> torch.dtype:
+    return next(site.anchor.parameters()).dtype
 
 
 def _keep_units(site: Site, kept: Tensor) -> None:
-    """Drop all other units: their rows in the in-projections (in both halves of a packed one), their column in the out."""
+    """Drop all other units: their rows in the in-projections (in both halves of a packed one), their out-columns."""
     *ins, out_proj = projections(site)
     halves = torch.cat([kept, kept + site.width]) if site.widened or site.kind == "packed" else kept
     for module in ins:
@@ -144,8 +168,8 @@ def _keep_units(site: Site, kept: Tensor) -> None:
     set_rows(out_proj, weight_rows(out_proj)[:, kept], out_proj.bias)
 
 
-def _widen(site: Site, step: Step, target: str) -> None:
-    """Turn a dense site into ``[gate | up]`` by its route's formula."""
+def _widen(site: Site, step: Step) -> None:
+    """Turn a dense site's in-projection into ``[gate | up]`` by its route's formula."""
     in_proj = site.in_proj
     rows, bias = weight_rows(in_proj), in_proj.bias
     s, t, c = step.route.constants(rows.dtype)
@@ -155,6 +179,3 @@ def _widen(site: Site, step: Step, target: str) -> None:
         old = torch.zeros_like(rows[:, 0]) if bias is None else bias
         new_bias = torch.cat([old * s if s != 1 else old, old * t + c])
     set_rows(in_proj, new_rows, new_bias)
-    keep = step.source == registry[target].gate
-    act = GatedActivation(target, phi=site.act if keep else None)
-    site.set_act(act.to(rows.device).train(site.act.training))

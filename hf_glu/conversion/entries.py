@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_glu.activation import registry
+from hf_glu.activation.learnable import mix_functions
 from hf_glu.config import GluConfig
 from hf_glu.conversion.planning import Plan, Step
 from hf_glu.errors import ConversionError, OptionError
@@ -14,6 +16,7 @@ from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import activation_field, width_field, write_activation
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import enclosing_configs
+from hf_glu.registry import LEARNABLE
 from hf_glu.selection import LayerSpec, selected
 
 
@@ -65,16 +68,32 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], target: str
     old = GluConfig.of(config)
     gated = [site for site in sites if site.name in changed or site.activation]
     layers = _layers(gated, sites)
-    if layers is None and all(site.native for site in sites):
+    learnable = LEARNABLE in registry[target].flags
+    if layers is None and all(site.native for site in sites) and not learnable:
         return Entry(config=config, activation=native_gate(target), options=None, width=_native_width(config, steps))
     added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
     options = GluConfig(
         dense_act=old.dense_act or steps[0].source,
         bias=True if added else old.bias,
         layers=layers,
+        mix=_mix(steps, target, old),
         width=_width(gated, changed, old),
     )
     return Entry(config=config, activation=target, options=options.to_dict())
+
+
+def mix_options(step: Step, target: str) -> dict[str, Any] | None:
+    """Return what ``config.hf_glu`` says of a learnable activation that starts at the step's."""
+    if LEARNABLE not in registry[target].flags:
+        return None
+    return {"functions": list(mix_functions(step.source, target))}
+
+
+def _mix(steps: list[Step], target: str, old: GluConfig) -> dict[str, Any] | None:
+    wanted = [mix_options(step, target) for step in steps]
+    if any(mix != wanted[0] for mix in wanted) or (old.mix and old.mix != wanted[0]):
+        raise ConversionError("the layers' activations differ, so that their mixes would start differently")
+    return wanted[0]
 
 
 def _native_width(config: Any, steps: list[Step]) -> int | None:

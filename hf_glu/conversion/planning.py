@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
+from hf_glu.activation.learnable import PREFIX, mix_functions
 from hf_glu.config import GluConfig, check_width
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route
@@ -18,9 +19,11 @@ from hf_glu.layers.build import check_selection, gated_width, native_gate
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import source_activation
+from hf_glu.registry import GATED, LEARNABLE
 from hf_glu.selection import check_layers, selected
 
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
+NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
 NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
 
 
@@ -185,13 +188,13 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
     after = _target_width(site, width)
     route = _native_route(source, target) if site.native else _route(site, source, target, fitted)
     if after < before:
-        route = replace(
-            route, name=f"{before} -> {after} units" if route is NO_CHANGE else f"{route.name}, {before} -> {after} units",
-            promise=APPROXIMATE, note="the units that add most, fitted to the old output: the error is reported",
-        )  # fmt: skip
-    gains = not (site.native or site.widened)
+        units = f"{before} -> {after} units"
+        name = units if route is NO_CHANGE else f"{route.name}, {units}"
+        route = replace(route, name=name, promise=APPROXIMATE, note=NARROW_NOTE)
+    gains = GATED in registry[target].flags and not (site.native or site.widened)
     per_unit = _unit_parameters(site, gated=True, bias=gains and bool(route.up_bias))
-    fixed = count - before * _unit_parameters(site, gated=not gains, bias=False)
+    mixed = len(mix_functions(source, target)) if route.name.startswith("mix") else 0
+    fixed = mixed + count - before * _unit_parameters(site, gated=not gains, bias=False)
     return Step(
         site=site, source=source, route=route, width_before=before, width=after, iso=width == "iso",
         parameters_before=count, parameters_after=count if after == before and not gains else fixed + after * per_unit,
@@ -225,6 +228,8 @@ def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
                 f"{site.name} is converted to {source} already: convert the dense checkpoint to {target} instead"
             )
         return NO_CHANGE
+    if LEARNABLE in registry[target].flags:
+        return _mix_route(source, gated=GATED in registry[target].flags)
     try:
         return find_route(source, target)
     except ConversionError:
@@ -233,10 +238,23 @@ def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
         return FITTED
 
 
+def _mix_route(source: str, *, gated: bool) -> Route:
+    return Route(
+        name=f"mix, all {source} at first" + (", up = 1" if gated else ""),
+        promise=EXACT,
+        up_bias=float(gated),
+        note="train it; hf_glu.anneal drives the mix to the target, hf_glu.freeze_mix folds it",
+    )
+
+
 def _native_route(source: str, target: str) -> Route:
     gate = native_gate(target)
     if same_function(source, gate):
         return NO_CHANGE
+    if LEARNABLE in registry[target].flags:
+        if source.startswith(PREFIX):
+            raise ConversionError(f"the gate is {source} already")
+        return _mix_route(source, gated=False)
     return Route(
         name=f"gate activation {source} -> {gate}",
         promise=APPROXIMATE,

@@ -1,6 +1,6 @@
 """Turning a freshly built stock model, whose config names a gated activation, into one with gated FFNs.
 
-The stock constructor has put a `GatedActivation` wherever it reads that config field. At each FFN site the
+The stock constructor has put an activation of ours wherever it reads that config field. At each FFN site the
 in-projection is widened to ``[gate | up]``; a natively gated site gets the gate's elementwise part; everything else (an
 LM head's transform, layers that were not chosen) gets the dense activation.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import GatedActivation, build_elementwise, registry
+from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig, iso_width
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.fields import default_activation
@@ -20,22 +20,28 @@ from hf_glu.layers.sites import Site, find_sites
 from hf_glu.selection import highest, selected
 
 
-def gated_modules(model: nn.Module) -> list[tuple[str, GatedActivation]]:
-    """Return the gated activations in ``model`` with their names."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, GatedActivation)]
+def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
+    """Return our activations in ``model`` with their names; the parts of one are not listed."""
+    found: list[tuple[str, OwnedActivation]] = []
+    inner: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, OwnedActivation) and id(module) not in inner:
+            found.append((name, module))
+            inner |= {id(part) for part in module.modules()}
+    return found
 
 
-def build_gated(model: nn.Module, config: Any) -> list[Site]:
-    """Gate the FFN sites of ``model`` in place, before its weights are initialised; return the gated sites.
+def build_ffns(model: nn.Module, config: Any) -> list[Site]:
+    """Build the FFN sites of ``model`` in place, before its weights are initialised; return those that are widened.
 
-    Does nothing where there is no gated activation, and nothing to sites that are widened already.
+    Does nothing where there is no activation of ours, and nothing to sites that have been built already.
 
     Raises:
-        NoSiteError: the model uses a gated activation but has no FFN site that the table knows.
+        NoSiteError: the model uses one of our activations but has no FFN site that the table knows.
         OptionError: the options select layers that the model doesn't have.
         ConversionError: the activation can't be the gate of a natively gated family.
     """
-    if not gated_modules(model):
+    if not owned_activations(model):
         return []
     options = GluConfig.of(config)
     sites = find_sites(model)
@@ -46,13 +52,13 @@ def build_gated(model: nn.Module, config: Any) -> list[Site]:
         )
     check_selection(sites, options)
     dense = options.dense_act or default_activation(config)
-    gated = [site for site in sites if site.activation and _build_site(site, options, dense)]
-    placed = {id(site.act) for site in gated}
-    for name, module in gated_modules(model):
+    ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
+    placed = {id(site.act) for site in ours}
+    for name, module in owned_activations(model):
         if id(module) not in placed:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
-    return gated
+    return [site for site in ours if site.widened]
 
 
 def check_selection(sites: list[Site], options: GluConfig) -> None:
@@ -63,20 +69,31 @@ def check_selection(sites: list[Site], options: GluConfig) -> None:
 
 
 def _build_site(site: Site, options: GluConfig, dense: str) -> bool:
-    """Gate one site; return whether it holds a gated activation afterwards."""
-    name = site.activation
-    assert name is not None
-    chosen = selected(options.layers, site.layer, site.stack)
-    if site.native or not chosen:
-        site.set_act(build_elementwise(native_gate(name) if chosen else dense))
+    """Build one site; return whether it holds an activation of ours afterwards."""
+    act = site.act
+    assert isinstance(act, OwnedActivation)
+    if not selected(options.layers, site.layer, site.stack):
+        site.set_act(build_elementwise(dense))
         return False
-    if not site.widened:
+    if site.native:
+        if act.gated:
+            site.set_act(build_elementwise(native_gate(act.name)))
+    elif act.gated and not site.widened:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias
         width = gated_width(options.width, site.width)
         resize(site.in_proj, 2 * width, site.hidden, bias=bias)
         if width != site.width:
             resize(site.out_proj, out_features(site.out_proj), width, bias=site.out_proj.bias is not None)
-    return True
+    configure(site, options)
+    return isinstance(site.act, OwnedActivation)
+
+
+def configure(site: Site, options: GluConfig) -> None:
+    """Hand the options to the site's activation, once."""
+    act = site.act
+    if isinstance(act, OwnedActivation) and not getattr(act, "_configured", False):
+        act.configure(options, site.width)
+        act._configured = True  # type: ignore[assignment]
 
 
 def gated_width(width: int | str | None, dense: int) -> int:

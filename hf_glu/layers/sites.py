@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import GatedActivation
+from hf_glu.activation import OwnedActivation
 from hf_glu.layers.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
 from hf_glu.layers.table import SITE_TABLE, Kind, SiteRow
 from hf_glu.selection import STACKS
@@ -82,8 +82,8 @@ class Site:
 
     @property
     def activation(self) -> str | None:
-        """Name of the gated activation of ours that it has, or None."""
-        return self.act.name if isinstance(self.act, GatedActivation) else None
+        """Name of the activation of ours that it has, or None."""
+        return self.act.name if isinstance(self.act, OwnedActivation) else None
 
     @property
     def parameters(self) -> int:

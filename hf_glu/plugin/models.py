@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_glu.activation.module import OwnedModule
 from hf_glu.errors import CheckpointError
-from hf_glu.layers.build import build_gated, gated_modules
+from hf_glu.layers.build import build_ffns, owned_activations
 from hf_glu.layers.fields import activation_of, sync_derived
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.tensor_parallel import replicate_widened
@@ -31,7 +31,7 @@ def install(module: ModuleType, patches: Patches) -> None:
 
     @wraps(plain_post_init)
     def post_init(self: Any) -> None:
-        built = build_gated(self, self.config)
+        built = build_ffns(self, self.config)
         plain_post_init(self)
         replicate_widened(self, built)
 
@@ -60,7 +60,7 @@ def refuse_mismatch(model: Any, load_config: Any, loading_info: Any) -> None:
     ``ignore_mismatched_sizes=True`` would fill it at random.
     """
     mismatched = {key: (found, wanted) for key, found, wanted in loading_info.mismatched_keys}
-    if not mismatched or not (gated_modules(model) or getattr(model.config, "hf_glu", None)):
+    if not mismatched or not (owned_activations(model) or getattr(model.config, "hf_glu", None)):
         return
     for site in find_sites(model):
         for key in _projection_keys(site):

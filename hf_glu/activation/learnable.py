@@ -1,0 +1,131 @@
+"""``learnable_N``: a trainable mix of elementwise activations (Learnable Activations, https://arxiv.org/abs/2605.26647).
+
+    y = sum_k a_k phi_k(x),   a = (1 - t) m + t e_target
+
+``m`` are the trained coefficients, per layer ``[K]`` or per channel ``[K, width]``; they start at 1 for the first
+function and 0 for the others, so that a model whose activation is the first function computes the same. ``t`` is 0
+unless an annealing schedule drives it to 1, where the mix is purely the target N.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from hf_glu.activation.elementwise import build_elementwise, is_elementwise
+from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
+from hf_glu.registry import GATED, LEARNABLE, Activation, registry
+
+if TYPE_CHECKING:
+    from hf_glu.config import GluConfig
+
+PREFIX = "learnable_"
+PAPER = "Learnable Activations, https://arxiv.org/abs/2605.26647"
+DEFAULT_FUNCTIONS = ("silu", "gelu", "relu", "tanh")
+
+
+class LearnableMix(OwnedActivation):
+    """sum_k a_k phi_k(x). Shapes: input and output ``[..., width]``.
+
+    Args:
+        name: ``learnable_N``.
+        functions: the dictionary; the mix starts at its first function. None: N and `DEFAULT_FUNCTIONS`.
+        width: channels with coefficients of their own; None: one set for all.
+    """
+
+    gated = False
+
+    def __init__(self, name: str, functions: tuple[str, ...] | None = None, width: int | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.target = name.removeprefix(PREFIX)
+        self._build(functions or _default_functions(self.target), width)
+
+    def _build(self, functions: tuple[str, ...], width: int | None) -> None:
+        self.names = functions if self.target in functions else (*functions, self.target)
+        self.functions = nn.ModuleList(build_elementwise(function) for function in self.names)
+        shape = (len(self.names),) if width is None else (len(self.names), width)
+        self.mix = nn.Parameter(torch.empty(shape))
+        self.annealed = nn.Buffer(torch.zeros(()))
+        if self.mix.device.type != "meta":
+            self.reset_parameters()
+
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Take the dictionary and the coefficients' shape from ``config.hf_glu``."""
+        mix = options.mix or {}
+        functions = tuple(mix.get("functions", self.names))
+        channels = width if mix.get("per") == "channel" else None
+        if functions != self.names or channels is not None:
+            self._build(functions, channels)
+
+    def coefficients(self) -> Tensor:
+        """Return a: ``[K]`` or ``[K, width]``."""
+        pure = torch.zeros_like(self.mix)
+        pure[self.names.index(self.target)] = 1
+        return (1 - self.annealed) * self.mix + self.annealed * pure
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the mix."""
+        mix = self.coefficients().to(x.dtype)
+        terms = [mix[k] * function(x) for k, function in enumerate(self.functions)]
+        return torch.stack(terms).sum(0) if len(terms) > 4 else sum(terms[1:], terms[0])
+
+    def reset_parameters(self) -> None:
+        """Start at the first function, unannealed."""
+        start = torch.zeros(self.mix.shape)
+        start[0] = 1
+        init.copy_(self.mix, start)
+        init.zeros_(self.annealed)
+        for name, function in zip(self.names, self.functions, strict=True):
+            reset_elementwise(function, name)
+
+    def extra_repr(self) -> str:
+        """Show the name and the dictionary in the model's printout."""
+        return f"{self.name!r}, {', '.join(self.names)}"
+
+
+def mix_functions(source: str, target: str) -> tuple[str, ...]:
+    """Return the dictionary with which ``target`` (learnable, gated or not) starts at ``source``."""
+    base = registry[target].gate or target
+    base = base.removeprefix(PREFIX)
+    return (source, base) if source != base else _default_functions(base)
+
+
+def _default_functions(base: str) -> tuple[str, ...]:
+    return (base, *(function for function in DEFAULT_FUNCTIONS if function != base))
+
+
+def mixes(model: nn.Module) -> list[LearnableMix]:
+    """Return every learnable mix of a model."""
+    return [module for module in model.modules() if isinstance(module, LearnableMix)]
+
+
+def base_of(name: str) -> str:
+    """Return the plain activation that a learnable one is annealed to."""
+    return name.removeprefix(PREFIX)
+
+
+def _derive(name: str) -> Activation | None:
+    """``learnable_N`` for elementwise and gated N."""
+    base = base_of(name)
+    if base == name:
+        return None
+    entry = registry.find(base)
+    if entry is None and is_elementwise(base):
+        return Activation(
+            name=name, equation="sum_k a_k phi_k(x), a trained", paper=PAPER, flags=frozenset({LEARNABLE}),
+            factory=partial(LearnableMix, name),
+        )  # fmt: skip
+    if entry is None or GATED not in entry.flags or entry.gate is None:
+        return None
+    return Activation(
+        name=name, equation="sum_k a_k phi_k(g) * u, a trained", paper=PAPER, flags=frozenset({GATED, LEARNABLE}),
+        factory=partial(GatedActivation, name), gate=PREFIX + entry.gate,
+    )  # fmt: skip
+
+
+registry.add_rule("learnable_N", _derive)

@@ -1,0 +1,69 @@
+"""Folding learnable mixes that have become pure into the plain activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_glu.activation import GatedActivation, OwnedActivation, registry
+from hf_glu.activation.learnable import LearnableMix, base_of, mixes
+from hf_glu.config import GluConfig
+from hf_glu.errors import ConversionError, NoSiteError
+from hf_glu.layers.build import native_gate
+from hf_glu.layers.fields import activation_of, write_activation
+from hf_glu.layers.sites import find_sites
+from hf_glu.layers.source import enclosing_configs
+from hf_glu.registry import GATED
+
+
+def freeze_mix(model: Any) -> None:
+    """Replace every learnable mix by the plain activation that it was annealed to, in place.
+
+    The model computes the same afterwards, and its config names the plain activation and nothing else.
+
+    Raises:
+        NoSiteError: the model has no learnable mix.
+        ConversionError: a mix isn't pure: anneal it to the end first. Nothing is changed then.
+    """
+    sites = [site for site in find_sites(model) if isinstance(site.act, OwnedActivation) and mixes(site.act)]
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no learnable activation to freeze")
+    for site in sites:
+        for mix in mixes(site.act):
+            if not is_pure(mix):
+                raise ConversionError(
+                    f"{site.name}: the mix is annealed to {float(mix.annealed):.0%} only, so that freezing it would "
+                    "change the model: hf_glu.anneal(model, 1.0) first"
+                )
+    configs = {id(config): config for site in sites for config in enclosing_configs(model, site.name)}
+    for site in sites:
+        _fold(site)
+    for config in configs.values():
+        name = activation_of(config)
+        if name is not None and name != base_of(name):
+            _write(config, base_of(name), native=all(site.native for site in sites))
+
+
+def is_pure(mix: LearnableMix) -> bool:
+    """Tell whether the coefficients are exactly 1 for the target and 0 for all else."""
+    pure = torch.zeros_like(mix.mix)
+    pure[mix.names.index(mix.target)] = 1
+    return bool(torch.equal(mix.coefficients(), pure))
+
+
+def _fold(site: Any) -> None:
+    mix = mixes(site.act)[0]
+    plain = mix.functions[mix.names.index(mix.target)]
+    if isinstance(site.act, GatedActivation):
+        plain = GatedActivation(base_of(site.act.name), phi=plain)
+    site.set_act(plain.train(site.act.training))
+
+
+def _write(config: Any, base: str, *, native: bool) -> None:
+    entry = registry.find(base)
+    options = GluConfig.of(config).to_dict()
+    options.pop("mix", None)
+    plain = native and "layers" not in options and entry is not None and GATED in entry.flags
+    write_activation(config, native_gate(base) if plain else base)
+    config.hf_glu = None if plain or entry is None else options
