@@ -54,6 +54,7 @@ class GluConfig:
 
     Attributes:
         version: format of this entry, 1.
+        activation: the gated activation, where the model's family has no field of its own for it (Bloom, MPT, XLM).
         dense_act: elementwise activation of whatever reads the same config field but is not a gated FFN (an LM
             head's transform, layers outside of ``layers``). None: the config class's own default.
         bias: bias on the fused in-projection ``[gate | up]``. None: as the stock class has it.
@@ -68,6 +69,7 @@ class GluConfig:
     """
 
     version: int = VERSION
+    activation: str | None = None
     dense_act: str | None = None
     bias: bool | None = None
     layers: LayerSpec = None
@@ -79,8 +81,9 @@ class GluConfig:
             raise OptionError(
                 f"config.hf_glu has version {self.version!r}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
             )
-        if self.dense_act is not None and not isinstance(self.dense_act, str):
-            raise OptionError(f"config.hf_glu dense_act must be an activation's name, got {self.dense_act!r}")
+        for key in ("activation", "dense_act"):
+            if not isinstance(getattr(self, key), str | None):
+                raise OptionError(f"config.hf_glu {key} must be an activation's name, got {getattr(self, key)!r}")
         if self.bias is not None and not isinstance(self.bias, bool):
             raise OptionError(f"config.hf_glu bias must be true, false or null, got {self.bias!r}")
         check_width(self.width)

@@ -24,7 +24,7 @@ LEVELS = (
     ("plugin", "conversion"),
     ("hub", "launch"),
     ("checkpoint", "doctor"),
-    ("verification", "training"),
+    ("verification", "training", "coverage"),
     ("card",),
     ("report",),
     ("cli",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import nn
 from transformers.activations import ACT2FN, ClassInstantier
 
@@ -47,14 +48,35 @@ SAME_FUNCTION = (
 LAYOUT_FREE = frozenset({"relu", "relu2", "relu6", "leaky_relu", "prelu", "linear", "hardswish"})
 
 
+SAME_VALUE = 2e-6
+
+
 def same_function(first: str, second: str) -> bool:
     """Tell whether two elementwise names stand for one function (up to rounding)."""
     return first == second or any(first in names and second in names for names in SAME_FUNCTION)
 
 
-def name_of(act: object, candidates: tuple[str, ...]) -> str | None:
-    """Return the first of ``candidates`` whose module is of the same class as ``act``."""
-    for name in candidates:
-        if is_elementwise(name) and type(build_elementwise(name)) is type(act):
-            return name
-    return None
+def name_of(act: nn.Module, candidates: tuple[str, ...]) -> str | None:
+    """Return the first of ``candidates`` whose module is of the same class as ``act``, else one of the same values."""
+    built = {name: build_elementwise(name) for name in dict.fromkeys(candidates) if is_elementwise(name)}
+    same = (name for name, module in built.items() if type(module) is type(act))
+    return next(same, None) or _name_by_value(act, built)
+
+
+@torch.no_grad()
+def _name_by_value(act: nn.Module, built: dict[str, nn.Module]) -> str | None:
+    """Return the name whose function ``act`` computes, up to rounding: families write GELU and others themselves."""
+    if any(True for _ in act.parameters()):
+        return None
+    grid = torch.linspace(-6, 6, 1001)
+    try:
+        value = act(grid)
+        distances = {
+            name: float((module(grid) - value).abs().max())
+            for name, module in built.items()
+            if not list(module.parameters())
+        }
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return None  # it takes more than a tensor: I-BERT's
+    name = min(distances, key=distances.__getitem__)
+    return name if distances[name] <= SAME_VALUE else None

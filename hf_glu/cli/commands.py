@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_glu.cli import tables
-from hf_glu.errors import OptionError
+from hf_glu.errors import OptionError, UnknownNameError, nearest
 
 app = typer.Typer(
     help="Gated feed-forward networks for stock Transformers models.",
@@ -124,3 +124,29 @@ def run(context: typer.Context) -> int:
     from hf_glu.launch import run_with_plugin
 
     return run_with_plugin(context.args)
+
+
+@app.command()
+def coverage(
+    only: Annotated[list[str] | None, typer.Option(help="A model type (again for more); all text families.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Convert a tiny model of each of Transformers' text families by an exact route, save and reload it."""
+    import time
+
+    from tqdm.auto import tqdm
+
+    from hf_glu.coverage import tiny
+    from hf_glu.coverage.survey import Coverage, survey
+
+    types = tiny.model_types()
+    for name in only or []:
+        if name not in types:
+            raise UnknownNameError(f"unknown model type {name!r}; {nearest(name, types)}")
+    start = time.perf_counter()
+    rows = tuple(tqdm(survey(only), total=len(only or types), desc="families", leave=False))
+    result = Coverage(rows=rows, seconds=time.perf_counter() - start)
+    if markdown:
+        markdown.write_text(result.markdown(), encoding="utf-8")
+    tables.emit(result, tables.coverage, json=json)

@@ -135,6 +135,18 @@ def finetuned(data: Data, console: Console) -> None:
     console.print(f"{data['seconds']:.0f} s in all")
 
 
+def coverage(data: Data, console: Console) -> None:
+    """Show the coverage of the text families."""
+    shown = table("Coverage", "model type", "class", "#sites", "converted to", "#max |difference|", "#s", "reason")
+    for row in data["rows"]:
+        shown.add_row(
+            row["model_type"], row["model_class"], str(row["sites"]), row["target"] or "-",
+            number(row["max_abs_difference"]), f"{row['seconds']:.1f}", row["reason"] or "",
+        )  # fmt: skip
+    console.print(shown)
+    console.print(data["summary"])
+
+
 def diagnosis(data: Data, console: Console) -> None:
     """Show what the doctor found, a line each."""
     for check in data["checks"]:

@@ -16,16 +16,15 @@ from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.entries import config_entries, mix_options
 from hf_glu.conversion.fitting import Fit, FitOptions, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_values
-from hf_glu.conversion.measure import SiteProbe
+from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import Step, plan
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import OptionError
-from hf_glu.layers.build import configure, native_gate
+from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.sites import Site
-from hf_glu.probe import max_abs_difference, probe_inputs, run
 from hf_glu.registry import GATED
 
 
@@ -75,12 +74,7 @@ def convert(
     if calibration is None and any(step.narrows for step in planned.steps):
         raise OptionError("fewer hidden units need calibration=: texts or tensors that the old FFNs are reproduced on")
     batches = None if calibration is None else make_batches(model, calibration, tokenizer)
-    probe, before = SiteProbe([step.site for step in planned.steps]), dict[str, Tensor]()
-    if check:
-        inputs = dict(probe_inputs(model) if inputs is None else inputs)
-        with probe.recording():
-            before = run(model, inputs)
-        probe.reference()
+    comparison = Comparison(model, [step.site for step in planned.steps], inputs) if check else None
     fits = {
         step.site.name: _convert_site(model, step, target, batches, distill_steps)
         for step in planned.steps
@@ -88,14 +82,11 @@ def convert(
     }
     for entry in entries:
         entry.write()
-    differences = max_abs_difference(before, run(model, inputs or {})) if check else None
-    errors = probe.errors() if check else {}
-    names = [step.site.name for step in planned.steps]
-    sites = [
-        SiteReport(step=step, relative_error=errors.get(name), fit=fits.get(name))
-        for name, step in zip(names, planned.steps, strict=True)
-    ]
-    return Report(plan=planned, sites=tuple(sites), differences=differences)
+    give_dense_configs(model, planned.steps[0].source)
+    differences, errors = comparison.finish() if comparison else (None, {})
+    reports = [(step, errors.get(step.site.name), fits.get(step.site.name)) for step in planned.steps]
+    sites = tuple(SiteReport(step=step, relative_error=error, fit=fitted) for step, error, fitted in reports)
+    return Report(plan=planned, sites=sites, differences=differences)
 
 
 def _convert_site(

@@ -15,7 +15,7 @@ from hf_glu.errors import ConversionError, OptionError
 from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import activation_field, width_field, write_activation
 from hf_glu.layers.sites import Site, find_sites
-from hf_glu.layers.source import enclosing_configs
+from hf_glu.layers.source import governing_configs
 from hf_glu.registry import LEARNABLE
 from hf_glu.selection import LayerSpec, selected
 
@@ -37,7 +37,7 @@ class Entry:
     width: int | None = None
 
     def write(self) -> None:
-        """Write it."""
+        """Write it; an activation for which the family has no field goes into the options."""
         write_activation(self.config, self.activation)
         self.config.hf_glu = self.options
         if self.width is not None:
@@ -53,9 +53,8 @@ def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
     changed = {step.site.name: step for step in planned.steps if step.changes}
     owned: dict[int, tuple[Any, list[Site]]] = {}
     for site in find_sites(model):
-        for config in enclosing_configs(model, site.name):
-            if activation_field(config):
-                owned.setdefault(id(config), (config, []))[1].append(site)
+        for config in governing_configs(model, site):
+            owned.setdefault(id(config), (config, []))[1].append(site)
     return [
         _entry(config, sites, changed, planned.target)
         for config, sites in owned.values()
@@ -73,6 +72,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], target: str
         return Entry(config=config, activation=native_gate(target), options=None, width=_native_width(config, steps))
     added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
     options = GluConfig(
+        activation=None if activation_field(config) else target,
         dense_act=old.dense_act or steps[0].source,
         bias=True if added else old.bias,
         layers=layers,

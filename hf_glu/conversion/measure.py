@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_glu.layers.forward import ffn_output
 from hf_glu.layers.sites import Site
+from hf_glu.probe import max_abs_difference, probe_inputs, run
 
 TOKENS = 256
 
@@ -58,3 +59,19 @@ class SiteProbe:
                 now = ffn_output(site, self._inputs[site.name]).double()
                 errors[site.name] = float((now - then).norm() / then.norm().clamp_min(1e-30))
         return errors
+
+
+class Comparison:
+    """A model's outputs before a conversion, to be compared with those after it."""
+
+    def __init__(self, model: Any, sites: list[Site], inputs: Mapping[str, Any] | None) -> None:
+        self._model = model
+        self._inputs = probe_inputs(model) if inputs is None else dict(inputs)
+        self._probe = SiteProbe(sites)
+        with self._probe.recording():
+            self._before = run(model, self._inputs)
+        self._probe.reference()
+
+    def finish(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return max |after - before| of each output, and the relative error of each FFN by itself."""
+        return max_abs_difference(self._before, run(self._model, self._inputs)), self._probe.errors()

@@ -7,6 +7,7 @@ LM head's transform, layers that were not chosen) gets the dense activation.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -14,9 +15,10 @@ from torch import nn
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig, iso_width
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
-from hf_glu.layers.fields import default_activation
+from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
 from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.table import LOOK_UP_IN_FORWARD
 from hf_glu.selection import highest, selected
 
 
@@ -41,9 +43,9 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         OptionError: the options select layers that the model doesn't have.
         ConversionError: the activation can't be the gate of a natively gated family.
     """
-    if not owned_activations(model):
-        return []
     options = GluConfig.of(config)
+    if options.activation is None and not owned_activations(model):
+        return []
     sites = find_sites(model)
     if not sites:
         raise NoSiteError(
@@ -51,6 +53,9 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"
         )
     check_selection(sites, options)
+    for site in sites if options.activation else []:
+        if not site.activation and selected(options.layers, site.layer, site.stack):
+            site.set_act(registry[str(options.activation)].factory())
     dense = options.dense_act or default_activation(config)
     ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
     placed = {id(site.act) for site in ours}
@@ -58,7 +63,17 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         if id(module) not in placed:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
+    give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
+
+
+def give_dense_configs(model: nn.Module, dense: str) -> None:
+    """Give the modules that look an activation up in their forward a config of their own, which names the dense one."""
+    for module in model.modules():
+        if type(module).__name__ in LOOK_UP_IN_FORWARD and registry.find(activation_of(module.config)):
+            private = copy.copy(module.config)
+            write_activation(private, dense)
+            module.config = private
 
 
 def check_selection(sites: list[Site], options: GluConfig) -> None:

@@ -115,13 +115,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     seen: set[int] = set()
     for name, module in model.named_modules():
         for row in SITE_TABLE:
-            if not _matches(module, row):
+            if not _matches(module, row) or (row.exclusive and _model_type(model) not in row.families):
                 continue
             key = id(_follow(module, row.out_proj))
             if key not in seen:
                 seen.add(key)
                 sites.append(Site(name=name, row=row, anchor=module, layer=_layer(name), stack=_stack(name, model)))
-            break
     return sites
 
 
@@ -147,8 +146,14 @@ def _matches(module: nn.Module, row: SiteRow) -> bool:
     if row.gate is not None:
         gate = _follow(module, row.gate)
         return isinstance(gate, LINEAR) and out_features(gate) == out_features(in_proj) == in_features(out_proj)
-    widened = row.kind == "dense" and out_features(in_proj) == 2 * in_features(out_proj)
-    return widened or out_features(in_proj) == ratio * in_features(out_proj)
+    act = _follow(module, row.act)
+    if row.kind == "dense" and isinstance(act, OwnedActivation) and out_features(in_proj) == 2 * in_features(out_proj):
+        return act.gated
+    return out_features(in_proj) == ratio * in_features(out_proj)
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def _layer(name: str) -> int:

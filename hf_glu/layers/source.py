@@ -11,7 +11,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.elementwise import elementwise_names, name_of
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
-from hf_glu.layers.fields import activation_of
+from hf_glu.layers.fields import activation_field, activation_of
 from hf_glu.layers.sites import Site
 
 
@@ -22,6 +22,13 @@ def enclosing_configs(model: nn.Module, name: str) -> Iterator[Any]:
         config = getattr(model.get_submodule(".".join(parts[:end])), "config", None)
         if hasattr(config, "to_dict"):
             yield config
+
+
+def governing_configs(model: nn.Module, site: Site) -> list[Any]:
+    """Return the configs whose activation field governs a site; where none has one, those of its own family."""
+    around = list(enclosing_configs(model, site.name))
+    fielded = [config for config in around if activation_field(config)]
+    return fielded or [config for config in around if type(config) is type(around[0])]
 
 
 def source_activation(model: nn.Module, site: Site) -> str:
