@@ -9,6 +9,7 @@ unless an annealing schedule drives it to 1, where the mix is purely the target 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,14 @@ class LearnableMix(OwnedActivation):
         if functions != self.names or channels is not None:
             self._build(functions, channels)
 
+    @torch.no_grad()
+    def start_at(self, name: str, function: nn.Module) -> None:
+        """Start at ``function``, which takes the place of the dictionary's own one of that name."""
+        index = self.names.index(name)
+        self.functions[index] = function
+        self.mix.zero_()
+        self.mix[index] = 1
+
     def coefficients(self) -> Tensor:
         """Return a: ``[K]`` or ``[K, width]``."""
         pure = torch.zeros_like(self.mix)
@@ -88,11 +97,11 @@ class LearnableMix(OwnedActivation):
         return f"{self.name!r}, {', '.join(self.names)}"
 
 
-def mix_functions(source: str, target: str) -> tuple[str, ...]:
-    """Return the dictionary with which ``target`` (learnable, gated or not) starts at ``source``."""
-    base = registry[target].gate or target
-    base = base.removeprefix(PREFIX)
-    return (source, base) if source != base else _default_functions(base)
+def mix_functions(sources: Iterable[str], target: str) -> tuple[str, ...]:
+    """Return the dictionary with which ``target`` (learnable, gated or not) can start at each of ``sources``."""
+    base = (registry[target].gate or target).removeprefix(PREFIX)
+    functions = tuple(dict.fromkeys([*sources, base]))
+    return functions if len(functions) > 1 else _default_functions(base)
 
 
 def _default_functions(base: str) -> tuple[str, ...]:

@@ -75,8 +75,9 @@ def convert(
         raise OptionError("fewer hidden units need calibration=: texts or tensors that the old FFNs are reproduced on")
     batches = None if calibration is None else make_batches(model, calibration, tokenizer)
     comparison = Comparison(model, [step.site for step in planned.steps], inputs) if check else None
+    sources = [step.source for step in planned.steps if step.changes]
     fits = {
-        step.site.name: _convert_site(model, step, target, batches, distill_steps)
+        step.site.name: _convert_site(model, step, target, sources, batches, distill_steps)
         for step in planned.steps
         if step.changes
     }
@@ -90,12 +91,12 @@ def convert(
 
 
 def _convert_site(
-    model: Any, step: Step, target: str, batches: Batches | None, distill_steps: int | None
+    model: Any, step: Step, target: str, sources: list[str], batches: Batches | None, distill_steps: int | None
 ) -> Fit | None:
     """Convert one site, and fit it where its route is approximate and there are calibration data."""
     site = step.site
     if batches is None or step.route.promise != APPROXIMATE or site.kind == "experts":
-        _apply(step, target, None)
+        _apply(step, target, None, sources)
         return None
     x = site_inputs(model, site, batches)
     dtype = site.out_proj.weight.dtype
@@ -103,7 +104,7 @@ def _convert_site(
         module.float()
     old = outputs_of(partial(ffn_output, site), x)
     kept = _best_units(site, x, step.width) if step.narrows else None
-    _apply(step, target, kept)
+    _apply(step, target, kept, sources)
     steps = (FitOptions.steps if step.narrows else 0) if distill_steps is None else distill_steps
     result = fit(site, x, old, FitOptions(steps=steps))
     for module in projections(site):
@@ -118,7 +119,7 @@ def _best_units(site: Site, x: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _apply(step: Step, target: str, kept: Tensor | None) -> None:
+def _apply(step: Step, target: str, kept: Tensor | None, sources: list[str]) -> None:
     """Convert one site; ``kept`` are the units that stay (None: all)."""
     site = step.site
     if kept is not None:
@@ -129,15 +130,15 @@ def _apply(step: Step, target: str, kept: Tensor | None) -> None:
     if site.native or not site.activation:
         act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
         site.set_act(act.to(device=_device(site), dtype=_dtype(site)).train(old.training))
-        _start_at(site, step, old, target)
+        _start_at(site, step, old, target, sources)
 
 
-def _start_at(site: Site, step: Step, old: nn.Module, target: str) -> None:
+def _start_at(site: Site, step: Step, old: nn.Module, target: str, sources: list[str]) -> None:
     """Hand the old activation itself on to the new one, where that contains it: it may have trained parameters."""
-    configure(site, GluConfig(mix=mix_options(step, target)))
+    configure(site, GluConfig(mix=mix_options(sources, target)))
     inner = site.act.phi if isinstance(site.act, GatedActivation) else site.act
     if isinstance(inner, LearnableMix):
-        inner.functions[0] = old
+        inner.start_at(step.source, old)
     elif isinstance(site.act, GatedActivation) and step.source == registry[target].gate:
         site.act.phi = old
 

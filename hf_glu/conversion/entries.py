@@ -56,13 +56,14 @@ def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
         for config in governing_configs(model, site):
             owned.setdefault(id(config), (config, []))[1].append(site)
     return [
-        _entry(config, sites, changed, planned.target)
+        _entry(config, sites, changed, planned)
         for config, sites in owned.values()
         if any(site.name in changed for site in sites)
     ]
 
 
-def _entry(config: Any, sites: list[Site], changed: dict[str, Step], target: str) -> Entry:
+def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Plan) -> Entry:
+    target = planned.target
     steps = [changed[site.name] for site in sites if site.name in changed]
     old = GluConfig.of(config)
     gated = [site for site in sites if site.name in changed or site.activation]
@@ -76,24 +77,24 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], target: str
         dense_act=old.dense_act or steps[0].source,
         bias=True if added else old.bias,
         layers=layers,
-        mix=_mix(steps, target, old),
+        mix=_mix(planned, old),
         width=_width(gated, changed, old),
     )
     return Entry(config=config, activation=target, options=options.to_dict())
 
 
-def mix_options(step: Step, target: str) -> dict[str, Any] | None:
-    """Return what ``config.hf_glu`` says of a learnable activation that starts at the step's."""
+def mix_options(sources: list[str], target: str) -> dict[str, Any] | None:
+    """Return what ``config.hf_glu`` says of a learnable activation that starts at each site's own."""
     if LEARNABLE not in registry[target].flags:
         return None
-    return {"functions": list(mix_functions(step.source, target))}
+    return {"functions": list(mix_functions(sources, target))}
 
 
-def _mix(steps: list[Step], target: str, old: GluConfig) -> dict[str, Any] | None:
-    wanted = [mix_options(step, target) for step in steps]
-    if any(mix != wanted[0] for mix in wanted) or (old.mix and old.mix != wanted[0]):
-        raise ConversionError("the layers' activations differ, so that their mixes would start differently")
-    return wanted[0]
+def _mix(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
+    mix = mix_options([step.source for step in planned.steps if step.changes], planned.target)
+    if old.mix and old.mix != mix:
+        raise ConversionError("other layers have a mix of other functions: convert all of them at once")
+    return mix
 
 
 def _native_width(config: Any, steps: list[Step]) -> int | None:

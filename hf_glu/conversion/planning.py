@@ -154,6 +154,7 @@ def plan(
     sites = chosen_sites(model, layers, exclude)
     check_width(None if width == "keep" else width)
     steps = tuple(_step(model, site, target, width, fitted) for site in sites)
+    steps = _with_mixes(steps, target)
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
     return Plan(
@@ -162,6 +163,16 @@ def plan(
         parameters_before=total,
         parameters_after=total + added,
         bytes_per_parameter=next(model.parameters()).element_size(),
+    )
+
+
+def _with_mixes(steps: tuple[Step, ...], target: str) -> tuple[Step, ...]:
+    """Count the coefficients of learnable mixes, whose dictionary holds the activations of all sites."""
+    if LEARNABLE not in registry[target].flags:
+        return steps
+    count = len(mix_functions([step.source for step in steps if step.changes], target))
+    return tuple(
+        replace(step, parameters_after=step.parameters_after + count) if step.changes else step for step in steps
     )
 
 
@@ -193,8 +204,7 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
         route = replace(route, name=name, promise=APPROXIMATE, note=NARROW_NOTE)
     gains = GATED in registry[target].flags and not (site.native or site.widened)
     per_unit = _unit_parameters(site, gated=True, bias=gains and bool(route.up_bias))
-    mixed = len(mix_functions(source, target)) if route.name.startswith("mix") else 0
-    fixed = mixed + count - before * _unit_parameters(site, gated=not gains, bias=False)
+    fixed = count - before * _unit_parameters(site, gated=not gains, bias=False)
     return Step(
         site=site, source=source, route=route, width_before=before, width=after, iso=width == "iso",
         parameters_before=count, parameters_after=count if after == before and not gains else fixed + after * per_unit,

@@ -39,6 +39,10 @@ REASONS = {
     "hy_v4": "its experts call their activation in their forward",
     "minimax_m3_vl_text": "its gates call their activation in their forward",
     "dbrx": "its bank of experts is a 2-D parameter",
+    "neomme": "its config admits hidden_act='relu2' only",
+    "qwen4_exp": "its config admits only activations that its linear attention's output gate has, too",
+    "qwen4_exp_text": "its config admits only activations that its linear attention's output gate has, too",
+    "zamba": "it ties its shared layers' tensors as parameters, which the mix's annealing state isn't",
     "inkling2_text": "its experts' activation takes gate and up",
 }
 

@@ -18,7 +18,8 @@ from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
 from hf_glu.layers.sites import Site, find_sites
-from hf_glu.layers.table import LOOK_UP_IN_FORWARD
+from hf_glu.layers.source import governing_configs
+from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
 from hf_glu.selection import highest, selected
 
 
@@ -53,9 +54,8 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"
         )
     check_selection(sites, options)
-    for site in sites if options.activation else []:
-        if not site.activation and selected(options.layers, site.layer, site.stack):
-            site.set_act(registry[str(options.activation)].factory())
+    for site in sites:
+        _place_activation(model, site)
     dense = options.dense_act or default_activation(config)
     ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
     placed = {id(site.act) for site in ours}
@@ -67,9 +67,21 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     return [site for site in ours if site.widened]
 
 
+def _place_activation(model: nn.Module, site: Site) -> None:
+    """Give a site whose class has an activation of its own the one that its config names."""
+    config = governing_configs(model, site)[0]
+    options = GluConfig.of(config)
+    entry = registry.find(options.activation or activation_of(config))
+    if entry and not site.activation and selected(options.layers, site.layer, site.stack):
+        site.set_act(entry.factory())
+
+
 def give_dense_configs(model: nn.Module, dense: str) -> None:
-    """Give the modules that look an activation up in their forward a config of their own, which names the dense one."""
+    """Let modules that look an activation up by its name in their forward find the dense one."""
     for module in model.modules():
+        for attribute in NAME_ATTRIBUTES:
+            if registry.find(module.__dict__.get(attribute)):
+                setattr(module, attribute, dense)
         if type(module).__name__ in LOOK_UP_IN_FORWARD and registry.find(activation_of(module.config)):
             private = copy.copy(module.config)
             write_activation(private, dense)
@@ -108,6 +120,7 @@ def configure(site: Site, options: GluConfig) -> None:
     act = site.act
     if isinstance(act, OwnedActivation) and not getattr(act, "_configured", False):
         act.configure(options, site.width)
+        act.to(dtype=next(site.anchor.parameters()).dtype)  # xIELU is built in bfloat16 wherever it is
         act._configured = True  # type: ignore[assignment]
 
 

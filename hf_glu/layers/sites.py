@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_glu.activation import OwnedActivation
 from hf_glu.layers.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
-from hf_glu.layers.table import SITE_TABLE, Kind, SiteRow
+from hf_glu.layers.table import NO_FFN, SITE_TABLE, Kind, SiteRow
 from hf_glu.selection import STACKS
 
 
@@ -65,14 +65,14 @@ class Site:
     def hidden(self) -> int:
         """Size of the FFN's input."""
         if self.kind == "experts":
-            return int(getattr(self.anchor, self.row.out_proj).shape[1])
+            return int(_follow(self.anchor, self.row.out_proj).shape[1])
         return in_features(self.in_proj)
 
     @property
     def width(self) -> int:
         """Number of hidden units (of the product, where gated)."""
         if self.kind == "experts":
-            return int(getattr(self.anchor, self.row.out_proj).shape[2])
+            return int(_follow(self.anchor, self.row.out_proj).shape[2])
         return in_features(self.out_proj)
 
     @property
@@ -133,7 +133,11 @@ def _follow(module: nn.Module, path: str) -> Any:
 
 
 def _matches(module: nn.Module, row: SiteRow) -> bool:
-    if not hasattr(module, row.in_proj.split(".")[0]) or (row.absent and hasattr(module, row.absent)):
+    if (
+        type(module).__name__ in NO_FFN
+        or not hasattr(module, row.in_proj.split(".")[0])
+        or (row.absent and hasattr(module, row.absent))
+    ):
         return False
     if not isinstance(_follow(module, row.act), nn.Module):
         return False

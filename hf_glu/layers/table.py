@@ -104,6 +104,12 @@ SITE_TABLE = (
     _row("mpt", "dense", "up_proj act down_proj", "mpt", absent="gate_proj"),
 )
 
+# Modules that look like an FFN and are none: routers, gates and embeddings of patches.
+NO_FFN = frozenset({"AXK2GateMLP", "ZayaRouterMLP", "NeoMMEPatchEmbeddings", "VoxtralRealtimeTextAdaRmsNorm"})
+
+# Attributes in which modules other than FFNs (mixers, gated norms) keep the name that the config's field had.
+NAME_ATTRIBUTES = ("activation", "hidden_act")
+
 # Modules that look their activation up by the config's name in their forward: they get a config with a dense one.
 LOOK_UP_IN_FORWARD = frozenset(
     f"{family}ClassificationHead"
