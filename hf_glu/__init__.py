@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from hf_glu.conversion import convert as convert
     from hf_glu.conversion import freeze_mix as freeze_mix
     from hf_glu.conversion import plan as plan
+    from hf_glu.conversion import revert as revert
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
+    from hf_glu.streaming import convert_stream as convert_stream
     from hf_glu.training.annealing import AnnealCallback as AnnealCallback
     from hf_glu.training.annealing import anneal as anneal
     from hf_glu.training.groups import parameter_groups as parameter_groups
@@ -36,10 +38,12 @@ _LAZY = {
     "anneal": "hf_glu.training.annealing",
     "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint",
+    "convert_stream": "hf_glu.streaming",
     "find_sites": "hf_glu.layers.sites",
     "freeze_mix": "hf_glu.conversion",
     "parameter_groups": "hf_glu.training.groups",
     "plan": "hf_glu.conversion",
+    "revert": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",
     "verify": "hf_glu.verification",
 }

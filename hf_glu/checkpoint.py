@@ -144,10 +144,14 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def copy_other_files(source: Path, destination: Path) -> None:
-    """Copy what belongs to a checkpoint beside weights and config: tokenizer, vocabulary, subfolders."""
+def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
+    """Copy what belongs to a checkpoint beside weights and config (but for ``keep``): tokenizer, subfolders."""
     for path in sorted(source.iterdir()):
-        if path.name in _WRITTEN_ANEW or path.name.startswith(".") or path.name.endswith(_WEIGHTS):
+        if (
+            (path.name in _WRITTEN_ANEW and path.name not in keep)
+            or path.name.startswith(".")
+            or path.name.endswith(_WEIGHTS)
+        ):
             continue
         if path.is_dir():
             shutil.copytree(path, destination / path.name, dirs_exist_ok=True)

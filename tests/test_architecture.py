@@ -24,7 +24,7 @@ LEVELS = (
     ("plugin", "conversion"),
     ("hub", "launch"),
     ("checkpoint", "doctor"),
-    ("verification", "training", "coverage"),
+    ("verification", "training", "coverage", "streaming"),
     ("card",),
     ("report",),
     ("cli",),

@@ -70,6 +70,7 @@ def convert(
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
     check: Annotated[bool, typer.Option(help="Run the model before and after, and report the difference.")] = True,
+    stream: Annotated[bool, typer.Option("--stream", help="Tensor by tensor, for models larger than memory.")] = False,
     json: Json = False,
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks."""
@@ -82,7 +83,10 @@ def convert(
         return
     if destination is None:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
-    report = hf_glu.convert_checkpoint(source, destination, to, layers=layers, exclude=exclude, check=check)
+    if stream:
+        report = hf_glu.convert_stream(source, destination, to, layers=layers, exclude=exclude)
+    else:
+        report = hf_glu.convert_checkpoint(source, destination, to, layers=layers, exclude=exclude, check=check)
     tables.emit(report, tables.report, json=json)
 
 
