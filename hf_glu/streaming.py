@@ -26,6 +26,7 @@ from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.errors import CheckpointError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
+from hf_glu.routes import Route
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -53,17 +54,14 @@ class _Output:
 
 @dataclass(frozen=True, kw_only=True)
 class _Change:
-    """How the tensors of one in-projection change: ``gate = s W``, ``up = t W``, biases ``s b`` and ``t b + c``."""
+    """How the tensors of one in-projection change."""
 
-    constants: Callable[[torch.dtype], tuple[float, float, float]]
+    route: Route
     transposed: bool
     adds_bias: bool
 
     def widen(self, tensor: Tensor, *, bias: bool) -> Tensor:
-        s, t, c = self.constants(tensor.dtype)
-        up = tensor * t if t else torch.zeros_like(tensor)
-        gate = tensor * s if s != 1 else tensor
-        return torch.cat([gate, up + c if bias else up], dim=int(self.transposed and not bias))
+        return self.route.widen(tensor, bias=bias, dim=int(self.transposed and not bias))
 
 
 def convert_stream(
@@ -159,7 +157,7 @@ def _changes(skeleton: Any, planned: Plan, keys: set[str]) -> dict[str, _Change]
 
 def _change(step: Step, *, has_bias: bool) -> _Change:
     return _Change(
-        constants=step.route.constants,
+        route=step.route,
         transposed=isinstance(step.site.in_proj, Conv1D),
         adds_bias=bool(step.route.up_bias) and not has_bias,
     )

@@ -1,7 +1,7 @@
 """Streaming conversion of a checkpoint larger than the memory it takes: its peak memory and its time, as ratios.
 
-Generates a random GPT-2 checkpoint (bf16, sharded), converts it with ``hf-glu convert --stream`` in a process of its own,
-and copies the same bytes (reads the source, writes as much as the result has) in another, in turns.
+Generates a random GPT-2 checkpoint (bf16, sharded), converts it with ``hf-glu convert --stream`` in a process of its
+own, and copies the same bytes (reads the source, writes as much as the result has), in turns.
 
     python recipes/stream.py [--gigabytes 3] [--shard 500] [--rounds 3]
 """
@@ -9,7 +9,6 @@ and copies the same bytes (reads the source, writes as much as the result has) i
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -99,10 +98,7 @@ def main(
             size = sum(path.stat().st_size for path in result.glob("*.safetensors"))
             copies.append(copy_bytes(source, Path(scratch, "copy"), size))
         taken, copied, peak = statistics.median(times), statistics.median(copies), max(peaks)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    print(
-        f"checkpoint {gigabytes:g} GB, shards of {shard} MB (largest {largest:.0f} MB), {rounds} rounds; this script {own:.0f} MB"
-    )
+    print(f"checkpoint {gigabytes:g} GB, shards of {shard} MB (largest {largest:.0f} MB), {rounds} rounds")
     print(f"peak resident memory {peak:.0f} MB = largest shard + {peak - largest:.0f} MB (ratio {peak / largest:.2f})")
     print(
         f"time {taken:.1f} s, copying the same bytes {copied:.1f} s: {taken / copied:.2f}x (medians, imports included)"

@@ -20,7 +20,7 @@ LEVELS = (
     ("config",),
     ("activation",),
     ("layers",),
-    ("probe",),
+    ("probe", "routes"),
     ("plugin", "conversion"),
     ("hub", "launch"),
     ("checkpoint", "doctor"),

@@ -12,8 +12,8 @@ from transformers.activations import ACT2FN
 
 import hf_glu
 from hf_glu.activation.elementwise import elementwise_names
-from hf_glu.conversion.routes import HALF_INVERSE, HALF_SLOPE, find_route
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
+from hf_glu.routes import HALF_INVERSE, HALF_SLOPE, find_route
 
 # dense -> gated, exact (up to rounding)
 EXACT = [("silu", "glu"), ("relu2", "reglu"), ("quick_gelu", "glu"), ("quick_gelu", "swiglu"), ("swish", "swiglu")]

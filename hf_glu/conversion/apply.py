@@ -19,13 +19,13 @@ from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import Step, plan
 from hf_glu.conversion.report import Report, SiteReport
-from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import OptionError
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.sites import Site
 from hf_glu.registry import GATED
+from hf_glu.routes import APPROXIMATE
 
 
 def convert(
@@ -162,12 +162,8 @@ def _keep_units(site: Site, kept: Tensor) -> None:
 
 def _widen(site: Site, step: Step) -> None:
     """Turn a dense site's in-projection into ``[gate | up]`` by its route's formula."""
-    in_proj = site.in_proj
+    in_proj, route = site.in_proj, step.route
     rows, bias = weight_rows(in_proj), in_proj.bias
-    s, t, c = step.route.constants(rows.dtype)
-    new_rows = torch.cat([rows * s if s != 1 else rows, rows * t if t else torch.zeros_like(rows)])
-    new_bias = None
-    if bias is not None or c:
-        old = torch.zeros_like(rows[:, 0]) if bias is None else bias
-        new_bias = torch.cat([old * s if s != 1 else old, old * t + c])
-    set_rows(in_proj, new_rows, new_bias)
+    if bias is None and route.up_bias:
+        bias = torch.zeros_like(rows[:, 0])
+    set_rows(in_proj, route.widen(rows, bias=False), None if bias is None else route.widen(bias, bias=True))

@@ -13,13 +13,13 @@ from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import PREFIX, mix_functions
 from hf_glu.config import GluConfig, check_width
 from hf_glu.conversion.guard import check_convertible
-from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.build import check_selection, gated_width, native_gate
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import source_activation
 from hf_glu.registry import GATED, LEARNABLE
+from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route, mix_route
 from hf_glu.selection import check_layers, selected
 
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
@@ -239,22 +239,13 @@ def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
             )
         return NO_CHANGE
     if LEARNABLE in registry[target].flags:
-        return _mix_route(source, gated=GATED in registry[target].flags)
+        return mix_route(source, gated=GATED in registry[target].flags)
     try:
         return find_route(source, target)
     except ConversionError:
         if not fitted:
             raise
         return FITTED
-
-
-def _mix_route(source: str, *, gated: bool) -> Route:
-    return Route(
-        name=f"mix, all {source} at first" + (", up = 1" if gated else ""),
-        promise=EXACT,
-        up_bias=float(gated),
-        note="train it; hf_glu.anneal drives the mix to the target, hf_glu.freeze_mix folds it",
-    )
 
 
 def _native_route(source: str, target: str) -> Route:
@@ -264,7 +255,7 @@ def _native_route(source: str, target: str) -> Route:
     if LEARNABLE in registry[target].flags:
         if source.startswith(PREFIX):
             raise ConversionError(f"the gate is {source} already")
-        return _mix_route(source, gated=False)
+        return mix_route(source, gated=False)
     return Route(
         name=f"gate activation {source} -> {gate}",
         promise=APPROXIMATE,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig
 from hf_glu.conversion.guard import check_convertible, check_values
-from hf_glu.conversion.routes import find_route
 from hf_glu.errors import ConversionError, NoSiteError
 from hf_glu.layers.fields import write_activation
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs
+from hf_glu.routes import find_route
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +38,8 @@ def revert(model: Any) -> int:
 
     Raises:
         NoSiteError: nothing is converted.
-        ConversionError: an FFN was trained, fitted or narrowed, so that no dense one computes the same; nothing is changed.
+        ConversionError: an FFN was trained, fitted or narrowed, so that no dense one computes the same. Nothing is
+            changed then.
     """
     check_convertible(model)
     check_values(model)

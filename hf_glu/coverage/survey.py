@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_glu.conversion import convert
-from hf_glu.conversion.routes import exact_targets
 from hf_glu.errors import HfGluError
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import source_activation
 from hf_glu.probe import max_abs_difference, run
+from hf_glu.routes import exact_targets
 
 TOLERANCE = 1e-6
 BLEND = "learnable_swiglu"  # exact from any activation, and for natively gated families

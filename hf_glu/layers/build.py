@@ -8,6 +8,7 @@ LM head's transform, layers that were not chosen) gets the dense activation.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -57,6 +58,10 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     for site in sites:
         _place_activation(model, site)
     dense = options.dense_act or default_activation(config)
+    new = [site.in_proj for site in sites if site.kind == "dense" and not site.widened]
+    if options.bias and new and all(linear.bias is not None for linear in new):
+        options = replace(options, bias=None)  # they have one anyway
+        config.hf_glu = options.to_dict()
     ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
     placed = {id(site.act) for site in ours}
     for name, module in owned_activations(model):

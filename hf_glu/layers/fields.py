@@ -19,7 +19,13 @@ def activation_of(config: Any) -> str | None:
     field = activation_field(config)
     if field is None:
         return None
-    value = getattr(config, field)
+    return plain_name(getattr(config, field))
+
+
+def plain_name(value: Any) -> str | None:
+    """Return the activation that a config's value names, without T5's ``gated-``."""
+    if not isinstance(value, str):
+        return None
     return "gelu_new" if value == "gated-gelu" else value.removeprefix(GATED_PREFIX)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import wraps
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -26,8 +28,12 @@ def install(module: ModuleType, patches: Patches) -> None:
 
     @wraps(plain_from_dict)
     def from_dict(cls: type, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        loaded = dict(config_dict)
         built = plain_from_dict(cls, config_dict, **kwargs)
-        settle(built[0] if isinstance(built, tuple) else built)
+        config = built[0] if isinstance(built, tuple) else built
+        settle(config)
+        if "transformers.core_model_loading" in sys.modules:
+            import_module("hf_glu.plugin.loading").remember_dense(config, loaded)
         return built
 
     patches.set(base, "__post_init__", post_init)

@@ -12,16 +12,18 @@ from hf_glu.layers.build import build_ffns, owned_activations
 from hf_glu.layers.fields import activation_of, sync_derived
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.tensor_parallel import replicate_widened
+from hf_glu.plugin.loading import converters, forget_converters
 from hf_glu.plugin.patching import Patches, require
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    """Wrap four methods of ``PreTrainedModel``; all pass through where no gated activation is used."""
+    """Wrap four methods of ``PreTrainedModel`` and its weight conversions; all pass through without a gate of ours."""
     model_class = require(module, "PreTrainedModel")
     plain_init = require(model_class, "__init__", "config")
     plain_post_init = require(model_class, "post_init")
     plain_initialize = require(model_class, "_initialize_weights", "module")
     plain_finalize = require(model_class, "_finalize_model_loading", "model", "load_config", "loading_info")
+    plain_mapping = require(module, "get_model_conversion_mapping", "model")
 
     @wraps(plain_init)
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -43,14 +45,20 @@ def install(module: ModuleType, patches: Patches) -> None:
             return
         plain_initialize(self, module, *args, **kwargs)
 
+    @wraps(plain_mapping)
+    def conversion_mapping(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return [*plain_mapping(model, *args, **kwargs), *converters(model)]
+
     @wraps(plain_finalize)
     def finalize(model: Any, load_config: Any, loading_info: Any) -> Any:
+        forget_converters(model)
         refuse_mismatch(model, load_config, loading_info)
         return plain_finalize(model, load_config, loading_info)
 
     patches.set(model_class, "__init__", init)
     patches.set(model_class, "post_init", post_init)
     patches.set(model_class, "_initialize_weights", initialize_weights)
+    patches.set(module, "get_model_conversion_mapping", conversion_mapping)
     patches.set(model_class, "_finalize_model_loading", staticmethod(finalize))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
@@ -54,6 +55,23 @@ class Route:
         if self.gate_scale == SLOPE and self.up_bias and dtype in (torch.bfloat16, torch.float16):
             return HALF_SLOPE, self.up_scale, HALF_INVERSE
         return self.gate_scale, self.up_scale, self.up_bias
+
+    def widen(self, tensor: Tensor, *, bias: bool, dim: int = 0) -> Tensor:
+        """Return ``[gate | up]`` along ``dim`` for the dense in-projection's weight, or its bias."""
+        s, t, c = self.constants(tensor.dtype)
+        gate = tensor * s if s != 1 else tensor
+        up = tensor * t if t else torch.zeros_like(tensor)
+        return torch.cat([gate, up + c if bias else up], dim=dim)
+
+
+def mix_route(source: str, *, gated: bool) -> Route:
+    """Return the route to a learnable mix that starts at ``source``."""
+    return Route(
+        name=f"mix, all {source} at first" + (", up = 1" if gated else ""),
+        promise=EXACT,
+        up_bias=float(gated),
+        note="train it; hf_glu.anneal drives the mix to the target, hf_glu.freeze_mix folds it",
+    )
 
 
 UNIT_UP = Route(name="up = 1", promise=EXACT, up_bias=1.0)
