@@ -10,15 +10,15 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from hf_glu.checkpoint import check_destination, copy_other_files, first_line, load_skeleton, staged_folder
+from hf_glu.checkpoint import check_destination, copy_other_files, load_skeleton, staged_folder
 from hf_glu.conversion import plan
 from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.planning import Plan, Step
@@ -29,27 +29,34 @@ from hf_glu.jsonio import write_json
 from hf_glu.routes import Route
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHUNK = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """One tensor in a shard: where its bytes are."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    size: int
+
+    def read(self, file: BinaryIO) -> Tensor:
+        """Return the tensor."""
+        file.seek(self.begin)
+        data = bytearray(file.read(self.size))
+        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Output:
-    """One tensor to write: its dtype and shape, and what makes it."""
+    """One tensor to write; ``make`` writes its bytes."""
 
     dtype: str
     shape: list[int]
-    make: Callable[[], Tensor]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * DTYPES[self.dtype].itemsize
+    size: int
+    make: Callable[[BinaryIO, BinaryIO], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +97,8 @@ def convert_stream(
     with staged_folder(destination) as stage:
         weight_map: dict[str, str] = {}
         total = 0
-        for shard, keys in shards.items():
-            sizes = _convert_shard(folder / shard, stage / shard, keys, changes)
+        for shard, tensors in shards.items():
+            sizes = _convert_shard(folder / shard, stage / shard, tensors, changes)
             weight_map |= dict.fromkeys(sizes, shard)
             total += sum(sizes.values())
         if (folder / INDEX).is_file():
@@ -105,36 +112,43 @@ def convert_stream(
     return Report(plan=planned, sites=sites, differences=None)
 
 
-def _shards(folder: Path) -> dict[str, list[str]]:
-    """Return the keys that each shard is to have."""
+def _shards(folder: Path) -> dict[str, dict[str, _Stored]]:
+    """Return the tensors that each shard has."""
     if (folder / INDEX).is_file():
         try:
-            weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            weight_map: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{folder / INDEX} is no index of shards: {error}") from error
-        shards: dict[str, list[str]] = {}
+        shards = {shard: _read_header(folder / shard) for shard in dict.fromkeys(weight_map.values())}
         for key, shard in weight_map.items():
-            shards.setdefault(shard, []).append(key)
-    elif (folder / SINGLE).is_file():
-        shards = {SINGLE: []}
-    else:
-        raise CheckpointError(f"{folder} has no {SINGLE} and no {INDEX}: streaming reads safetensors only")
-    for shard, keys in shards.items():
-        with _opened(folder / shard) as file:
-            have = set(file.keys())
-        if missing := sorted(set(keys) - have):
-            raise CheckpointError(f"{folder / shard} lacks {missing[0]}, which the index says it has")
-        shards[shard] = keys or sorted(have)
-    return shards
+            if key not in shards[shard]:
+                raise CheckpointError(f"{folder / shard} lacks {key}, which the index says it has")
+        return shards
+    if (folder / SINGLE).is_file():
+        return {SINGLE: _read_header(folder / SINGLE)}
+    raise CheckpointError(f"{folder} has no {SINGLE} and no {INDEX}: streaming reads safetensors only")
 
 
-def _opened(path: Path) -> Any:
+def _read_header(path: Path) -> dict[str, _Stored]:
+    """Return the tensors of a safetensors file (https://github.com/huggingface/safetensors#format)."""
     if not path.is_file():
         raise CheckpointError(f"the shard {path} is missing")
+    size = path.stat().st_size
     try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {first_line(error)}") from error
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length) if length < size else b"")
+        stored = {
+            key: _Stored(dtype=entry["dtype"], shape=entry["shape"], begin=8 + length + begin, size=end - begin)
+            for key, entry in header.items()
+            if key != "__metadata__"
+            for begin, end in [entry["data_offsets"]]
+        }
+    except (struct.error, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file") from error
+    if any(tensor.begin + tensor.size > size for tensor in stored.values()):
+        raise CheckpointError(f"{path} is truncated: it has {size} bytes, its header says more")
+    return stored
 
 
 def _changes(skeleton: Any, planned: Plan, keys: set[str]) -> dict[str, _Change]:
@@ -163,48 +177,58 @@ def _change(step: Step, *, has_bias: bool) -> _Change:
     )
 
 
-def _convert_shard(source: Path, destination: Path, keys: list[str], changes: Mapping[str, _Change]) -> dict[str, int]:
+def _convert_shard(
+    source: Path, destination: Path, tensors: Mapping[str, _Stored], changes: Mapping[str, _Change]
+) -> dict[str, int]:
     """Write one shard; return the size of each of its tensors in bytes."""
-    try:
-        with _opened(source) as file:
-            outputs = {key: output for name in keys for key, output in _outputs(file, name, changes)}
-            _write_safetensors(destination, outputs, file.metadata() or {"format": "pt"})
-    except SafetensorError as error:
-        raise CheckpointError(f"{source} can't be read: {first_line(error)}") from error
-    return {key: output.size for key, output in outputs.items()}
-
-
-def _outputs(file: Any, key: str, changes: Mapping[str, _Change]) -> Iterator[tuple[str, _Output]]:
-    """Yield what becomes of one tensor of a shard."""
-    module, _, kind = key.rpartition(".")
-    found = file.get_slice(key)
-    dtype, shape = found.get_dtype(), list(found.get_shape())
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{key} has the dtype {dtype}: convert the unquantized checkpoint")
-    change = changes.get(module) if kind in ("weight", "bias") else None
-    if change is None:
-        yield key, _Output(dtype=dtype, shape=shape, make=lambda: file.get_tensor(key))
-        return
-    bias, axis = kind == "bias", int(change.transposed and kind == "weight")
-    wide = [extent * 2 if number == axis else extent for number, extent in enumerate(shape)]
-    yield key, _Output(dtype=dtype, shape=wide, make=lambda: change.widen(file.get_tensor(key), bias=bias))
-    if change.adds_bias and not bias:
-        zeros = torch.zeros(shape[axis], dtype=DTYPES[dtype])
-        yield f"{module}.bias", _Output(dtype=dtype, shape=[wide[axis]], make=lambda: change.widen(zeros, bias=True))
-
-
-def _write_safetensors(path: Path, outputs: Mapping[str, _Output], metadata: dict[str, str]) -> None:
-    """Write a safetensors file (https://github.com/huggingface/safetensors#format) a tensor at a time."""
-    header: dict[str, Any] = {"__metadata__": metadata}
+    outputs = {key: output for name, stored in tensors.items() for key, output in _outputs(name, stored, changes)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for key, output in outputs.items():
         header[key] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": [offset, offset + output.size]}
         offset += output.size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+    with source.open("rb") as file, destination.open("wb") as out:
+        out.write(struct.pack("<Q", len(encoded)) + encoded)
         for output in outputs.values():
-            tensor = output.make().contiguous()
-            if tensor.numel():
-                file.write(tensor.flatten().view(torch.uint8).numpy().data)
+            output.make(file, out)
+    return {key: output.size for key, output in outputs.items()}
+
+
+def _outputs(key: str, stored: _Stored, changes: Mapping[str, _Change]) -> Iterator[tuple[str, _Output]]:
+    """Yield what becomes of one tensor of a shard."""
+    module, _, kind = key.rpartition(".")
+    change = changes.get(module) if kind in ("weight", "bias") else None
+    if change is None:
+        yield key, _Output(dtype=stored.dtype, shape=stored.shape, size=stored.size, make=partial(_copy, stored))
+        return
+    if stored.dtype not in DTYPES:
+        raise CheckpointError(f"{key} has the dtype {stored.dtype}: convert the unquantized checkpoint")
+    bias, axis = kind == "bias", int(change.transposed and kind == "weight")
+    wide = [extent * 2 if number == axis else extent for number, extent in enumerate(stored.shape)]
+    make = partial(_widen, stored, change, bias=bias)
+    yield key, _Output(dtype=stored.dtype, shape=wide, size=2 * stored.size, make=make)
+    if change.adds_bias and not bias:
+        extra = _Stored(dtype=stored.dtype, shape=[stored.shape[axis]], begin=0, size=0)
+        size = wide[axis] * DTYPES[stored.dtype].itemsize
+        make = partial(_widen, extra, change, bias=True)
+        yield f"{module}.bias", _Output(dtype=stored.dtype, shape=[wide[axis]], size=size, make=make)
+
+
+def _copy(stored: _Stored, file: BinaryIO, out: BinaryIO) -> None:
+    file.seek(stored.begin)
+    left = stored.size
+    while left:
+        part = file.read(min(left, CHUNK))
+        if not part:
+            raise CheckpointError(f"{file.name} ended while it was read")
+        out.write(part)
+        left -= len(part)
+
+
+def _widen(stored: _Stored, change: _Change, file: BinaryIO, out: BinaryIO, *, bias: bool) -> None:
+    """Write ``[gate | up]``; a tensor without bytes of its own is the zero bias that a bias-free family gets."""
+    dense = stored.read(file) if stored.size else torch.zeros(stored.shape, dtype=DTYPES[stored.dtype])
+    wide = change.widen(dense, bias=bias).contiguous()
+    out.write(wide.flatten().view(torch.uint8).numpy().data)

@@ -86,7 +86,7 @@ class Widen(ConversionOps):
 
 
 def converters(model: Any) -> list[WeightConverter]:
-    """Return the conversions for the in-projections of ``model`` that are widened and whose dense activation is known."""
+    """Return the conversions for the widened in-projections of ``model`` whose dense activation is known."""
     found: dict[str, list[WeightConverter]] = {}
     for site in find_sites(model):
         dense = GluConfig.of(governing_configs(model, site)[0]).dense_act
