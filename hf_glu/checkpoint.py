@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,23 +85,47 @@ def _model_class(config: Any) -> Any:
     return base[0] if isinstance(base, (list, tuple)) else base
 
 
+def load_tokenizer(source: str | os.PathLike[str]) -> Any:
+    """Return the tokenizer beside a checkpoint, with a token to pad with.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve(source)
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
+        raise CheckpointError(f"{source} has no tokenizer, which texts need")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return the lines of a text file that aren't empty.
+
+    Raises:
+        CheckpointError: there is no such file, or no text in it.
+    """
+    try:
+        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} can't be read as text: {getattr(error, 'strerror', None) or error}") from error
+    if not texts:
+        raise CheckpointError(f"{path} has no text in it")
+    return texts
+
+
 def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Any]:
     """Return ``texts`` as the inputs that the tokenizer beside a checkpoint makes of them.
 
     Raises:
         CheckpointError: there is no tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    folder = resolve(source)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
-        raise CheckpointError(f"{source} has no tokenizer: give none of --text, or a checkpoint with one")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+    return dict(load_tokenizer(source)(texts, padding=True, truncation=True, return_tensors="pt"))
 
 
 def first_line(error: Exception) -> str:
@@ -164,8 +188,11 @@ def convert_checkpoint(
     destination: str | os.PathLike[str],
     target: str,
     *,
+    width: int | str = "keep",
     layers: Any = None,
     exclude: str | None = None,
+    calibration: Sequence[str] | None = None,
+    distill_steps: int | None = None,
     check: bool = True,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
@@ -175,7 +202,8 @@ def convert_checkpoint(
 
     Args:
         source, destination: the checkpoints.
-        target, layers, exclude, check: as in `hf_glu.convert`.
+        target, width, layers, exclude, distill_steps, check: as in `hf_glu.convert`.
+        calibration: texts, for the tokenizer beside the checkpoint.
 
     Raises:
         CheckpointError: one of the two can't be read or written.
@@ -183,10 +211,16 @@ def convert_checkpoint(
     """
     folder = resolve(source)
     check_destination(destination)
-    plan(load_skeleton(folder), target, layers=layers, exclude=exclude)  # says what can't be before weights are read
+    fitted = calibration is not None
+    # says what can't be before weights are read
+    plan(load_skeleton(folder), target, width=width, layers=layers, exclude=exclude, fitted=fitted)
+    tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:
         model = load_model(folder)
-        report = convert(model, target, layers=layers, exclude=exclude, check=check)
+        report = convert(
+            model, target, width=width, layers=layers, exclude=exclude, calibration=calibration, tokenizer=tokenizer,
+            distill_steps=distill_steps, check=check,
+        )  # fmt: skip
         model.save_pretrained(stage)
         copy_other_files(folder, stage)
         write_json(stage / REPORT_FILE, report.to_dict())

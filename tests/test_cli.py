@@ -6,6 +6,8 @@ import sys
 
 import pytest
 from pico import FAMILIES
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import hf_glu
 from hf_glu import cli
@@ -15,6 +17,14 @@ from hf_glu import cli
 def dense(tmp_path):
     FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "dense")
     return tmp_path / "dense"
+
+
+@pytest.fixture
+def tokenized(dense):
+    inner = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 5, "the": 6, "film": 7}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(dense)
+    return dense
 
 
 @pytest.fixture
@@ -70,6 +80,15 @@ def test_convert_and_verify(run, dense, tmp_path):
     assert "different" in out
 
 
+def test_equal_parameters(run, tokenized, tmp_path):
+    (tmp_path / "texts.txt").write_text("a film\n\nthe film a\n" * 40)
+    options = ["--to", "geglu", "--width", "iso", "--calibration", tmp_path / "texts.txt"]
+    report = json_of(run("convert", tokenized, tmp_path / "iso", *options, "--json"))
+    assert report["sites"][0]["width_after"] == 27
+    assert report["sites"][0]["fit"]["after"] <= report["sites"][0]["fit"]["before"]
+    assert json.loads((tmp_path / "iso" / "config.json").read_text())["hf_glu"]["width"] == 27
+
+
 def test_plan_as_a_table_says_what_it_costs(run, dense):
     code, out, _ = run("convert", dense, "--to", "geglu", "--plan")
     assert code == 0
@@ -90,6 +109,10 @@ BAD = {
     "layers": (["convert", "DENSE", "OUT", "--to", "geglu", "--layers", "9"], "0 to 1"),
     "layers unreadable": (["convert", "DENSE", "OUT", "--to", "geglu", "--layers", "x"], "'every 2'"),
     "destination": (["convert", "DENSE", "DENSE", "--to", "geglu"], "exists already"),
+    "width": (["convert", "DENSE", "OUT", "--to", "geglu", "--width", "small"], "'iso'"),
+    "width alone": (["convert", "DENSE", "OUT", "--to", "geglu", "--width", "iso"], "calibration"),
+    "no texts": (["convert", "DENSE", "OUT", "--to", "geglu", "--calibration", "no.txt"], "no.txt"),
+    "fit and stream": (["convert", "DENSE", "OUT", "--to", "geglu", "--width", "9", "--stream"], "--stream"),
     "tolerance": (["verify", "DENSE", "DENSE", "--tolerance", "abc"], "--tolerance"),
     "no tokenizer": (["verify", "DENSE", "DENSE", "--text", "hello"], "tokenizer"),
     "no data": (["finetune", "--model", "DENSE"], "--data"),

@@ -66,6 +66,8 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder or Hub id.")],
     to: Annotated[str, typer.Option("--to", help="The gated activation, see `hf-glu activations`.")],
     destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
+    width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
+    calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
     layers: Layers = None,
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
@@ -75,18 +77,25 @@ def convert(
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks."""
     import hf_glu
-    from hf_glu.checkpoint import load_skeleton
+    from hf_glu.checkpoint import load_skeleton, read_texts
 
+    units = int(width) if width.isdecimal() else width
+    texts = None if calibration is None else read_texts(calibration)
     if plan:
-        planned = hf_glu.plan(load_skeleton(source), to, layers=layers, exclude=exclude)
+        fitted = texts is not None
+        planned = hf_glu.plan(load_skeleton(source), to, width=units, layers=layers, exclude=exclude, fitted=fitted)
         tables.emit(planned, tables.plan, json=json)
         return
     if destination is None:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     if stream:
+        if width != "keep" or texts is not None:
+            raise OptionError("streaming computes no fit: leave --width and --calibration, or --stream, out")
         report = hf_glu.convert_stream(source, destination, to, layers=layers, exclude=exclude)
     else:
-        report = hf_glu.convert_checkpoint(source, destination, to, layers=layers, exclude=exclude, check=check)
+        report = hf_glu.convert_checkpoint(
+            source, destination, to, width=units, layers=layers, exclude=exclude, calibration=texts, check=check
+        )
     tables.emit(report, tables.report, json=json)
 
 
