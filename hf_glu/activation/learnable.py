@@ -73,9 +73,13 @@ class LearnableMix(OwnedActivation):
 
     def coefficients(self) -> Tensor:
         """Return a: ``[K]`` or ``[K, width]``."""
+        return (1 - self.annealed) * self.mix + self.annealed * self.pure()
+
+    def pure(self) -> Tensor:
+        """Return the coefficients of the target alone, in the shape of the mix."""
         pure = torch.zeros_like(self.mix)
         pure[self.names.index(self.target)] = 1
-        return (1 - self.annealed) * self.mix + self.annealed * pure
+        return pure
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the mix."""

@@ -47,9 +47,7 @@ def freeze_mix(model: Any) -> None:
 
 def is_pure(mix: LearnableMix) -> bool:
     """Tell whether the coefficients are exactly 1 for the target and 0 for all else."""
-    pure = torch.zeros_like(mix.mix)
-    pure[mix.names.index(mix.target)] = 1
-    return bool(torch.equal(mix.coefficients(), pure))
+    return bool(torch.equal(mix.coefficients(), mix.pure()))
 
 
 def _fold(site: Any) -> None:
