@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.conversion import Report, convert, plan
+from hf_glu.conversion.steps import Target
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
@@ -186,7 +187,7 @@ def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] =
 def convert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    target: str,
+    target: Target,
     *,
     width: int | str = "keep",
     layers: Any = None,

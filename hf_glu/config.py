@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hf_glu.errors import OptionError, UnknownNameError, nearest
-from hf_glu.selection import LayerSpec, check_layers
+from hf_glu.selection import LayerSpec, check_layers, selected
 
 VERSION = 1
 MULTIPLE = 64
@@ -45,6 +45,24 @@ def check_mix(mix: Any) -> None:
         raise OptionError(f"config.hf_glu mix per must be 'layer' or 'channel', got {mix['per']!r}")
 
 
+def check_by_layer(names: Any) -> None:
+    """Raise OptionError unless ``names`` is None or maps selections of layers to activations' names."""
+    if names is None:
+        return
+    if not isinstance(names, Mapping) or not names:
+        raise OptionError(f"activations by layer must be such as {{'0-3': 'geglu', '4,5': 'swiglu'}}, got {names!r}")
+    for layers, name in names.items():
+        if not isinstance(layers, str) or not isinstance(name, str):
+            raise OptionError(f"activations by layer map such as '0-3' to a name, got {layers!r}: {name!r}")
+        check_layers(layers)
+
+
+def name_at(names: Mapping[str, str] | None, layer: int, stack: str | None) -> str | None:
+    """Return the value of the first key of ``names`` that selects ``layer`` of ``stack``, or None."""
+    found = (name for layers, name in (names or {}).items() if selected(check_layers(layers), layer, stack))
+    return next(found, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GluConfig:
     """Options of the gated feed-forward networks of one model; every field has a good default.
@@ -59,6 +77,8 @@ class GluConfig:
             head's transform, layers outside of ``layers``). None: the config class's own default.
         bias: bias on the fused in-projection ``[gate | up]``. None: as the stock class has it.
         layers: which layers are gated (see :mod:`hf_glu.selection`). None: all.
+        by_layer: activations of some of these layers, ``{"0-3": "geglu"}``; the first key that selects a layer counts.
+            None: all have the model's own.
         mix: of ``learnable_`` activations: ``{"functions": [...], "per": "layer" or "channel"}``; the mix starts at the
             first function. None: the plain activation first, per layer.
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
@@ -73,6 +93,7 @@ class GluConfig:
     dense_act: str | None = None
     bias: bool | None = None
     layers: LayerSpec = None
+    by_layer: dict[str, str] | None = None
     mix: dict[str, Any] | None = None
     width: int | str | None = None
 
@@ -89,6 +110,7 @@ class GluConfig:
         check_width(self.width)
         check_mix(self.mix)
         object.__setattr__(self, "layers", check_layers(self.layers))
+        check_by_layer(self.by_layer)
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:
@@ -109,6 +131,12 @@ class GluConfig:
     def of(cls, config: Any) -> GluConfig:
         """Read the options of a Transformers config."""
         return cls.from_dict(getattr(config, "hf_glu", None))
+
+    def name_at(self, name: str | None, layer: int, stack: str | None) -> str | None:
+        """Return the activation at ``layer`` of ``stack``, where the model's own is ``name``; None: none of ours."""
+        if not selected(self.layers, layer, stack):
+            return None
+        return name_at(self.by_layer, layer, stack) or name
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain dict that ``config.json`` stores: the version and whatever is not the default."""

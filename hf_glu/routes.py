@@ -56,6 +56,10 @@ class Route:
             return HALF_SLOPE, self.up_scale, HALF_INVERSE
         return self.gate_scale, self.up_scale, self.up_bias
 
+    def same_weights(self, other: Route) -> bool:
+        """Tell whether ``other`` gives the same weights."""
+        return self.constants(torch.float32) == other.constants(torch.float32)
+
     def widen(self, tensor: Tensor, *, bias: bool, dim: int = 0) -> Tensor:
         """Return ``[gate | up]`` along ``dim`` for the dense in-projection's weight, or its bias."""
         s, t, c = self.constants(tensor.dtype)

@@ -1,7 +1,7 @@
 """Which layers: ``None`` (all), ``[0, 2]``, ``"0-5,8"``, ``"every 2"`` (0, 2, ...), ``"encoder"``, or a mapping.
 
 A mapping gives each stack of an encoder-decoder its own selection, ``{"encoder": "0-3"}``; a stack that it does not
-name has none. Layers are counted from 0 in each stack.
+name has none. ``"encoder 0-3"`` says the same. Layers are counted from 0 in each stack.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ STACKS = ("encoder", "decoder")
 LayerSpec = None | str | list[int] | dict[str, Any]
 
 _EVERY = re.compile(r"every\s+(\d+)")
+_IN_STACK = re.compile(rf"({'|'.join(STACKS)})\s+(.+)")
 _RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
@@ -33,6 +34,8 @@ def check_layers(spec: Any) -> LayerSpec:
     if isinstance(spec, str):
         if spec in STACKS:
             return {spec: "all"}
+        if match := _IN_STACK.fullmatch(spec.strip()):
+            return check_layers({match[1]: match[2]})
         _parse(spec)
         return spec
     if isinstance(spec, (list, tuple, set, frozenset, range)):

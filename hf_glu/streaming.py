@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from hf_glu.checkpoint import check_destination, copy_other_files, load_skeleton, staged_folder
 from hf_glu.conversion import plan
 from hf_glu.conversion.entries import config_entries
-from hf_glu.conversion.planning import Plan, Step
 from hf_glu.conversion.report import Report, SiteReport
+from hf_glu.conversion.steps import Plan, Step, Target
 from hf_glu.errors import CheckpointError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
@@ -74,7 +74,7 @@ class _Change:
 def convert_stream(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    target: str,
+    target: Target,
     *,
     layers: Any = None,
     exclude: str | None = None,

@@ -64,7 +64,10 @@ def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")],
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder or Hub id.")],
-    to: Annotated[str, typer.Option("--to", help="The gated activation, see `hf-glu activations`.")],
+    to: Annotated[
+        list[str],
+        typer.Option("--to", help="The gated activation; or LAYERS=NAME such as 0-3=geglu (again for more)."),
+    ],
     destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
@@ -79,11 +82,12 @@ def convert(
     import hf_glu
     from hf_glu.checkpoint import load_skeleton, read_texts
 
+    target = _target(to)
     units = int(width) if width.isdecimal() else width
     texts = None if calibration is None else read_texts(calibration)
     if plan:
         fitted = texts is not None
-        planned = hf_glu.plan(load_skeleton(source), to, width=units, layers=layers, exclude=exclude, fitted=fitted)
+        planned = hf_glu.plan(load_skeleton(source), target, width=units, layers=layers, exclude=exclude, fitted=fitted)
         tables.emit(planned, tables.plan, json=json)
         return
     if destination is None:
@@ -91,12 +95,22 @@ def convert(
     if stream:
         if width != "keep" or texts is not None:
             raise OptionError("streaming computes no fit: leave --width and --calibration, or --stream, out")
-        report = hf_glu.convert_stream(source, destination, to, layers=layers, exclude=exclude)
+        report = hf_glu.convert_stream(source, destination, target, layers=layers, exclude=exclude)
     else:
         report = hf_glu.convert_checkpoint(
-            source, destination, to, width=units, layers=layers, exclude=exclude, calibration=texts, check=check
+            source, destination, target, width=units, layers=layers, exclude=exclude, calibration=texts, check=check
         )
     tables.emit(report, tables.report, json=json)
+
+
+def _target(to: list[str]) -> str | dict[str, str]:
+    """Read ``--to``: a name, or LAYERS=NAME any number of times."""
+    if len(to) == 1 and "=" not in to[0]:
+        return to[0]
+    pairs = [part.partition("=") for part in to]
+    if not all(layers and name for layers, _, name in pairs):
+        raise OptionError(f"--to is one name, or LAYERS=NAME such as 0-3=geglu for each choice, got {' '.join(to)!r}")
+    return {layers.strip(): name.strip() for layers, _, name in pairs}
 
 
 @app.command()

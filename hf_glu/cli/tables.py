@@ -82,6 +82,11 @@ def _steps(data: Data, title: str) -> Table:
     return shown
 
 
+def _target(data: Data) -> str:
+    target = data["target"]
+    return target if isinstance(target, str) else ", ".join(f"{name} ({layers})" for layers, name in target.items())
+
+
 def _costs(data: Data, console: Console) -> None:
     console.print(f"parameters         {change(data['parameters_before'], data['parameters_after'])}")
     console.print(f"FFN parameters     {change(data['ffn_parameters_before'], data['ffn_parameters_after'])}")
@@ -93,14 +98,14 @@ def _costs(data: Data, console: Console) -> None:
 
 def plan(data: Data, console: Console) -> None:
     """Show a plan."""
-    console.print(_steps(data, f"Plan: {len(data['sites'])} FFNs to {data['target']} ({data['promise']})"))
+    console.print(_steps(data, f"Plan: {len(data['sites'])} FFNs to {_target(data)} ({data['promise']})"))
     _costs(data, console)
 
 
 def report(data: Data, console: Console) -> None:
     """Show a conversion's report."""
     title = "converted" if data["changes"] else "already converted: nothing changed"
-    console.print(_steps(data, f"{len(data['sites'])} FFNs to {data['target']} ({data['promise']}), {title}"))
+    console.print(_steps(data, f"{len(data['sites'])} FFNs to {_target(data)} ({data['promise']}), {title}"))
     _costs(data, console)
     if data["max_abs_difference"] is not None:
         console.print(f"max |difference|   {data['max_abs_difference']:.1e} of the model's outputs")

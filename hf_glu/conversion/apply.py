@@ -13,12 +13,13 @@ from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.config import GluConfig
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
-from hf_glu.conversion.entries import config_entries, mix_options
+from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.fitting import Fit, FitOptions, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import Step, plan
+from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, SiteReport
+from hf_glu.conversion.steps import Step, Target
 from hf_glu.errors import OptionError
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
@@ -30,7 +31,7 @@ from hf_glu.routes import APPROXIMATE
 
 def convert(
     model: Any,
-    target: str,
+    target: Target,
     *,
     width: int | str = "keep",
     layers: Any = None,
@@ -41,7 +42,7 @@ def convert(
     inputs: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Report:
-    """Convert ``model``'s feed-forward networks to the gated activation ``target``, in place.
+    """Convert ``model``'s feed-forward networks to gated activations, in place.
 
     The in-projection becomes ``[gate | up]`` (twice as many rows), the activation ``target``, and the config says so.
     What the routes promise is measured on ``inputs`` and reported. Converting again to the same target changes nothing.
@@ -53,7 +54,8 @@ def convert(
 
     Args:
         model: a Transformers model of any head.
-        target: a gated name, see `hf_glu.activations`.
+        target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
+            "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
             or a number; fewer units need ``calibration``.
         layers: which layers (see `hf_glu.selection`); None: all.
@@ -75,9 +77,8 @@ def convert(
         raise OptionError("fewer hidden units need calibration=: texts or tensors that the old FFNs are reproduced on")
     batches = None if calibration is None else make_batches(model, calibration, tokenizer)
     comparison = Comparison(model, [step.site for step in planned.steps], inputs) if check else None
-    sources = [step.source for step in planned.steps if step.changes]
     fits = {
-        step.site.name: _convert_site(model, step, target, sources, batches, distill_steps)
+        step.site.name: _convert_site(model, step, planned.mix, batches, distill_steps)
         for step in planned.steps
         if step.changes
     }
@@ -91,12 +92,12 @@ def convert(
 
 
 def _convert_site(
-    model: Any, step: Step, target: str, sources: list[str], batches: Batches | None, distill_steps: int | None
+    model: Any, step: Step, mix: dict[str, Any] | None, batches: Batches | None, distill_steps: int | None
 ) -> Fit | None:
     """Convert one site, and fit it where its route is approximate and there are calibration data."""
     site = step.site
     if batches is None or step.route.promise != APPROXIMATE or site.kind == "experts":
-        _apply(step, target, None, sources)
+        _apply(step, None, mix)
         return None
     x = site_inputs(model, site, batches)
     dtype = site.out_proj.weight.dtype
@@ -104,7 +105,7 @@ def _convert_site(
         module.float()
     old = outputs_of(partial(ffn_output, site), x)
     kept = _best_units(site, x, step.width) if step.narrows else None
-    _apply(step, target, kept, sources)
+    _apply(step, kept, mix)
     steps = (FitOptions.steps if step.narrows else 0) if distill_steps is None else distill_steps
     result = fit(site, x, old, FitOptions(steps=steps))
     for module in projections(site):
@@ -119,9 +120,9 @@ def _best_units(site: Site, x: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _apply(step: Step, target: str, kept: Tensor | None, sources: list[str]) -> None:
+def _apply(step: Step, kept: Tensor | None, mix: dict[str, Any] | None) -> None:
     """Convert one site; ``kept`` are the units that stay (None: all)."""
-    site = step.site
+    site, target = step.site, step.target
     if kept is not None:
         _keep_units(site, kept)
     old = site.act
@@ -130,16 +131,17 @@ def _apply(step: Step, target: str, kept: Tensor | None, sources: list[str]) -> 
     if site.native or not site.activation:
         act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
         site.set_act(act.to(device=_device(site), dtype=_dtype(site)).train(old.training))
-        _start_at(site, step, old, target, sources)
+        _start_at(step, old, mix)
 
 
-def _start_at(site: Site, step: Step, old: nn.Module, target: str, sources: list[str]) -> None:
+def _start_at(step: Step, old: nn.Module, mix: dict[str, Any] | None) -> None:
     """Hand the old activation itself on to the new one, where that contains it: it may have trained parameters."""
-    configure(site, GluConfig(mix=mix_options(sources, target)))
+    site = step.site
+    configure(site, GluConfig(mix=mix))
     inner = site.act.phi if isinstance(site.act, GatedActivation) else site.act
     if isinstance(inner, LearnableMix):
         inner.start_at(step.source, old)
-    elif isinstance(site.act, GatedActivation) and step.source == registry[target].gate:
+    elif isinstance(site.act, GatedActivation) and step.source == registry[step.target].gate:
         site.act.phi = old
 
 

@@ -8,12 +8,11 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import registry
-from hf_glu.activation.learnable import mix_functions
-from hf_glu.config import GluConfig
-from hf_glu.conversion.planning import Plan, Step
+from hf_glu.config import GluConfig, name_at
+from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.layers.build import native_gate
-from hf_glu.layers.fields import activation_field, width_field, write_activation
+from hf_glu.layers.fields import activation_field, activation_of, width_field, write_activation
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs
 from hf_glu.registry import LEARNABLE
@@ -63,35 +62,52 @@ def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
 
 
 def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Plan) -> Entry:
-    target = planned.target
     steps = [changed[site.name] for site in sites if site.name in changed]
     old = GluConfig.of(config)
-    gated = [site for site in sites if site.name in changed or site.activation]
+    names = {site.name: name for site in sites if (name := _name_after(config, site, changed))}
+    gated = [site for site in sites if site.name in names]
+    targets = list(dict.fromkeys(names.values()))
     layers = _layers(gated, sites)
-    learnable = LEARNABLE in registry[target].flags
-    if layers is None and all(site.native for site in sites) and not learnable:
-        return Entry(config=config, activation=native_gate(target), options=None, width=_native_width(config, steps))
+    learnable = any(LEARNABLE in registry[target].flags for target in targets)
+    if layers is None and len(targets) == 1 and all(site.native for site in sites) and not learnable:
+        width = _native_width(config, steps)
+        return Entry(config=config, activation=native_gate(targets[0]), options=None, width=width)
     added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
     options = GluConfig(
-        activation=None if activation_field(config) else target,
+        activation=None if activation_field(config) else targets[0],
         dense_act=old.dense_act or steps[0].source,
         bias=True if added else old.bias,
         layers=layers,
+        by_layer=_by_layer(gated, names, sites) if len(targets) > 1 else None,
         mix=_mix(planned, old),
         width=_width(gated, changed, old),
     )
-    return Entry(config=config, activation=target, options=options.to_dict())
+    return Entry(config=config, activation=targets[0], options=options.to_dict())
 
 
-def mix_options(sources: list[str], target: str) -> dict[str, Any] | None:
-    """Return what ``config.hf_glu`` says of a learnable activation that starts at each site's own."""
-    if LEARNABLE not in registry[target].flags:
-        return None
-    return {"functions": list(mix_functions(sources, target))}
+def _name_after(config: Any, site: Site, changed: dict[str, Step]) -> str | None:
+    """Return the activation of ours that a site has after the conversion: a new one, or what its config says now."""
+    if site.name in changed:
+        return changed[site.name].target
+    options = GluConfig.of(config)
+    name = options.activation or activation_of(config)
+    return options.name_at(name, site.layer, site.stack) if registry.find(name) else None
+
+
+def _by_layer(gated: list[Site], names: dict[str, str], sites: list[Site]) -> dict[str, str]:
+    """Return the mapping from selections of layers to activations that gives ``names``."""
+    several = len({site.stack for site in sites}) > 1
+    layers: dict[tuple[str, str], set[int]] = {}
+    for site in gated:
+        layers.setdefault((f"{site.stack} " if several else "", names[site.name]), set()).add(site.layer)
+    by_layer = {stack + ",".join(map(str, sorted(chosen))): name for (stack, name), chosen in layers.items()}
+    if any(name_at(by_layer, site.layer, site.stack) != names[site.name] for site in gated):
+        raise OptionError("the FFNs of one layer would differ, which a config can't say: widen the choice")
+    return by_layer
 
 
 def _mix(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
-    mix = mix_options([step.source for step in planned.steps if step.changes], planned.target)
+    mix = planned.mix
     if old.mix and old.mix != mix:
         raise ConversionError("other layers have a mix of other functions: convert all of them at once")
     return mix

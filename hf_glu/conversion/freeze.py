@@ -41,7 +41,7 @@ def freeze_mix(model: Any) -> None:
         _fold(site)
     for config in configs.values():
         name = activation_of(config)
-        if name is not None and name != base_of(name):
+        if name is not None and any(other != base_of(other) for other in (name, *(by_layer(config) or {}).values())):
             _write(config, base_of(name), native=all(site.native for site in sites))
 
 
@@ -58,10 +58,17 @@ def _fold(site: Any) -> None:
     site.set_act(plain.train(site.act.training))
 
 
+def by_layer(config: Any) -> dict[str, str] | None:
+    """Return the activations that a config names by layer, or None."""
+    return GluConfig.of(config).by_layer
+
+
 def _write(config: Any, base: str, *, native: bool) -> None:
     entry = registry.find(base)
     options = GluConfig.of(config).to_dict()
     options.pop("mix", None)
-    plain = native and "layers" not in options and entry is not None and GATED in entry.flags
+    if names := by_layer(config):
+        options["by_layer"] = {layers: base_of(other) for layers, other in names.items()}
+    plain = native and not {"layers", "by_layer"} & set(options) and entry is not None and GATED in entry.flags
     write_activation(config, native_gate(base) if plain else base)
     config.hf_glu = None if plain or entry is None else options

@@ -3,140 +3,46 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.activation.learnable import PREFIX, mix_functions
-from hf_glu.config import GluConfig, check_width
+from hf_glu.activation.learnable import PREFIX
+from hf_glu.config import GluConfig, check_by_layer, check_width
 from hf_glu.conversion.guard import check_convertible
+from hf_glu.conversion.steps import NO_CHANGE, Plan, Step, Target, mix_of
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.layers.build import check_selection, gated_width, native_gate
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import source_activation
 from hf_glu.registry import GATED, LEARNABLE
-from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route, mix_route
-from hf_glu.selection import check_layers, selected
+from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
+from hf_glu.selection import check_layers
 
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
-NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """What happens to one site.
-
-    Attributes:
-        site: the site.
-        source: its activation now.
-        route: how it is converted.
-        width_before, width: hidden units.
-        iso: whether the width is the one of equal parameters.
-        parameters_before, parameters_after: of the site.
-    """
-
-    site: Site
-    source: str
-    route: Route
-    width_before: int
-    width: int
-    iso: bool
-    parameters_before: int
-    parameters_after: int
-
-    @property
-    def narrows(self) -> bool:
-        """Whether units are dropped."""
-        return self.width < self.width_before
-
-    @property
-    def changes(self) -> bool:
-        """Whether anything is done."""
-        return self.route is not NO_CHANGE
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the step as plain data."""
-        return {
-            "site": self.site.name,
-            "from": self.source,
-            "route": self.route.name,
-            "promise": self.route.promise,
-            "note": self.route.note,
-            "width_before": self.width_before,
-            "width_after": self.width,
-            "parameters_before": self.parameters_before,
-            "parameters_after": self.parameters_after,
-            # a multiplication and an addition for each weight and token
-            "flops_per_token_before": 2 * self.parameters_before,
-            "flops_per_token_after": 2 * self.parameters_after,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """The steps of a conversion to ``target``, with what they cost.
-
-    Attributes:
-        target: the gated activation.
-        steps: one for each chosen site.
-        parameters_before, parameters_after: of the whole model.
-        bytes_per_parameter: of the FFN weights' dtype.
-    """
-
-    target: str
-    steps: tuple[Step, ...]
-    parameters_before: int
-    parameters_after: int
-    bytes_per_parameter: int
-
-    @property
-    def promise(self) -> str:
-        """The weakest promise among the steps."""
-        return max((step.route.promise for step in self.steps), key=(EXACT, ROUNDING, APPROXIMATE).index)
-
-    @property
-    def changes(self) -> bool:
-        """Whether anything would change."""
-        return any(step.changes for step in self.steps)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        ffn = [sum(getattr(step, f"parameters_{when}") for step in self.steps) for when in ("before", "after")]
-        return {
-            "target": self.target,
-            "promise": self.promise,
-            "changes": self.changes,
-            "parameters_before": self.parameters_before,
-            "parameters_after": self.parameters_after,
-            "ffn_parameters_before": ffn[0],
-            "ffn_parameters_after": ffn[1],
-            "flops_per_token_before": 2 * ffn[0],
-            "flops_per_token_after": 2 * ffn[1],
-            "memory_bytes_before": self.parameters_before * self.bytes_per_parameter,
-            "memory_bytes_after": self.parameters_after * self.bytes_per_parameter,
-            "sites": [step.to_dict() for step in self.steps],
-        }
 
 
 def plan(
     model: Any,
-    target: str,
+    target: Target,
     *,
     width: int | str = "keep",
     layers: Any = None,
     exclude: str | None = None,
     fitted: bool = False,
 ) -> Plan:
-    """Plan the conversion of ``model``'s FFNs to the gated activation ``target``; nothing is changed.
+    """Plan the conversion of ``model``'s FFNs to gated activations; nothing is changed.
 
     Args:
         model: a Transformers model of any head.
-        target: a gated name, see `hf_glu.activations`.
+        target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
+            "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
         layers: which layers (see `hf_glu.selection`); None: all.
@@ -149,16 +55,23 @@ def plan(
         NoSiteError: no FFN site, or none chosen.
         ConversionError: no route, converted to something else already, or a model that can't be converted as it is.
     """
-    registry[target]
+    if isinstance(target, str):
+        targets = {"all": target}
+    else:
+        check_by_layer(target)
+        targets = dict(target)
+    for name in targets.values():
+        registry[name]
     check_convertible(model)
-    sites = chosen_sites(model, layers, exclude)
     check_width(None if width == "keep" else width)
-    steps = tuple(_step(model, site, target, width, fitted) for site in sites)
-    steps = _with_mixes(steps, target)
+    steps = tuple(
+        _step(model, site, name, width, fitted) for site, name in chosen_sites(model, targets, layers, exclude)
+    )
+    steps = _with_mixes(steps)
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
     return Plan(
-        target=target,
+        target=target if isinstance(target, str) else targets,
         steps=steps,
         parameters_before=total,
         parameters_after=total + added,
@@ -166,29 +79,32 @@ def plan(
     )
 
 
-def _with_mixes(steps: tuple[Step, ...], target: str) -> tuple[Step, ...]:
-    """Count the coefficients of learnable mixes, whose dictionary holds the activations of all sites."""
-    if LEARNABLE not in registry[target].flags:
-        return steps
-    count = len(mix_functions([step.source for step in steps if step.changes], target))
+def _with_mixes(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Count the coefficients of learnable mixes."""
+    count = len((mix_of(steps) or {"functions": ()})["functions"])
     return tuple(
-        replace(step, parameters_after=step.parameters_after + count) if step.changes else step for step in steps
+        replace(step, parameters_after=step.parameters_after + count)
+        if step.changes and LEARNABLE in registry[step.target].flags
+        else step
+        for step in steps
     )
 
 
-def chosen_sites(model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
-    """Return the sites that ``layers`` selects and ``exclude`` doesn't find."""
+def chosen_sites(
+    model: nn.Module, targets: Mapping[str, str], layers: Any, exclude: str | None
+) -> list[tuple[Site, str]]:
+    """Return the sites that ``layers`` and ``targets`` select and ``exclude`` doesn't find, with their targets."""
     sites = find_sites(model)
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no feed-forward network that hf_glu knows")
-    options = GluConfig(layers=check_layers(layers))
+    options = GluConfig(layers=check_layers(layers), by_layer=dict(targets))
     check_selection(sites, options)
     try:
         pattern = re.compile(exclude) if exclude else None
     except re.error as error:
         raise OptionError(f"exclude={exclude!r} is no regular expression: {error}") from None
-    chosen = [site for site in sites if selected(options.layers, site.layer, site.stack)]
-    chosen = [site for site in chosen if not (pattern and pattern.search(site.name))]
+    named = [(site, options.name_at(None, site.layer, site.stack)) for site in sites]
+    chosen = [(site, name) for site, name in named if name and not (pattern and pattern.search(site.name))]
     if not chosen:
         raise NoSiteError(f"none of the {len(sites)} sites is chosen by layers={layers!r}, exclude={exclude!r}")
     return chosen
@@ -206,7 +122,7 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
     per_unit = _unit_parameters(site, gated=True, bias=gains and bool(route.up_bias))
     fixed = count - before * _unit_parameters(site, gated=not gains, bias=False)
     return Step(
-        site=site, source=source, route=route, width_before=before, width=after, iso=width == "iso",
+        site=site, source=source, target=target, route=route, width_before=before, width=after, iso=width == "iso",
         parameters_before=count, parameters_after=count if after == before and not gains else fixed + after * per_unit,
     )  # fmt: skip
 

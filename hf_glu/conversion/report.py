@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_glu.conversion.fitting import Fit
-from hf_glu.conversion.planning import Plan, Step
+from hf_glu.conversion.steps import Plan, Step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,7 +21,8 @@ from hf_glu.layers.linear import out_features, resize
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
-from hf_glu.selection import highest, selected
+from hf_glu.registry import GATED
+from hf_glu.selection import check_layers, highest, selected
 
 
 def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
@@ -77,8 +78,9 @@ def _place_activation(model: nn.Module, site: Site) -> None:
     config = governing_configs(model, site)[0]
     options = GluConfig.of(config)
     entry = registry.find(options.activation or activation_of(config))
-    if entry and not site.activation and selected(options.layers, site.layer, site.stack):
-        site.set_act(entry.factory())
+    name = options.name_at(entry.name, site.layer, site.stack) if entry else None
+    if name and site.activation != (native_gate(name) if site.native and GATED in registry[name].flags else name):
+        site.set_act(registry[name].factory())
 
 
 def give_dense_configs(model: nn.Module, dense: str) -> None:
@@ -96,8 +98,9 @@ def give_dense_configs(model: nn.Module, dense: str) -> None:
 def check_selection(sites: list[Site], options: GluConfig) -> None:
     """Raise OptionError where ``options.layers`` names a layer that none of ``sites`` has."""
     layers = max(site.layer for site in sites) + 1
-    if highest(options.layers) >= layers:
-        raise OptionError(f"layers={options.layers!r} is out of range: the model has layers 0 to {layers - 1}")
+    for spec in (options.layers, *(check_layers(key) for key in options.by_layer or ())):
+        if highest(spec) >= layers:
+            raise OptionError(f"layers={spec!r} is out of range: the model has layers 0 to {layers - 1}")
 
 
 def _build_site(site: Site, options: GluConfig, dense: str) -> bool:

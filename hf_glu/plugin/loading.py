@@ -88,12 +88,16 @@ class Widen(ConversionOps):
 def converters(model: Any) -> list[WeightConverter]:
     """Return the conversions for the widened in-projections of ``model`` whose dense activation is known."""
     found: dict[str, list[WeightConverter]] = {}
+    routes: dict[str, Route] = {}
     for site in find_sites(model):
         dense = GluConfig.of(governing_configs(model, site)[0]).dense_act
-        if site.widened and dense and site.row.in_proj not in found:
-            route = exact_route(dense, str(site.activation))
-            if route is not None:
-                found[site.row.in_proj] = _site_converters(site, route)
+        route = exact_route(dense, str(site.activation)) if site.widened and dense else None
+        if route is not None and not routes.setdefault(site.row.in_proj, route).same_weights(route):
+            raise ConversionError(
+                f"{site.name}: its layers convert in different ways, which loading can't do: hf_glu.convert can"
+            )
+        if route is not None and site.row.in_proj not in found:
+            found[site.row.in_proj] = _site_converters(site, route)
     return [converter for made in found.values() for converter in made]
 
 

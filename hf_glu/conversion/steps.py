@@ -1,0 +1,130 @@
+"""A conversion's plan, as data: one step for each site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_glu.activation import registry
+from hf_glu.activation.learnable import mix_functions
+from hf_glu.layers.sites import Site
+from hf_glu.registry import LEARNABLE
+from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route
+
+Target = str | Mapping[str, str]
+NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """What happens to one site.
+
+    Attributes:
+        site: the site.
+        source: its activation now.
+        target: the one that it gets.
+        route: how it is converted.
+        width_before, width: hidden units.
+        iso: whether the width is the one of equal parameters.
+        parameters_before, parameters_after: of the site.
+    """
+
+    site: Site
+    source: str
+    target: str
+    route: Route
+    width_before: int
+    width: int
+    iso: bool
+    parameters_before: int
+    parameters_after: int
+
+    @property
+    def narrows(self) -> bool:
+        """Whether units are dropped."""
+        return self.width < self.width_before
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done."""
+        return self.route is not NO_CHANGE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the step as plain data."""
+        return {
+            "site": self.site.name,
+            "from": self.source,
+            "to": self.target,
+            "route": self.route.name,
+            "promise": self.route.promise,
+            "note": self.route.note,
+            "width_before": self.width_before,
+            "width_after": self.width,
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            # a multiplication and an addition for each weight and token
+            "flops_per_token_before": 2 * self.parameters_before,
+            "flops_per_token_after": 2 * self.parameters_after,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """The steps of a conversion to ``target``, with what they cost.
+
+    Attributes:
+        target: the gated activation, or a mapping from selections of layers to them.
+        steps: one for each chosen site.
+        parameters_before, parameters_after: of the whole model.
+        bytes_per_parameter: of the FFN weights' dtype.
+    """
+
+    target: Target
+    steps: tuple[Step, ...]
+    parameters_before: int
+    parameters_after: int
+    bytes_per_parameter: int
+
+    @property
+    def promise(self) -> str:
+        """The weakest promise among the steps."""
+        return max((step.route.promise for step in self.steps), key=(EXACT, ROUNDING, APPROXIMATE).index)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything would change."""
+        return any(step.changes for step in self.steps)
+
+    @property
+    def mix(self) -> dict[str, Any] | None:
+        """What ``config.hf_glu`` says of learnable activations that start at each site's own; None: there are none."""
+        return mix_of(self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        ffn = [sum(getattr(step, f"parameters_{when}") for step in self.steps) for when in ("before", "after")]
+        return {
+            "target": self.target,
+            "promise": self.promise,
+            "changes": self.changes,
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "ffn_parameters_before": ffn[0],
+            "ffn_parameters_after": ffn[1],
+            "flops_per_token_before": 2 * ffn[0],
+            "flops_per_token_after": 2 * ffn[1],
+            "memory_bytes_before": self.parameters_before * self.bytes_per_parameter,
+            "memory_bytes_after": self.parameters_after * self.bytes_per_parameter,
+            "sites": [step.to_dict() for step in self.steps],
+        }
+
+
+def mix_of(steps: tuple[Step, ...]) -> dict[str, Any] | None:
+    """Return the dictionary of learnable activations: those of all sites, and what they are annealed to."""
+    steps = tuple(step for step in steps if step.changes)
+    learnable = dict.fromkeys(step.target for step in steps if LEARNABLE in registry[step.target].flags)
+    if not learnable:
+        return None
+    sources = [step.source for step in steps]
+    return {"functions": list(dict.fromkeys(name for each in learnable for name in mix_functions(sources, each)))}
