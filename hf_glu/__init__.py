@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_glu.conversion import freeze_mix as freeze_mix
     from hf_glu.conversion import plan as plan
     from hf_glu.conversion import revert as revert
+    from hf_glu.conversion import to_native as to_native
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
     from hf_glu.streaming import convert_stream as convert_stream
@@ -45,6 +46,7 @@ _LAZY = {
     "plan": "hf_glu.conversion",
     "revert": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",
+    "to_native": "hf_glu.conversion",
     "verify": "hf_glu.verification",
 }
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_glu.conversion import Report, convert, plan
+from hf_glu.conversion import Report, convert, plan, to_native
+from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.hub import resolve
@@ -194,6 +195,7 @@ def convert_checkpoint(
     exclude: str | None = None,
     calibration: Sequence[str] | None = None,
     distill_steps: int | None = None,
+    native: bool = False,
     check: bool = True,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
@@ -205,6 +207,7 @@ def convert_checkpoint(
         source, destination: the checkpoints.
         target, width, layers, exclude, distill_steps, check: as in `hf_glu.convert`.
         calibration: texts, for the tokenizer beside the checkpoint.
+        native: whether to write a T5 in the layout of T5 v1.1, which loads without hf_glu (see `hf_glu.to_native`).
 
     Raises:
         CheckpointError: one of the two can't be read or written.
@@ -212,16 +215,21 @@ def convert_checkpoint(
     """
     folder = resolve(source)
     check_destination(destination)
-    fitted = calibration is not None
+    fitted, bias = calibration is not None, False if native else None
     # says what can't be before weights are read
-    plan(load_skeleton(folder), target, width=width, layers=layers, exclude=exclude, fitted=fitted)
+    skeleton = load_skeleton(folder)
+    if native:
+        dense_t5_sites(skeleton)
+    plan(skeleton, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
     tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:
         model = load_model(folder)
         report = convert(
             model, target, width=width, layers=layers, exclude=exclude, calibration=calibration, tokenizer=tokenizer,
-            distill_steps=distill_steps, check=check,
+            distill_steps=distill_steps, bias=bias, check=check,
         )  # fmt: skip
+        if native:
+            to_native(model)
         model.save_pretrained(stage)
         copy_other_files(folder, stage)
         write_json(stage / REPORT_FILE, report.to_dict())

@@ -94,3 +94,24 @@ def test_dense_models_load_and_save_as_ever(tmp_path):
     again = type(model).from_pretrained(tmp_path)
     made = getattr(again, "_weight_conversions", None) or []
     assert not [c for c in made if any(isinstance(op, Widen) for op in getattr(c, "operations", []))]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_offloaded_to_disk(family, tmp_path):
+    dense = FAMILIES[family].make()
+    dense.save_pretrained(tmp_path / "dense")
+    stacks = {name.split(".")[0]: "cpu" for name, _ in dense.named_parameters()}
+    block = {"bert": "bert.encoder", "gpt2": "transformer.h", "t5": "encoder.block"}[family]
+    inner = dict(dense.get_submodule(block.split(".")[0]).named_children())
+    device_map = {name: "cpu" for name in stacks if name != block.split(".")[0]}
+    device_map |= {f"{block.split('.')[0]}.{name}": "cpu" for name in inner}
+    device_map |= {"lm_head": "cpu"} if hasattr(dense, "lm_head") else {}
+    device_map[block] = "disk"
+    override = {FAMILIES[family].field: FAMILIES[family].exact}
+    loaded = type(dense).from_pretrained(
+        tmp_path / "dense", device_map=device_map, offload_folder=tmp_path / "offload", **override
+    )
+    assert any(parameter.device.type == "meta" for parameter in loaded.parameters()), "nothing was offloaded"
+    after = type(dense).from_pretrained(tmp_path / "dense")
+    hf_glu.convert(after, FAMILIES[family].exact, check=False)
+    assert_same(outputs(loaded), outputs(after), "bitwise")

@@ -71,6 +71,9 @@ def convert(
     destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="A T5 in the layout of v1.1, for use without hf_glu.")
+    ] = False,
     layers: Layers = None,
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
@@ -86,19 +89,29 @@ def convert(
     units = int(width) if width.isdecimal() else width
     texts = None if calibration is None else read_texts(calibration)
     if plan:
-        fitted = texts is not None
-        planned = hf_glu.plan(load_skeleton(source), target, width=units, layers=layers, exclude=exclude, fitted=fitted)
+        fitted, bias = texts is not None, False if native else None
+        planned = hf_glu.plan(
+            load_skeleton(source), target, width=units, layers=layers, exclude=exclude, fitted=fitted, bias=bias
+        )
         tables.emit(planned, tables.plan, json=json)
         return
     if destination is None:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     if stream:
-        if width != "keep" or texts is not None:
-            raise OptionError("streaming computes no fit: leave --width and --calibration, or --stream, out")
+        if width != "keep" or native or texts is not None:
+            raise OptionError("streaming computes no fit: leave --width, --calibration and --native, or --stream, out")
         report = hf_glu.convert_stream(source, destination, target, layers=layers, exclude=exclude)
     else:
         report = hf_glu.convert_checkpoint(
-            source, destination, target, width=units, layers=layers, exclude=exclude, calibration=texts, check=check
+            source,
+            destination,
+            target,
+            width=units,
+            layers=layers,
+            exclude=exclude,
+            calibration=texts,
+            native=native,
+            check=check,
         )
     tables.emit(report, tables.report, json=json)
 

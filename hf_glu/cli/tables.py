@@ -73,13 +73,19 @@ def sites(data: Data, console: Console) -> None:
 
 def _steps(data: Data, title: str) -> Table:
     measured = any("relative_error" in step for step in data["sites"])
-    columns = ["site", "from", "route", "promise", *(["#relative error"] if measured else []), "#parameters"]
+    fitted = any(step.get("fit") for step in data["sites"])
+    errors = [*(["#relative error"] if measured and not fitted else []), *(["#held-out error"] if fitted else [])]
+    columns = ["site", "from", "route", "promise", *errors, "#parameters"]
     shown = table(title, *columns)
     for step in data["sites"]:
-        error = [number(step["relative_error"])] if measured else []
+        error = [_fit(step["fit"]) if fitted else number(step["relative_error"])] if measured else []
         count = f"{step['parameters_before']:,} -> {step['parameters_after']:,}"
         shown.add_row(step["site"], step["from"], step["route"], step["promise"], *error, count)
     return shown
+
+
+def _fit(fit: Data | None) -> str:
+    return "-" if fit is None else f"{fit['before']:.1%} -> {fit['after']:.1%}"
 
 
 def _target(data: Data) -> str:
@@ -107,6 +113,8 @@ def report(data: Data, console: Console) -> None:
     title = "converted" if data["changes"] else "already converted: nothing changed"
     console.print(_steps(data, f"{len(data['sites'])} FFNs to {_target(data)} ({data['promise']}), {title}"))
     _costs(data, console)
+    if data["fit"]:
+        console.print(f"held-out error     {_fit(data['fit'])} of an FFN's output, mean, before and after fitting")
     if data["max_abs_difference"] is not None:
         console.print(f"max |difference|   {data['max_abs_difference']:.1e} of the model's outputs")
 

@@ -2,8 +2,9 @@
 
 from hf_glu.conversion.apply import convert
 from hf_glu.conversion.freeze import freeze_mix
+from hf_glu.conversion.native import to_native
 from hf_glu.conversion.planning import Plan, plan
 from hf_glu.conversion.report import Report
 from hf_glu.conversion.revert import revert
 
-__all__ = ["Plan", "Report", "convert", "freeze_mix", "plan", "revert"]
+__all__ = ["Plan", "Report", "convert", "freeze_mix", "plan", "revert", "to_native"]

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.config import GluConfig
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.entries import config_entries
-from hf_glu.conversion.fitting import Fit, FitOptions, contributions, fit, outputs_of
+from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
@@ -39,6 +40,7 @@ def convert(
     calibration: Any = None,
     tokenizer: Any = None,
     distill_steps: int | None = None,
+    bias: bool | None = None,
     inputs: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Report:
@@ -48,38 +50,36 @@ def convert(
     What the routes promise is measured on ``inputs`` and reported. Converting again to the same target changes nothing.
     Make the optimizer after the conversion: the projections' parameters are new ones.
 
-    With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs, from the first layer on, so
-    that each layer sees what the converted ones before it give: least squares for the out-projection (ridge, normal
-    equations in float64), and ``distill_steps`` of layer-wise distillation for all projections.
+    With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs (:mod:`hf_glu.conversion.
+    fitting`), from the first layer on, so that each layer sees what the converted ones before it give.
 
     Args:
         model: a Transformers model of any head.
-        target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
-            "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
-        width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
-            or a number; fewer units need ``calibration``.
-        layers: which layers (see `hf_glu.selection`); None: all.
-        exclude: regular expression; sites whose name it finds are left alone.
+        target, layers, exclude: as in `hf_glu.plan`.
+        width: as there; fewer units need ``calibration``.
         calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
             hidden]``, or batches of the model's inputs.
         tokenizer: of the calibration texts.
-        distill_steps: None: 400 where units are dropped, else 0.
+        distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
+        bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
+            to make up for it.
         inputs: keyword arguments of the model's forward to compare it on; None: random token ids.
         check: whether to run the model before and after.
 
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
     """
-    planned = plan(model, target, width=width, layers=layers, exclude=exclude, fitted=calibration is not None)
+    fitted = calibration is not None
+    planned = plan(model, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
     check_values(model)
     entries = config_entries(model, planned)
-    if calibration is None and any(step.narrows for step in planned.steps):
-        raise OptionError("fewer hidden units need calibration=: texts or tensors that the old FFNs are reproduced on")
+    if not fitted and any(step.needs_fit for step in planned.steps):
+        raise OptionError("fewer hidden units, or no bias, need calibration=: texts or tensors to fit the FFNs on")
     batches = None if calibration is None else make_batches(model, calibration, tokenizer)
     comparison = Comparison(model, [step.site for step in planned.steps], inputs) if check else None
     fits = {
         step.site.name: _convert_site(model, step, planned.mix, batches, distill_steps)
-        for step in planned.steps
+        for step in tqdm(planned.steps, desc="fitting FFNs", disable=not fitted, leave=False)
         if step.changes
     }
     for entry in entries:
@@ -106,11 +106,19 @@ def _convert_site(
     old = outputs_of(partial(ffn_output, site), x)
     kept = _best_units(site, x, step.width) if step.narrows else None
     _apply(step, kept, mix)
-    steps = (FitOptions.steps if step.narrows else 0) if distill_steps is None else distill_steps
+    if step.unbiased:
+        _set_up_rows(site, constant_direction(x))
+    steps = (FitOptions.steps if step.needs_fit else 0) if distill_steps is None else distill_steps
     result = fit(site, x, old, FitOptions(steps=steps))
     for module in projections(site):
         module.to(dtype)
     return result
+
+
+def _set_up_rows(site: Site, row: Tensor) -> None:
+    """Give every unit the same up row."""
+    gate, up = weight_rows(site.in_proj).chunk(2)
+    set_rows(site.in_proj, torch.cat([gate, row.to(up).expand_as(up)]), site.in_proj.bias)
 
 
 def _best_units(site: Site, x: Tensor, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -77,6 +78,10 @@ def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
         raise OptionError(f"calibration inputs_embeds are {embeds.shape[-1]} wide, the model is {table.embedding_dim}")
 
 
+class _Reached(Exception):
+    """Ends a forward pass: nothing after the site is needed."""
+
+
 def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TOKENS) -> Tensor:
     """Return what the FFN at ``site`` is given on ``batches``: ``[tokens, hidden]`` in float32, without padding.
 
@@ -91,6 +96,7 @@ def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TO
         if mask is not None and x.shape[:-1] == mask.shape:
             x = x[mask.bool()]
         found.append(x.reshape(-1, x.shape[-1]).float())
+        raise _Reached
 
     handle = site.in_proj.register_forward_pre_hook(record)
     try:
@@ -98,7 +104,8 @@ def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TO
             for batch in batches:
                 key = "decoder_attention_mask" if site.stack == "decoder" else "attention_mask"
                 mask = batch.get(key)
-                model(**batch)
+                with suppress(_Reached):
+                    model(**batch)
                 if sum(len(part) for part in found) >= limit:
                     break
     finally:

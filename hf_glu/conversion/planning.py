@@ -25,6 +25,7 @@ from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
 from hf_glu.selection import check_layers
 
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
+UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
 
 
@@ -36,6 +37,7 @@ def plan(
     layers: Any = None,
     exclude: str | None = None,
     fitted: bool = False,
+    bias: bool | None = None,
 ) -> Plan:
     """Plan the conversion of ``model``'s FFNs to gated activations; nothing is changed.
 
@@ -45,9 +47,10 @@ def plan(
             "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
-        layers: which layers (see `hf_glu.selection`); None: all.
+        layers: which layers (see :mod:`hf_glu.selection`); None: all.
         exclude: regular expression; sites whose name it finds are left alone.
         fitted: whether the FFNs will be fitted to calibration data, so that any activation may become any gate.
+        bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
 
     Raises:
         UnknownNameError: unknown target.
@@ -65,7 +68,7 @@ def plan(
     check_convertible(model)
     check_width(None if width == "keep" else width)
     steps = tuple(
-        _step(model, site, name, width, fitted) for site, name in chosen_sites(model, targets, layers, exclude)
+        _step(model, site, name, width, fitted, bias) for site, name in chosen_sites(model, targets, layers, exclude)
     )
     steps = _with_mixes(steps)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -110,10 +113,13 @@ def chosen_sites(
     return chosen
 
 
-def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: bool) -> Step:
+def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None) -> Step:
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, width)
     route = _native_route(source, target) if site.native else _route(site, source, target, fitted)
+    unbiased = bias is False and site.kind == "dense" and bool(route.up_bias) and site.in_proj.bias is None
+    if unbiased:
+        route = replace(route, name=f"{route.name}, no bias", promise=APPROXIMATE, up_bias=0.0, note=UNBIASED_NOTE)
     if after < before:
         units = f"{before} -> {after} units"
         name = units if route is NO_CHANGE else f"{route.name}, {units}"
@@ -122,7 +128,8 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
     per_unit = _unit_parameters(site, gated=True, bias=gains and bool(route.up_bias))
     fixed = count - before * _unit_parameters(site, gated=not gains, bias=False)
     return Step(
-        site=site, source=source, target=target, route=route, width_before=before, width=after, iso=width == "iso",
+        site=site, source=source, target=target, route=route, width_before=before, width=after,
+        iso=width == "iso", unbiased=unbiased,
         parameters_before=count, parameters_after=count if after == before and not gains else fixed + after * per_unit,
     )  # fmt: skip
 

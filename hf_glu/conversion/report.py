@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from hf_glu.conversion.fitting import Fit
@@ -48,10 +49,19 @@ class Report:
         """The largest difference of any output."""
         return max(self.differences.values()) if self.differences else None
 
+    @property
+    def fit(self) -> dict[str, float] | None:
+        """Mean relative errors of the fitted FFNs on held-out calibration tokens, before and after (None: no fit)."""
+        fits = [site.fit for site in self.sites if site.fit]
+        if not fits:
+            return None
+        return {"before": fmean(fit.before for fit in fits), "after": fmean(fit.after for fit in fits)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
         return {
             **self.plan.to_dict(),
+            "fit": self.fit,
             "max_abs_difference": self.max_abs_difference,
             "differences": self.differences,
             "sites": [site.to_dict() for site in self.sites],

@@ -27,6 +27,7 @@ class Step:
         route: how it is converted.
         width_before, width: hidden units.
         iso: whether the width is the one of equal parameters.
+        unbiased: whether up is to be fitted in place of a constant, for which there is no bias.
         parameters_before, parameters_after: of the site.
     """
 
@@ -37,6 +38,7 @@ class Step:
     width_before: int
     width: int
     iso: bool
+    unbiased: bool
     parameters_before: int
     parameters_after: int
 
@@ -44,6 +46,11 @@ class Step:
     def narrows(self) -> bool:
         """Whether units are dropped."""
         return self.width < self.width_before
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether calibration data have to make up for what is missing."""
+        return self.narrows or self.unbiased
 
     @property
     def changes(self) -> bool:
