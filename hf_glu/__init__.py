@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from hf_glu.streaming import convert_stream as convert_stream
     from hf_glu.training.annealing import AnnealCallback as AnnealCallback
     from hf_glu.training.annealing import anneal as anneal
+    from hf_glu.training.gates import count_parameters as count_parameters
+    from hf_glu.training.gates import train_all as train_all
+    from hf_glu.training.gates import train_only_gates as train_only_gates
     from hf_glu.training.groups import parameter_groups as parameter_groups
+    from hf_glu.training.parts import frozen_activations as frozen_activations
+    from hf_glu.training.peft import lora_config as lora_config
     from hf_glu.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -39,14 +44,19 @@ _LAZY = {
     "anneal": "hf_glu.training.annealing",
     "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint",
+    "count_parameters": "hf_glu.training.gates",
     "convert_stream": "hf_glu.streaming",
     "find_sites": "hf_glu.layers.sites",
     "freeze_mix": "hf_glu.conversion",
+    "frozen_activations": "hf_glu.training.parts",
+    "lora_config": "hf_glu.training.peft",
     "parameter_groups": "hf_glu.training.groups",
     "plan": "hf_glu.conversion",
     "revert": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",
     "to_native": "hf_glu.conversion",
+    "train_all": "hf_glu.training.gates",
+    "train_only_gates": "hf_glu.training.gates",
     "verify": "hf_glu.verification",
 }
 

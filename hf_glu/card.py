@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from hf_glu.training.job import Outcome
 
 TEMPLATE = files("hf_glu") / "templates" / "model_card.md"
 _LIMITS = (
@@ -17,62 +14,69 @@ _LIMITS = (
 
 
 def render_card(
-    *, title: str, base_model: str, dataset: str, activation: str, validation_examples: int, seed: int,
-    dense: Outcome | None, converted: Outcome,
-) -> str:  # fmt: skip
-    """Return the model card of a converted and fine-tuned classifier as Markdown."""
+    title: str, base_model: str, entry: dict[str, Any], *, dense: dict[str, Any] | None, converted: dict[str, Any]
+) -> str:
+    """Return the model card of a converted and fine-tuned model as Markdown.
+
+    Args:
+        title: the model's name.
+        base_model: what it was converted from.
+        entry: what ``run.json`` says.
+        dense, converted: results of the jobs; numbers come from there only.
+    """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    assert converted.report is not None
-    report = converted.report.to_dict()
+    report, training = converted["conversion"], converted["training"]
+    task, activation = entry["task"], entry["activation"]
+    text = entry.get("text", False)
+    kind = "text2text-generation" if text else "text-classification"
     data = ModelCardData(
         base_model=base_model,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=kind,
         tags=["hf_glu", activation],
-        metrics=["accuracy"],
+        metrics=list(converted["main"]),
         model_name=title,
         eval_results=[
             EvalResult(
-                task_type="text-classification", dataset_type=dataset, dataset_name=dataset, metric_type="accuracy",
-                metric_value=round(converted.accuracy, 4),
+                task_type=kind, dataset_type=task, dataset_name=task, metric_type=name.rpartition("/")[2],
+                metric_name=name, metric_value=round(value, 4),
             )
+            for name, value in converted["metrics"].items()
         ],
     )  # fmt: skip
     rows = [("dense, fine-tuned the same way", dense), (f"`{activation}`", converted)]
-    training = converted.training
-    card = ModelCard.from_template(
+    validation = sum(count for split, count in converted["examples"].items() if split != "train")
+    return str(ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=title,
+        auto_class="AutoModelForSeq2SeqLM" if text else "AutoModelForSequenceClassification",
         base_model=base_model,
-        dataset=dataset,
+        dataset=task,
         activation=activation,
         promise=report["promise"],
         route="; ".join(sorted({site["route"] for site in report["sites"]})),
-        difference=f"{report['max_abs_difference']:.1e}",
+        difference="not measured" if report["max_abs_difference"] is None else f"{report['max_abs_difference']:.1e}",
         parameters_before=f"{report['parameters_before']:,}",
         parameters_after=f"{report['parameters_after']:,}",
-        validation_examples=f"{validation_examples:,}",
-        seeds=f"one seed ({seed})",
-        hardware=f"{platform.machine()} CPU" if not _cuda() else _cuda(),
+        validation_examples=f"{validation:,}",
+        seeds=f"one seed ({entry['options']['seed']})",
+        hardware=entry["hardware"],
         rows=[
-            {"name": name, "before": f"{row.accuracy_before:.2%}", "after": f"{row.accuracy:.2%}"}
+            {"name": name, "before": _metrics(row["before"]), "after": _metrics(row["metrics"])}
             for name, row in rows
             if row is not None
         ],
-        training=f"Training: {training.steps} steps in {training.seconds:.0f} s.",
+        training=f"Training: {training['steps']} steps in {training['seconds']:.0f} s.",
         limits=_LIMITS,
-    )
-    return str(card)
+    ))  # fmt: skip
 
 
-def write_card(folder: Path, **content: Any) -> None:
+def _metrics(values: dict[str, float] | None) -> str:
+    return "-" if values is None else ", ".join(f"{name} {value:.2%}" for name, value in values.items())
+
+
+def write_card(folder: Path, base_model: str, entry: dict[str, Any], **results: Any) -> None:
     """Write `render_card`'s card as ``README.md``."""
-    (folder / "README.md").write_text(render_card(**content), encoding="utf-8")
-
-
-def _cuda() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    (folder / "README.md").write_text(render_card(folder.name, base_model, entry, **results), encoding="utf-8")

@@ -41,6 +41,10 @@ class DataError(HfGluError, ValueError):
     """Training data that can't be used."""
 
 
+class TrainingError(HfGluError, RuntimeError):
+    """A training run that can't go on."""
+
+
 class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 

@@ -16,17 +16,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
     ("errors", "jsonio"),
-    ("selection", "registry", "functional"),
+    ("selection", "registry", "functional", "metrics", "reporting"),
     ("config",),
     ("activation",),
     ("layers",),
     ("probe", "routes"),
     ("plugin", "conversion"),
     ("hub", "launch"),
-    ("checkpoint", "doctor"),
+    ("checkpoint", "doctor", "tasks"),
     ("verification", "training", "coverage", "streaming"),
     ("card",),
-    ("report",),
+    ("finetuning",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -12,6 +12,7 @@ import transformers
 
 import hf_glu
 from hf_glu.errors import DataError
+from hf_glu.tasks import movies
 
 spec = spec_from_file_location("demo", Path(__file__).parent.parent / "recipes" / "demo.py")
 demo = module_from_spec(spec)
@@ -32,16 +33,20 @@ def test_reviews_are_read_split_and_labelled(tmp_path, monkeypatch):
     lines = [f"{i}\t{rating}\tsentence number {i}" for i, rating in enumerate([-3.1, 0.2, 2.5, 0.5, -0.5, 3.9] * 5)]
     path = tmp_path / "reviews.txt"
     path.write_text("\n".join([*lines, lines[0]]))  # one twice
-    examples = demo.load_reviews(path, full=True)
-    rows = [*examples.train, *examples.validation]
+    monkeypatch.setattr(movies, "fetch_reviews", lambda: path)
+    splits = movies.load_movies(ratings=False)
+    rows = [*splits["train"], *splits["validation"]]
     assert len(rows) == 25
     assert len({row["text"] for row in rows}) == 25
     assert {row["text"]: row["label"] for row in rows}["sentence number 2"] == 1
     assert {row["text"]: row["label"] for row in rows}["sentence number 0"] == 0
-    again = demo.load_reviews(path, full=True)
-    assert again.validation["text"] == examples.validation["text"]
-    monkeypatch.setattr(demo, "SUBSET", 7)
-    assert len(demo.load_reviews(path, full=False).train) == 7
+    again = movies.load_movies(ratings=False)
+    assert again["validation"]["text"] == splits["validation"]["text"]
+    ratings = movies.load_movies(ratings=True)
+    assert len(ratings["train"]) + len(ratings["validation"]) == 30
+    assert {row["text"]: row["label"] for row in ratings["train"]}.items() <= {
+        f"sentence number {i}": rating for i, rating in enumerate([-3.1, 0.2, 2.5, 0.5, -0.5, 3.9] * 5)
+    }.items()
 
 
 def _archive(name, data):
@@ -55,18 +60,18 @@ def _archive(name, data):
 
 
 def test_a_file_in_an_archive():
-    assert demo._member(_archive("data.txt", b"words"), "data.txt") == b"words"
+    assert movies._member(_archive("data.txt", b"words"), "data.txt") == b"words"
     with pytest.raises(DataError, match=r"no other\.txt"):
-        demo._member(_archive("data.txt", b"words"), "other.txt")
+        movies._member(_archive("data.txt", b"words"), "other.txt")
 
 
 def test_the_cache_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
-    target = demo.cache_folder() / demo.MEMBER
+    monkeypatch.setattr(movies.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    target = movies._cache_folder() / movies.MEMBER
     target.parent.mkdir(parents=True)
     target.write_text("cached")
-    assert demo.fetch_reviews() == target
+    assert movies.fetch_reviews() == target
 
 
 def hidden_states(model):

@@ -129,23 +129,66 @@ def verification(data: Data, console: Console) -> None:
     console.print(f"{verdict} (tolerance {data['tolerance']:g}); parameters {change(*data['parameters'])}")
 
 
+def metrics(values: dict[str, float]) -> str:
+    """Return metrics as percentages, ``84.11%`` where there is one only."""
+    if len(values) == 1:
+        return f"{next(iter(values.values())):.2%}"
+    return ", ".join(f"{name} {value:.2%}" for name, value in values.items())
+
+
 def finetuned(data: Data, console: Console) -> None:
     """Show a fine-tuning job's final table."""
-    examples, options = data["examples"], data["options"]
+    examples, options = data["outcome"]["examples"], data["options"]
+    counts = ", ".join(f"{count:,} {split}" for split, count in examples.items())
+    named = data["rows"][-1]["metrics"]
     shown = table(
-        f"{data['dataset']}: {examples['train']:,} training and {examples['validation']:,} validation examples, "
-        f"seed {options['seed']}, mixed precision {options['mixed_precision']}",
-        "model", "#accuracy", "#parameters", "#max |difference| to dense", "#training",
+        f"{data['task']}: {counts} examples, seed {options['seed']}, mixed precision {options['mixed_precision']}",
+        "model", f"#{next(iter(named)) if len(named) == 1 else 'metrics'}", "#parameters",
+        "#max |difference| to dense", "#training",
     )  # fmt: skip
     for row in data["rows"]:
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f} s"
-        accuracy = f"{row['accuracy']:.2%}"
-        shown.add_row(row["model"], accuracy, f"{row['parameters']:,}", number(row["max_abs_difference"]), seconds)
+        count = f"{row['parameters']:,}"
+        shown.add_row(row["model"], metrics(row["metrics"]), count, number(row["max_abs_difference"]), seconds)
     console.print(shown)
     if data["outcome"]["reloaded_equal"] is not None:
         equal = "equal bitwise" if data["outcome"]["reloaded_equal"] else "DIFFERENT"
         console.print(f"saved, and loaded in a fresh process: its predictions are {equal}")
     console.print(f"{data['seconds']:.0f} s in all")
+
+
+def path(data: Data, console: Console) -> None:
+    """Show where a file was written."""
+    console.print(data["report"], soft_wrap=True)
+
+
+def suite(data: Data, console: Console) -> None:
+    """Show a suite's results."""
+    shown = table(f"{data['suite']}: {data['model']}, {data['activation'] or 'dense'}", "task", "metrics", "#score")
+    for name, results in data["tasks"].items():
+        shown.add_row(name, metrics(results["metrics"]), f"{results['score']:.2%}")
+    console.print(shown)
+    mark = f" (partial: {', '.join(data['missing'])} missing)" if data["partial"] else ""
+    if data["score"] is not None:
+        console.print(f"mean of the tasks' scores {data['score']:.2%}{mark}")
+
+
+def comparison(data: Data, console: Console) -> None:
+    """Show a comparison of variants."""
+    seeds = ", ".join(map(str, data["seeds"]))
+    shown = table(
+        f"{data['task']}: {data['metric']} of {data['model']}, seeds {seeds}", "variant", "#mean",
+        "#standard deviation", f"#difference to {data['baseline']}", "#p (paired t-test)", "#parameters", "#training",
+    )  # fmt: skip
+    for row in data["variants"]:
+        difference = "-" if row["difference"] is None else f"{100 * row['difference']:+.2f} points"
+        chance = "-" if row["p_value"] is None else f"{row['p_value']:.2f}"
+        spread = "-" if row["std"] is None else f"{100 * row['std']:.2f}"
+        shown.add_row(
+            row["name"], f"{row['mean']:.2%}", spread, difference, chance, f"{row['parameters']:,}",
+            f"{row['seconds']:.0f} s",
+        )  # fmt: skip
+    console.print(shown)
 
 
 def coverage(data: Data, console: Console) -> None:

@@ -1,48 +1,95 @@
-"""``hf-glu finetune``."""
+"""``hf-glu finetune``, ``compare`` and ``report``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_glu.cli import tables
-from hf_glu.cli.commands import Json, Layers, app
+from hf_glu.cli.commands import Json, app
+from hf_glu.cli.fields import with_flags
 from hf_glu.errors import OptionError
+from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress bars and tables."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _emit(result: dict[str, Any], show: Any, *, json: bool) -> None:
+    """Show a result, on one of the processes."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        tables.emit(result, show, json=json)
+
+
+def _read(config: Path | None, given: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the options that a YAML file gives, and flags override."""
+    job, options = split_options({**(read_yaml(config) if config else {}), **given})
+    if not job.model:
+        raise OptionError("give the pretrained checkpoint with --model")
+    _quiet()
+    return job, options
 
 
 @app.command()
+@with_flags(JobOptions, TrainingOptions)
 def finetune(
-    model: Annotated[str, typer.Option(help="Pretrained checkpoint: local folder or Hub id.")],
-    output: Annotated[Path | None, typer.Option(help="New folder for model, tokenizer, report and card.")] = None,
-    to: Annotated[str | None, typer.Option(help="Convert to this gated activation first.")] = None,
-    task: Annotated[str | None, typer.Option(help="A task from the Hub: sst2, cola, mrpc, rte.")] = None,
-    data: Annotated[Path | None, typer.Option(help="File or folder with columns text (or sentence) and label.")] = None,
-    validation: Annotated[Path | None, typer.Option(help="Validation file; else a tenth of DATA.")] = None,
+    given: dict[str, Any],
+    config: Annotated[Path | None, typer.Option(help="YAML file of options; flags override it.")] = None,
+    suite: Annotated[str | None, typer.Option(help="All tasks of glue or superglue; resumes where it stopped.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A task of the suite (again for more).")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Fine-tune the dense model the same way, too.")] = False,
-    layers: Layers = None,
-    epochs: float = 3.0,
-    batch_size: int = 32,
-    lr: float = 2e-5,
-    max_length: int = 128,
-    precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = "auto",
-    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert a checkpoint, fine-tune it as a classifier with Accelerate, evaluate and save it."""
-    from hf_glu.report import finetune_and_report
-    from hf_glu.training.data import load_files, load_task
-    from hf_glu.training.loop import TrainingOptions
+    """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
+    from hf_glu.finetuning import finetune_and_report
+    from hf_glu.training.suite import run_suite
 
-    if (task is None) == (data is None):
-        raise OptionError("give either --task (from the Hub) or --data (local files)")
-    options = TrainingOptions(
-        epochs=epochs, batch_size=batch_size, lr=lr, max_length=max_length, precision=precision, seed=seed
-    )
-    examples = load_task(task) if task else load_files(str(data), validation=validation, seed=seed)
-    result = finetune_and_report(
-        model, examples, options, dataset=task or Path(str(data)).name, to=to, layers=layers, output=output,
-        baseline=baseline,
-    )  # fmt: skip
-    tables.emit(result, tables.finetuned, json=json)
+    job, options = _read(config, given)
+    if suite:
+        _emit(run_suite(suite, job, options, only=only), tables.suite, json=json)
+        return
+    _emit(finetune_and_report(job, options, baseline=baseline, resume=resume), tables.finetuned, json=json)
+
+
+@app.command()
+@with_flags(JobOptions, TrainingOptions)
+def compare(
+    given: dict[str, Any],
+    config: Annotated[Path | None, typer.Option(help="YAML file of options; flags override it.")] = None,
+    variants: Annotated[
+        str, typer.Option(help="Such as dense,geglu,swiglu:iso,random-geglu; first the baseline.")
+    ] = "dense,random-geglu,geglu,swiglu,swiglu:iso",
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0,1,2",
+    json: Json = False,
+) -> None:
+    """Fine-tune several activations with several seeds on one task: mean, spread, paired test, plot."""
+    from hf_glu.training.comparing import compare as run
+
+    job, options = _read(config, given)
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
+    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options)
+    _emit(result, tables.comparison, json=json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Of a run, a suite or a comparison.")], json: Json = False
+) -> None:
+    """Write one self-contained HTML page about a run, a suite or a comparison."""
+    from hf_glu.reporting import write_report
+
+    path = write_report(folder)
+    tables.emit({"report": str(path)}, tables.path, json=json)

@@ -7,13 +7,17 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import OwnedModule
+from hf_glu.training.gates import masked_parameters
+from hf_glu.training.parts import is_norm
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: weight decay for matrices, none for vectors, norms and our scalars.
 
     The bias of an up projection is 1 after a conversion, and decay would pull each FFN towards zero; the scalars and
-    per-channel parameters of an activation have their own neutral values, which aren't 0 either.
+    per-channel parameters of an activation have their own neutral values, which aren't 0 either. Projections of which
+    `hf_glu.training.gates.train_only_gates` trains a half are in a third group, without decay: it would shrink the
+    frozen half.
 
     Args:
         model: any model; parameters without gradient are left out, shared ones are in once.
@@ -25,17 +29,18 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
         ``Trainer(..., optimizers=(AdamW(parameter_groups(model, 2e-5, 0.01)), None))``.
     """
     undecayed = {id(p) for module in model.modules() if _spared(module) for p in module.parameters()}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    masked = masked_parameters(model)
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "masked": []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[parameter.ndim >= 2 and id(parameter) not in undecayed].append(parameter)
-    settings = ((True, "decay", weight_decay), (False, "no_decay", 0.0))
+            decays = parameter.ndim >= 2 and id(parameter) not in undecayed
+            groups["masked" if id(parameter) in masked else "decay" if decays else "no_decay"].append(parameter)
     return [
-        {"name": name, "params": groups[key], "lr": lr, "weight_decay": decay}
-        for key, name, decay in settings
-        if groups[key]
+        {"name": name, "params": members, "lr": lr, "weight_decay": weight_decay if name == "decay" else 0.0}
+        for name, members in groups.items()
+        if members
     ]
 
 
 def _spared(module: nn.Module) -> bool:
-    return isinstance(module, OwnedModule) or "norm" in type(module).__name__.lower()
+    return isinstance(module, OwnedModule) or is_norm(module)

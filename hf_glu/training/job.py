@@ -1,155 +1,230 @@
-"""The whole job: load, convert, fine-tune, evaluate, save, and reload in a fresh process."""
+"""One job: load, convert, fine-tune, evaluate, save, and check the saved model in a fresh process."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 
-from hf_glu.checkpoint import first_line, staged_folder
-from hf_glu.conversion import Report, convert
-from hf_glu.errors import CheckpointError
-from hf_glu.hub import resolve
-from hf_glu.training.data import Examples
-from hf_glu.training.loop import TrainingOptions, TrainingResult, finetune, predict, tokenize
-from hf_glu.training.metrics import Accuracy
+from hf_glu.activation.learnable import mixes
+from hf_glu.conversion import freeze_mix
+from hf_glu.errors import OptionError
+from hf_glu.jsonio import write_json
+from hf_glu.tasks.loading import head, load_task, own_task
+from hf_glu.tasks.submission import write_predictions
+from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
+from hf_glu.training import checkpoints
+from hf_glu.training.accelerating import make_accelerator, start_trackers
+from hf_glu.training.annealing import anneal
+from hf_glu.training.features import Features, check_length, collate, join, make_features
+from hf_glu.training.gates import train_only_gates
+from hf_glu.training.loop import Loop, TrainingResult
+from hf_glu.training.models import convert_for, load_for_task
+from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
+from hf_glu.training.prediction import answer, evaluate, predict
+from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
+from hf_glu.training.statistics import activation_statistics
+
+PREDICTIONS, ADAPTER = "predictions", "adapter"
+STATISTICS_BATCHES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One model, fine-tuned.
+Source = tuple[Task, dict[str, Any]]
 
-    Attributes:
-        accuracy_before, accuracy: on the validation data, before and after fine-tuning.
-        parameters: number of parameters.
-        training: what the loop did.
-        report: of the conversion, where there was one.
-        reloaded_equal: whether the saved model, loaded in a fresh process, gave bitwise the same logits.
+
+def read_tasks(job: JobOptions) -> list[Source]:
+    """Return the task of a job, or those of its mixture, with their rows.
+
+    Raises:
+        UnknownNameError, DataError, OptionError: it can't be had.
     """
+    if job.mixture is not None:
+        tasks = [task for task in find_suite(job.mixture) if not task.model_of]
+        return [(task, load_task(task, job.dataset)) for task in tasks]
+    if job.task is None and job.dataset is None:
+        raise OptionError("give a task (such as sst2), or files of your own with dataset")
+    if job.task is None:
+        return [own_task(str(job.dataset), validation=job.validation)]
+    task = find_task(job.task)
+    if task.model_of:
+        raise OptionError(f"{task.name} has no training data: predict with {task.model_of} writes its predictions")
+    return [(task, load_task(task, job.dataset))]
 
-    accuracy_before: float
-    accuracy: float
-    parameters: int
-    training: TrainingResult
-    report: Report | None = None
-    reloaded_equal: bool | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain data."""
-        return {
-            "accuracy_before": self.accuracy_before,
-            "accuracy": self.accuracy,
-            "parameters": self.parameters,
-            "training": self.training.to_dict(),
-            "conversion": self.report.to_dict() if self.report else None,
-            "reloaded_equal": self.reloaded_equal,
+def training_texts(task: Task, rows: Any, *, text: bool) -> list[str]:
+    """Return the texts that a conversion is fitted on."""
+    return [task.prompt(row) if text else task.inputs(row)[0][0] for row in rows]
+
+
+def run_job(job: JobOptions, options: TrainingOptions, *, resume: bool = False) -> dict[str, Any]:
+    """Convert (where ``job.to`` is given), fine-tune and evaluate; return the results as plain data.
+
+    ``job.output`` holds the run's log from the first step on, and in the end the model, its tokenizer and
+    ``results.json``.
+
+    Raises:
+        HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
+    """
+    return Job(job, options, resume=resume).run()
+
+
+class Job:
+    """The parts of a job; see `run_job`."""
+
+    def __init__(self, job: JobOptions, options: TrainingOptions, *, resume: bool = False) -> None:
+        self.job, self.options, self.resume = job, options, resume
+        self.folder = Path(job.output).expanduser().absolute() if job.output else None
+        self.entry = run_entry(job, options)
+        if self.folder is not None:
+            check_run_folder(self.folder, self.entry, resume=resume)
+        self.accelerator = make_accelerator(options, self.folder)
+        self.sources = read_tasks(job)
+        self.task, self.raw = self.sources[0]
+        self.model, self.tokenizer, self.text = load_for_task(job.model, self.task, form=job.form, seed=options.seed)
+        if job.mixture and not self.text:
+            raise OptionError(f"a mixture needs a text-to-text model such as T5, {job.model} is none")
+        self.entry["text"] = self.text
+        check_length(options.max_length, self.model.config, self.tokenizer)
+        self.train = join([self.features(source, "train", self.rows(source)) for source in self.sources])
+        several = len(self.sources) > 1
+        self.validation = {
+            f"{source[0].name}/{split}" if several else split: self.features(source, split, job.validation_size)
+            for source in self.sources
+            for split in source[0].validation
         }
+        dense = self.model.num_parameters()
+        texts = training_texts(self.task, head(self.raw["train"], job.calibration), text=self.text)
+        self.report = convert_for(self.model, job, texts, self.tokenizer)
+        self.wrap()
+        if options.anneal is not None and not mixes(self.model):
+            raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
+        self.entry["parameters"] = {**count_parameters(self.model), "before": dense}
 
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
 
-def load_classifier(source: str, labels: tuple[str, ...], seed: int) -> tuple[Any, Any]:
-    """Return a sequence classifier with a fresh head for ``labels``, the same for the same seed, and its tokenizer.
+    def rows(self, source: Source) -> int | None:
+        """Return how many training rows of a task are used; None: all."""
+        if not self.job.mixture:
+            return self.job.train_size
+        return min(self.job.mixture_limit, self.job.train_size or self.job.mixture_limit)
 
-    Raises:
-        CheckpointError: the checkpoint can't be found or loaded.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = resolve(source)
-    names = dict(enumerate(labels))
-    set_seed(seed)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, id2label=names, label2id={name: number for number, name in names.items()}, dtype=torch.float32
+    def features(self, source: Source, split: str, rows: int | None) -> Features:
+        """Return a labelled split as the model reads it."""
+        task, raw = source
+        return make_features(
+            task, head(raw[split], rows), self.tokenizer, max_length=self.options.max_length, text=self.text
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source} can't be loaded as a classifier: {first_line(error)}") from error
-    if tokenizer.pad_token is None:  # GPT-2 has none
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
 
+    def wrap(self) -> None:
+        """Leave to training what ``job.peft`` says."""
+        if self.job.peft == "lora":
+            from peft import get_peft_model
 
-def run_job(
-    source: str,
-    examples: Examples,
-    options: TrainingOptions,
-    *,
-    to: str | None = None,
-    layers: Any = None,
-    output: Path | None = None,
-) -> Outcome:
-    """Convert (where ``to`` is given), fine-tune and evaluate a checkpoint; save it to ``output`` and check the reload.
+            settings = lora_config(self.model, rank=self.job.lora_rank, targets=self.job.lora_targets)
+            self.model = get_peft_model(self.model, settings)
+        elif self.job.peft == "gates":
+            train_only_gates(self.model)
+        if frozen := frozen_activations(self.model):
+            warnings.warn(f"{len(frozen)} parameters of activations are frozen, such as {frozen[0]}", stacklevel=2)
 
-    Args:
-        source: local folder or Hub id of the pretrained checkpoint.
-        examples: the task.
-        options: how to train.
-        to: gated activation; None fine-tunes the model as it is.
-        layers: which layers are converted.
-        output: new folder for model, tokenizer and report; None saves nothing.
+    def run(self) -> dict[str, Any]:
+        """Train, evaluate and save."""
+        if self.folder is not None and self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RUN, self.entry)
+        self.accelerator.wait_for_everyone()
+        if self.options.tracker != "none":
+            start_trackers(self.accelerator, self.entry["options"])
+        self.model.to(self.accelerator.device)
+        before = self.evaluate(self.model, "before")[0] if self.report else None
+        loop, trained = self.fit()
+        metrics, score = self.evaluate(self.model, "evaluate")
+        epoch = trained.steps / loop.plan.steps_per_epoch
+        loop.log.write({"step": trained.steps, "epoch": epoch, "evaluation": metrics, "score": score})
+        results = {
+            "task": self.entry["task"], "main": list(self.task.main), "score": score, "metrics": metrics,
+            "before": before,
+            "examples": {"train": len(set(self.train.owners)), **{k: len(v.raw) for k, v in self.validation.items()}},
+            "parameters": self.model.num_parameters(), "trainable": self.entry["parameters"]["trainable"],
+            "training": trained.to_dict(), "conversion": self.report.to_dict() if self.report else None,
+            "activations": self.statistics(), "reloaded_equal": None,
+        }  # fmt: skip
+        if self.folder is not None:
+            self.finish(self.folder, results)
+        self.accelerator.end_training()
+        return results
 
-    Raises:
-        HfGluError: bad input, before anything is trained.
-    """
-    model, tokenizer = load_classifier(source, examples.labels, options.seed)
-    train, validation = (
-        tokenize(data, tokenizer, options.max_length) for data in (examples.train, examples.validation)
-    )
-    report = convert(model, to, layers=layers) if to else None
-    title = to or "dense"
-    before = _accuracy(predict(model, validation, tokenizer, title=f"{title}: before"), validation)
-    result = finetune(model, train, tokenizer, options, title=f"{title}: fine-tune")
-    logits = predict(model, validation, tokenizer, title=f"{title}: evaluate")
-    equal = None
-    if output is not None:
-        equal = _save(model, tokenizer, output, validation, logits)
-    return Outcome(
-        accuracy_before=before,
-        accuracy=_accuracy(logits, validation),
-        parameters=model.num_parameters(),
-        training=result,
-        report=report,
-        reloaded_equal=equal,
-    )
+    def evaluate(self, model: Any, title: str) -> tuple[dict[str, float], float]:
+        """Return metrics and score on the validation splits."""
+        size = self.options.eval_batch_size
+        title = f"{self.job.to or 'dense'}: {title}"
+        return evaluate(
+            model, self.validation, self.tokenizer, batch_size=size, accelerator=self.accelerator, title=title
+        )
 
+    def fit(self) -> tuple[Loop, TrainingResult]:
+        """Train; afterwards the model is a plain one, in full precision, with what LoRA and mixes learned folded in."""
+        set_seed(self.options.seed, deterministic=self.options.deterministic)
+        loop = Loop(
+            self.model, self.train, self.tokenizer, self.options, self.accelerator, folder=self.folder,
+            evaluate=lambda model: self.evaluate(model, "validate"), title=f"{self.job.to or 'dense'}: fine-tune",
+        )  # fmt: skip
+        trained = loop.run(resume=self.resume)
+        self.model = self.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        if self.options.anneal is not None:
+            anneal(self.model, 1.0)
+        if self.job.peft == "lora":
+            if self.folder is not None and self.main:
+                self.model.save_pretrained(self.folder / ADAPTER)
+            self.model = self.model.merge_and_unload()
+        if self.options.anneal is not None:
+            freeze_mix(self.model)
+        return loop, trained
 
-def _accuracy(logits: torch.Tensor, data: Any) -> float:
-    result = Accuracy().compute(predictions=logits.argmax(-1).tolist(), references=data["labels"])
-    return float(result["accuracy"])
+    def statistics(self) -> list[dict[str, Any]]:
+        """Return how open and how sparse the FFNs are on validation data."""
+        features, size = next(iter(self.validation.values())), self.options.eval_batch_size
+        count = min(len(features.data), STATISTICS_BATCHES * size)
+        batches = (range(begin, min(begin + size, count)) for begin in range(0, count, size))
+        device = self.accelerator.device
+        inputs = [collate(features, self.tokenizer, rows, device) for rows in batches]
+        for batch in [] if self.text else inputs:
+            del batch["labels"]
+        return activation_statistics(self.model, inputs)
 
+    def finish(self, folder: Path, results: dict[str, Any]) -> None:
+        """Write predictions, model and results."""
+        if self.job.predict:
+            self.predict_tests(folder / PREDICTIONS)
+        if self.main:
+            save_model(self.model, self.tokenizer, folder)
+            first = next(iter(self.validation.values()))
+            size = self.options.eval_batch_size
+            results["reloaded_equal"] = reloads_equal(self.model, self.tokenizer, folder, first, size)
+            write_json(folder / RESULTS, results)
+            checkpoints.remove_all(folder)
+        self.accelerator.wait_for_everyone()
 
-def _save(model: Any, tokenizer: Any, output: Path, data: Any, logits: torch.Tensor) -> bool:
-    with staged_folder(output) as stage:
-        model.save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
-        again = fresh_logits(stage, data)
-    return torch.equal(again, logits)
-
-
-def fresh_logits(folder: Path, data: Any) -> torch.Tensor:
-    """Return the logits of the classifier in ``folder`` on tokenized ``data``, computed in a new process.
-
-    Raises:
-        CheckpointError: the new process can't load it.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        data.save_to_disk(f"{scratch}/data")
-        command = [
-            sys.executable,
-            "-m",
-            "hf_glu.training.reload",
-            str(folder),
-            f"{scratch}/data",
-            f"{scratch}/logits.pt",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CheckpointError(f"{folder} can't be loaded again: {done.stderr.strip().splitlines()[-1]}")
-        return torch.load(f"{scratch}/logits.pt", weights_only=True)
+    def predict_tests(self, folder: Path) -> None:
+        """Write the leaderboards' files for the tasks' test splits, and for the diagnostics that this model answers."""
+        known = {task.name for task, _ in self.sources}
+        diagnostics = [task for task in TASKS.values() if task.model_of in known]
+        for task, raw in (*self.sources, *((task, load_task(task, self.job.dataset)) for task in diagnostics)):
+            for split in task.test:
+                if split not in raw:
+                    raise OptionError(f"{task.name} has no test split {split} to predict")
+                features = make_features(
+                    task, raw[split], self.tokenizer, max_length=self.options.max_length, text=self.text, labeled=False
+                )
+                found = predict(
+                    self.model, features, self.tokenizer, batch_size=self.options.eval_batch_size,
+                    accelerator=self.accelerator, title=f"{task.name}: {split}",
+                )  # fmt: skip
+                if self.main:
+                    write_predictions(task, split, raw[split], answer(features, found), folder)

@@ -1,179 +1,233 @@
-"""The training loop: Accelerate, batches of like lengths, a linear schedule with warmup."""
+"""The training loop: Accelerate, batches that no number of processes changes, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, get_linear_schedule_with_warmup
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_glu.errors import OptionError
+from hf_glu.errors import TrainingError
+from hf_glu.training import checkpoints
+from hf_glu.training.annealing import anneal
+from hf_glu.training.batches import BatchPlan, share
+from hf_glu.training.features import Features, collate, count_items, loss_of
 from hf_glu.training.groups import parameter_groups
+from hf_glu.training.interrupt import Interrupted, interruptible
+from hf_glu.training.options import TrainingOptions
+from hf_glu.training.schedules import make_schedule
 
-PRECISIONS = ("auto", "no", "bf16", "fp16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How to fine-tune.
-
-    Attributes:
-        epochs: passes over the training data (fractions of one, too).
-        batch_size: sequences in a batch, on each process.
-        lr, weight_decay, warmup: of AdamW and its linear schedule; ``warmup`` is a share of the steps.
-        max_length: tokens after which a sequence is cut.
-        clip: largest norm of the gradient.
-        precision: ``auto`` (bf16 where the hardware computes in it), ``no``, ``bf16`` or ``fp16``.
-        seed: of data order and dropout.
-    """
-
-    epochs: float = 3.0
-    batch_size: int = 32
-    lr: float = 2e-5
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    max_length: int = 128
-    clip: float = 1.0
-    precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = {key: getattr(self, key) for key in ("epochs", "batch_size", "lr", "max_length", "clip")}
-        for key, value in positive.items():
-            if not (math.isfinite(value) and value > 0):
-                raise OptionError(f"{key} must be more than 0, got {value}")
-        if not 0 <= self.warmup < 1:
-            raise OptionError(f"warmup must be a share of the steps, 0 to 1, got {self.warmup}")
-        if self.precision not in PRECISIONS:
-            raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-
-    def mixed_precision(self) -> str:
-        """Return what Accelerate takes."""
-        if self.precision != "auto":
-            return self.precision
-        return "bf16" if has_fast_bf16() else "no"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain data, with the precision that is used."""
-        return {**asdict(self), "mixed_precision": self.mixed_precision()}
-
-
-def has_fast_bf16() -> bool:
-    """Tell whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+Evaluate = Callable[[Any], tuple[dict[str, float], float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a run of the loop did."""
+    """What a run of the loop did; ``loss`` is the mean over its last tenth."""
 
     steps: int
     seconds: float
     loss: float
+    tokens_per_second: float
+    stopped_early: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data."""
         return asdict(self)
 
 
-def tokenize(data: Any, tokenizer: Any, max_length: int) -> Any:
-    """Return ``data`` (columns ``text``, perhaps ``pair``, and ``label``) as token ids and ``labels``."""
+@dataclass
+class Progress:
+    """What a checkpoint keeps beside weights, optimizer and random states."""
 
-    def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [rows[column] for column in ("text", "pair") if column in rows]
-        return {**tokenizer(*texts, truncation=True, max_length=max_length), "labels": rows["label"]}
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    waited: int = 0
+    losses: list[float] = field(default_factory=list)
 
-    return data.map(encode, batched=True, remove_columns=data.column_names)
 
-
-def finetune(
-    model: Any, data: Any, tokenizer: Any, options: TrainingOptions, *, title: str = "train"
-) -> TrainingResult:
-    """Fine-tune ``model`` in place on tokenized ``data``.
+class Loop:
+    """One run of fine-tuning, on this process and its siblings.
 
     Args:
-        model: a model that returns a loss.
-        data: from `tokenize`.
+        model: trained in place.
+        features: the training data.
         tokenizer: pads the batches.
         options: how.
+        accelerator: from `make_accelerator`.
+        folder: for log and checkpoints; None: neither.
+        evaluate: called with the model during training; returns metrics and the score to maximise.
         title: of the progress bar.
     """
-    set_seed(options.seed)
-    accelerator = _accelerator(options.mixed_precision())
-    generator = torch.Generator().manual_seed(options.seed)
-    lengths = [len(ids) for ids in data["input_ids"]]
-    sampler = LengthGroupedSampler(options.batch_size, lengths=lengths, generator=generator)
-    loader = DataLoader(data, options.batch_size, sampler=sampler, collate_fn=DataCollatorWithPadding(tokenizer))
-    steps = max(1, math.ceil(options.epochs * math.ceil(len(loader) / accelerator.num_processes)))
-    optimizer = torch.optim.AdamW(parameter_groups(model, options.lr, options.weight_decay))
-    warmup = int(options.warmup * steps) * accelerator.num_processes
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps * accelerator.num_processes)
-    prepared, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
-    prepared.train()
-    start, losses = time.perf_counter(), []
-    bar = tqdm(_endless(loader), total=steps, desc=title, disable=not accelerator.is_main_process, leave=False)
-    for step, batch in enumerate(bar, 1):
-        loss = prepared(**batch).loss
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(prepared.parameters(), options.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-        bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}")
-        if step == steps:
-            break
-    bar.close()
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # its forward computes in full precision again
-    recent = losses[-max(1, len(losses) // 10) :]
-    return TrainingResult(steps=steps, seconds=time.perf_counter() - start, loss=sum(recent) / len(recent))
 
+    def __init__(
+        self, model: Any, features: Features, tokenizer: Any, options: TrainingOptions, accelerator: Accelerator,
+        *, folder: Path | None = None, evaluate: Evaluate | None = None, title: str = "train",
+    ) -> None:  # fmt: skip
+        self.features, self.tokenizer, self.options, self.accelerator = features, tokenizer, options, accelerator
+        self.folder, self.evaluate, self.title = folder, evaluate, title
+        self.units = features.units
+        self.lengths = [len(ids) for ids in features.data["input_ids"]]
+        longest = [max(self.lengths[row] for row in unit) for unit in self.units]
+        self.plan = BatchPlan(longest, options.batch_size, options.seed)
+        self.steps = options.max_steps or max(1, math.ceil(options.epochs * self.plan.steps_per_epoch))
+        self.loss_of, self.progress = loss_of(features), Progress()
+        self.best_state: dict[str, Tensor] | None = None
+        self.shown: dict[str, str] = {}
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if options.compile:
+            model.compile(dynamic=True)
+        optimizer = torch.optim.AdamW(parameter_groups(model, options.lr, options.weight_decay))
+        self.plain = model
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.schedule = make_schedule(self.optimizer, options, self.steps)
 
-def _accelerator(precision: str) -> Accelerator:
-    """Return an Accelerator, also where an earlier run in this process had another precision."""
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision)
+    def run(self, *, resume: bool = False) -> TrainingResult:
+        """Train to the end.
 
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+            CheckpointError: nothing to resume from, or another run's.
+            Interrupted: by Ctrl-C, after the step was finished and a checkpoint written.
+        """
+        if resume and self.folder:
+            self.progress = checkpoints.load(self, self.folder)
+        self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.step)
+        bar = tqdm(
+            total=self.steps, initial=self.progress.step, desc=self.title, leave=False,
+            disable=not self.accelerator.is_main_process,
+        )  # fmt: skip
+        stopped = False
+        with interruptible() as interrupted, bar:
+            pending: list[Tensor] = []
+            while self.progress.step < self.steps and not stopped:
+                begin = time.perf_counter()
+                pending.append(self._step())
+                self.progress.step += 1
+                self.progress.seconds += time.perf_counter() - begin
+                bar.update()
+                if self._due(self.options.log_every):
+                    self._flush(pending, bar)
+                if self._evaluation_due():
+                    self._flush(pending, bar)
+                    stopped = self._evaluate(bar)
+                stop = self._any(bool(interrupted))
+                if self.folder and (stop or self._due(self.options.checkpoint_every)) and not stopped:
+                    self._flush(pending, bar)
+                    checkpoints.save(self, self.folder)
+                if stop and self.progress.step < self.steps:
+                    raise Interrupted(self.progress.step, self.folder)
+            self._flush(pending, bar)
+        self._take_best()
+        return self._result(stopped)
 
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader
+    def _step(self) -> Tensor:
+        """Do one optimizer step; return this process's part of the batch's mean loss."""
+        if self.options.anneal is not None:
+            anneal(self.plain, self.progress.step / max(1, self.steps - 1), until=self.options.anneal)
+        self.model.train()
+        processes = self.accelerator.num_processes
+        batch = self.plan[self.progress.step]
+        total = count_items(self.features, self._rows(batch))
+        parts = share(batch, self.accelerator.process_index, processes, self.options.accumulate)
+        parts = [part for part in parts if part] or [[]]
+        losses = []
+        for number, part in enumerate(parts, 1):
+            rows = self._rows(part or batch[:1])  # without an example of its own, a process still takes part
+            weight = count_items(self.features, rows) / total if part else 0.0
+            inputs = collate(self.features, self.tokenizer, rows, self.accelerator.device)
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
+                loss = self.loss_of(self.model, inputs) * weight
+                self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
+            losses.append(loss.detach().float())
+        self.progress.tokens += sum(self.lengths[row] for row in self._rows(batch))
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return torch.stack(losses).sum()
 
+    def _rows(self, batch: list[int]) -> list[int]:
+        return [row for unit in batch for row in self.units[unit]]
 
-@contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    def _due(self, every: int | None) -> bool:
+        return bool(every) and self.progress.step % int(every or 1) == 0
 
+    def _evaluation_due(self) -> bool:
+        if self.evaluate is None or self.options.evaluate_every == 0 or self.progress.step == self.steps:
+            return self.evaluate is not None and self.options.patience is not None and self.progress.step == self.steps
+        return self._due(self.options.evaluate_every or self.plan.steps_per_epoch)
 
-def predict(model: Any, data: Any, tokenizer: Any, *, batch_size: int = 64, title: str = "predict") -> torch.Tensor:
-    """Return the logits ``[examples, labels]`` of ``model`` on tokenized ``data``, in its order and in float32."""
-    order = sorted(range(len(data)), key=lambda i: len(data[i]["input_ids"]))
-    collate = DataCollatorWithPadding(tokenizer)
-    device = next(model.parameters()).device
-    logits: list[torch.Tensor] = []
-    with _eval_mode(model):
-        for begin in tqdm(range(0, len(order), batch_size), desc=title, leave=False):
-            rows = [dict(data[i]) for i in order[begin : begin + batch_size]]
-            batch = {key: value.to(device) for key, value in collate(rows).items() if key != "labels"}
-            logits.append(model(**batch).logits.float().cpu())
-    return torch.cat(logits)[torch.tensor(order).argsort()]
+    def _any(self, flag: bool) -> bool:
+        """Tell whether any process says so: one that stops alone would leave the others waiting."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
+
+    def _flush(self, pending: list[Tensor], bar: Any) -> None:
+        """Bring the losses of the last steps from the device, check them, and log their mean."""
+        if not pending:
+            return
+        losses = self.accelerator.reduce(torch.stack(pending), reduction="sum").tolist()
+        first = self.progress.step - len(losses) + 1
+        pending.clear()
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, or "
+                    f"precision=no (now {self.options.mixed_precision()})"
+                )
+        self.progress.losses += losses
+        speed = self.progress.tokens / max(self.progress.seconds, 1e-9)
+        rate = float(self.schedule.get_last_lr()[0])
+        line = {"loss": sum(losses) / len(losses), "lr": rate, "tokens_per_second": speed}
+        self._log(line)
+        bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
+
+    def _log(self, values: dict[str, Any]) -> None:
+        epoch = self.progress.step / self.plan.steps_per_epoch
+        self.log.write({"step": self.progress.step, "epoch": epoch, **values})
+        flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
+        self.accelerator.log(flat, step=self.progress.step)
+
+    def _evaluate(self, bar: Any) -> bool:
+        """Evaluate; return whether patience is at its end."""
+        assert self.evaluate is not None
+        progress = self.progress
+        metrics, score = self.evaluate(self.model)
+        self._log({"evaluation": metrics, "score": score})
+        self.shown = {"score": f"{score:.4f}"}
+        bar.set_postfix(**self.shown)
+        if self.options.patience is None:
+            return False
+        if score > progress.best:
+            progress.best, progress.best_step, progress.waited = score, progress.step, 0
+            state = self.accelerator.get_state_dict(self.model)
+            self.best_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+        else:
+            progress.waited += 1
+        return progress.waited >= self.options.patience
+
+    def _take_best(self) -> None:
+        if self.best_state is not None and self.progress.best_step != self.progress.step:
+            self.accelerator.unwrap_model(self.model).load_state_dict(self.best_state)
+
+    def _result(self, stopped: bool) -> TrainingResult:
+        losses = self.progress.losses
+        recent = losses[-max(1, len(losses) // 10) :] or [math.nan]
+        seconds = self.progress.seconds
+        return TrainingResult(
+            steps=self.progress.step, seconds=seconds, loss=sum(recent) / len(recent),
+            tokens_per_second=self.progress.tokens / max(seconds, 1e-9), stopped_early=stopped,
+        )  # fmt: skip

@@ -1,26 +1,39 @@
-"""Run as a module in a fresh process: the logits of a saved classifier on saved, tokenized data.
+"""Run as a module in a fresh process: the predictions of a saved model on saved, tokenized data.
 
-usage: python -m hf_glu.training.reload MODEL DATA OUTPUT
+usage: python -m hf_glu.training.reload FOLDER  (with order.json and data in it)
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 
-def main(model_folder: str, data_folder: str, output: str) -> None:
-    """Write the logits of the classifier in ``model_folder`` on the dataset in ``data_folder`` to ``output``."""
-    import torch
+def main(scratch: str) -> None:
+    """Write ``logits.npy``, or ``texts.json`` for a text-to-text model, as ``order.json`` asks."""
+    import numpy as np
     from datasets import load_from_disk
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
     import hf_glu  # noqa: F401  (registers)
-    from hf_glu.training.loop import predict
+    from hf_glu.tasks.table import MOVIES
+    from hf_glu.training.features import Features
+    from hf_glu.training.prediction import predict
 
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    torch.save(predict(model, load_from_disk(data_folder), tokenizer), output)
+    place = Path(scratch)
+    order = json.loads((place / "order.json").read_text(encoding="utf-8"))
+    kind = AutoModelForSeq2SeqLM if order["text"] else AutoModelForSequenceClassification
+    model = kind.from_pretrained(order["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(order["folder"])
+    data = load_from_disk(str(place / "data"))
+    features = Features(task=MOVIES, raw=None, data=data, owners=list(range(len(data))), text=order["text"])
+    found = predict(model, features, tokenizer, batch_size=order["batch_size"])
+    if order["text"]:
+        (place / "texts.json").write_text(json.dumps(found), encoding="utf-8")
+    else:
+        np.save(place / "logits.npy", found)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -1,0 +1,74 @@
+"""A fine-tuning job with its baseline, as one result: the table, ``hf_glu_report.json`` and the model card."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_glu.activation import registry
+from hf_glu.card import write_card
+from hf_glu.checkpoint import REPORT_FILE
+from hf_glu.jsonio import write_json
+from hf_glu.training.job import Job, run_job
+from hf_glu.training.options import JobOptions, TrainingOptions
+
+
+def finetune_and_report(
+    job: JobOptions, options: TrainingOptions, *, baseline: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Run a job, and once more without conversion where ``baseline`` is set; return everything as plain data.
+
+    ``job.output`` holds the model, its tokenizer, log, results, ``hf_glu_report.json`` and, where the model was
+    converted, a model card.
+
+    Raises:
+        HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
+    """
+    start = time.perf_counter()
+    if job.to:
+        registry[job.to]
+    ours = Job(job, options, resume=resume)  # says what can't be before the baseline is trained
+    dense = run_job(replace(job, to=None, output=None, random=False), options) if baseline and job.to else None
+    outcome = ours.run()
+    result = {
+        "model": job.model,
+        "task": ours.entry["task"],
+        "activation": job.to,
+        "options": ours.entry["options"] | {"mixed_precision": options.mixed_precision()},
+        "rows": _rows(dense, outcome, job.to),
+        "dense": dense,
+        "outcome": outcome,
+        "seconds": time.perf_counter() - start,
+    }
+    if job.output and ours.main:
+        folder = Path(job.output)
+        write_json(folder / REPORT_FILE, result)
+        if job.to and outcome["conversion"]:
+            write_card(folder, job.base_model or job.model, ours.entry, dense=dense, converted=outcome)
+    return result
+
+
+def _rows(dense: dict[str, Any] | None, outcome: dict[str, Any], to: str | None) -> list[dict[str, Any]]:
+    """Return the final table: dense baseline, converted before and after."""
+    rows = []
+    if dense:
+        rows.append(_row("dense, fine-tuned", dense["metrics"], dense))
+    if to and outcome["before"]:
+        conversion = outcome["conversion"]
+        difference = conversion["max_abs_difference"] if conversion else None
+        row = _row(f"{to}, converted", outcome["before"], outcome)
+        rows.append({**row, "seconds": None, "max_abs_difference": difference})
+    rows.append(_row(f"{to or 'dense'}, fine-tuned", outcome["metrics"], outcome))
+    return rows
+
+
+def _row(name: str, metrics: dict[str, float], outcome: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": name,
+        "metrics": metrics,
+        "parameters": outcome["parameters"],
+        "max_abs_difference": None,
+        "seconds": outcome["training"]["seconds"],
+    }

@@ -1,0 +1,177 @@
+"""How figures look: one axes each, narrow enough for a phone, as PNG and as SVG that takes its colours from the page.
+
+The SVG keeps its text as text. Its colours become CSS variables, so that the page's dark scheme recolours it, and its
+ids get the figure's name, so that they stay unique in the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_glu.errors import HfGluError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LINE = 0.085  # height of a label, as a share of an axes'
+WIDTH = 390  # points, which are the SVG's units
+INK, MUTED, GRID, PAPER = "#1c2430", "#5d6776", "#dfe3e8", "#fdfefe"
+# told apart by the colour-blind, too (after Okabe and Ito), each 4.5:1 on white, for labels
+SERIES = ("#0067a8", "#c04a00", "#007a5a", "#a3397a", "#7a6200", "#4a5a9a")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
+    colour: f"series-{index}" for index, colour in enumerate(SERIES)
+}
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hf_glu",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 11.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.xmargin": 0.03,
+    "axes.unicode_minus": False,
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+    "lines.markeredgecolor": PAPER,
+    "lines.markeredgewidth": 0.8,
+    "lines.markersize": 6.5,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure.
+
+    Attributes:
+        name: of its PNG file, unique in a report.
+        alt: what it shows, for those who can't see it.
+        note: how to read it.
+        svg: for the page.
+        png: for the file.
+    """
+
+    name: str
+    alt: str
+    note: str
+    svg: str
+    png: bytes
+
+
+def require_matplotlib() -> None:
+    """Raise HfGluError where matplotlib isn't installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise HfGluError("a report's figures need matplotlib: pip install hf_glu[report]") from error
+
+
+def draw(
+    name: str, title: str, paint: Callable[[Axes], None], *, alt: str, note: str = "", height: float = 250
+) -> Drawing:
+    """Return what ``paint`` draws into an axes, ``height`` points high.
+
+    Raises:
+        HfGluError: matplotlib isn't installed.
+    """
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    name = slug(name)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure.suptitle(title, x=0.0, ha="left", size=13, weight="bold")
+        paint(figure.add_subplot())
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # once is enough for both files
+        return Drawing(name=name, alt=alt, note=note, svg=_inline(_save(figure, "svg"), name), png=_save(figure, "png"))
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as a name for a file and an id."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-") or "figure"
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write (x, y, text, colour) at the right of the ends of lines, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: end[1])
+    heights: list[float] = []
+    for _, y, _, _ in ends:
+        heights.append(max((y - low) / (high - low), heights[-1] + _LINE if heights else 0.0))
+    ceiling = 1.0
+    for place in reversed(range(len(heights))):
+        heights[place] = min(heights[place], ceiling)
+        ceiling = heights[place] - _LINE
+    for (x, y, label, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            label, (x, y), xytext=(1.05, height), textcoords="axes fraction", color=colour, va="center", fontsize=10.5,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.55, "shrinkA": 0},
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def name_axes(axes: Axes, x: str, y: str) -> None:
+    """Name the axes, and let layers and steps have whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if x in ("layer", "training step"):
+        axes.xaxis.set_major_locator(MaxNLocator(6 if x == "training step" else 12, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def cut(name: str, letters: int = 22) -> str:
+    """Return the beginning of a name, where it is longer than there is room for."""
+    return name if len(name) <= letters else name[: letters - 2] + ".."
+
+
+def _save(figure: Figure, form: str) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
+        options: dict[str, Any] = {"transparent": True, "metadata": {"Date": None}} if form == "svg" else {"dpi": 160}
+        figure.savefig(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def _inline(svg: bytes, name: str) -> str:
+    """Return matplotlib's SVG file as an element for the page."""
+    text = svg.decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", text, flags=re.DOTALL)
+    head, _, body = text.partition(">")
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box is not None
+    body = re.sub(r'\b(id="|xlink:href="#|href="#|url\(#)', lambda found: found[1] + name + "-", body)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r" font-family: [^;\"]*;| transform=\"rotate\(-0 [^\"]*\"", "", body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    return f'<svg {box[0]} aria-hidden="true" focusable="false">{body}'

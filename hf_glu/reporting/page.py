@@ -1,0 +1,68 @@
+"""Rendering a report as one HTML file by itself, and writing it."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from hf_glu.errors import CheckpointError, HfGluError
+from hf_glu.reporting.collect import collect
+from hf_glu.reporting.content import make_page
+from hf_glu.reporting.drawing import SERIES, require_matplotlib
+from hf_glu.reporting.sections import Page
+
+TEMPLATE = files("hf_glu") / "templates" / "report.html"
+REPORT, FIGURES = "report.html", "figures"
+
+
+def write_report(folder: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into the folder of a run, a suite or a comparison.
+
+    What is there is reported, that it is unfinished, too. Files are replaced as a whole: none is ever half written.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: there is no such folder, or it can't be read or written.
+        DataError: nothing in it is to be reported, or a file in it is broken; the message names file and line.
+        HfGluError: matplotlib isn't installed.
+    """
+    require_matplotlib()
+    page = make_page(collect(folder))
+    root = Path(folder).expanduser()
+    try:
+        for part in page.sections:
+            for drawing in part.drawings():
+                _write(root / FIGURES / f"{drawing.name}.png", drawing.png)
+        return _write(root / REPORT, render(page).encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"the report of {folder} can't be written: {error.strerror or error}") from error
+
+
+def render(page: Page) -> str:
+    """Return a report as HTML; all that comes from data is escaped.
+
+    Raises:
+        HfGluError: Jinja2 isn't installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise HfGluError("a report needs Jinja2: pip install hf_glu[report]") from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(page=page, series=SERIES)
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Write a file beside its place, and move it there."""
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

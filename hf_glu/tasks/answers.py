@@ -1,0 +1,88 @@
+"""From what a model gives to what a task asks for: answers of rows, metrics, the task's score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from hf_glu.errors import DataError
+from hf_glu.metrics import compute
+from hf_glu.tasks.inputs import unique_entities
+from hf_glu.tasks.table import Task
+
+NO_ANSWER = -1
+
+
+def from_logits(task: Task, data: Any, logits: np.ndarray, owners: Sequence[int]) -> list[Any]:
+    """Return the answer to each row of ``data``: a class, a score, or an entity.
+
+    Args:
+        task: the task.
+        data: the rows.
+        logits: ``[candidates, labels]``.
+        owners: the row of each candidate, ascending.
+
+    Raises:
+        DataError: a logit is NaN.
+    """
+    if np.isnan(logits).any():
+        raise DataError(f"{task.name}: the model's predictions are NaN")
+    if task.form == "regression":
+        return [float(value) for value in logits[:, 0]]
+    if task.form == "classes":
+        return [int(value) for value in logits.argmax(-1)]
+    scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+    bounds = np.searchsorted(np.asarray(owners), np.arange(len(data) + 1))
+    best = [int(scores[begin:end].argmax()) for begin, end in pairwise(bounds)]
+    if task.form == "choice":
+        return best
+    return [unique_entities(row)[number] for row, number in zip(data, best, strict=True)]
+
+
+def from_texts(task: Task, texts: Sequence[str]) -> list[Any]:
+    """Return the answers that a text-to-text model wrote; -1 for a class (0.0 for a score) that is none."""
+    if task.form == "entity":
+        return [text.strip() for text in texts]
+    if task.form == "regression":
+        return [_number(text) for text in texts]
+    numbers = {text.lower(): number for number, text in enumerate(task.texts)}
+    return [numbers.get(text.strip().lower(), NO_ANSWER) for text in texts]
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text.strip())
+    except ValueError:
+        return 0.0
+    return value if np.isfinite(value) else 0.0
+
+
+def metrics(task: Task, data: Any, answers: Sequence[Any]) -> dict[str, float]:
+    """Return the task's metrics of ``answers`` to the rows of ``data``."""
+    predictions: list[Any] = list(answers)
+    references: list[Any]
+    if task.metric == "multirc":
+        predictions = [{"idx": dict(idx), "prediction": each} for idx, each in zip(data["idx"], answers, strict=True)]
+        references = list(data["label"])
+    elif task.metric == "record":
+        predictions = [
+            {"idx": dict(idx), "prediction_text": each} for idx, each in zip(data["idx"], answers, strict=True)
+        ]
+        references = [
+            {"idx": dict(idx), "answers": list(gold)} for idx, gold in zip(data["idx"], data["answers"], strict=True)
+        ]
+    else:
+        references = list(data["label"])
+    return compute(task.metric, predictions, references)
+
+
+def score(task: Task, found: dict[str, float]) -> float:
+    """Return the mean of the task's main metrics; those of several validation splits are averaged first."""
+    values = []
+    for name in task.main:
+        values.append(fmean(value for key, value in found.items() if key == name or key.endswith(f"/{name}")))
+    return fmean(values)

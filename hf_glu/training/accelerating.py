@@ -1,0 +1,44 @@
+"""The Accelerator of a run, its trackers, and what its processes exchange."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+
+from hf_glu.errors import OptionError
+from hf_glu.training.options import TrainingOptions
+
+PROJECT = "hf_glu"
+
+
+def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Accelerator:
+    """Return an Accelerator, also where an earlier run in this process had another precision.
+
+    Raises:
+        OptionError: the tracker isn't installed (Accelerate would only warn).
+    """
+    precision = options.mixed_precision()
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    if options.tracker == "none":
+        return Accelerator(mixed_precision=precision)
+    if find_spec(options.tracker) is None:
+        raise OptionError(f"tracker={options.tracker} is not installed: pip install {options.tracker}")
+    return Accelerator(mixed_precision=precision, log_with=options.tracker, project_dir=folder)
+
+
+def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
+    """Begin to track a run; TensorBoard takes numbers and strings only."""
+    accelerator.init_trackers(PROJECT, config={key: str(value) for key, value in options.items()})
+
+
+def merge(accelerator: Accelerator, found: dict[int, Any]) -> dict[int, Any]:
+    """Return the results of all processes, by their number; what several have is there once."""
+    if accelerator.num_processes == 1:
+        return found
+    return {key: value for part in gather_object([found]) for key, value in part.items()}

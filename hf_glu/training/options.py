@@ -1,0 +1,197 @@
+"""What a fine-tuning job is and how it trains: two dataclasses that YAML files and command-line flags fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_glu.errors import OptionError, UnknownNameError, nearest
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+SCHEDULES = ("linear", "cosine", "constant")
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")
+FORMS = ("auto", "classes", "text")
+PEFTS = ("none", "lora", "gates")
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a dataclass field with the help that the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to fine-tune. ``batch_size`` is what one optimizer step sees, on however many processes.
+
+    Raises:
+        OptionError: a value out of range.
+    """
+
+    epochs: float = option(3.0, "Passes over the training data (fractions of one, too).")
+    max_steps: int | None = option(None, "Optimizer steps, whatever the epochs say.")
+    batch_size: int = option(32, "Examples of one optimizer step, all processes together.")
+    accumulate: int = option(1, "Forward passes that a process splits its share of a batch into.")
+    eval_batch_size: int = option(64, "Sequences of one forward pass in evaluation.")
+    lr: float = option(2e-5, "Peak learning rate of AdamW.")
+    schedule: str = option("linear", "Learning rate after warm-up: linear, cosine (both to 0) or constant.")
+    warmup: float = option(0.06, "Share of the steps in which the learning rate rises.")
+    weight_decay: float = option(0.01, "Of AdamW, for matrices only.")
+    clip: float = option(1.0, "Largest norm of the gradient.")
+    max_length: int = option(128, "Tokens after which a sequence is cut.")
+    precision: str = option("auto", "auto (bf16 where the hardware computes in it), no, bf16 or fp16.")
+    evaluate_every: int | None = option(None, "Steps between evaluations; each epoch if not given; 0: at the end only.")
+    patience: int | None = option(None, "Stop after so many evaluations without a better one, and take the best.")
+    checkpoint_every: int | None = option(None, "Steps between checkpoints; without it only Ctrl-C leaves one.")
+    log_every: int = option(10, "Steps between lines of log.jsonl.")
+    anneal: float | None = option(None, "Share of the steps after which a learnable_ activation is its target.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    compile: bool = option(False, "Train with torch.compile.")
+    deterministic: bool = option(False, "Deterministic algorithms only.")
+    tracker: str = option("none", "none, tensorboard, trackio or wandb.")
+    seed: int = option(0, "Of the head, the order of data and dropout.")
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "accumulate", "eval_batch_size", "lr", "max_length", "clip", "log_every")
+        for key in (*positive, "max_steps", "patience", "checkpoint_every"):
+            value = getattr(self, key)
+            if value is None and key not in positive:
+                continue
+            if not (math.isfinite(value) and value > 0):
+                raise OptionError(f"{key} must be more than 0, got {value}")
+        for key in ("warmup", "anneal"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= 1:
+                raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {value}")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("tracker", self.tracker, TRACKERS)
+
+    def mixed_precision(self) -> str:
+        """Return what Accelerate takes."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if has_fast_bf16() else "no"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain data, with the precision that is used."""
+        return {**dataclasses.asdict(self), "mixed_precision": self.mixed_precision()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What to fine-tune, on what, into which folder.
+
+    Raises:
+        OptionError: a value that can't be.
+    """
+
+    model: str = option("", "Pretrained checkpoint: local folder or Hub id.")
+    task: str | None = option(None, "A task of GLUE or SuperGLUE, movie_reviews or movie_ratings.")
+    mixture: str | None = option(None, "Train one text-to-text model on all tasks of this suite.")
+    mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
+    dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")
+    validation: str | None = option(None, "Validation file beside a DATASET of one's own; else a tenth of it.")
+    output: str | None = option(None, "New folder for model, tokenizer, log, results and card.")
+    to: str | None = option(None, "Convert to this gated activation first.")
+    width: str = option("keep", "Hidden units after the conversion: keep, iso (equal parameters) or a number.")
+    layers: str | None = option(None, "Layers to convert: 0-5,8 or 'every 2' or encoder.")
+    exclude: str | None = option(None, "Regular expression of FFN sites to leave alone.")
+    calibration: int = option(3000, "Training texts that an approximate conversion is fitted on, where one is needed.")
+    random: bool = option(False, "Initialise the converted FFNs at random: what surgery without weights gives.")
+    form: str = option("auto", "auto (text-to-text for T5), classes or text.")
+    peft: str = option("none", "none, lora, or gates (train up halves, norms and head only).")
+    lora_rank: int = option(8, "Rank of LoRA.")
+    lora_targets: str = option("ffn", "Where LoRA goes: ffn, in, out or all-linear.")
+    train_size: int | None = option(None, "Training rows to use, from the first on.")
+    validation_size: int | None = option(None, "Validation rows to use, from the first on.")
+    predict: bool = option(False, "Write the leaderboard's files for the test splits.")
+    base_model: str | None = option(None, "Name of the base model for the card, where MODEL is a folder.")
+
+    def __post_init__(self) -> None:
+        check_choice("form", self.form, FORMS)
+        check_choice("peft", self.peft, PEFTS)
+        for key in ("train_size", "validation_size", "calibration", "lora_rank", "mixture_limit"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise OptionError(f"{key} must be at least 1, got {value}")
+        if self.random and not self.to:
+            raise OptionError("random=True initialises converted FFNs: give the activation with to")
+
+    @property
+    def units(self) -> int | str:
+        """The width as `hf_glu.convert` takes it."""
+        return int(self.width) if self.width.isdecimal() else self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain data."""
+        return dataclasses.asdict(self)
+
+
+def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise OptionError unless ``value`` is one of ``valid``."""
+    if value not in valid:
+        raise OptionError(f"{key} must be one of {', '.join(valid)}, got {value!r}")
+
+
+def has_fast_bf16() -> bool:
+    """Tell whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOptions]:
+    """Make the two dataclasses of one flat mapping, as a YAML file and flags give it.
+
+    Raises:
+        UnknownNameError: a key that neither has.
+        OptionError: a value of the wrong type, or out of range.
+    """
+    parts: list[dict[str, Any]] = [{}, {}]
+    known = [{each.name: each for each in dataclasses.fields(kind)} for kind in (JobOptions, TrainingOptions)]
+    for key, value in values.items():
+        owner = next((number for number, names in enumerate(known) if key in names), None)
+        if owner is None:
+            raise UnknownNameError(f"unknown option {key!r}; {nearest(key, [*known[0], *known[1]])}")
+        parts[owner][key] = _typed(key, value, str(known[owner][key].type))
+    return JobOptions(**parts[0]), TrainingOptions(**parts[1])
+
+
+def _typed(key: str, value: Any, kind: str) -> Any:
+    """Return ``value`` as the field's type; YAML reads 2e-5 as a string and 1024 as a number."""
+    name, optional = kind.removesuffix(" | None"), kind.endswith("| None")
+    if value is None and optional:
+        return None
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}[name]
+    allowed = {"int": int, "float": (int, float, str), "str": (str, int, float), "bool": bool}[name]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and name != "bool"):  # type: ignore[arg-type]
+        raise OptionError(f"{key} must be {name}, got {value!r}")
+    try:
+        return wanted(value)
+    except ValueError:
+        raise OptionError(f"{key} must be {name}, got {value!r}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the options in a YAML file.
+
+    Raises:
+        OptionError: no such file, or no mapping in it.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path} can't be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise OptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise OptionError(f"{path} must map options to values, such as `lr: 2e-5`")
+    return values

@@ -1,0 +1,121 @@
+"""All tasks of a suite, one after the other, and one table; a suite that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.jsonio import write_json
+from hf_glu.tasks.submission import zip_predictions
+from hf_glu.tasks.table import Task, find_suite
+from hf_glu.training.job import PREDICTIONS, run_job
+from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.saving import RESULTS, RUN
+
+SUITE = "suite.json"
+Run = Callable[..., dict[str, Any]]
+
+
+def run_suite(
+    suite: str, job: JobOptions, options: TrainingOptions, *, only: list[str] | None = None, run: Run = run_job
+) -> dict[str, Any]:
+    """Run the tasks of ``suite``, each in a subfolder of ``job.output``; return their results and the suite's score.
+
+    Tasks that are finished are not run again; one that was interrupted is resumed. The folder holds ``suite.json``,
+    ``results.csv``, ``results.md`` and, with ``job.predict``, the leaderboard's zip file.
+
+    Args:
+        suite: ``glue`` or ``superglue``.
+        job: without a task.
+        options: of every task.
+        only: names of tasks; None: all that can be trained.
+        run: runs one task.
+
+    Raises:
+        HfGluError: as `run_job`.
+    """
+    tasks = [task for task in find_suite(suite) if not task.model_of]
+    if only:
+        if unknown := sorted(set(only) - {task.name for task in tasks}):
+            raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
+    if not job.output:
+        raise OptionError("a suite needs an output folder")
+    folder = Path(job.output).expanduser().absolute()
+    _check_same(folder, suite, job)
+    done: dict[str, Any] = {}
+    for task in tasks:
+        place = folder / task.name
+        if (place / RESULTS).is_file():
+            done[task.name] = json.loads((place / RESULTS).read_text(encoding="utf-8"))
+        elif not only or task.name in only:
+            mine = replace(job, task=task.name, output=str(place))
+            done[task.name] = run(mine, options, resume=(place / RUN).is_file())
+        else:
+            continue
+        table = _table(suite, job, tasks, done)
+        write_suite(folder, table)
+    if job.predict and PartialState().is_main_process:
+        table["predictions"], table["missing_predictions"] = _zip(suite, folder, tasks)
+        write_suite(folder, table)
+    return table
+
+
+def _check_same(folder: Path, suite: str, job: JobOptions) -> None:
+    if (folder / SUITE).is_file():
+        known = json.loads((folder / SUITE).read_text(encoding="utf-8"))
+        for key, now in (("suite", suite), ("model", job.model), ("activation", job.to)):
+            if known[key] != now:
+                raise CheckpointError(f"{folder} has a suite with {key}={known[key]!r}, not {now!r}: choose another")
+    elif folder.exists() and any(path for path in folder.iterdir() if not (path / RUN).is_file()):
+        raise CheckpointError(f"{folder} exists already and has no suite in it: choose another output")
+
+
+def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any]) -> dict[str, Any]:
+    averaged = [task.name for task in tasks if task.averaged]
+    missing = [name for name in averaged if name not in done]
+    scores = [done[name]["score"] for name in averaged if name in done]
+    return {
+        "suite": suite, "model": job.model, "activation": job.to, "tasks": done,
+        "score": fmean(scores) if scores else None, "partial": bool(missing), "missing": missing,
+    }  # fmt: skip
+
+
+def write_suite(folder: Path, table: dict[str, Any]) -> None:
+    """Write a suite's table as JSON, CSV and Markdown, on one of the processes."""
+    if not PartialState().is_main_process:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SUITE, table)
+    rows = [(name, key, value) for name, results in table["tasks"].items() for key, value in results["metrics"].items()]
+    scores = [(name, "score", results["score"]) for name, results in table["tasks"].items()]
+    total = [(table["suite"], "score, partial" if table["partial"] else "score", table["score"])]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("task", "metric", "value"), *rows, *scores, *total])
+    (folder / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    lines = ["| task | metrics | score |", "|---|---|---|"]
+    for name, results in table["tasks"].items():
+        found = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
+        lines.append(f"| {name} | {found} | {results['score']:.2%} |")
+    mark = f" (partial: {', '.join(table['missing'])} missing)" if table["partial"] else ""
+    shown = "-" if table["score"] is None else f"{table['score']:.2%}"
+    lines.append(f"| **{table['suite']}** | mean of the scores{mark} | {shown} |")
+    (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _zip(suite: str, folder: Path, tasks: list[Task]) -> tuple[str, list[str]]:
+    together = folder / PREDICTIONS
+    together.mkdir(exist_ok=True)
+    for task in tasks:
+        for path in sorted((folder / task.name / PREDICTIONS).glob("*")):
+            (together / path.name).write_bytes(path.read_bytes())
+    path, missing = zip_predictions(suite, together)
+    return str(path), missing

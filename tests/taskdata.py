@@ -1,0 +1,132 @@
+"""Small datasets in the schema of every task, in the layout that they have on the Hub, and models that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from pico import FAMILIES
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from hf_glu.tasks import TASKS
+
+GOOD, BAD = ("fine", "lovely", "great"), ("dull", "awful", "poor")
+FILLER = ("film", "a", "the", "was", "it", "very")
+NAMES = ("Anna", "Boston", "Carl")
+SPLITS = {"train": 16, "validation": 8, "validation_matched": 8, "validation_mismatched": 8}
+
+
+def pick(generator, choices):
+    return choices[int(torch.randint(len(choices), (1,), generator=generator))]
+
+
+def sentence(generator, label=0):
+    words = [pick(generator, GOOD if label else BAD)] + [pick(generator, FILLER) for _ in range(5)]
+    return " ".join(words)
+
+
+def _copa(text, label, number, generator):
+    return {"premise": text, "choice1": sentence(generator, 1 - label), "choice2": sentence(generator, label),
+            "question": pick(generator, ("cause", "effect")), "label": label, "idx": number}  # fmt: skip
+
+
+def _multirc(text, label, number, generator):
+    idx = {"paragraph": number // 4, "question": number // 2, "answer": number}
+    return {"paragraph": f"<b>Sent 1: </b>{text}<br>", "question": "was it", "answer": sentence(generator, label),
+            "idx": idx, "label": label}  # fmt: skip
+
+
+def _record(text, label, number, generator):
+    return {
+        "passage": f"{text} {' '.join(NAMES)}\n@highlight\nit was",
+        "query": "the film was by @placeholder",
+        "entities": [*NAMES, NAMES[0]],
+        "answers": [NAMES[label]],
+        "idx": {"passage": number, "query": number},
+    }
+
+
+def _wic(text, label, number, generator):
+    return {"word": "film", "sentence1": "the film was", "sentence2": f"a film {text}", "start1": 4, "end1": 8,
+            "start2": 2, "end2": 6, "label": label, "idx": number}  # fmt: skip
+
+
+def _wsc(text, label, number, generator):
+    return {"text": f"Anna was {text} it", "span1_index": 0, "span1_text": "Anna", "span2_index": 8,
+            "span2_text": "it", "label": label, "idx": number}  # fmt: skip
+
+
+SPECIAL = {"copa": _copa, "multirc": _multirc, "record": _record, "wic": _wic, "wsc": _wsc}
+
+
+def make_rows(name: str, count: int, *, labeled: bool = True, seed: int = 0) -> list[dict[str, Any]]:
+    task, generator = TASKS[name], torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        label = number % max(2, len(task.labels))
+        text = sentence(generator, label % 2)
+        if name in SPECIAL:
+            row = SPECIAL[name](text, label, number, generator)
+        else:
+            row = {column: text if at == 0 else sentence(generator) for at, column in enumerate(task.columns)}
+            row |= {"label": 2.5 * label + 0.2 * (number % 4) if task.form == "regression" else label, "idx": number}
+        if not labeled:
+            row |= {"label": -1.0 if task.form == "regression" else -1}
+            if name == "record":
+                row["answers"] = []
+        made.append(row)
+    return made
+
+
+def write_dataset(folder: Path, name: str) -> Path:
+    """Write the splits of a task as parquet files in ``folder/CONFIG``, as they are on the Hub."""
+    task = TASKS[name]
+    place = folder / task.config
+    place.mkdir(parents=True, exist_ok=True)
+    splits = {split: count for split, count in SPLITS.items() if split in (*task.validation, "train")}
+    for seed, (split, count) in enumerate(({} if task.model_of else splits).items()):
+        Dataset.from_list(make_rows(name, count, seed=seed)).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    for split in task.test:
+        rows = make_rows(name, 6, labeled=False, seed=9)
+        Dataset.from_list(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def vocabulary() -> list[str]:
+    words = {"[PAD]": None, "[EOS]": None, "[UNK]": None}
+    for task in TASKS.values():
+        words |= dict.fromkeys([task.name, *task.texts])
+    words |= dict.fromkeys([*GOOD, *BAD, *FILLER, *NAMES, "*", "#", "by", "sentence:", "sentence1:", "sentence2:"])
+    words |= dict.fromkeys(f"{number / 5:.1f}" for number in range(26))
+    return list(words)
+
+
+def make_tokenizer(*, end: bool = False) -> PreTrainedTokenizerFast:
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary())}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if end:
+        inner.post_processor = processors.TemplateProcessing(
+            single="$A [EOS]", pair="$A [EOS] $B [EOS]", special_tokens=[("[EOS]", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", eos_token="[EOS]", unk_token="[UNK]", model_max_length=64
+    )
+
+
+BASES = {"bert": "BertModel", "gpt2": "GPT2Model", "t5": "T5ForConditionalGeneration"}
+
+
+def save_base(folder: Path, family: str = "bert", **more: Any) -> str:
+    """Save a pico base model with its tokenizer; return the folder."""
+    tokenizer = make_tokenizer(end=family == "t5")
+    if family == "gpt2":
+        more = {"pad_token_id": None, "eos_token_id": 1, "bos_token_id": 1, **more}
+    model = FAMILIES[family].make(BASES[family], vocab_size=len(vocabulary()), **more)
+    model.save_pretrained(folder)
+    if family == "gpt2":
+        tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    return str(folder)
