@@ -16,6 +16,7 @@ from taskdata import make_rows, save_base, write_dataset
 from transformers import AutoModelForSequenceClassification
 
 import hf_glu
+from hf_glu.activation import registry
 from hf_glu.checkpoint import REPORT_FILE, load_model
 from hf_glu.errors import CheckpointError, DataError, OptionError, TrainingError, UnknownNameError
 from hf_glu.finetuning import finetune_and_report
@@ -25,7 +26,7 @@ from hf_glu.training import loop as loop_module
 from hf_glu.training.comparing import compare, paired_p, read_variant
 from hf_glu.training.interrupt import Interrupted
 from hf_glu.training.job import Job, run_job
-from hf_glu.training.options import JobOptions, TrainingOptions, split_options
+from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
 from hf_glu.training.prediction import predict
 from hf_glu.training.saving import fresh_predictions
 from hf_glu.training.suite import run_suite
@@ -376,3 +377,16 @@ def test_too_long_for_the_model_and_trackers(bases, datasets, tmp_path):
     (tmp_path / "full" / "note.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="choose another output"):
         run_job(replace(job, output=str(tmp_path / "full")), OPTIONS)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "recipes" / "configs").glob("*.yaml")))
+def test_the_recipes_options_are_valid(path):
+    job, options = split_options(read_yaml(path))
+    family, *middle, suite = path.stem.split("-")
+    assert job.model
+    assert job.to
+    assert (job.width == "iso") == (middle[0] == "iso")
+    assert f"--suite {suite}" in path.read_text()
+    assert options.max_length == {"glue": 128, "superglue": 256}[suite]
+    assert family in job.model
+    assert registry[job.to]

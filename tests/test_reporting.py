@@ -235,8 +235,9 @@ def test_a_comparison_has_means_deviations_differences_and_p_values(tmp_path):
 
 def test_oddities_are_left_out_and_nothing_is_executed(tmp_path):
     folder = tmp_path / "run"
-    write_run(folder, activations="many", conversion=[1], main="f1", training=7, score=None, before=[],
-              metrics={'"><img src=x onerror=x>': 0.5, "f1": "high", "nan": float("nan")})  # fmt: skip
+    odd = {"activations": "many", "conversion": [1], "main": "f1", "training": 7, "score": None, "before": []}
+    odd["metrics"] = {'"><img src=x onerror=x>': 0.5, "f1": "high", "nan": float("nan")}
+    (folder / "results.json").write_text(json.dumps({**write_run(folder), **odd}))
     (folder / "run.json").write_text(json.dumps({"model": None, "options": {EVIL: [EVIL]}, "parameters": "none"}))
     (folder / "log.jsonl").write_text('\n{"step": 1, "loss": NaN}\n{"loss": 1.5}\n{"evaluation": 3, "score": "x"}\n')
     page = report(folder)
@@ -347,7 +348,8 @@ def direct(model, batches, masks):
 
     def record(name, width):
         def hook(module, args):
-            kept.setdefault(name, []).append(args[0].detach()[masks[len(kept.get(name, []))]][:, :width])
+            x, mask = args[0].detach(), masks[len(kept.setdefault(name, []))]
+            kept[name].append(x.reshape(-1, x.shape[-1])[mask.flatten()][:, :width])
 
         return hook
 
