@@ -13,8 +13,6 @@ import torch
 from comparing import assert_same
 from taskdata import save_base, write_dataset
 
-import hf_glu
-
 SCRIPT = """
 import json, sys
 import torch
@@ -32,9 +30,9 @@ if job.main:
 """
 
 
-def launch(folder: Path, values: dict, processes: int) -> tuple[dict, dict]:
+def launch(folder: Path, values: dict, processes: int, script: str = SCRIPT) -> tuple[dict, dict]:
     """Run a job as `accelerate launch` does, on so many processes."""
-    (folder / "script.py").write_text("import hf_glu\n" + SCRIPT)
+    (folder / "script.py").write_text("import hf_glu\n" + script)
     (folder / "values.json").write_text(json.dumps(values))
     result = folder / f"results-{processes}.json"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
@@ -43,7 +41,7 @@ def launch(folder: Path, values: dict, processes: int) -> tuple[dict, dict]:
     command += [str(folder / "script.py"), str(folder / "values.json"), str(processes), str(result)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "rank0" in line or "Error" in line)[-3000:]
     return json.loads(result.read_text()), torch.load(f"{result}.pt", weights_only=True)
 
 
@@ -65,65 +63,51 @@ def test_two_processes_train_and_evaluate_as_one(family, tmp_path):
     assert_same(second, first, "trained")
 
 
-FSDP = """
+SHARDED = """
 import json, sys
 import torch
-import hf_glu
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from pathlib import Path
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForSequenceClassification
-from hf_glu.training.groups import parameter_groups
+from hf_glu.training import job as module
+from hf_glu.training.loop import Loop
+from hf_glu.training.options import split_options
 
-torch.manual_seed(0)
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
-ids = torch.arange(24).reshape(4, 6) % 20 + 3
-labels = torch.tensor([0, 1, 0, 1])
-plugin = FullyShardedDataParallelPlugin(
-    fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
-)
-# Accelerate ignores its FSDP plugin on CPUs: say by hand that this is one
-accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
-optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.01))
-model, optimizer = accelerator.prepare(model, optimizer)
-assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-half = slice(accelerator.process_index, None, 2)
-for _ in range(3):
-    loss = model(input_ids=ids[half], labels=labels[half]).loss
-    accelerator.backward(loss)
-    optimizer.step()
-    optimizer.zero_grad()
-state = {key: value.full_tensor().clone() for key, value in model.state_dict().items()}
-if accelerator.is_main_process:
-    torch.save(state, sys.argv[2])
+plain, seen = module.make_accelerator, []
+
+def make_accelerator(*arguments):
+    accelerator = plain(*arguments)
+    # Accelerate ignores its FSDP plugin on CPUs: say by hand that this is one
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
+    )
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    return accelerator
+
+module.make_accelerator = make_accelerator
+step = Loop._step
+Loop._step = lambda self: (seen.append(all(isinstance(p, DTensor) for p in self.model.parameters())), step(self))[1]
+job = module.Job(*split_options(json.loads(Path(sys.argv[1]).read_text())))
+assert job.accelerator.num_processes == int(sys.argv[2]) and job.sharded
+results = job.run()
+assert seen and all(seen), "nothing was sharded"
+if job.main:
+    Path(sys.argv[3]).write_text(json.dumps(results))
+    torch.save(job.model.state_dict(), sys.argv[3] + ".pt")
 """
 
 
 def test_fsdp_shards_a_converted_model(tmp_path):
+    write_dataset(tmp_path / "data", "rte")
     base = save_base(tmp_path / "base", "bert", hidden_dropout_prob=0, attention_probs_dropout_prob=0)
-    torch.manual_seed(0)
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_pretrained(base).eval()
-    hf_glu.convert(model, "geglu")
-    model.save_pretrained(tmp_path / "geglu")
-    (tmp_path / "fsdp.py").write_text(FSDP)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(tmp_path / "fsdp.py")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "geglu"), str(tmp_path / "state.pt")],
-        capture_output=True, text=True, env=environment, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    ids = torch.arange(24).reshape(4, 6) % 20 + 3
-    labels = torch.tensor([0, 1, 0, 1])
-    optimizer = torch.optim.AdamW(hf_glu.parameter_groups(model, 1e-3, 0.01))
-    for _ in range(3):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    sharded = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert_same(sharded, {key: value.detach() for key, value in model.state_dict().items()}, "trained")
+    values = {
+        "model": base, "task": "rte", "dataset": str(tmp_path / "data"), "to": "geglu", "max_steps": 4, "batch_size": 6,
+        "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3, "evaluate_every": 0,
+    }  # fmt: skip
+    two, sharded = launch(tmp_path, {**values, "output": str(tmp_path / "run")}, 2, SHARDED)
+    assert two["reloaded_equal"] is True
+    (tmp_path / "alone").mkdir()
+    one, whole = launch(tmp_path / "alone", values, 1)
+    assert two["metrics"] == one["metrics"]
+    assert_same(sharded, whole, "trained")

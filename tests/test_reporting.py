@@ -253,6 +253,7 @@ def test_oddities_are_left_out_and_nothing_is_executed(tmp_path):
         ("results.json", "[1]", r"results\.json, line 1: an object .* not list"),
         ("suite.json", "", r"suite\.json, line 1: broken JSON"),
         ("log.jsonl", '{"step": 1}\n{"step": 2,}\n{"step": 3}\n', r"log\.jsonl, line 2: broken JSON"),
+        ("log.jsonl", '{"step": 1}\n{"step": 2,\n', r"log\.jsonl, line 2: broken JSON"),
         ("log.jsonl", "{}\n3\n", r"log\.jsonl, line 2: an object .* not int"),
         ("run.json", b"\xff\xfe{}", r"run\.json is no text in UTF-8"),
     ],
@@ -272,14 +273,21 @@ def test_folders_without_a_run_are_named(tmp_path):
         write_report(tmp_path)
 
 
-def test_a_report_that_can_not_be_written_leaves_the_old_one(tmp_path):
-    write_run(tmp_path / "run", activations=[])
-    (tmp_path / "run" / "report.html").write_text("old")
-    (tmp_path / "run" / "figures").write_text("no folder")
-    with pytest.raises(CheckpointError, match="can't be written"):
-        write_report(tmp_path / "run")
-    assert (tmp_path / "run" / "report.html").read_text() == "old"
-    assert not list((tmp_path / "run").glob(".*"))
+def test_a_report_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"model": "pico"}')
+    path = write_report(tmp_path)
+    old = path.read_text()
+
+    def full(self, target):
+        assert self.name.startswith(".")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "run.json").write_text('{"model": "other"}')
+    monkeypatch.setattr(type(path), "replace", full)
+    with pytest.raises(CheckpointError, match="can't be written: No space left"):
+        write_report(tmp_path)
+    assert path.read_text() == old
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_missing_matplotlib_is_one_clear_error(tmp_path, monkeypatch):

@@ -156,7 +156,9 @@ def _save(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
-        options: dict[str, Any] = {"transparent": True, "metadata": {"Date": None}} if form == "svg" else {"dpi": 160}
+        options: dict[str, Any] = (
+            {"transparent": True, "metadata": {"Date": None}} if form == "svg" else {"dpi": 160, "bbox_inches": "tight"}
+        )
         figure.savefig(buffer, format=form, **options)
     return buffer.getvalue()
 

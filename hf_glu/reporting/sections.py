@@ -15,7 +15,7 @@ from hf_glu.reporting.tables import Mark, Table
 _SHARES = (
     ("open", "Open gates", "Share of pre-activations above 0."),
     ("sparsity", "Sparsity", "Share of hidden units within 0.1% of the layer's rms."),
-    ("dead", "Dead units", "Share of units that are never outside it, on any token."),
+    ("dead", "Dead units", "Share of units within 0.1% of the layer's rms on every token."),
 )
 
 

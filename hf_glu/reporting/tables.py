@@ -110,7 +110,7 @@ def activations(rows: Sequence[Data]) -> Table:
     columns = ["layer", "activation", "#width", "#open", "#sparsity", "#dead", "#gate mean", "#gate std", "site"]
     note = (
         "Open: share of the gates' pre-activations above 0. Sparsity: share of hidden units within 0.1% of the layer's "
-        "rms. Dead: share of units that are never outside it. Gate: pre-activation."
+        "rms. Dead: share of units that are so on every token. Gate: pre-activation."
     )
     return filled("Activations by layer", columns, cells, note)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
@@ -35,6 +35,17 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
 def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
     """Begin to track a run; TensorBoard takes numbers and strings only."""
     accelerator.init_trackers(PROJECT, config={key: str(value) for key, value in options.items()})
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Tell whether each process will hold a part of the weights only."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def share_results(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the main process' results on all processes."""
+    shared: dict[str, Any] = broadcast_object_list([results])[0]
+    return shared
 
 
 def merge(accelerator: Accelerator, found: dict[int, Any]) -> dict[int, Any]:

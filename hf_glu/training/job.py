@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hf_glu.tasks.loading import head, load_task, own_task
 from hf_glu.tasks.submission import write_predictions
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
 from hf_glu.training import checkpoints
-from hf_glu.training.accelerating import make_accelerator, start_trackers
+from hf_glu.training.accelerating import is_sharded, make_accelerator, share_results, start_trackers
 from hf_glu.training.annealing import anneal
 from hf_glu.training.features import Features, check_length, collate, join, make_features
 from hf_glu.training.gates import train_only_gates
@@ -102,6 +103,8 @@ class Job:
         if options.anneal is not None and not mixes(self.model):
             raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
         self.entry["parameters"] = {**count_parameters(self.model), "before": dense}
+        self.sharded = is_sharded(self.accelerator)
+        self.alone = False  # whether this process computes by itself, with the whole of the weights
 
     @property
     def main(self) -> bool:
@@ -144,6 +147,14 @@ class Job:
         self.model.to(self.accelerator.device)
         before = self.evaluate(self.model, "before")[0] if self.report else None
         loop, trained = self.fit()
+        results = self.conclude(loop, trained, before) if self.main or not self.sharded else {}
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:  # end_training would end the process group, too, which suites need
+            tracker.finish()
+        return share_results(results) if self.sharded else results
+
+    def conclude(self, loop: Loop, trained: TrainingResult, before: dict[str, float] | None) -> dict[str, Any]:
+        """Evaluate and save what was trained; return the results."""
         metrics, score = self.evaluate(self.model, "evaluate")
         epoch = trained.steps / loop.plan.steps_per_epoch
         loop.log.write({"step": trained.steps, "epoch": epoch, "evaluation": metrics, "score": score})
@@ -157,26 +168,35 @@ class Job:
         }  # fmt: skip
         if self.folder is not None:
             self.finish(self.folder, results)
-        self.accelerator.end_training()
         return results
 
     def evaluate(self, model: Any, title: str) -> tuple[dict[str, float], float]:
         """Return metrics and score on the validation splits."""
         size = self.options.eval_batch_size
         title = f"{self.job.to or 'dense'}: {title}"
-        return evaluate(
-            model, self.validation, self.tokenizer, batch_size=size, accelerator=self.accelerator, title=title
-        )
+        accelerator = None if self.alone else self.accelerator
+        return evaluate(model, self.validation, self.tokenizer, batch_size=size, accelerator=accelerator, title=title)
 
     def fit(self) -> tuple[Loop, TrainingResult]:
-        """Train; afterwards the model is a plain one, in full precision, with what LoRA and mixes learned folded in."""
+        """Train; afterwards the model is a plain one, in full precision, with what LoRA and mixes learned folded in.
+
+        Where weights are sharded, the main process gets them whole, in a copy on the CPU, and goes on alone.
+        """
+        whole = copy.deepcopy(self.model).cpu() if self.sharded and self.main else None
         set_seed(self.options.seed, deterministic=self.options.deterministic)
         loop = Loop(
             self.model, self.train, self.tokenizer, self.options, self.accelerator, folder=self.folder,
             evaluate=lambda model: self.evaluate(model, "validate"), title=f"{self.job.to or 'dense'}: fine-tune",
         )  # fmt: skip
         trained = loop.run(resume=self.resume)
-        self.model = self.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        if self.sharded:
+            state = loop.whole_state()
+            if whole is None:
+                return loop, trained
+            whole.load_state_dict(state)
+            self.model, self.alone = whole, True
+        else:
+            self.model = self.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         if self.options.anneal is not None:
             anneal(self.model, 1.0)
         if self.job.peft == "lora":
@@ -192,7 +212,7 @@ class Job:
         features, size = next(iter(self.validation.values())), self.options.eval_batch_size
         count = min(len(features.data), STATISTICS_BATCHES * size)
         batches = (range(begin, min(begin + size, count)) for begin in range(0, count, size))
-        device = self.accelerator.device
+        device = next(self.model.parameters()).device
         inputs = [collate(features, self.tokenizer, rows, device) for rows in batches]
         for batch in [] if self.text else inputs:
             del batch["labels"]
@@ -209,7 +229,6 @@ class Job:
             results["reloaded_equal"] = reloads_equal(self.model, self.tokenizer, folder, first, size)
             write_json(folder / RESULTS, results)
             checkpoints.remove_all(folder)
-        self.accelerator.wait_for_everyone()
 
     def predict_tests(self, folder: Path) -> None:
         """Write the leaderboards' files for the tasks' test splits, and for the diagnostics that this model answers."""
@@ -224,7 +243,7 @@ class Job:
                 )
                 found = predict(
                     self.model, features, self.tokenizer, batch_size=self.options.eval_batch_size,
-                    accelerator=self.accelerator, title=f"{task.name}: {split}",
+                    accelerator=None if self.alone else self.accelerator, title=f"{task.name}: {split}",
                 )  # fmt: skip
                 if self.main:
                     write_predictions(task, split, raw[split], answer(features, found), folder)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from hf_glu.errors import TrainingError
 from hf_glu.training import checkpoints
+from hf_glu.training.accelerating import is_sharded
 from hf_glu.training.annealing import anneal
 from hf_glu.training.batches import BatchPlan, share
 from hf_glu.training.features import Features, collate, count_items, loss_of
@@ -213,14 +214,25 @@ class Loop:
             return False
         if score > progress.best:
             progress.best, progress.best_step, progress.waited = score, progress.step, 0
-            state = self.accelerator.get_state_dict(self.model)
-            self.best_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+            self.best_state = self._state()
         else:
             progress.waited += 1
         return progress.waited >= self.options.patience
 
+    def _state(self) -> dict[str, Tensor]:
+        state = self.accelerator.get_state_dict(self.model)
+        # shards that Accelerate leaves as they are are put together here
+        whole = {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
+        return {key: value.detach().cpu().clone() for key, value in whole.items()}
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Return the weights that training ends with, on the main process where they are sharded; all take part."""
+        return self._state() if self.best_state is None else self.best_state
+
     def _take_best(self) -> None:
-        if self.best_state is not None and self.progress.best_step != self.progress.step:
+        if self.best_state is None or is_sharded(self.accelerator):
+            return
+        if self.progress.best_step != self.progress.step:
             self.accelerator.unwrap_model(self.model).load_state_dict(self.best_state)
 
     def _result(self, stopped: bool) -> TrainingResult:
