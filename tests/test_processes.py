@@ -41,7 +41,9 @@ def launch(folder: Path, values: dict, processes: int, script: str = SCRIPT) -> 
     command += [str(folder / "script.py"), str(folder / "values.json"), str(processes), str(result)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "rank0" in line or "Error" in line)[-3000:]
+    assert done.returncode == 0, "\n".join(
+        line for line in done.stderr.splitlines() if "rank0" in line or "Error" in line
+    )[-3000:]
     return json.loads(result.read_text()), torch.load(f"{result}.pt", weights_only=True)
 
 

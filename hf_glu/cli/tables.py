@@ -189,6 +189,8 @@ def comparison(data: Data, console: Console) -> None:
             f"{row['seconds']:.0f} s",
         )  # fmt: skip
     console.print(shown)
+    if data["report"]:
+        console.print(f"plot and curves: {data['report']}", soft_wrap=True)
 
 
 def coverage(data: Data, console: Console) -> None:

@@ -32,6 +32,19 @@ def _emit(result: dict[str, Any], show: Any, *, json: bool) -> None:
         tables.emit(result, show, json=json)
 
 
+def _try_report(folder: Path) -> str | None:
+    """Write the page with the plot where the extra that draws is installed; return where it is."""
+    from importlib.util import find_spec
+
+    from accelerate import PartialState
+
+    from hf_glu.reporting import write_report
+
+    if find_spec("matplotlib") is None or not PartialState().is_main_process:
+        return None
+    return str(write_report(folder))
+
+
 def _read(config: Path | None, given: dict[str, Any]) -> tuple[Any, Any]:
     """Return the options that a YAML file gives, and flags override."""
     job, options = split_options({**(read_yaml(config) if config else {}), **given})
@@ -81,7 +94,7 @@ def compare(
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
     result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options)
-    _emit(result, tables.comparison, json=json)
+    _emit({**result, "report": _try_report(Path(str(job.output)))}, tables.comparison, json=json)
 
 
 @app.command()
