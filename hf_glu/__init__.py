@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_glu.conversion import plan as plan
     from hf_glu.conversion import revert as revert
     from hf_glu.conversion import to_native as to_native
+    from hf_glu.experts.statistics import expert_statistics as expert_statistics
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
     from hf_glu.streaming import convert_stream as convert_stream
@@ -46,6 +47,7 @@ _LAZY = {
     "convert_checkpoint": "hf_glu.checkpoint",
     "count_parameters": "hf_glu.training.gates",
     "convert_stream": "hf_glu.streaming",
+    "expert_statistics": "hf_glu.experts.statistics",
     "find_sites": "hf_glu.layers.sites",
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parts",

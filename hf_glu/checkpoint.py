@@ -196,6 +196,8 @@ def convert_checkpoint(
     calibration: Sequence[str] | None = None,
     distill_steps: int | None = None,
     native: bool = False,
+    experts: str | None = None,
+    top_k: int | None = None,
     check: bool = True,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
@@ -205,7 +207,7 @@ def convert_checkpoint(
 
     Args:
         source, destination: the checkpoints.
-        target, width, layers, exclude, distill_steps, check: as in `hf_glu.convert`.
+        target, width, layers, exclude, distill_steps, experts, top_k, check: as in `hf_glu.convert`.
         calibration: texts, for the tokenizer beside the checkpoint.
         native: whether to write a T5 in the layout of T5 v1.1, which loads without hf_glu (see `hf_glu.to_native`).
 
@@ -220,13 +222,14 @@ def convert_checkpoint(
     skeleton = load_skeleton(folder)
     if native:
         dense_t5_sites(skeleton)
-    plan(skeleton, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
+    if experts is None:
+        plan(skeleton, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
     tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:
         model = load_model(folder)
         report = convert(
             model, target, width=width, layers=layers, exclude=exclude, calibration=calibration, tokenizer=tokenizer,
-            distill_steps=distill_steps, bias=bias, check=check,
+            distill_steps=distill_steps, bias=bias, experts=experts, top_k=top_k, check=check,
         )  # fmt: skip
         if native:
             to_native(model)

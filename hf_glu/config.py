@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.expert_options import ExpertOptions
 from hf_glu.selection import LayerSpec, check_layers, selected
 
 VERSION = 1
@@ -82,6 +83,8 @@ class GluConfig:
         mix: of ``learnable_`` activations: ``{"functions": [...], "per": "layer" or "channel"}``; the mix starts at the
             first function. None: the plain activation first, per layer.
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
+        experts: the FFNs are experts (see `hf_glu.expert_options.ExpertOptions`); ``width`` is that of an expert. None:
+            one FFN.
 
     Raises:
         UnknownNameError: unknown key.
@@ -96,6 +99,7 @@ class GluConfig:
     by_layer: dict[str, str] | None = None
     mix: dict[str, Any] | None = None
     width: int | str | None = None
+    experts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if type(self.version) is not int or not 1 <= self.version <= VERSION:
@@ -111,6 +115,7 @@ class GluConfig:
         check_mix(self.mix)
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
+        ExpertOptions.from_dict(self.experts)
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:
@@ -137,6 +142,11 @@ class GluConfig:
         if not selected(self.layers, layer, stack):
             return None
         return name_at(self.by_layer, layer, stack) or name
+
+    @property
+    def expert_options(self) -> ExpertOptions | None:
+        """The options of the experts, None where there are none."""
+        return ExpertOptions.from_dict(self.experts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain dict that ``config.json`` stores: the version and whatever is not the default."""

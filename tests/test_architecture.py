@@ -16,9 +16,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
     ("errors", "jsonio"),
-    ("selection", "registry", "functional", "metrics", "reporting"),
+    ("selection", "registry", "functional", "metrics", "reporting", "expert_options"),
     ("config",),
     ("activation",),
+    ("experts",),
     ("layers",),
     ("probe", "routes"),
     ("plugin", "conversion"),

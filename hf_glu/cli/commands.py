@@ -53,11 +53,13 @@ def activations(
 def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")], json: Json = False) -> None:
     """List a model's feed-forward networks (its weights are not loaded)."""
     from hf_glu.checkpoint import load_skeleton
+    from hf_glu.experts import find_experts
     from hf_glu.layers.sites import find_sites
     from hf_glu.layers.source import describe_site
 
     skeleton = load_skeleton(model)
     found = [describe_site(skeleton, site) for site in find_sites(skeleton)]
+    found += [{**experts.to_dict(), "name": name} for name, experts in find_experts(skeleton).items()]
     tables.emit({"model": model, "sites": found}, tables.sites, json=json)
 
 
@@ -74,6 +76,8 @@ def convert(
     native: Annotated[
         bool, typer.Option("--native", help="A T5 in the layout of v1.1, for use without hf_glu.")
     ] = False,
+    experts: Annotated[str | None, typer.Option(help="Make experts: relu*2,gelu*2,swiglu*4, or a number.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Experts that a token uses: 2.")] = None,
     layers: Layers = None,
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
@@ -88,6 +92,8 @@ def convert(
     target = _target(to)
     units = int(width) if width.isdecimal() else width
     texts = None if calibration is None else read_texts(calibration)
+    if experts and (plan or stream):
+        raise OptionError("experts are neither planned nor streamed: leave --plan and --stream out")
     if plan:
         fitted, bias = texts is not None, False if native else None
         planned = hf_glu.plan(
@@ -111,6 +117,8 @@ def convert(
             exclude=exclude,
             calibration=texts,
             native=native,
+            experts=experts,
+            top_k=top_k,
             check=check,
         )
     tables.emit(report, tables.report, json=json)

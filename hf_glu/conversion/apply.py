@@ -20,8 +20,10 @@ from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, SiteReport
-from hf_glu.conversion.steps import Step, Target
+from hf_glu.conversion.steps import Plan, Step, Target
+from hf_glu.conversion.upcycling import expert_options, upcycle
 from hf_glu.errors import OptionError
+from hf_glu.expert_options import ExpertOptions
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
@@ -41,6 +43,9 @@ def convert(
     tokenizer: Any = None,
     distill_steps: int | None = None,
     bias: bool | None = None,
+    experts: str | int | ExpertOptions | None = None,
+    top_k: int | None = None,
+    drop: float = 0.0,
     inputs: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Report:
@@ -63,14 +68,33 @@ def convert(
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
             to make up for it.
+        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`.
+        top_k: experts that a token uses, 2 unless given.
+        drop: share of each expert's units to initialise anew.
         inputs: keyword arguments of the model's forward to compare it on; None: random token ids.
         check: whether to run the model before and after.
 
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
     """
+    choice: dict[str, Any] = {"layers": layers, "exclude": exclude}
+    if experts is not None:
+        if not isinstance(target, str) or width != "keep" or calibration is not None or bias is not None:
+            raise OptionError("experts are copies: they take one target, and no width, calibration or bias")
+        options = expert_options(experts, target, top_k)
+        return upcycle(model, target, options, drop=drop, inputs=inputs, check=check, **choice)
+    if top_k is not None or drop:
+        raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
+    planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, **choice)
+    return _convert(model, planned, calibration, tokenizer, distill_steps, inputs, check)
+
+
+def _convert(
+    model: Any, planned: Plan, calibration: Any, tokenizer: Any, distill_steps: int | None,
+    inputs: Mapping[str, Any] | None, check: bool,
+) -> Report:  # fmt: skip
+    """Carry a plan out."""
     fitted = calibration is not None
-    planned = plan(model, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
     check_values(model)
     entries = config_entries(model, planned)
     if not fitted and any(step.needs_fit for step in planned.steps):

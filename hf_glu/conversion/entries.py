@@ -67,7 +67,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     names = {site.name: name for site in sites if (name := _name_after(config, site, changed))}
     gated = [site for site in sites if site.name in names]
     targets = list(dict.fromkeys(names.values()))
-    layers = _layers(gated, sites)
+    layers = selection_of(gated, sites)
     learnable = any(LEARNABLE in registry[target].flags for target in targets)
     if layers is None and len(targets) == 1 and all(site.native for site in sites) and not learnable:
         width = _native_width(config, steps)
@@ -137,7 +137,7 @@ def _width(gated: list[Site], changed: dict[str, Step], old: GluConfig) -> int |
     return widths.pop()
 
 
-def _layers(gated: list[Site], sites: list[Site]) -> LayerSpec:
+def selection_of(gated: list[Site], sites: list[Site]) -> LayerSpec:
     """Return the selection that gives ``gated`` among ``sites``."""
     if len(gated) == len(sites):
         return None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from hf_glu.activation import GatedActivation, OwnedActivation, registry
 from hf_glu.activation.learnable import LearnableMix, base_of, mixes
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError, NoSiteError
+from hf_glu.expert_options import ExpertOptions, Group, write_groups
+from hf_glu.experts import find_experts
+from hf_glu.experts.bank import Bank
 from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import activation_of, write_activation
 from hf_glu.layers.sites import find_sites
@@ -27,20 +32,30 @@ def freeze_mix(model: Any) -> None:
         ConversionError: a mix isn't pure: anneal it to the end first. Nothing is changed then.
     """
     sites = [site for site in find_sites(model) if isinstance(site.act, OwnedActivation) and mixes(site.act)]
-    if not sites:
+    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, Bank) and mixes(bank.act)}
+    if not sites and not banks:
         raise NoSiteError(f"{type(model).__name__} has no learnable activation to freeze")
-    for site in sites:
-        for mix in mixes(site.act):
+    acts = {**{site.name: site.act for site in sites}, **{name: bank.act for name, bank in banks.items()}}
+    for name, act in acts.items():
+        for mix in mixes(act):
             if not is_pure(mix):
                 raise ConversionError(
-                    f"{site.name}: the mix is annealed to {float(mix.annealed):.0%} only, so that freezing it would "
+                    f"{name}: the mix is annealed to {float(mix.annealed):.0%} only, so that freezing it would "
                     "change the model: hf_glu.anneal(model, 1.0) first"
                 )
-    configs = {id(config): config for site in sites for config in enclosing_configs(model, site.name)}
+    configs = {id(config): config for name in acts for config in enclosing_configs(model, name)}
     for site in sites:
-        _fold(site)
+        site.set_act(_folded(site.act))
+    for bank in banks.values():
+        bank.name, bank.act = base_of(bank.name), _folded(bank.act)
+    for experts in find_experts(model).values():
+        experts.options = experts.router.options = plain_experts(experts.options)
     for config in configs.values():
         name = activation_of(config)
+        if (options := GluConfig.of(config).expert_options) is not None:
+            entry = {**GluConfig.of(config).to_dict(), "experts": plain_experts(options).to_dict()}
+            entry.pop("mix", None)
+            config.hf_glu = entry
         if name is not None and any(other != base_of(other) for other in (name, *(by_layer(config) or {}).values())):
             _write(config, base_of(name), native=all(site.native for site in sites))
 
@@ -50,12 +65,23 @@ def is_pure(mix: LearnableMix) -> bool:
     return bool(torch.equal(mix.coefficients(), mix.pure()))
 
 
-def _fold(site: Any) -> None:
-    mix = mixes(site.act)[0]
-    plain = mix.functions[mix.names.index(mix.target)]
-    if isinstance(site.act, GatedActivation):
-        plain = GatedActivation(base_of(site.act.name), phi=plain)
-    site.set_act(plain.train(site.act.training))
+def _folded(act: nn.Module) -> nn.Module:
+    """Return the plain activation that a pure mix computes."""
+    mix = mixes(act)[0]
+    plain: nn.Module = mix.functions[mix.names.index(mix.target)]
+    if isinstance(act, GatedActivation):
+        plain = GatedActivation(base_of(act.name), phi=plain)
+    return plain.train(act.training)
+
+
+def plain_experts(options: ExpertOptions) -> ExpertOptions:
+    """Return the options with plain names in place of learnable ones."""
+
+    def plain(groups: tuple[Group, ...]) -> str:
+        return write_groups(tuple(replace(group, name=base_of(group.name)) for group in groups))
+
+    shared = plain(options.always_on) if options.shared else None
+    return replace(options, groups=plain(options.experts), shared=shared)
 
 
 def by_layer(config: Any) -> dict[str, str] | None:

@@ -16,6 +16,9 @@ from torch import nn
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig, iso_width
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
+from hf_glu.experts import find_experts
+from hf_glu.experts.losses import watch
+from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
 from hf_glu.layers.sites import Site, find_sites
@@ -50,12 +53,13 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     if options.activation is None and not owned_activations(model):
         return []
     sites = find_sites(model)
-    if not sites:
+    if not sites and not find_experts(model):
         raise NoSiteError(
             f"{type(model).__name__} has no feed-forward network that hf_glu knows how to gate; "
             "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"
         )
-    check_selection(sites, options)
+    if not find_experts(model):  # else this is the second pass, and the layers that have them are no sites any more
+        check_selection(sites, options)
     for site in sites:
         _place_activation(model, site)
     dense = options.dense_act or default_activation(config)
@@ -63,14 +67,33 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     if options.bias and new and all(linear.bias is not None for linear in new):
         options = replace(options, bias=None)  # they have one anyway
         config.hf_glu = options.to_dict()
+    sites = build_experts(model, sites, options)
     ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
     placed = {id(site.act) for site in ours}
+    placed |= {id(part) for experts in find_experts(model).values() for part in experts.modules()}
     for name, module in owned_activations(model):
         if id(module) not in placed:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
+
+
+def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> list[Site]:
+    """Put fresh experts in the chosen sites' places, where the options say so; return the sites that are left."""
+    wanted = options.expert_options
+    if wanted is None:
+        return sites
+    left = []
+    for site in sites:
+        if site.kind == "experts" or not selected(options.layers, site.layer, site.stack):
+            left.append(site)
+            continue
+        bias = site.in_proj.bias is not None if options.bias is None else options.bias
+        width = gated_width(options.width, site.width)
+        put_experts(model, site, make_experts(site, wanted, bias=bias, width=width, mix=options.mix))
+    watch(model)
+    return left
 
 
 def _place_activation(model: nn.Module, site: Site) -> None:
@@ -97,7 +120,7 @@ def give_dense_configs(model: nn.Module, dense: str) -> None:
 
 def check_selection(sites: list[Site], options: GluConfig) -> None:
     """Raise OptionError where ``options.layers`` names a layer that none of ``sites`` has."""
-    layers = max(site.layer for site in sites) + 1
+    layers = max((site.layer for site in sites), default=-1) + 1
     for spec in (options.layers, *(check_layers(key) for key in options.by_layer or ())):
         if highest(spec) >= layers:
             raise OptionError(f"layers={spec!r} is out of range: the model has layers 0 to {layers - 1}")

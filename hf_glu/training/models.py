@@ -79,6 +79,9 @@ def convert_for(model: Any, job: JobOptions, texts: list[str], tokenizer: Any) -
     if not job.to:
         return None
     choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
+    if job.experts:
+        shape = {"layers": job.layers, "exclude": job.exclude, "experts": job.experts, "top_k": job.top_k}
+        return convert(model, job.to, **shape)  # type: ignore[arg-type]
     if job.random:
         return _random(model, job, choice)
     planned = plan(model, job.to, fitted=True, **choice)

@@ -99,6 +99,8 @@ class JobOptions:
     to: str | None = option(None, "Convert to this gated activation first.")
     width: str = option("keep", "Hidden units after the conversion: keep, iso (equal parameters) or a number.")
     layers: str | None = option(None, "Layers to convert: 0-5,8 or 'every 2' or encoder.")
+    experts: str | None = option(None, "Make experts of the FFNs: relu*2,gelu*2,swiglu*4, or a number.")
+    top_k: int | None = option(None, "Experts that a token uses: 2.")
     exclude: str | None = option(None, "Regular expression of FFN sites to leave alone.")
     calibration: int = option(3000, "Training texts that an approximate conversion is fitted on, where one is needed.")
     random: bool = option(False, "Initialise the converted FFNs at random: what surgery without weights gives.")

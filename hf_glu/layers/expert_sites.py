@@ -1,0 +1,59 @@
+"""Putting an FFN of experts where a stock FFN is: in its module's place, or, where its parts are spread, in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_glu.errors import ConversionError
+from hf_glu.expert_options import ExpertOptions
+from hf_glu.experts import ExpertFFN
+from hf_glu.layers.sites import Site
+
+# what may stand in an FFN's own module beside its parts
+_BESIDE = (nn.Dropout, nn.Identity)
+
+
+class FirstOnly(nn.Module):
+    """Takes an out-projection's place after the experts: gives back what they gave."""
+
+    def forward(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        """Return ``x``."""
+        return x
+
+
+def own_module(site: Site) -> bool:
+    """Tell whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced."""
+    paths = [path for path in (site.row.gate, site.row.in_proj, site.row.act, site.row.out_proj) if path]
+    if not site.name or any("." in path for path in paths):
+        return False
+    return all(name in paths or isinstance(child, _BESIDE) for name, child in site.anchor.named_children())
+
+
+def make_experts(site: Site, options: ExpertOptions, *, bias: bool, width: int, mix: Any = None) -> ExpertFFN:
+    """Return fresh experts for a site, on its device and in its dtype."""
+    weight = site.out_proj.weight
+    dropout = next((child for child in site.anchor.children() if isinstance(child, nn.Dropout)), None)
+    with torch.device(weight.device):
+        made = ExpertFFN(site.hidden, width, options, bias=bias, mix=mix, dropout=dropout if own_module(site) else None)
+    return made.to(dtype=weight.dtype).train(site.anchor.training)
+
+
+def put_experts(model: nn.Module, site: Site, experts: ExpertFFN) -> None:
+    """Put experts in a site's place.
+
+    Raises:
+        ConversionError: the family's parts can't be replaced one by one.
+    """
+    experts.router.label = site.name
+    if own_module(site):
+        owner, _, attribute = site.name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, experts)
+        return
+    if site.row.gate or site.kind != "dense":
+        raise ConversionError(f"{site.name}: this family's gated FFN is spread over its layer, experts have no place")
+    for path, part in ((site.row.in_proj, experts), (site.row.act, FirstOnly()), (site.row.out_proj, FirstOnly())):
+        owner, _, attribute = path.rpartition(".")
+        setattr(site.anchor.get_submodule(owner), attribute, part)
