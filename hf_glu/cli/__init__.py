@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     except _ClickException as error:
         return _fail(error.format_message())
     except HfGluError as error:
-        return _fail(str(error))
+        return _fail(str(error), getattr(error, "exit_code", EXIT_BAD_INPUT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

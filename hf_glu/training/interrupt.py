@@ -15,6 +15,8 @@ from hf_glu.errors import TrainingError
 class Interrupted(TrainingError):
     """Training was stopped by Ctrl-C; ``step`` steps are done."""
 
+    exit_code = 130
+
     def __init__(self, step: int, folder: Path | None) -> None:
         kept = "" if folder is None else f": {folder} has a checkpoint, --resume goes on from it"
         super().__init__(f"interrupted after step {step}{kept}")
