@@ -160,7 +160,7 @@ def test_upcycling_is_exact_for_any_router(family, spec, tmp_path):
     again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert_same(outputs(again), outputs(model), "bitwise")
-    with pytest.raises(NoSiteError):
+    with pytest.raises(ConversionError, match="has experts"):
         hf_glu.convert(again, made.exact, experts="4")
 
 
@@ -172,6 +172,19 @@ def test_native_families_upcycle(name, tmp_path):
     hf_glu.convert(model, "swiglu", experts="learnable_swiglu*4", top_k=2)
     assert gate.name in find_experts(model)
     assert_same(outputs(model), before, "exact up to rounding")
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(type(model).from_pretrained(tmp_path)), outputs(model), "bitwise")
+
+
+@pytest.mark.parametrize("width", ["keep", 24])
+def test_gated_ffns_upcycle(width, tmp_path):
+    model = FAMILIES["t5"].make()
+    tokens = torch.arange(3, 51).reshape(4, 12)
+    hf_glu.convert(model, "reglu", width=width, distill_steps=1, calibration=None if width == "keep" else tokens)
+    before = outputs(model)
+    report = hf_glu.convert(model, "reglu", experts="reglu*2,learnable_swiglu*2")
+    assert report.plan.promise == "exact"
+    assert_same(outputs(model), before, "exact")
     model.save_pretrained(tmp_path)
     assert_same(outputs(type(model).from_pretrained(tmp_path)), outputs(model), "bitwise")
 
@@ -330,6 +343,22 @@ def test_bad_experts(experts, more, error, says):
         hf_glu.convert(model, "geglu", experts=experts, **more)
     assert_same(outputs(model), before, "bitwise")
     assert model.config.to_dict() == config
+
+
+def test_experts_and_other_conversions_dont_mix():
+    model = FAMILIES["bert"].make()
+    hf_glu.convert(model, "geglu", layers=[0])
+    with pytest.raises(ConversionError, match="can't be mixed"):
+        hf_glu.convert(model, "geglu", experts=4, layers=[1])
+    model = FAMILIES["bert"].make()
+    hf_glu.convert(model, "geglu", experts="gelu*4", layers=[1])
+    with pytest.raises(ConversionError, match="has experts"):
+        hf_glu.convert(model, "geglu", layers=[0])
+    for more in ({"width": "iso"}, {"bias": False}, {"calibration": []}):
+        with pytest.raises(OptionError, match="no width"):
+            hf_glu.convert(FAMILIES["bert"].make(), "geglu", experts=4, **more)
+    with pytest.raises(OptionError, match="are for experts"):
+        hf_glu.convert(FAMILIES["bert"].make(), "geglu", top_k=2)
 
 
 def test_banks_and_gates_that_experts_cant_replace():

@@ -16,6 +16,7 @@ from hf_glu.config import GluConfig, check_by_layer, check_width
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.steps import NO_CHANGE, Plan, Step, Target, mix_of
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
+from hf_glu.experts import find_experts
 from hf_glu.layers.build import check_selection, gated_width, native_gate
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, find_sites
@@ -97,6 +98,10 @@ def chosen_sites(
     model: nn.Module, targets: Mapping[str, str], layers: Any, exclude: str | None
 ) -> list[tuple[Site, str]]:
     """Return the sites that ``layers`` and ``targets`` select and ``exclude`` doesn't find, with their targets."""
+    if find_experts(model):
+        raise ConversionError(
+            f"{type(model).__name__} has experts of hf_glu's already: convert the dense checkpoint instead"
+        )
     sites = find_sites(model)
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no feed-forward network that hf_glu knows")

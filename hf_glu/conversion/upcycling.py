@@ -16,6 +16,7 @@ from hf_glu.activation import GatedActivation, registry
 from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.activation.learnable import LearnableMix, mix_functions
 from hf_glu.config import GluConfig
+from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import chosen_sites
@@ -31,7 +32,7 @@ from hf_glu.layers.build import give_dense_configs
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_field, write_activation
 from hf_glu.layers.linear import weight_rows
-from hf_glu.layers.sites import Site
+from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs, source_activation
 from hf_glu.registry import LEARNABLE
 from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route, mix_route
@@ -43,7 +44,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Source:
+class Source:
     """The FFN that the experts are copied from: its rows ``[W or 2 W, H]``, out-projection and activation."""
 
     site: Site
@@ -86,7 +87,9 @@ def upcycle(
     check_convertible(model)
     check_values(model)
     sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
-    sources = [_source(model, site) for site in sites]
+    check_alone(model, sites)
+    layers = selection_of(sites, find_sites(model))
+    sources = [read_source(model, site) for site in sites]
     routes = [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
     mix = _mix([source.name for source in sources], options)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -102,7 +105,7 @@ def upcycle(
         put_experts(model, site, experts)
         steps.append(_step(source, target, options, found, experts, drop))
     for config in configs.values():
-        _write(config, target, options, sources[0], mix=mix, layers=_layers(model, sites), bias=any(bias))
+        write_experts(config, target, options, sources[0], mix=mix, layers=layers, bias=any(bias))
     give_dense_configs(model, sources[0].name if is_elementwise(sources[0].name) else "gelu")
     watch(model)
     plan = Plan(
@@ -116,7 +119,8 @@ def upcycle(
     )
 
 
-def _source(model: nn.Module, site: Site) -> _Source:
+def read_source(model: nn.Module, site: Site) -> Source:
+    """Return the FFN at a site; raise ConversionError where it is a bank of experts."""
     if site.kind == "experts":
         raise ConversionError(f"{site.name} is a bank of experts already: convert(model, NAME) changes their gates")
     name = source_activation(model, site)
@@ -126,15 +130,15 @@ def _source(model: nn.Module, site: Site) -> _Source:
         rows = torch.cat([weight_rows(gate), weight_rows(site.in_proj)])
         biases: list[Any] = [gate.bias, site.in_proj.bias]
         bias = None if gate.bias is None else torch.cat(biases)
-        return _Source(site=site, name=name, gated=True, rows=rows, bias=bias, **size)
+        return Source(site=site, name=name, gated=True, rows=rows, bias=bias, **size)
     if site.widened:
         name = str(registry[name].gate or name)
     gated = site.widened or site.kind == "packed"
     rows = weight_rows(site.in_proj)
-    return _Source(site=site, name=name, gated=gated, rows=rows, bias=site.in_proj.bias, **size)
+    return Source(site=site, name=name, gated=gated, rows=rows, bias=site.in_proj.bias, **size)
 
 
-def _route(source: _Source, group: Group) -> Route:
+def _route(source: Source, group: Group) -> Route:
     """Return how an expert of ``group`` is made of the FFN.
 
     Raises:
@@ -164,7 +168,7 @@ def _mix(sources: list[str], options: ExpertOptions) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def _fill(experts: ExpertFFN, source: _Source, routes: list[Route], generator: torch.Generator, drop: float) -> None:
+def _fill(experts: ExpertFFN, source: Source, routes: list[Route], generator: torch.Generator, drop: float) -> None:
     """Copy the FFN into every expert; shared experts start at an output of 0."""
     routed, shared = banks_of(experts.banks), banks_of(experts.shared)
     for bank, route in zip((*routed, *shared), routes, strict=True):
@@ -187,7 +191,7 @@ def _fill(experts: ExpertFFN, source: _Source, routes: list[Route], generator: t
         _drop(bank, drop, generator)
 
 
-def _kept(source: _Source, width: int) -> Tensor:
+def _kept(source: Source, width: int) -> Tensor:
     """Return the units that a narrower expert keeps: those of the largest in- and out-weights."""
     site = source.site
     if width > site.width:
@@ -197,7 +201,7 @@ def _kept(source: _Source, width: int) -> Tensor:
     return size.topk(width).indices.sort().values if width < site.width else torch.arange(width, device=rows.device)
 
 
-def _copied(source: _Source, bank: Bank, route: Route, kept: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def _copied(source: Source, bank: Bank, route: Route, kept: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the expert's in-rows and bias, and the out-projection's rows."""
     site = source.site
     halves = torch.cat([kept, kept + site.width]) if source.gated else kept
@@ -221,7 +225,7 @@ def _drop(bank: Bank, share: float, generator: torch.Generator) -> None:
 
 
 def _step(
-    source: _Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, drop: float
+    source: Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, drop: float
 ) -> Step:
     site = source.site
     narrow = any(group.width and group.width < source.width for group in options.experts)
@@ -241,25 +245,36 @@ def _step(
     )  # fmt: skip
 
 
-def _layers(model: Any, chosen: list[Site]) -> Any:
-    """Return the selection of layers that has experts; None: all."""
-    from hf_glu.conversion.entries import selection_of
-    from hf_glu.layers.sites import find_sites
+def check_alone(model: nn.Module, chosen: list[Site]) -> None:
+    """Raise ConversionError where other FFNs are converted already: a config can't say both."""
+    names = {site.name for site in chosen}
+    other = next((site for site in find_sites(model) if site.activation and site.name not in names), None)
+    if other is not None:
+        raise ConversionError(f"{other.name} is converted to {other.activation}: experts and others can't be mixed")
 
-    return selection_of(chosen, [*find_sites(model), *chosen])
 
-
-def _write(
-    config: Any, target: str, options: ExpertOptions, first: _Source, *, mix: Any, layers: Any, bias: bool
+def write_experts(
+    config: Any, target: str, options: ExpertOptions, first: Source, *, mix: Any, layers: Any, bias: bool
 ) -> None:
+    """Write into a config that the chosen layers have experts.
+
+    Args:
+        config: of the model.
+        target: for its activation field, a name that stock Transformers doesn't know.
+        options: the experts.
+        first: the FFN that the first site had.
+        mix: of learnable experts.
+        layers: those with experts; None: all.
+        bias: whether the experts have biases.
+    """
     old = GluConfig.of(config)
     written = GluConfig(
         activation=None if activation_field(config) else target,
         dense_act=old.dense_act or (first.name if is_elementwise(first.name) else None),
-        bias=True if bias and first.bias is None else None,
+        bias=True if bias and first.bias is None else old.bias,
         layers=layers,
         mix=mix,
-        width=None if first.site.kind != "dense" else old.width,
+        width=old.width,
         experts=options.to_dict(),
     )
     write_activation(config, target)
