@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_glu.conversion import freeze_mix as freeze_mix
     from hf_glu.conversion import plan as plan
     from hf_glu.conversion import revert as revert
+    from hf_glu.conversion import split_experts as split_experts
     from hf_glu.conversion import to_native as to_native
     from hf_glu.experts.statistics import expert_statistics as expert_statistics
     from hf_glu.layers.sites import find_sites as find_sites
@@ -56,6 +57,7 @@ _LAZY = {
     "plan": "hf_glu.conversion",
     "revert": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",
+    "split_experts": "hf_glu.conversion",
     "to_native": "hf_glu.conversion",
     "train_all": "hf_glu.training.gates",
     "train_only_gates": "hf_glu.training.gates",

@@ -11,6 +11,7 @@ from typing import Any
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 
 ROUTERS = ("softmax", "sigmoid")
+WEIGHTS = ("scores", "ones")
 BACKENDS = ("grouped", "loop")
 _GROUP = re.compile(r"(?:(?P<name>[a-z]\w*)(?::(?P<width>\d+))?)?(?:(?P<times>\*)?(?P<count>\d+))?", re.IGNORECASE)
 
@@ -64,6 +65,7 @@ class ExpertOptions:
         top_k: experts that each token uses; their weights sum to 1.
         shared: experts that every token uses beside them, such as ``swiglu:512``; None: none.
         router: ``softmax`` or ``sigmoid`` scores.
+        weights: ``scores`` (renormalised to sum to 1) or ``ones``: what the outputs are multiplied by.
         balance: coefficient of the load-balancing loss (Switch, https://arxiv.org/abs/2101.03961).
         z: coefficient of the router z-loss (ST-MoE, https://arxiv.org/abs/2202.08906).
         jitter: the router's inputs are multiplied by uniform noise within 1 - jitter and 1 + jitter in training.
@@ -77,6 +79,7 @@ class ExpertOptions:
     top_k: int = 2
     shared: str | None = None
     router: str = "softmax"
+    weights: str = "scores"
     balance: float = 0.01
     z: float = 0.001
     jitter: float = 0.0
@@ -91,6 +94,8 @@ class ExpertOptions:
             raise OptionError(f"top_k must be 1 to {self.count}, the number of experts, got {self.top_k!r}")
         if self.router not in ROUTERS:
             raise OptionError(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r}")
+        if self.weights not in WEIGHTS:
+            raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
         if self.backend is not None and self.backend not in BACKENDS:
             raise OptionError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
         for key in ("balance", "z", "jitter"):

@@ -6,5 +6,6 @@ from hf_glu.conversion.native import to_native
 from hf_glu.conversion.planning import Plan, plan
 from hf_glu.conversion.report import Report
 from hf_glu.conversion.revert import revert
+from hf_glu.conversion.splitting import split_experts
 
-__all__ = ["Plan", "Report", "convert", "freeze_mix", "plan", "revert", "to_native"]
+__all__ = ["Plan", "Report", "convert", "freeze_mix", "plan", "revert", "split_experts", "to_native"]

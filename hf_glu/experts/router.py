@@ -71,6 +71,9 @@ class Router(OwnedModule):
             raise TrainingError(f"the router {where} gave NaN: its input has NaN, or training diverged")
         best, experts = scores.sort(dim=-1, descending=True, stable=True)  # topk breaks ties as it likes
         best, experts = best[:, : self.options.top_k], experts[:, : self.options.top_k]
+        if self.options.weights == "ones":  # x / x is 1, and has a gradient that the router learns from
+            best = best.clamp_min(1e-20)
+            return Routing(best / best.detach(), experts, logits)
         return Routing(best / best.sum(-1, keepdim=True).clamp_min(1e-20), experts, logits)
 
     def loss(self, routing: Routing) -> Tensor:
