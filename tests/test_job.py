@@ -257,6 +257,14 @@ def test_other_ways_to_train(change, bases, datasets):
     assert math.isfinite(results["training"]["loss"])
 
 
+@pytest.mark.slow
+def test_a_compiled_run_saves_the_plain_model(bases, datasets, tmp_path):
+    job = JobOptions(
+        model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu", output=str(tmp_path / "run")
+    )
+    assert run_job(job, replace(OPTIONS, compile=True))["reloaded_equal"] is True
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_resumes_and_writes_its_table(suite, bases, datasets, tmp_path, quick):
     job = JobOptions(

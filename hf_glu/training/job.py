@@ -197,6 +197,7 @@ class Job:
             self.model, self.alone = whole, True
         else:
             self.model = self.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        self.model._compiled_call_impl = None  # what is evaluated and saved is the model as anybody loads it
         if self.options.anneal is not None:
             anneal(self.model, 1.0)
         if self.job.peft == "lora":
