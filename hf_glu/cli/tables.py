@@ -182,7 +182,7 @@ def comparison(data: Data, console: Console) -> None:
     )  # fmt: skip
     for row in data["variants"]:
         difference = "-" if row["difference"] is None else f"{100 * row['difference']:+.2f} points"
-        chance = "-" if row["p_value"] is None else f"{row['p_value']:.2f}"
+        chance = "-" if row["p_value"] is None else "<0.01" if row["p_value"] < 0.01 else f"{row['p_value']:.2f}"
         spread = "-" if row["std"] is None else f"{100 * row['std']:.2f}"
         shown.add_row(
             row["name"], f"{row['mean']:.2%}", spread, difference, chance, f"{row['parameters']:,}",
