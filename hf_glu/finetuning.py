@@ -33,7 +33,7 @@ def finetune_and_report(
     dense = run_job(replace(job, to=None, output=None, random=False), options) if baseline and job.to else None
     outcome = ours.run()
     result = {
-        "model": job.model,
+        "model": job.title,
         "task": ours.entry["task"],
         "activation": job.to,
         "options": ours.entry["options"] | {"mixed_precision": options.mixed_precision()},
@@ -46,7 +46,7 @@ def finetune_and_report(
         folder = Path(job.output)
         write_json(folder / REPORT_FILE, result)
         if job.to and outcome["conversion"]:
-            write_card(folder, job.base_model or job.model, ours.entry, dense=dense, converted=outcome)
+            write_card(folder, job.title, ours.entry, dense=dense, converted=outcome)
     return result
 
 

@@ -20,6 +20,7 @@ from hf_glu.activation import registry
 from hf_glu.checkpoint import REPORT_FILE, load_model
 from hf_glu.errors import CheckpointError, DataError, OptionError, TrainingError, UnknownNameError
 from hf_glu.finetuning import finetune_and_report
+from hf_glu.reporting import write_report
 from hf_glu.tasks import SUITES, TASKS
 from hf_glu.training import job as job_module
 from hf_glu.training import loop as loop_module
@@ -319,6 +320,8 @@ def test_comparison(bases, datasets, tmp_path, quick):
     pairs = zip(hf_glu.find_sites(geglu), hf_glu.find_sites(random), strict=True)
     assert all((a.out_proj.weight - b.out_proj.weight).abs().max() > 0.01 for a, b in pairs)
     assert compare(variants, [0, 1], job, OPTIONS)["variants"] == table["variants"]
+    page = write_report(tmp_path / "compare").read_text()
+    assert all(name in page.split("First seed of each variant")[1] for name in variants)
     with pytest.raises(CheckpointError, match="task"):
         compare(variants, [0], replace(job, task="rte"), OPTIONS)
 

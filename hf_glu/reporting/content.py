@@ -83,7 +83,10 @@ def _comparison(collected: Collected) -> Page:
     label, baseline = str(index.get("metric") or "score"), str(index.get("baseline") or "")
     variants, seeds = items(index.get("variants")), numbers(index.get("seeds"))
     names = [str(variant.get("name")) for variant in variants]
-    by_name = {name: [runs[key] for seed in seeds if (key := f"{name}-seed{seed}") in runs] for name in names}
+    places = {name: name.replace(":", "-") for name in names}  # swiglu:iso is in the folders swiglu-iso-seed0, ...
+    by_name = {
+        name: [runs[key] for seed in seeds if (key := f"{place}-seed{seed}") in runs] for name, place in places.items()
+    }
     firsts = [(name, found[0]) for name, found in by_name.items() if found]
     unfinished = any(run.state != "finished" for run in runs.values())
     facts = [f"{len(variants)} variants", f"{len(seeds)} seeds each"]

@@ -84,7 +84,7 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
 def _check_folder(folder: Path, job: JobOptions) -> None:
     if (folder / COMPARISON).is_file():
         known = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
-        for key, now in (("model", job.model), ("task", job.task)):
+        for key, now in (("model", job.title), ("task", job.task)):
             if known[key] != now:
                 raise CheckpointError(f"{folder} has a comparison with {key}={known[key]!r}, not {now!r}")
 
@@ -98,7 +98,7 @@ def _run(variant: Variant, seed: int, job: JobOptions, options: TrainingOptions,
     with PartialState().main_process_first():
         base = _fitted_base(variant, job, folder)
     if base:
-        mine = replace(mine, model=str(base), to=None, width="keep")
+        mine = replace(mine, model=str(base), base_model=job.title, to=None, width="keep")
     return run_job(mine, replace(options, seed=seed), resume=(place / RUN).is_file())
 
 
@@ -145,7 +145,7 @@ def _table(found: dict[str, list[dict[str, Any]]], seeds: list[int], job: JobOpt
         })  # fmt: skip
     main = next(iter(found.values()))[0]["main"]
     return {
-        "task": job.task, "model": job.model, "metric": " and ".join(main), "seeds": seeds[: len(reference)],
+        "task": job.task, "model": job.title, "metric": " and ".join(main), "seeds": seeds[: len(reference)],
         "baseline": baseline, "variants": rows,
     }  # fmt: skip
 

@@ -124,6 +124,11 @@ class JobOptions:
             raise OptionError("random=True initialises converted FFNs: give the activation with to")
 
     @property
+    def title(self) -> str:
+        """What tables, reports and cards call the model."""
+        return self.base_model or self.model
+
+    @property
     def units(self) -> int | str:
         """The width as `hf_glu.convert` takes it."""
         return int(self.width) if self.width.isdecimal() else self.width

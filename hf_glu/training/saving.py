@@ -31,7 +31,7 @@ FREE = ("output", "checkpoint_every", "log_every", "eval_batch_size", "tracker",
 def run_entry(job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
     """Return what ``run.json`` says of a run before it begins."""
     return {
-        "model": job.model,
+        "model": job.title,
         "task": job.task or (f"mixture of {job.mixture}" if job.mixture else Path(str(job.dataset)).stem),
         "activation": job.to,
         "options": {**job.to_dict(), **options.to_dict()},

@@ -72,7 +72,7 @@ def run_suite(
 def _check_same(folder: Path, suite: str, job: JobOptions) -> None:
     if (folder / SUITE).is_file():
         known = json.loads((folder / SUITE).read_text(encoding="utf-8"))
-        for key, now in (("suite", suite), ("model", job.model), ("activation", job.to)):
+        for key, now in (("suite", suite), ("model", job.title), ("activation", job.to)):
             if known[key] != now:
                 raise CheckpointError(f"{folder} has a suite with {key}={known[key]!r}, not {now!r}: choose another")
     elif folder.exists() and any(path for path in folder.iterdir() if not (path / RUN).is_file()):
@@ -84,7 +84,7 @@ def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any])
     missing = [name for name in averaged if name not in done]
     scores = [done[name]["score"] for name in averaged if name in done]
     return {
-        "suite": suite, "model": job.model, "activation": job.to, "tasks": done,
+        "suite": suite, "model": job.title, "activation": job.to, "tasks": done,
         "score": fmean(scores) if scores else None, "partial": bool(missing), "missing": missing,
     }  # fmt: skip
 
