@@ -408,3 +408,16 @@ def test_the_command_line_and_a_job_make_experts(tmp_path, capsys):
     job = JobOptions(model=base, task="rte", dataset=str(tmp_path / "data"), to="geglu_new", experts="gelu_new*4")
     results = run_job(job, TrainingOptions(max_steps=2, batch_size=4, max_length=32, precision="no"))
     assert results["conversion"]["promise"] == "exact"
+
+
+def test_autocast_and_half_precision():
+    model = FAMILIES["bert"].make("BertModel")
+    hf_glu.convert(model, "geglu", experts="gelu*2,geglu*2", check=False)
+    before = outputs(model)["last_hidden_state"]
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(input_ids=batch(model)["input_ids"])
+    out.last_hidden_state.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for ffn in find_experts(model).values() for p in ffn.parameters())
+    half = outputs(model.eval().to(torch.bfloat16))["last_hidden_state"]
+    assert (half.float() - before).norm() <= 3e-2 * before.norm()
