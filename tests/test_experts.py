@@ -421,3 +421,14 @@ def test_autocast_and_half_precision():
     assert all(torch.isfinite(p.grad).all() for ffn in find_experts(model).values() for p in ffn.parameters())
     half = outputs(model.eval().to(torch.bfloat16))["last_hidden_state"]
     assert (half.float() - before).norm() <= 3e-2 * before.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_training_scales_the_routers_losses_too(gpt2):
+    inputs, found = batch(gpt2), []
+    for call in (gpt2, torch.compile(gpt2)):
+        gpt2.zero_grad()
+        (call(**inputs).loss * 8.0).backward()
+        found.append({name: p.grad.clone() for name, p in gpt2.named_parameters()})
+    assert_same(found[1], found[0], "trained")

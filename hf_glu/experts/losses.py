@@ -34,6 +34,7 @@ class _Inject(torch.autograd.Function):
         return gradients[0], torch.ones_like(ctx.like) * ctx.scale.value, None
 
 
+@torch.compiler.disable  # a compiled backward pass would keep the scale of its first step
 def inject(output: Tensor, loss: Tensor, scale: Scale) -> Tensor:
     """Return ``output``; in the backward pass ``loss`` gets the gradient ``scale.value``."""
     return _Inject.apply(output, loss, scale)
@@ -74,6 +75,7 @@ def reset_losses(model: nn.Module, args: Any) -> None:
         experts.loss, experts.scale.value = None, experts.scale.default
 
 
+@torch.compiler.disable
 def add_router_losses(model: nn.Module, args: Any, output: Any) -> Any:
     """Add the routers' losses to ``output.loss``, where there is one to train."""
     loss = getattr(output, "loss", None)
