@@ -15,6 +15,7 @@ from hf_glu.conversion.steps import Target
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
+from hf_glu.probe import give_pad_token
 
 REPORT_FILE = "hf_glu_report.json"
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".ot")
@@ -102,7 +103,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    give_pad_token(tokenizer)
     return tokenizer
 
 

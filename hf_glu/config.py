@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.errors import OptionError, refuse_unknown
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.selection import LayerSpec, check_layers, selected
 
@@ -36,9 +36,7 @@ def check_mix(mix: Any) -> None:
         return
     if not isinstance(mix, Mapping):
         raise OptionError(f"config.hf_glu mix must be a dict with functions and per, got {mix!r}")
-    for key in mix:
-        if key not in ("functions", "per"):
-            raise UnknownNameError(f"unknown key {key!r} in config.hf_glu mix; {nearest(key, ('functions', 'per'))}")
+    refuse_unknown(mix, ("functions", "per"), "config.hf_glu mix")
     names = mix.get("functions", ["relu"])
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         raise OptionError(f"config.hf_glu mix functions must be a list of activations' names, got {names!r}")
@@ -126,10 +124,7 @@ class GluConfig:
             return entry
         if not isinstance(entry, Mapping):
             raise OptionError(f"config.hf_glu must be a dict of options, got {type(entry).__name__}")
-        valid = {field.name for field in fields(cls)}
-        for key in entry:
-            if key not in valid:
-                raise UnknownNameError(f"unknown key {key!r} in config.hf_glu; {nearest(key, valid)}")
+        refuse_unknown(entry, (field.name for field in fields(cls)), "config.hf_glu")
         return cls(**entry)
 
     @classmethod

@@ -49,6 +49,14 @@ class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 
 
+def refuse_unknown(keys: Iterable[str], valid: Iterable[str], where: str) -> None:
+    """Raise UnknownNameError for the first of ``keys`` that isn't ``valid`` in ``where``, naming the nearest ones."""
+    known = set(valid)
+    for key in keys:
+        if key not in known:
+            raise UnknownNameError(f"unknown key {key!r} in {where}; {nearest(key, known)}")
+
+
 def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near."""
     names = sorted(valid)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.errors import OptionError, refuse_unknown
 
 ROUTERS = ("softmax", "sigmoid")
 WEIGHTS = ("scores", "ones")
@@ -125,10 +125,7 @@ class ExpertOptions:
             return None
         if not isinstance(entry, Mapping) or "groups" not in entry:
             raise OptionError(f"config.hf_glu experts must be a dict with groups, got {entry!r}")
-        valid = {field.name for field in fields(cls)}
-        for key in entry:
-            if key not in valid:
-                raise UnknownNameError(f"unknown key {key!r} in config.hf_glu experts; {nearest(key, valid)}")
+        refuse_unknown(entry, (field.name for field in fields(cls)), "config.hf_glu experts")
         return cls(**entry)
 
     def to_dict(self) -> dict[str, Any]:

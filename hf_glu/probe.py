@@ -91,3 +91,8 @@ def _max_abs(a: Tensor, b: Tensor) -> float:
     a, b = a.double().cpu(), b.double().cpu()
     same = (a == b) | (a.isnan() & b.isnan())
     return float(torch.where(same, 0.0, (a - b).abs()).max()) if a.numel() else 0.0
+
+
+def give_pad_token(tokenizer: Any) -> None:
+    """Let a tokenizer without a token to pad with (GPT-2's) take the one that ends a text."""
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

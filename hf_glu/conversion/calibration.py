@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_glu.errors import OptionError
 from hf_glu.layers.sites import Site
-from hf_glu.probe import evaluating, with_decoder
+from hf_glu.probe import evaluating, give_pad_token, with_decoder
 
 BATCH = 32
 MAX_LENGTH = 128
@@ -60,8 +60,7 @@ def _tensor_batches(values: Tensor) -> list[dict[str, Tensor]]:
 def _text_batches(texts: list[str], tokenizer: Any) -> Iterator[dict[str, Tensor]]:
     if tokenizer is None:
         raise OptionError("calibration texts need tokenizer=")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    give_pad_token(tokenizer)
     for begin in range(0, len(texts), BATCH):
         encoded = tokenizer(
             texts[begin : begin + BATCH], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"

@@ -14,7 +14,7 @@ from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import PREFIX
 from hf_glu.config import GluConfig, check_by_layer, check_width
 from hf_glu.conversion.guard import check_convertible
-from hf_glu.conversion.steps import NO_CHANGE, Plan, Step, Target, mix_of
+from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_of
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.layers.build import check_selection, gated_width, native_gate
@@ -25,7 +25,6 @@ from hf_glu.registry import GATED, LEARNABLE
 from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
 from hf_glu.selection import check_layers
 
-FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
 UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
 

@@ -13,6 +13,7 @@ from hf_glu.registry import LEARNABLE
 from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route
 
 Target = str | Mapping[str, str]
+FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
 NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
 
 
@@ -102,6 +103,11 @@ class Plan:
     def changes(self) -> bool:
         """Whether anything would change."""
         return any(step.changes for step in self.steps)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it can't be carried out without calibration data."""
+        return any(step.needs_fit or FITTED.name in step.route.name for step in self.steps)
 
     @property
     def mix(self) -> dict[str, Any] | None:

@@ -11,10 +11,9 @@ import numpy as np
 
 from hf_glu.errors import DataError
 from hf_glu.metrics import compute
+from hf_glu.metrics.scores import NO_ANSWER
 from hf_glu.tasks.inputs import unique_entities
 from hf_glu.tasks.table import Task
-
-NO_ANSWER = -1
 
 
 def from_logits(task: Task, data: Any, logits: np.ndarray, owners: Sequence[int]) -> list[Any]:

@@ -12,13 +12,13 @@ import numpy as np
 from accelerate import PartialState
 
 from hf_glu.activation import registry
+from hf_glu.checkpoint import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
 from hf_glu.conversion import convert
-from hf_glu.conversion.planning import FITTED, plan
+from hf_glu.conversion.planning import plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.jsonio import write_json
-from hf_glu.tasks.loading import head
 from hf_glu.training.features import is_text_to_text
-from hf_glu.training.job import read_tasks, run_job, training_texts
+from hf_glu.training.job import calibration_texts, read_tasks, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.saving import RESULTS, RUN
 
@@ -104,30 +104,23 @@ def _run(variant: Variant, seed: int, job: JobOptions, options: TrainingOptions,
 
 def _fitted_base(variant: Variant, job: JobOptions, folder: Path) -> Path | None:
     """Return the checkpoint of a variant whose conversion is fitted: once for all seeds, for it takes minutes."""
-    from hf_glu.checkpoint import load_model, load_tokenizer, staged_folder
-
     if variant.to is None or variant.random:
         return None
     target = folder / CONVERTED / variant.name.replace(":", "-")
     if target.is_dir():
         return target
-    model = load_model(job.model)
-    units = int(variant.width) if variant.width.isdecimal() else variant.width
-    planned = plan(model, variant.to, width=units, layers=job.layers, exclude=job.exclude, fitted=True)
-    if not any(step.needs_fit or FITTED.name in step.route.name for step in planned.steps):
+    mine = replace(job, to=variant.to, width=variant.width)
+    skeleton = load_skeleton(job.model)
+    choice: dict[str, Any] = {"width": mine.units, "layers": job.layers, "exclude": job.exclude}
+    if not plan(skeleton, variant.to, fitted=True, **choice).needs_calibration:
         return None
-    task, splits = read_tasks(job)[0]
-    rows = head(splits["train"], job.calibration)
-    texts = training_texts(task, rows, text=is_text_to_text(model.config, job.form))
-    tokenizer = load_tokenizer(job.model)
+    texts = calibration_texts(job, read_tasks(job)[0], text=is_text_to_text(skeleton.config, job.form))
+    model, tokenizer = load_model(job.model), load_tokenizer(job.model)
     with staged_folder(target) as stage:
-        report = convert(
-            model, variant.to, width=units, layers=job.layers, exclude=job.exclude, calibration=texts,
-            tokenizer=tokenizer,
-        )  # fmt: skip
+        report = convert(model, variant.to, calibration=texts, tokenizer=tokenizer, **choice)
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
-        write_json(stage / "hf_glu_report.json", report.to_dict())
+        write_json(stage / REPORT_FILE, report.to_dict())
     return target
 
 

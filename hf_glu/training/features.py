@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class Features:
         for number, owner in enumerate(self.owners):
             groups.setdefault(owner, []).append(number)
         return list(groups.values())
+
+    @cached_property
+    def target_lengths(self) -> list[int]:
+        """Tokens of each input's target text."""
+        return [len(labels) for labels in self.data["labels"]]
 
 
 def is_text_to_text(config: Any, form: str) -> bool:
@@ -154,7 +160,7 @@ def collate(features: Features, tokenizer: Any, rows: Sequence[int], device: Any
 def count_items(features: Features, rows: Sequence[int]) -> int:
     """Return what a batch's loss is the mean over: target tokens, choices or inputs."""
     if features.text:
-        return sum(len(features.data[number]["labels"]) for number in rows)
+        return sum(features.target_lengths[number] for number in rows)
     return len({features.owners[number] for number in rows}) if features.task.form == "choice" else len(rows)
 
 

@@ -55,8 +55,10 @@ def read_tasks(job: JobOptions) -> list[Source]:
     return [(task, load_task(task, job.dataset))]
 
 
-def training_texts(task: Task, rows: Any, *, text: bool) -> list[str]:
-    """Return the texts that a conversion is fitted on."""
+def calibration_texts(job: JobOptions, source: Source, *, text: bool) -> list[str]:
+    """Return the training texts that a conversion is fitted on."""
+    task, raw = source
+    rows = head(raw["train"], job.calibration)
     return [task.prompt(row) if text else task.inputs(row)[0][0] for row in rows]
 
 
@@ -97,8 +99,7 @@ class Job:
             for split in source[0].validation
         }
         dense = self.model.num_parameters()
-        texts = training_texts(self.task, head(self.raw["train"], job.calibration), text=self.text)
-        self.report = convert_for(self.model, job, texts, self.tokenizer)
+        self.report = convert_for(self.model, job, self.texts, self.tokenizer)
         self.wrap()
         if options.anneal is not None and not mixes(self.model):
             raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
@@ -123,6 +124,10 @@ class Job:
         return make_features(
             task, head(raw[split], rows), self.tokenizer, max_length=self.options.max_length, text=self.text
         )
+
+    def texts(self) -> list[str]:
+        """Return training texts to fit a conversion on."""
+        return calibration_texts(self.job, self.sources[0], text=self.text)
 
     def wrap(self) -> None:
         """Leave to training what ``job.peft`` says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from accelerate.utils import set_seed
 
 from hf_glu.checkpoint import first_line
 from hf_glu.conversion import Report, convert, plan
-from hf_glu.conversion.planning import FITTED
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.hub import resolve
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import find_sites
+from hf_glu.probe import give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.features import is_text_to_text
 from hf_glu.training.options import JobOptions
@@ -63,15 +64,16 @@ def give_padding(model: Any, tokenizer: Any) -> None:
     Raises:
         OptionError: the tokenizer has neither.
     """
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
+    give_pad_token(tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise OptionError("the tokenizer has no token to pad with: set tokenizer.pad_token and save it")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def convert_for(model: Any, job: JobOptions, texts: list[str], tokenizer: Any) -> Report | None:
-    """Convert the model as a job asks for; where that needs a fit, on ``texts``.
+def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tokenizer: Any) -> Report | None:
+    """Convert the model as a job asks for; where that needs a fit, on what ``texts`` gives.
 
     Raises:
         HfGluError: as `hf_glu.convert`.
@@ -84,11 +86,8 @@ def convert_for(model: Any, job: JobOptions, texts: list[str], tokenizer: Any) -
         return convert(model, job.to, **shape)  # type: ignore[arg-type]
     if job.random:
         return _random(model, job, choice)
-    planned = plan(model, job.to, fitted=True, **choice)
-    fitted = any(step.needs_fit or FITTED.name in step.route.name for step in planned.steps)
-    return convert(
-        model, job.to, calibration=texts[: job.calibration] if fitted else None, tokenizer=tokenizer, **choice,
-    )  # fmt: skip
+    fitted = plan(model, job.to, fitted=True, **choice).needs_calibration
+    return convert(model, job.to, calibration=texts() if fitted else None, tokenizer=tokenizer, **choice)
 
 
 def _random(model: Any, job: JobOptions, choice: dict[str, Any]) -> Report:
