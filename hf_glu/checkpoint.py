@@ -189,7 +189,7 @@ def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] =
 def convert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    target: Target,
+    target: Target | None = None,
     *,
     width: int | str = "keep",
     layers: Any = None,
@@ -223,7 +223,7 @@ def convert_checkpoint(
     skeleton = load_skeleton(folder)
     if native:
         dense_t5_sites(skeleton)
-    if experts is None:
+    if experts is None and target is not None:
         plan(skeleton, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
     tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:

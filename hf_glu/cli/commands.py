@@ -20,6 +20,11 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Layers = Annotated[str | None, typer.Option(help="Which layers: '0-5,8', 'every 2', 'encoder', 'decoder'. All.")]
+Native = Annotated[bool, typer.Option("--native", help="A T5 in the layout of v1.1, for use without hf_glu.")]
+_EXPERTS_HELP = "Make experts: relu*2,gelu*2,swiglu*4, or a number; a Mixtral's own: silu*4,relu*4 (no --to)."
+Experts = Annotated[str | None, typer.Option(help=_EXPERTS_HELP)]
+_TO_HELP = "The gated activation; or LAYERS=NAME such as 0-3=geglu (again for more)."
+To = Annotated[list[str] | None, typer.Option("--to", help=_TO_HELP)]
 Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites whose name it finds are left alone.")]
 
 
@@ -66,17 +71,12 @@ def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")],
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder or Hub id.")],
-    to: Annotated[
-        list[str],
-        typer.Option("--to", help="The gated activation; or LAYERS=NAME such as 0-3=geglu (again for more)."),
-    ],
     destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
+    to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
-    native: Annotated[
-        bool, typer.Option("--native", help="A T5 in the layout of v1.1, for use without hf_glu.")
-    ] = False,
-    experts: Annotated[str | None, typer.Option(help="Make experts: relu*2,gelu*2,swiglu*4, or a number.")] = None,
+    native: Native = False,
+    experts: Experts = None,
     top_k: Annotated[int | None, typer.Option(help="Experts that a token uses: 2.")] = None,
     layers: Layers = None,
     exclude: Exclude = None,
@@ -89,12 +89,14 @@ def convert(
     import hf_glu
     from hf_glu.checkpoint import load_skeleton, read_texts
 
-    target = _target(to)
+    if not to and not experts:
+        raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
+    target = _target(to) if to else None
     units = int(width) if width.isdecimal() else width
     texts = None if calibration is None else read_texts(calibration)
     if experts and (plan or stream):
         raise OptionError("experts are neither planned nor streamed: leave --plan and --stream out")
-    if plan:
+    if plan and target is not None:
         fitted, bias = texts is not None, False if native else None
         planned = hf_glu.plan(
             load_skeleton(source), target, width=units, layers=layers, exclude=exclude, fitted=fitted, bias=bias
@@ -103,7 +105,7 @@ def convert(
         return
     if destination is None:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
-    if stream:
+    if stream and target is not None:
         if width != "keep" or native or texts is not None:
             raise OptionError("streaming computes no fit: leave --width, --calibration and --native, or --stream, out")
         report = hf_glu.convert_stream(source, destination, target, layers=layers, exclude=exclude)

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.config import GluConfig
+from hf_glu.conversion.banks import convert_banks
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
-from hf_glu.conversion.guard import check_values
+from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, SiteReport
@@ -27,14 +28,14 @@ from hf_glu.expert_options import ExpertOptions
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.sites import Site
+from hf_glu.layers.sites import Site, find_banks
 from hf_glu.registry import GATED
 from hf_glu.routes import APPROXIMATE
 
 
 def convert(
     model: Any,
-    target: Target,
+    target: Target | None = None,
     *,
     width: int | str = "keep",
     layers: Any = None,
@@ -60,7 +61,7 @@ def convert(
 
     Args:
         model: a Transformers model of any head.
-        target, layers, exclude: as in `hf_glu.plan`.
+        target, layers, exclude: as in `hf_glu.plan`; no target for a model that has banks of experts, see ``experts``.
         width: as there; fewer units need ``calibration``.
         calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
             hidden]``, or batches of the model's inputs.
@@ -68,7 +69,9 @@ def convert(
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
             to make up for it.
-        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`.
+        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`; where the
+            model has banks of experts (Mixtral), their activations, ``silu*4,relu*4``, see :mod:`hf_glu.conversion.
+            banks`.
         top_k: experts that a token uses, 2 unless given.
         drop: share of each expert's units to initialise anew.
         inputs: keyword arguments of the model's forward to compare it on; None: random token ids.
@@ -77,16 +80,33 @@ def convert(
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
     """
+    check_convertible(model)
     choice: dict[str, Any] = {"layers": layers, "exclude": exclude}
     if experts is not None:
-        if not isinstance(target, str) or width != "keep" or calibration is not None or bias is not None:
-            raise OptionError("experts are copies: they take one target, and no width, calibration or bias")
-        options = expert_options(experts, target, top_k)
-        return upcycle(model, target, options, drop=drop, inputs=inputs, check=check, **choice)
+        resized = width != "keep" or bias is not None
+        shared = {"top_k": top_k, "drop": drop, "inputs": inputs, "check": check, **choice}
+        return _to_experts(model, target, experts, resized, calibration, tokenizer, **shared)
+    if target is None:
+        raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
     if top_k is not None or drop:
         raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
     planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, **choice)
     return _convert(model, planned, calibration, tokenizer, distill_steps, inputs, check)
+
+
+def _to_experts(
+    model: Any, target: Target | None, experts: str | int | ExpertOptions, resized: bool, calibration: Any,
+    tokenizer: Any, *, top_k: int | None, drop: float, **choice: Any,
+) -> Report:  # fmt: skip
+    """Make experts of FFNs, or give a model's own banks other activations."""
+    if banks := find_banks(model):
+        if target is not None or resized or top_k is not None or drop:
+            where = f"{type(model).__name__} has experts of its own ({banks[0].name})"
+            raise OptionError(f"{where}: give experts= their activations, and no target, width, top_k, drop or bias")
+        return convert_banks(model, experts, calibration=calibration, tokenizer=tokenizer, **choice)
+    if resized or calibration is not None or not isinstance(target, str):
+        raise OptionError("experts are copies: they take one target, such as swiglu, and no width, calibration or bias")
+    return upcycle(model, target, expert_options(experts, target, top_k), drop=drop, **choice)
 
 
 def _convert(

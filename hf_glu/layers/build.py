@@ -18,10 +18,11 @@ from hf_glu.config import GluConfig, iso_width
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.experts.losses import watch
+from hf_glu.experts.native import MixedBank, mix_bank
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.sites import Site, find_banks, find_sites
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
 from hf_glu.registry import GATED
@@ -50,16 +51,16 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         ConversionError: the activation can't be the gate of a natively gated family.
     """
     options = GluConfig.of(config)
-    if options.activation is None and not owned_activations(model):
+    if options.activation is None and not owned_activations(model) and options.experts is None:
         return []
-    sites = find_sites(model)
-    if not sites and not find_experts(model):
+    sites, banks = find_sites(model), find_banks(model)
+    if not sites and not banks and not find_experts(model):
         raise NoSiteError(
             f"{type(model).__name__} has no feed-forward network that hf_glu knows how to gate; "
             "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"
         )
     if not find_experts(model):  # else this is the second pass, and the layers that have them are no sites any more
-        check_selection(sites, options)
+        check_selection([*sites, *banks], options)
     for site in sites:
         _place_activation(model, site)
     dense = options.dense_act or default_activation(config)
@@ -67,14 +68,16 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     if options.bias and new and all(linear.bias is not None for linear in new):
         options = replace(options, bias=None)  # they have one anyway
         config.hf_glu = options.to_dict()
-    sites = build_experts(model, sites, options)
+    sites = sites if banks else build_experts(model, sites, options)
     ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
     placed = {id(site.act) for site in ours}
-    placed |= {id(part) for experts in find_experts(model).values() for part in experts.modules()}
+    experts = [*find_experts(model).values(), *(bank.anchor for bank in banks if isinstance(bank.anchor, MixedBank))]
+    placed |= {id(part) for each in experts for part in each.modules()}
     for name, module in owned_activations(model):
         if id(module) not in placed:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
+    mix_banks(banks, options)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
 
@@ -94,6 +97,16 @@ def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> li
         put_experts(model, site, make_experts(site, wanted, bias=bias, width=width, mix=options.mix))
     watch(model)
     return left
+
+
+def mix_banks(banks: list[Site], options: GluConfig) -> None:
+    """Give the experts of the chosen banks activations of their own, where the options say so."""
+    wanted = options.expert_options
+    if wanted is None:
+        return
+    for bank in banks:
+        if selected(options.layers, bank.layer, bank.stack) and not isinstance(bank.anchor, MixedBank):
+            mix_bank(bank.anchor, wanted.experts, options.mix)
 
 
 def _place_activation(model: nn.Module, site: Site) -> None:

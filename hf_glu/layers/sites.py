@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import OwnedActivation
+from hf_glu.experts.native import is_bank
 from hf_glu.layers.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
-from hf_glu.layers.table import NO_FFN, SITE_TABLE, Kind, SiteRow
+from hf_glu.layers.table import BANK, NO_FFN, SITE_TABLE, Kind, SiteRow
 from hf_glu.selection import STACKS
 
 
@@ -122,6 +123,15 @@ def find_sites(model: nn.Module) -> list[Site]:
                 seen.add(key)
                 sites.append(Site(name=name, row=row, anchor=module, layer=_layer(name), stack=_stack(name, model)))
     return sites
+
+
+def find_banks(model: nn.Module) -> list[Site]:
+    """Return every bank of gated experts of Transformers' own, also those without a module for their activation."""
+    return [
+        Site(name=name, row=BANK, anchor=module, layer=_layer(name), stack=_stack(name, model))
+        for name, module in model.named_modules()
+        if is_bank(module)
+    ]
 
 
 def _follow(module: nn.Module, path: str) -> Any:

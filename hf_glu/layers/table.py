@@ -104,6 +104,9 @@ SITE_TABLE = (
     _row("mpt", "dense", "up_proj act down_proj", "mpt", absent="gate_proj"),
 )
 
+# A bank of experts that may have no module for its activation (gpt-oss).
+BANK = _row("bank", "experts", "gate_up_proj act_fn down_proj", "")
+
 # Modules that look like an FFN and are none: routers, gates and embeddings of patches.
 NO_FFN = frozenset({"AXK2GateMLP", "ZayaRouterMLP", "NeoMMEPatchEmbeddings", "VoxtralRealtimeTextAdaRmsNorm"})
 
