@@ -9,6 +9,7 @@ from typing import Any
 from hf_glu.errors import OptionError, refuse_unknown
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.selection import LayerSpec, check_layers, selected
+from hf_glu.state_options import StateOptions
 
 VERSION = 1
 MULTIPLE = 64
@@ -83,6 +84,7 @@ class GluConfig:
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
         experts: the FFNs are experts (see `hf_glu.expert_options.ExpertOptions`); ``width`` is that of an expert. None:
             one FFN.
+        state: of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`. None: its defaults.
 
     Raises:
         UnknownNameError: unknown key.
@@ -98,6 +100,7 @@ class GluConfig:
     mix: dict[str, Any] | None = None
     width: int | str | None = None
     experts: dict[str, Any] | None = None
+    state: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if type(self.version) is not int or not 1 <= self.version <= VERSION:
@@ -114,6 +117,7 @@ class GluConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
+        StateOptions.from_dict(self.state)
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:

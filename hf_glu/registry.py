@@ -11,7 +11,8 @@ from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-GATED, LEARNABLE = "gated", "learnable"
+GATED, LEARNABLE, STATEFUL = "gated", "learnable", "stateful"
+WRAPPERS = ("stateful_",)  # what may stand before any name, and changes nothing at a conversion
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
@@ -53,7 +54,40 @@ class Activation:
         }
 
 
+def unwrapped(name: str) -> str:
+    """Return the activation inside of ``name``: ``swiglu`` of ``stateful_swiglu``."""
+    for prefix in WRAPPERS:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def core(name: str) -> str:
+    """Return the elementwise activation at the heart of ``name``: ``silu`` of ``stateful_swiglu``."""
+    entry = registry.find(name)
+    return unwrapped((entry.gate if entry else None) or name)
+
+
 Rule = Callable[[str], Activation | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """A family of names that a rule derives.
+
+    Attributes:
+        pattern: how such names look, such as ``N_glu``.
+        equation, paper: as of an `Activation`.
+        rule: returns the activation of a name, None where it isn't one of the family.
+    """
+
+    pattern: str
+    equation: str
+    paper: str
+    rule: Rule = field(compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a listing shows, as plain data."""
+        return {"pattern": self.pattern, "equation": self.equation, "paper": self.paper}
 
 
 class Registry:
@@ -61,7 +95,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._entries: dict[str, Activation] = {}
-        self._rules: dict[str, Rule] = {}
+        self._rules: dict[str, Derived] = {}
 
     def add(self, activation: Activation) -> Activation:
         """Add an entry; adding the same one again is a no-op, another one under its name raises."""
@@ -70,10 +104,15 @@ class Registry:
             raise DuplicateNameError(f"the activation {activation.name!r} is already registered as {known.equation}")
         return known
 
-    def add_rule(self, pattern: str, rule: Rule) -> None:
-        """Add a rule; ``pattern`` names it in listings, such as ``N_glu``."""
-        if self._rules.setdefault(pattern, rule) is not rule:
-            raise DuplicateNameError(f"the rule {pattern!r} is already registered")
+    def add_rule(self, derived: Derived) -> None:
+        """Add a family of names."""
+        if self._rules.setdefault(derived.pattern, derived).rule is not derived.rule:
+            raise DuplicateNameError(f"the rule {derived.pattern!r} is already registered")
+
+    @property
+    def rules(self) -> tuple[Derived, ...]:
+        """The families of names."""
+        return tuple(self._rules.values())
 
     def remove(self, name: str) -> None:
         """Remove an entry."""
@@ -86,7 +125,7 @@ class Registry:
             return None
         if name in self._entries:
             return self._entries[name]
-        return next((found for rule in self._rules.values() if (found := rule(name))), None)
+        return next((found for rule in self._rules.values() if (found := rule.rule(name))), None)
 
     def __getitem__(self, name: str) -> Activation:
         if found := self.find(name):

@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.errors import ConversionError
+from hf_glu.registry import GATED, unwrapped
 
 EXACT = "exact"
 ROUNDING = "exact up to rounding"
@@ -78,6 +79,14 @@ def mix_route(source: str, *, gated: bool) -> Route:
     )
 
 
+def wrap_route(source: str, target: str) -> Route:
+    """Return the route between two activations of one shape, such as ``gelu`` and ``stateful_gelu``."""
+    if same_function(unwrapped(source), unwrapped(target)):
+        return WRAP
+    return Route(name=f"{source} -> {target}", promise=APPROXIMATE, note="the function changes, fine-tune it")
+
+
+WRAP = Route(name="wrapped, without effect at first", promise=EXACT)
 UNIT_UP = Route(name="up = 1", promise=EXACT, up_bias=1.0)
 SIGMOID_SLOPE = Route(
     name="gate = 1.702 x, up = 1/1.702", promise=APPROXIMATE, gate_scale=SLOPE, up_bias=1 / SLOPE,
@@ -124,6 +133,9 @@ def find_route(source: str, target: str) -> Route:
     Raises:
         ConversionError: there is none; the message names the exact targets of ``source``.
     """
+    if GATED not in registry[target].flags:
+        return wrap_route(source, target)
+    target = unwrapped(target)
     gate = registry[target].gate
     if gate is not None and same_function(source, gate):
         return UNIT_UP if source == gate else _exactly(UNIT_UP)

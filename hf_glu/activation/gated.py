@@ -7,7 +7,7 @@ from functools import partial
 from hf_glu.activation.elementwise import is_elementwise
 from hf_glu.activation.module import GatedActivation
 from hf_glu.functional import swiglu_oss
-from hf_glu.registry import GATED, Activation, Formula, registry
+from hf_glu.registry import GATED, Activation, Derived, Formula, registry
 
 SUFFIX = "_glu"
 DAUPHIN = "Dauphin et al. 2016, https://arxiv.org/abs/1612.08083"
@@ -47,4 +47,6 @@ for _row in _FAMILY:
 registry.add(
     _entry("swiglu_oss", "g * sigmoid(1.702 g) * (u + 1), g and u clamped at 7", None, GPT_OSS, formula=swiglu_oss)
 )
-registry.add_rule("N_glu", _derive)
+registry.add_rule(
+    Derived(pattern="N_glu", equation="N(g) * u for any elementwise N in ACT2FN", paper=SHAZEER, rule=_derive)
+)

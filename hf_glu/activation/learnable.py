@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 from hf_glu.activation.elementwise import build_elementwise, is_elementwise
 from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
-from hf_glu.registry import GATED, LEARNABLE, Activation, registry
+from hf_glu.registry import GATED, LEARNABLE, Activation, Derived, registry, unwrapped
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
@@ -103,7 +103,7 @@ class LearnableMix(OwnedActivation):
 
 def mix_functions(sources: Iterable[str], target: str) -> tuple[str, ...]:
     """Return the dictionary with which ``target`` (learnable, gated or not) can start at each of ``sources``."""
-    base = (registry[target].gate or target).removeprefix(PREFIX)
+    base = unwrapped(registry[target].gate or target).removeprefix(PREFIX)
     functions = tuple(dict.fromkeys([*sources, base]))
     return functions if len(functions) > 1 else _default_functions(base)
 
@@ -118,14 +118,15 @@ def mixes(model: nn.Module) -> list[LearnableMix]:
 
 
 def base_of(name: str) -> str:
-    """Return the plain activation that a learnable one is annealed to."""
-    return name.removeprefix(PREFIX)
+    """Return the plain activation that a learnable one is annealed to; wrappers stay."""
+    inner = unwrapped(name)
+    return name.removesuffix(inner) + inner.removeprefix(PREFIX)
 
 
 def _derive(name: str) -> Activation | None:
     """``learnable_N`` for elementwise and gated N."""
-    base = base_of(name)
-    if base == name:
+    base = name.removeprefix(PREFIX)
+    if base in (name, "") or unwrapped(base) != base:
         return None
     entry = registry.find(base)
     if entry is None and is_elementwise(base):
@@ -141,4 +142,6 @@ def _derive(name: str) -> Activation | None:
     )  # fmt: skip
 
 
-registry.add_rule("learnable_N", _derive)
+registry.add_rule(
+    Derived(pattern="learnable_N", equation="sum_k a_k phi_k(g) [* u], a trained", paper=PAPER, rule=_derive)
+)

@@ -90,6 +90,14 @@ class GatedActivation(OwnedActivation):
         return f"{self.name!r}"
 
 
+def innermost(act: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """Return the elementwise part inside of an activation's wrappers, and the module that holds it (None: nothing)."""
+    owner = None
+    while isinstance(act, OwnedActivation) and isinstance(getattr(act, "phi", None), nn.Module):
+        owner, act = act, act.phi  # type: ignore[assignment]
+    return owner, act
+
+
 def reset_elementwise(module: nn.Module, name: str) -> None:
     """Give the parameters and buffers of an elementwise module the values that its own constructor gives."""
     tensors = [*module.named_parameters(), *module.named_buffers()]

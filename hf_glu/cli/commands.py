@@ -59,11 +59,11 @@ def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")],
     """List a model's feed-forward networks (its weights are not loaded)."""
     from hf_glu.checkpoint import load_skeleton
     from hf_glu.experts import find_experts
-    from hf_glu.layers.sites import find_sites
+    from hf_glu.layers.sites import convertible_sites
     from hf_glu.layers.source import describe_site
 
     skeleton = load_skeleton(model)
-    found = [describe_site(skeleton, site) for site in find_sites(skeleton)]
+    found = [describe_site(skeleton, site) for site in convertible_sites(skeleton)]
     found += [{**experts.to_dict(), "name": name} for name, experts in find_experts(skeleton).items()]
     tables.emit({"model": model, "sites": found}, tables.sites, json=json)
 

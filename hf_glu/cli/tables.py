@@ -51,8 +51,10 @@ def activations(data: Data, console: Console) -> None:
     shown = table("Gated activations, [g | u] = gate and up halves", "name", "value", "source")
     for entry in data["activations"]:
         shown.add_row(entry["name"], entry["equation"], entry["paper"])
-    shown.add_row("N_glu", "N(g) * u", "N: " + ", ".join(data["elementwise"]))
+    for rule in data["rules"]:
+        shown.add_row(rule["pattern"], rule["equation"], rule["paper"])
     console.print(shown)
+    console.print("N: " + ", ".join(data["elementwise"]))
 
 
 def sites(data: Data, console: Console) -> None:
@@ -136,6 +138,12 @@ def metrics(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.2%}" for name, value in values.items())
 
 
+def _counted(rows: list[Data]) -> dict[str, str]:
+    """Return the columns of parameters and their keys: the active ones, too, where any row has experts."""
+    experts = any(row["active_parameters"] != row["parameters"] for row in rows)
+    return {"#parameters": "parameters"} | ({"#active a token": "active_parameters"} if experts else {})
+
+
 def finetuned(data: Data, console: Console) -> None:
     """Show a fine-tuning job's final table."""
     examples, options = data["outcome"]["examples"], data["options"]
@@ -143,13 +151,13 @@ def finetuned(data: Data, console: Console) -> None:
     named = data["rows"][-1]["metrics"]
     shown = table(
         f"{data['task']}: {counts} examples, seed {options['seed']}, mixed precision {options['mixed_precision']}",
-        "model", f"#{next(iter(named)) if len(named) == 1 else 'metrics'}", "#parameters",
+        "model", f"#{next(iter(named)) if len(named) == 1 else 'metrics'}", *_counted(data["rows"]),
         "#max |difference| to dense", "#training",
     )  # fmt: skip
     for row in data["rows"]:
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f} s"
-        count = f"{row['parameters']:,}"
-        shown.add_row(row["model"], metrics(row["metrics"]), count, number(row["max_abs_difference"]), seconds)
+        counted = [f"{row[key]:,}" for key in _counted(data["rows"]).values()]
+        shown.add_row(row["model"], metrics(row["metrics"]), *counted, number(row["max_abs_difference"]), seconds)
     console.print(shown)
     if data["outcome"]["reloaded_equal"] is not None:
         equal = "equal bitwise" if data["outcome"]["reloaded_equal"] else "DIFFERENT"
@@ -178,15 +186,16 @@ def comparison(data: Data, console: Console) -> None:
     seeds = ", ".join(map(str, data["seeds"]))
     shown = table(
         f"{data['task']}: {data['metric']} of {data['model']}, seeds {seeds}", "variant", "#mean",
-        "#standard deviation", f"#difference to {data['baseline']}", "#p (paired t-test)", "#parameters", "#training",
+        "#standard deviation", f"#difference to {data['baseline']}", "#p (paired t-test)",
+        *_counted(data["variants"]), "#training",
     )  # fmt: skip
     for row in data["variants"]:
         difference = "-" if row["difference"] is None else f"{100 * row['difference']:+.2f} points"
         chance = "-" if row["p_value"] is None else "<0.01" if row["p_value"] < 0.01 else f"{row['p_value']:.2f}"
         spread = "-" if row["std"] is None else f"{100 * row['std']:.2f}"
         shown.add_row(
-            row["name"], f"{row['mean']:.2%}", spread, difference, chance, f"{row['parameters']:,}",
-            f"{row['seconds']:.0f} s",
+            row["name"], f"{row['mean']:.2%}", spread, difference, chance,
+            *(f"{row[key]:,}" for key in _counted(data["variants"]).values()), f"{row['seconds']:.0f} s",
         )  # fmt: skip
     console.print(shown)
     if data["report"]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_glu.activation import GatedActivation, build_elementwise, registry
+from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.learnable import LearnableMix
+from hf_glu.activation.module import innermost
 from hf_glu.config import GluConfig
+from hf_glu.context import watch_context
 from hf_glu.conversion.banks import convert_banks
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.entries import config_entries
@@ -28,8 +30,9 @@ from hf_glu.expert_options import ExpertOptions
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
+from hf_glu.layers.mixers import remember
 from hf_glu.layers.sites import Site, find_banks
-from hf_glu.registry import GATED
+from hf_glu.registry import GATED, core
 from hf_glu.routes import APPROXIMATE
 
 
@@ -44,6 +47,7 @@ def convert(
     tokenizer: Any = None,
     distill_steps: int | None = None,
     bias: bool | None = None,
+    state: Mapping[str, Any] | None = None,
     experts: str | int | ExpertOptions | None = None,
     top_k: int | None = None,
     drop: float = 0.0,
@@ -64,11 +68,11 @@ def convert(
         target, layers, exclude: as in `hf_glu.plan`; no target for a model that has banks of experts, see ``experts``.
         width: as there; fewer units need ``calibration``.
         calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
-            hidden]``, or batches of the model's inputs.
-        tokenizer: of the calibration texts.
+            hidden]``, or batches of the model's inputs; ``tokenizer`` is of the texts.
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
             to make up for it.
+        state: options of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`.
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`; where the
             model has banks of experts (Mixtral), their activations, ``silu*4,relu*4``, see :mod:`hf_glu.conversion.
             banks`.
@@ -90,7 +94,7 @@ def convert(
         raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
     if top_k is not None or drop:
         raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
-    planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, **choice)
+    planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, state=state, **choice)
     return _convert(model, planned, calibration, tokenizer, distill_steps, inputs, check)
 
 
@@ -122,12 +126,13 @@ def _convert(
     batches = None if calibration is None else make_batches(model, calibration, tokenizer)
     comparison = Comparison(model, [step.site for step in planned.steps], inputs) if check else None
     fits = {
-        step.site.name: _convert_site(model, step, planned.mix, batches, distill_steps)
+        step.site.name: _convert_site(model, step, planned.options, batches, distill_steps)
         for step in tqdm(planned.steps, desc="fitting FFNs", disable=not fitted, leave=False)
         if step.changes
     }
     for entry in entries:
         entry.write()
+    watch_context(model)
     give_dense_configs(model, planned.steps[0].source)
     differences, errors = comparison.finish() if comparison else (None, {})
     reports = [(step, errors.get(step.site.name), fits.get(step.site.name)) for step in planned.steps]
@@ -136,12 +141,12 @@ def _convert(
 
 
 def _convert_site(
-    model: Any, step: Step, mix: dict[str, Any] | None, batches: Batches | None, distill_steps: int | None
+    model: Any, step: Step, options: GluConfig, batches: Batches | None, distill_steps: int | None
 ) -> Fit | None:
     """Convert one site, and fit it where its route is approximate and there are calibration data."""
     site = step.site
     if batches is None or step.route.promise != APPROXIMATE or site.kind == "experts":
-        _apply(step, None, mix)
+        _apply(step, None, options)
         return None
     x = site_inputs(model, site, batches)
     dtype = site.out_proj.weight.dtype
@@ -149,7 +154,7 @@ def _convert_site(
         module.float()
     old = outputs_of(partial(ffn_output, site), x)
     kept = _best_units(site, x, step.width) if step.narrows else None
-    _apply(step, kept, mix)
+    _apply(step, kept, options)
     if step.unbiased:
         _set_up_rows(site, constant_direction(x))
     steps = (FitOptions.steps if step.needs_fit else 0) if distill_steps is None else distill_steps
@@ -172,7 +177,7 @@ def _best_units(site: Site, x: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _apply(step: Step, kept: Tensor | None, mix: dict[str, Any] | None) -> None:
+def _apply(step: Step, kept: Tensor | None, options: GluConfig) -> None:
     """Convert one site; ``kept`` are the units that stay (None: all)."""
     site, target = step.site, step.target
     if kept is not None:
@@ -180,21 +185,24 @@ def _apply(step: Step, kept: Tensor | None, mix: dict[str, Any] | None) -> None:
     old = site.act
     if GATED in registry[target].flags and not site.native and not site.activation:
         _widen(site, step)
-    if site.native or not site.activation:
+    if site.native or site.activation != target:
         act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
         site.set_act(act.to(device=_device(site), dtype=_dtype(site)).train(old.training))
-        _start_at(step, old, mix)
+        _start_at(step, old, options)
+    if site.kind == "mixer":
+        remember(site.anchor)
 
 
-def _start_at(step: Step, old: nn.Module, mix: dict[str, Any] | None) -> None:
+def _start_at(step: Step, old: nn.Module, options: GluConfig) -> None:
     """Hand the old activation itself on to the new one, where that contains it: it may have trained parameters."""
     site = step.site
-    configure(site, GluConfig(mix=mix))
-    inner = site.act.phi if isinstance(site.act, GatedActivation) else site.act
-    if isinstance(inner, LearnableMix):
-        inner.start_at(step.source, old)
-    elif isinstance(site.act, GatedActivation) and step.source == registry[step.target].gate:
-        site.act.phi = old
+    configure(site, options)
+    owner, inner = innermost(site.act)
+    before = innermost(old)[1]
+    if core(step.source) == core(step.target) and owner is not None:
+        owner.phi = before
+    elif isinstance(inner, LearnableMix):
+        inner.start_at(core(step.source), before)
 
 
 def _device(site: Site) -> torch.device:

@@ -13,7 +13,7 @@ from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import activation_field, activation_of, width_field, write_activation
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import governing_configs
 from hf_glu.registry import LEARNABLE
 from hf_glu.selection import LayerSpec, selected
@@ -51,7 +51,7 @@ def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
     """
     changed = {step.site.name: step for step in planned.steps if step.changes}
     owned: dict[int, tuple[Any, list[Site]]] = {}
-    for site in find_sites(model):
+    for site in convertible_sites(model):
         for config in governing_configs(model, site):
             owned.setdefault(id(config), (config, []))[1].append(site)
     return [
@@ -68,8 +68,8 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     gated = [site for site in sites if site.name in names]
     targets = list(dict.fromkeys(names.values()))
     layers = selection_of(gated, sites)
-    learnable = any(LEARNABLE in registry[target].flags for target in targets)
-    if layers is None and len(targets) == 1 and all(site.native for site in sites) and not learnable:
+    optioned = planned.state or any(LEARNABLE in registry[target].flags for target in targets)
+    if layers is None and len(targets) == 1 and all(site.native for site in sites) and not optioned:
         width = _native_width(config, steps)
         return Entry(config=config, activation=native_gate(targets[0]), options=None, width=width)
     added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
@@ -81,6 +81,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
         by_layer=_by_layer(gated, names, sites) if len(targets) > 1 else None,
         mix=_mix(planned, old),
         width=_width(gated, changed, old),
+        state=_state(planned, old),
     )
     return Entry(config=config, activation=targets[0], options=options.to_dict())
 
@@ -111,6 +112,12 @@ def _mix(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
     if old.mix and old.mix != mix:
         raise ConversionError("other layers have a mix of other functions: convert all of them at once")
     return mix
+
+
+def _state(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
+    if old.state and old.state != planned.state:
+        raise ConversionError("other layers have a state with other options: convert all of them at once")
+    return planned.state
 
 
 def _native_width(config: Any, steps: list[Step]) -> int | None:

@@ -20,7 +20,7 @@ class SiteProbe:
     """Records the inputs of FFNs during a forward pass, and compares the FFNs on them before and after a change."""
 
     def __init__(self, sites: list[Site]) -> None:
-        self._sites = [site for site in sites if site.kind != "experts"]
+        self._sites = [site for site in sites if site.kind not in ("experts", "mixer")]
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
 

@@ -19,11 +19,12 @@ from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.layers.build import check_selection, gated_width, native_gate
 from hf_glu.layers.linear import out_features
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
-from hf_glu.registry import GATED, LEARNABLE
-from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
+from hf_glu.registry import GATED, LEARNABLE, STATEFUL, unwrapped
+from hf_glu.routes import APPROXIMATE, WRAP, Route, exact_targets, find_route, mix_route
 from hf_glu.selection import check_layers
+from hf_glu.state_options import StateOptions
 
 UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
@@ -38,6 +39,7 @@ def plan(
     exclude: str | None = None,
     fitted: bool = False,
     bias: bool | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan the conversion of ``model``'s FFNs to gated activations; nothing is changed.
 
@@ -51,6 +53,7 @@ def plan(
         exclude: regular expression; sites whose name it finds are left alone.
         fitted: whether the FFNs will be fitted to calibration data, so that any activation may become any gate.
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
+        state: options of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`.
 
     Raises:
         UnknownNameError: unknown target.
@@ -65,6 +68,10 @@ def plan(
         targets = dict(target)
     for name in targets.values():
         registry[name]
+    if state is not None and not any(STATEFUL in registry[name].flags for name in targets.values()):
+        raise OptionError(
+            f"state is for stateful activations, such as stateful_swiglu, not {', '.join(targets.values())}"
+        )
     check_convertible(model)
     check_width(None if width == "keep" else width)
     steps = tuple(
@@ -79,6 +86,7 @@ def plan(
         parameters_before=total,
         parameters_after=total + added,
         bytes_per_parameter=next(model.parameters()).element_size(),
+        state=StateOptions.from_dict(state).to_dict() or None,
     )
 
 
@@ -101,7 +109,7 @@ def chosen_sites(
         raise ConversionError(
             f"{type(model).__name__} has experts of hf_glu's already: convert the dense checkpoint instead"
         )
-    sites = find_sites(model)
+    sites = convertible_sites(model)
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no feed-forward network that hf_glu knows")
     options = GluConfig(layers=check_layers(layers), by_layer=dict(targets))
@@ -118,9 +126,11 @@ def chosen_sites(
 
 
 def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None) -> Step:
+    if site.kind == "experts" and STATEFUL in registry[target].flags:
+        raise ConversionError(f"{site.name}: experts see no sequences, so that {target} has no state: choose layers=")
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, width)
-    route = _native_route(source, target) if site.native else _route(site, source, target, fitted)
+    route = _native_route(site, source, target) if site.native else _route(site, source, target, fitted)
     unbiased = bias is False and site.kind == "dense" and bool(route.up_bias) and site.in_proj.bias is None
     if unbiased:
         route = replace(route, name=f"{route.name}, no bias", promise=APPROXIMATE, up_bias=0.0, note=UNBIASED_NOTE)
@@ -131,11 +141,18 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
     gains = GATED in registry[target].flags and not (site.native or site.widened)
     per_unit = _unit_parameters(site, gated=True, bias=gains and bool(route.up_bias))
     fixed = count - before * _unit_parameters(site, gated=not gains, bias=False)
+    later = count if after == before and not gains else fixed + after * per_unit
     return Step(
         site=site, source=source, target=target, route=route, width_before=before, width=after,
         iso=width == "iso", unbiased=unbiased,
-        parameters_before=count, parameters_after=count if after == before and not gains else fixed + after * per_unit,
+        parameters_before=count, parameters_after=later + after * _wrapper_parameters(source, target),
     )  # fmt: skip
+
+
+def _wrapper_parameters(source: str, target: str) -> int:
+    """Return the parameters that a wrapper adds for each hidden unit: alpha, beta and decay of a state."""
+    had = registry.find(source)
+    return 3 * (STATEFUL in registry[target].flags and not (had and STATEFUL in had.flags))
 
 
 def _unit_parameters(site: Site, *, gated: bool, bias: bool) -> int:
@@ -150,8 +167,8 @@ def _target_width(site: Site, width: int | str) -> int:
     """Return the width that a site is to have; one that is gated already has equal parameters as it is."""
     if width in ("keep", "iso") and (width == "keep" or site.native or site.widened):
         return site.width
-    if site.kind == "experts":
-        raise ConversionError(f"{site.name}: the width of a bank of experts can't be changed")
+    if site.kind in ("experts", "mixer"):
+        raise ConversionError(f"{site.name}: the width of a {site.kind} can't be changed")
     wanted = gated_width(width, site.width)
     if wanted > site.width:
         raise OptionError(f"width={wanted} is more than the {site.width} hidden units of {site.name}")
@@ -160,6 +177,8 @@ def _target_width(site: Site, width: int | str) -> int:
 
 def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
     if site.activation:
+        if source != target and unwrapped(target) == source:
+            return WRAP
         if source != target:
             raise ConversionError(
                 f"{site.name} is converted to {source} already: convert the dense checkpoint to {target} instead"
@@ -175,10 +194,17 @@ def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
         return FITTED
 
 
-def _native_route(source: str, target: str) -> Route:
+def _native_route(site: Site, source: str, target: str) -> Route:
     gate = native_gate(target)
     if same_function(source, gate):
         return NO_CHANGE
+    if gate != unwrapped(gate) and same_function(source, unwrapped(gate)):
+        return WRAP
+    if site.kind == "mixer":
+        raise ConversionError(
+            f"{site.name}: the mixer's scan multiplies by {unwrapped(source)} itself, so that it can only become "
+            f"{exact_targets(unwrapped(source))[0]} or stateful_{exact_targets(unwrapped(source))[0]}, not {target}"
+        )
     if LEARNABLE in registry[target].flags:
         if source.startswith(PREFIX):
             raise ConversionError(f"the gate is {source} already")

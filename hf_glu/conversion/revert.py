@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_glu.activation import GatedActivation, build_elementwise, registry
+from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation.module import innermost
+from hf_glu.activation.stateful import Memory
 from hf_glu.config import GluConfig
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.errors import ConversionError, NoSiteError
@@ -16,6 +18,7 @@ from hf_glu.layers.fields import write_activation
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs
+from hf_glu.registry import core
 from hf_glu.routes import find_route
 
 
@@ -51,9 +54,9 @@ def revert(model: Any) -> int:
     for step in undone:
         act = step.site.act
         set_rows(step.site.in_proj, step.rows.clone(), step.bias)
-        own = isinstance(act, GatedActivation) and registry[act.name].gate == step.dense
-        phi = act.phi if own else build_elementwise(step.dense)
-        assert isinstance(phi, nn.Module)
+        owner, inner = innermost(act)
+        phi = inner if owner is not None and core(str(step.site.activation)) == step.dense else None
+        phi = build_elementwise(step.dense) if phi is None else phi
         step.site.set_act(phi.train(act.training))
     for config in configs.values():
         write_activation(config, undone[0].dense)
@@ -82,6 +85,7 @@ def _undo(model: Any, site: Site) -> _Undo:
         untouched &= torch.equal(gate_bias, old_bias * s) and torch.equal(up_bias, old_bias * t + c)
         if options.bias and not old_bias.any():
             old_bias = None  # the conversion had added it
-    if not untouched:
+    memories = [module for module in site.act.modules() if isinstance(module, Memory)]
+    if not untouched or not all(memory.neutral() for memory in memories):
         raise ConversionError(why + f"its weights are not those that {dense} -> {name} gives: it was trained or fitted")
     return _Undo(site=site, dense=dense, rows=old, bias=None if old_bias is None else old_bias.clone())

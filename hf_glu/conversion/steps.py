@@ -8,8 +8,9 @@ from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_functions
+from hf_glu.config import GluConfig
 from hf_glu.layers.sites import Site
-from hf_glu.registry import LEARNABLE
+from hf_glu.registry import LEARNABLE, core
 from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route
 
 Target = str | Mapping[str, str]
@@ -86,6 +87,7 @@ class Plan:
         steps: one for each chosen site.
         parameters_before, parameters_after: of the whole model.
         bytes_per_parameter: of the FFN weights' dtype.
+        state: options of stateful activations.
     """
 
     target: Target
@@ -93,6 +95,7 @@ class Plan:
     parameters_before: int
     parameters_after: int
     bytes_per_parameter: int
+    state: dict[str, Any] | None = None
 
     @property
     def promise(self) -> str:
@@ -108,6 +111,11 @@ class Plan:
     def needs_calibration(self) -> bool:
         """Whether it can't be carried out without calibration data."""
         return any(step.needs_fit or FITTED.name in step.route.name for step in self.steps)
+
+    @property
+    def options(self) -> GluConfig:
+        """The options of the activations."""
+        return GluConfig(mix=self.mix, state=self.state)
 
     @property
     def mix(self) -> dict[str, Any] | None:
@@ -139,5 +147,5 @@ def mix_of(steps: tuple[Step, ...]) -> dict[str, Any] | None:
     learnable = dict.fromkeys(step.target for step in steps if LEARNABLE in registry[step.target].flags)
     if not learnable:
         return None
-    sources = [step.source for step in steps]
+    sources = [core(step.source) for step in steps]
     return {"functions": list(dict.fromkeys(name for each in learnable for name in mix_functions(sources, each)))}

@@ -32,7 +32,7 @@ from hf_glu.layers.build import give_dense_configs
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_field, write_activation
 from hf_glu.layers.linear import weight_rows
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.sites import Site, convertible_sites, find_sites
 from hf_glu.layers.source import governing_configs, source_activation
 from hf_glu.registry import LEARNABLE
 from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route, mix_route
@@ -88,7 +88,7 @@ def upcycle(
     check_values(model)
     sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
     check_alone(model, sites)
-    layers = selection_of(sites, find_sites(model))
+    layers = selection_of(sites, convertible_sites(model))
     sources = [read_source(model, site) for site in sites]
     routes = [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
     mix = _mix([source.name for source in sources], options)
@@ -121,6 +121,8 @@ def upcycle(
 
 def read_source(model: nn.Module, site: Site) -> Source:
     """Return the FFN at a site; raise ConversionError where it is a bank of experts."""
+    if site.kind == "mixer":
+        raise ConversionError(f"{site.name} is the gate of a mixer: there is no FFN to make experts of")
     if site.kind == "experts":
         raise ConversionError(f"{site.name} is a bank of experts already: convert(model, NAME) changes their gates")
     name = source_activation(model, site)

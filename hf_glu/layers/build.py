@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.config import GluConfig, iso_width
+from hf_glu.context import watch_context
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.experts.losses import watch
@@ -22,7 +23,8 @@ from hf_glu.experts.native import MixedBank, mix_bank
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
-from hf_glu.layers.sites import Site, find_banks, find_sites
+from hf_glu.layers.mixers import remember
+from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
 from hf_glu.registry import GATED
@@ -53,7 +55,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     options = GluConfig.of(config)
     if options.activation is None and not owned_activations(model) and options.experts is None:
         return []
-    sites, banks = find_sites(model), find_banks(model)
+    sites, banks = convertible_sites(model), find_banks(model)
     if not sites and not banks and not find_experts(model):
         raise NoSiteError(
             f"{type(model).__name__} has no feed-forward network that hf_glu knows how to gate; "
@@ -78,6 +80,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
+    watch_context(model)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
 
@@ -156,6 +159,8 @@ def _build_site(site: Site, options: GluConfig, dense: str) -> bool:
         if width != site.width:
             resize(site.out_proj, out_features(site.out_proj), width, bias=site.out_proj.bias is not None)
     configure(site, options)
+    if site.kind == "mixer":
+        remember(site.anchor)
     return isinstance(site.act, OwnedActivation)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from hf_glu.activation import OwnedActivation
 from hf_glu.experts.native import is_bank
 from hf_glu.layers.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
-from hf_glu.layers.table import BANK, NO_FFN, SITE_TABLE, Kind, SiteRow
+from hf_glu.layers.table import BANK, MIXER, NO_FFN, SITE_TABLE, Kind, SiteRow
 from hf_glu.selection import STACKS
 
 
@@ -132,6 +132,22 @@ def find_banks(model: nn.Module) -> list[Site]:
         for name, module in model.named_modules()
         if is_bank(module)
     ]
+
+
+def find_mixers(model: nn.Module) -> list[Site]:
+    """Return the gates of a state-space model's mixers."""
+    if _model_type(model) not in MIXER.families:
+        return []
+    return [
+        Site(name=name, row=MIXER, anchor=module, layer=_layer(name), stack=None)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "A_log", None), nn.Parameter) and isinstance(_follow(module, "act"), nn.Module)
+    ]
+
+
+def convertible_sites(model: nn.Module) -> list[Site]:
+    """Return a model's FFN sites; where it has none, the gates of its mixers."""
+    return find_sites(model) or find_mixers(model)
 
 
 def _follow(module: nn.Module, path: str) -> Any:

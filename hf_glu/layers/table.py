@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["dense", "gated", "packed", "experts"]
+Kind = Literal["dense", "gated", "packed", "experts", "mixer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class SiteRow:
     Attributes:
         layout: the row's name.
         kind: ``dense`` out(act(in(x))), which hf_glu can gate; ``gated`` out(act(gate(x)) * up(x)); ``packed`` the same
-            with gate and up in one in-projection; ``experts`` a bank of 3-D parameters. The last three are native.
+            with gate and up in one in-projection; ``experts`` a bank of 3-D parameters; ``mixer`` a state-space mixer,
+            scan(x) * act(gate). All but the first are native.
         in_proj, act, out_proj: paths of the in-projection (the up-projection, if ``gate`` is given), activation and
             out-projection.
         gate: path of a separate gate projection.
@@ -103,6 +104,9 @@ SITE_TABLE = (
     _row("nemotron", "dense", "up_proj act_fn down_proj", "nemotron", absent="gate_proj"),
     _row("mpt", "dense", "up_proj act down_proj", "mpt", absent="gate_proj"),
 )
+
+# The gate of a state-space mixer, in families without FFNs.
+MIXER = _row("mamba", "mixer", "in_proj act out_proj", "mamba falcon_mamba mamba2")
 
 # A bank of experts that may have no module for its activation (gpt-oss).
 BANK = _row("bank", "experts", "gate_up_proj act_fn down_proj", "")

@@ -1,0 +1,168 @@
+"""``stateful_N``: a gate that remembers whether it was open.
+
+    z_t = g_t + alpha s_(t-1) + beta (n_t - s_(t-1)),   s_t = d s_(t-1) + (1 - d) n_t,   n_t = sigmoid(g_t)
+    y_t = N(z_t) [* u_t]
+
+per channel: s is a running mean of the gate's openness, alpha > 0 coherence (a gate that was closed tends to stay
+closed), beta sensitivity to sudden change. Both are 0 at a conversion, so that nothing changes. Padding leaves the
+state alone, another text begins with none, and generation keeps it in the cache (:mod:`hf_glu.context`).
+
+Shapes: B sequences, T tokens, W channels.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from hf_glu.activation.elementwise import build_elementwise, is_elementwise
+from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
+from hf_glu.context import Reader
+from hf_glu.context.states import load_state, store_states
+from hf_glu.errors import OptionError
+from hf_glu.functional import split_gate_up
+from hf_glu.registry import GATED, STATEFUL, Activation, Derived, registry
+from hf_glu.scan import bidirectional, stateful
+from hf_glu.state_options import StateOptions
+
+if TYPE_CHECKING:
+    from hf_glu.config import GluConfig
+
+PREFIX = "stateful_"
+PAPER = "hf_glu"
+Z = "z = g + alpha s + beta (sigmoid(g) - s)"
+
+
+class Memory(Reader, OwnedModule):
+    """z of g, both ``[..., W]``; g itself until it is `configure`d.
+
+    Attributes:
+        alpha, beta: ``[W]``.
+        decay: logits of the decays ``[W]``.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    decay: Tensor
+    options: StateOptions | None = None
+
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Make the parameters of ``width`` channels."""
+        self.options = StateOptions.from_dict(options.state)
+        kind = nn.Parameter if self.options.learnable else nn.Buffer
+        self.alpha, self.beta, self.decay = (kind(torch.empty(width)) for _ in range(3))
+        if self.decay.device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start at the options' values."""
+        if self.options is None:
+            return
+        low, high = (math.log(1 - decay) for decay in self.options.decay)
+        gain = torch.linspace(low, high, len(self.decay)).exp()
+        init.constant_(self.alpha, self.options.alpha)
+        init.constant_(self.beta, self.options.beta)
+        init.copy_(self.decay, (1 - gain).logit())
+
+    def neutral(self) -> bool:
+        """Tell whether z is g."""
+        return self.options is None or not (self.alpha.any() or self.beta.any())
+
+    def forward(self, gate: Tensor) -> Tensor:
+        """Return z.
+
+        Raises:
+            OptionError: a state in both directions where tokens are generated one after the other.
+        """
+        if self.options is None:
+            return gate
+        x, reading = self.sequences(gate), self.current()
+        valid, restart = (reading.valid, reading.restart) if reading is not None else (None, None)
+        decay = self.decay.float().sigmoid()
+        if self.options.direction == "both":
+            if self.cache is not None:
+                raise OptionError(f"{self.slot}: a state in both directions can't generate: use direction=forward")
+            return bidirectional(x, self.alpha, self.beta, decay, valid=valid, restart=restart).reshape(gate.shape)
+        start = load_state(self.cache, self.slot)
+        z, states = stateful(x, self.alpha, self.beta, decay, start=start, valid=valid, restart=restart)
+        if self.cache is not None:
+            store_states(self.cache, self.slot, states)
+        return z.reshape(gate.shape)
+
+
+class StatefulGate(OwnedActivation):
+    """N(z). Shapes: input and output ``[..., W]``."""
+
+    gated = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.memory = Memory()
+        self.phi = build_elementwise(name.removeprefix(PREFIX))
+
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Hand the options on."""
+        self.memory.configure(options, width)
+        if isinstance(self.phi, OwnedActivation):
+            self.phi.configure(options, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the activation to what the memory makes of ``x``."""
+        out: Tensor = self.phi(self.memory(x))
+        return out
+
+    def reset_parameters(self) -> None:
+        """Give a parametric N its own values."""
+        if not isinstance(self.phi, OwnedModule):
+            reset_elementwise(self.phi, self.name.removeprefix(PREFIX))
+
+    def extra_repr(self) -> str:
+        """Show the name in the model's printout."""
+        return f"{self.name!r}"
+
+
+class StatefulFormula(GatedActivation):
+    """An entry's own formula of (z, u)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.memory = Memory()
+
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Hand the options on."""
+        self.memory.configure(options, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the formula."""
+        assert self.formula is not None
+        gate, up = split_gate_up(x)
+        return self.formula(self.memory(gate), up)
+
+
+def _derive(name: str) -> Activation | None:
+    """``stateful_N`` for elementwise and gated N."""
+    base = name.removeprefix(PREFIX)
+    if base == name or base.startswith(PREFIX):
+        return None
+    entry = registry.find(base)
+    flags = frozenset({STATEFUL}) | (entry.flags if entry else frozenset())
+    if entry is None or GATED not in flags:
+        if not is_elementwise(base):
+            return None
+        return Activation(
+            name=name, equation=f"{base}(z), {Z}", paper=PAPER, flags=flags, factory=partial(StatefulGate, name)
+        )
+    factory = StatefulFormula if entry.formula else GatedActivation
+    return Activation(
+        name=name, equation=f"{entry.equation}, with z for g, {Z}", paper=PAPER, flags=flags,
+        gate=None if entry.gate is None else PREFIX + entry.gate, formula=entry.formula, factory=partial(factory, name),
+    )  # fmt: skip
+
+
+registry.add_rule(Derived(pattern="stateful_N", equation=f"N(z) [* u], {Z}", paper=PAPER, rule=_derive))

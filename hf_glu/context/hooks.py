@@ -1,0 +1,137 @@
+"""Telling a model's readers, before each forward pass, which tokens come and which cache there is.
+
+A stack (the innermost Transformers model around a reader) knows mask and positions; a block (its layer) knows the
+cache. The hooks are functions of this module that look for the readers when they are called, and hold nothing: copies
+and pickles of a model work like the model. Under gradient checkpointing a layer runs again after the forward pass, when
+another may have begun: what its readers knew is carried along (`Carrying`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from hf_glu.context.reader import Reader
+from hf_glu.context.reading import Reading, read
+from hf_glu.context.states import self_attention, tokens_seen
+
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
+
+
+def watch_context(model: nn.Module) -> None:
+    """Have every reader in ``model`` told of its tokens and cache; does nothing the second time."""
+    for name, _ in named_readers(model):
+        stack, block = _around(model, name)
+        _hook(stack, before_stack)
+        if after_stack not in stack._forward_hooks.values():
+            stack.register_forward_hook(after_stack, always_call=True)
+        if block is not None:
+            _hook(block, before_block)
+
+
+def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
+    """Yield the readers of a model with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, Reader):
+            yield name, module
+
+
+def readers(module: nn.Module) -> list[Reader]:
+    """Return the readers below a module."""
+    return [found for _, found in named_readers(module)]
+
+
+def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    if hook not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _around(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
+    """Return the stack and the block around the module called ``name``; give the reader its slot."""
+    parts = name.split(".")
+    inside = [".".join(parts[:end]) for end in range(len(parts))]
+    stacks = [path for path in inside if hasattr(model.get_submodule(path), "config") and _is_model(model, path)]
+    stack = stacks[-1] if stacks else ""
+    layers = [
+        path
+        for path in inside
+        if path.startswith(stack) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
+    ]
+    reader = model.get_submodule(name)
+    assert isinstance(reader, Reader)
+    reader.slot = name.removeprefix(stack).strip(".")
+    return model.get_submodule(stack), model.get_submodule(layers[0]) if layers else None
+
+
+def _is_model(model: nn.Module, path: str) -> bool:
+    return hasattr(model.get_submodule(path), "post_init")
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a forward's arguments by name."""
+    if not args:
+        return dict(kwargs)
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """Return the cache among a forward's arguments, that of the decoder's own tokens, or None."""
+    found = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
+    return self_attention(found)
+
+
+def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell the readers of a stack which tokens come."""
+    inputs = by_name(stack, args, kwargs)
+    reading = read(inputs, partial(tokens_seen, cache_of(inputs)))
+    for reader in readers(stack):
+        reader.reading, reader.cache = reading, None
+    if stack.training:
+        _carry(stack)
+
+
+def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Let go of masks and caches."""
+    for reader in readers(stack):
+        reader.reading = reader.cache = None
+
+
+def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell the readers of a layer which cache there is."""
+    found = readers(block)
+    cache = cache_of(by_name(block, args, kwargs))
+    for reader in found:
+        reader.cache = cache
+
+
+class Carrying:
+    """A checkpointing function that takes along what the readers of a layer knew."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self.plain = plain
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function`` as the plain one does, with the readers' present knowledge each time it runs."""
+        layer = next((part for part in getattr(function, "args", ()) if isinstance(part, nn.Module)), None)
+        if layer is None:
+            layer = getattr(function, "__self__", None)
+        known = next((reader.reading for reader in readers(layer)), None) if isinstance(layer, nn.Module) else None
+        return self.plain(partial(_run_again, function, layer, known), *args, **kwargs)
+
+
+def _run_again(function: Any, layer: Any, known: Reading | None, *args: Any, **kwargs: Any) -> Any:
+    for reader in readers(layer) if known is not None else ():
+        reader.reading, reader.cache = known, None
+    return function(*args, **kwargs)
+
+
+def _carry(stack: nn.Module) -> None:
+    for module in stack.modules():
+        plain = module.__dict__.get("_gradient_checkpointing_func")
+        if plain is not None and not isinstance(plain, Carrying):
+            module._gradient_checkpointing_func = Carrying(plain)  # type: ignore[assignment]

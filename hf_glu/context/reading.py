@@ -1,0 +1,85 @@
+"""What a stack's inputs say about its tokens.
+
+Shapes: B sequences, T tokens of this call, K keys (with those of earlier calls).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Reading:
+    """The tokens of one forward pass.
+
+    Attributes:
+        batch, length: B and T.
+        valid: ``[B, T]``, False at padding; None: all count.
+        restart: ``[B, T]``, True where another text begins (packed sequences); None: nowhere but at the start.
+    """
+
+    batch: int
+    length: int
+    valid: Tensor | None = None
+    restart: Tensor | None = None
+
+
+def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading | None:
+    """Return what the arguments of a stack's forward say; None where there are no tokens in them.
+
+    Args:
+        inputs: by name.
+        seen: returns how many tokens came before this call, None where that isn't known.
+    """
+    tokens = inputs.get("input_ids")
+    if tokens is None:
+        tokens = inputs.get("inputs_embeds")
+    if tokens is None:
+        tokens = inputs.get("hidden_states")
+    if not isinstance(tokens, Tensor) or tokens.ndim < 2:
+        return None
+    batch, length = tokens.shape[:2]
+    mask = inputs.get("attention_mask")
+    if length == 1:  # one new token is never padding
+        return Reading(batch, length)
+    valid = None if mask is None else read_mask(mask, batch, length, seen())
+    return Reading(batch, length, valid, read_restarts(inputs.get("position_ids"), batch, length, valid))
+
+
+def read_mask(mask: Any, batch: int, length: int, offset: int | None) -> Tensor | None:
+    """Return which tokens are no padding: ``[B, T]``.
+
+    Args:
+        mask: ``[B, K]``; or ``[B, 1, T, K]``, boolean or additive, where a token is valid if it may see itself; or a
+            mapping from kinds of attention to such.
+        batch, length: B and T.
+        offset: the first token's key; None: the last T keys are the tokens'.
+    """
+    if isinstance(mask, Mapping):
+        found = mask.get("full_attention")
+        mask = found if found is not None else next((m for m in mask.values() if m is not None), None)
+    if not isinstance(mask, Tensor) or mask.shape[-1] < length:
+        return None
+    last = mask.shape[-1] - length
+    start = last if offset is None else min(offset, last)  # a sliding window keeps the last keys only
+    if mask.ndim == 2:
+        return mask[:, start : start + length].bool()
+    if mask.ndim != 4 or mask.shape[2] != length:
+        return None
+    own = mask[:, 0].diagonal(start, 1, 2)
+    seen = own if own.dtype == torch.bool else own > -1
+    return seen.expand(batch, length)
+
+
+def read_restarts(positions: Any, batch: int, length: int, valid: Tensor | None) -> Tensor | None:
+    """Return where the position ids ``[B or 1, T]`` begin anew: ``[B, T]``, None where they say nothing."""
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != length:
+        return None
+    back = positions[:, 1:] <= positions[:, :-1]
+    restart = torch.cat([positions[:, :1] == 0, back], dim=1).expand(batch, length)
+    return restart if valid is None else restart & valid

@@ -1,0 +1,97 @@
+"""The recurrence of a stateful gate, linear in time and memory, with no autograd graph per token.
+
+    n_t = sigmoid(g_t)
+    s_t = decay * s_(t-1) + (1 - decay) * n_t     at valid tokens, else s_t = s_(t-1)
+    z_t = g_t + alpha * s_(t-1) + beta * (n_t - s_(t-1))
+
+per row of the batch and channel: a running mean of the gate's openness. alpha > 0 is coherence (a gate that was closed
+tends to stay closed), beta sensitivity to sudden change; at alpha = beta = 0, z is g.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_glu.errors import OptionError, nearest
+from hf_glu.scan import operator as _operator  # noqa: F401  (registers)
+from hf_glu.scan.linear import BACKENDS, backend_for, sides
+
+__all__ = ["bidirectional", "stateful"]
+
+
+def stateful(
+    gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, *, start: Tensor | None = None,
+    valid: Tensor | None = None, restart: Tensor | None = None, reverse: bool = False, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the pre-activation z ``[B, T, W]`` and the states ``[B, T, W]``, where ``states[:, t]`` is s_t.
+
+    Differentiable in gate, alpha, beta, decay and start. The state, and all arithmetic, is float32 at least; z has the
+    gate's dtype. The states are a view of what the gradient needs: clone the last one to keep it in a cache.
+
+    Args:
+        gate: g ``[B, T, W]``.
+        alpha: ``[W]``.
+        beta: ``[W]``.
+        decay: ``[W]``, within (0, 1), which isn't checked; in float32 where it may be near 1.
+        start: the state before the first token ``[B, W]`` (in reverse: after the last); None: 0.
+        valid: bool ``[B, T]``, False at padding, which must be finite; None: all True.
+        restart: bool ``[B, T]``, True where a new text starts: its first token (in reverse: the token before, the last
+            of the text before) reads a state of 0; None: all False.
+        reverse: walk from the last token to the first: s_t then comes from s_(t+1).
+        backend: "walk" (token by token, in cache; on a CPU) or "parallel" (log depth); None: by the device.
+
+    Raises:
+        OptionError: a wrong shape or dtype, an unknown backend, or "walk" elsewhere than on a CPU.
+    """
+    _check(gate, {"alpha": alpha, "beta": beta, "decay": decay}, start, {"valid": valid, "restart": restart})
+    backend = backend_for(gate.device) if backend is None else backend
+    if backend not in BACKENDS:
+        raise OptionError(f"unknown backend {backend!r}; {nearest(backend, BACKENDS)}")
+    if backend == "walk" and gate.device.type != "cpu":
+        raise OptionError(f"backend 'walk' runs on a CPU, not on {gate.device}; choose 'parallel' or None")
+    if gate.shape[1] == 1 and start is not None and valid is None and restart is None and not torch.is_grad_enabled():
+        return _one(gate, alpha, beta, decay, start)
+    if restart is not None and reverse:
+        restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
+    z, trail = torch.ops.hf_glu.stateful(gate, alpha, beta, decay, start, valid, restart, reverse, backend)
+    return z, sides(trail, reverse)[0].transpose(0, 1)
+
+
+def _one(gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `stateful` does for one token, with no operator around it: decoding calls this for each layer."""
+    state = start.unsqueeze(1)
+    wide = gate.to(state.dtype)
+    change = wide.sigmoid() - state
+    z = torch.addcmul(torch.addcmul(wide, alpha.to(state.dtype), state), beta.to(state.dtype), change)
+    return z.to(gate.dtype), torch.addcmul(state, 1 - decay, change)
+
+
+def bidirectional(
+    gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, *, valid: Tensor | None = None,
+    restart: Tensor | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Return z ``[B, T, W]`` with the mean of both directions' states in place of s_(t-1), for encoders.
+
+    z is linear in the state, so that it is the mean of both directions' z. Arguments and errors as in `stateful`.
+    """
+    forth, back = (
+        stateful(gate, alpha, beta, decay, valid=valid, restart=restart, reverse=reverse, backend=backend)[0]
+        for reverse in (False, True)
+    )
+    return torch.lerp(forth, back, 0.5)
+
+
+def _check(gate: Tensor, parameters: dict[str, Tensor], start: Tensor | None, masks: dict[str, Tensor | None]) -> None:
+    """Refuse wrong shapes and dtypes."""
+    if gate.dim() != 3 or not gate.is_floating_point():
+        raise OptionError(f"gate must be a floating-point [batch, time, width], got {gate.dtype} {tuple(gate.shape)}")
+    batch, times, width = gate.shape
+    expected = [(name, tensor, (width,)) for name, tensor in parameters.items()] + [("start", start, (batch, width))]
+    expected += [(name, mask, (batch, times)) for name, mask in masks.items()]
+    for name, tensor, shape in expected:
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise OptionError(f"{name} must be {list(shape)} for a gate {list(gate.shape)}, got {list(tensor.shape)}")
+    for name, mask in masks.items():
+        if mask is not None and mask.dtype != torch.bool:
+            raise OptionError(f"{name} must be bool, True or False per token, got {mask.dtype}")
