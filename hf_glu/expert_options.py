@@ -68,6 +68,8 @@ class ExpertOptions:
         weights: ``scores`` (renormalised to sum to 1) or ``ones``: what the outputs are multiplied by.
         balance: coefficient of the load-balancing loss (Switch, https://arxiv.org/abs/2101.03961).
         z: coefficient of the router z-loss (ST-MoE, https://arxiv.org/abs/2202.08906).
+        bias_rate: step of the loss-free balancing (https://arxiv.org/abs/2408.15664), such as 0.001: a bias that only
+            the choice of experts sees goes up where fewer tokens went, after each backward pass; 0: none.
         jitter: the router's inputs are multiplied by uniform noise within 1 - jitter and 1 + jitter in training.
         backend: ``grouped`` (one GEMM for a group) or ``loop``; None: what the device, dtype and shape allow.
 
@@ -82,6 +84,7 @@ class ExpertOptions:
     weights: str = "scores"
     balance: float = 0.01
     z: float = 0.001
+    bias_rate: float = 0.0
     jitter: float = 0.0
     backend: str | None = None
 
@@ -98,7 +101,7 @@ class ExpertOptions:
             raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
         if self.backend is not None and self.backend not in BACKENDS:
             raise OptionError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        for key in ("balance", "z", "jitter"):
+        for key in ("balance", "z", "bias_rate", "jitter"):
             value = getattr(self, key)
             if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
                 raise OptionError(f"experts {key} must be at least 0, got {value!r}")

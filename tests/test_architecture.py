@@ -25,7 +25,7 @@ LEVELS = (
     ("plugin", "conversion"),
     ("hub", "launch"),
     ("checkpoint", "doctor", "tasks"),
-    ("verification", "training", "coverage", "streaming", "bench"),
+    ("verification", "inspection", "training", "coverage", "streaming", "bench"),
     ("card",),
     ("finetuning",),
     ("cli",),
@@ -73,7 +73,8 @@ def test_the_check_of_imports_can_fail():
 
 
 CHANGES_GLOBALS = re.compile(
-    r"ACT2FN\[[^\]]+\] *=[^=]|(?<!bank\.)(?<!mixer\.)(?<!cache\.)__class__ *=[^=]|PreTrained\w+\.\w+ *=[^=]|setattr\(PreTrained"
+    r"ACT2FN\[[^\]]+\] *=[^=]|(?<!bank\.)(?<!mixer\.)(?<!cache\.)__class__ *=[^=]|"
+    r"PreTrained\w+\.\w+ *=[^=]|setattr\(PreTrained"
 )
 
 

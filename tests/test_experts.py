@@ -285,6 +285,42 @@ def test_without_a_loss_they_are_injected(gpt2):
     assert_same({name: p.grad for name, p in gpt2.named_parameters()}, expected, "trained")
 
 
+@pytest.mark.parametrize("checkpointing", [None, True, False])
+def test_loss_free_balancing(checkpointing, tmp_path):
+    model = FAMILIES["gpt2"].make(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
+    options = ExpertOptions(groups="gelu_new*4", balance=0, z=0, bias_rate=0.05)
+    hf_glu.convert(model, "geglu_new", experts=options, check=False)
+    for ffn in find_experts(model).values():  # all tokens to the first two
+        nn.init.zeros_(ffn.router.weight)
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    inputs, first = batch(model), next(iter(find_experts(model).values()))
+    model.train()(**inputs).loss.backward()
+    assert_same(first.router.load, torch.tensor([24, 24, 0, 0]), "bitwise")  # once, though computed twice
+    assert not first.router.steps.any()
+    model(**inputs).loss.backward()
+    assert_same(first.router.steps, torch.tensor([-1, -1, 1, 1]), "bitwise")
+    assert_same(first.router.load, torch.tensor([0, 0, 24, 24]), "bitwise")
+    routing = first.router(torch.randn(5, first.hidden))
+    assert_same(routing.weights, torch.full((5, 2), 0.5), "exact")  # weights are those of the scores
+    model.save_pretrained(tmp_path)
+    again = next(iter(find_experts(type(model).from_pretrained(tmp_path)).values()))
+    assert_same(again.router.steps, first.router.steps, "bitwise")
+
+
+def test_padding_doesnt_count(gpt2):
+    ids = batch(gpt2)["input_ids"]
+    padded, mask = torch.cat([ids, ids[:, :4]], 1), torch.ones(4, 10, dtype=torch.long)
+    mask[:, 6:] = 0
+    losses = []
+    for inputs in ({"input_ids": ids}, {"input_ids": padded, "attention_mask": mask}):
+        gpt2(**inputs)
+        losses.append(torch.stack([ffn.loss for ffn in find_experts(gpt2).values()]))
+    assert_same(losses[1], losses[0], "exact")
+    gpt2(input_ids=padded)
+    assert (torch.stack([ffn.loss for ffn in find_experts(gpt2).values()]) - losses[0]).abs().min() > 1e-5
+
+
 def test_evaluation_has_no_routers_loss(gpt2):
     gpt2.eval()
     inputs = batch(gpt2)

@@ -1,4 +1,4 @@
-"""Stateful activations: exact at first, alive in training, causal, blind to padding, the same with and without cache."""
+"""Stateful activations: exact at first, alive, causal, blind to padding, the same with and without a cache."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``hf-glu`` and return its exit code."""
-    from hf_glu.cli import training  # noqa: F401  (its commands)
+    from hf_glu.cli import bench, inspection, training  # noqa: F401  (their commands)
     from hf_glu.cli.commands import app
 
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.context import watch_context
 from hf_glu.conversion.calibration import make_batches, site_inputs
 from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.fitting import HELD_OUT, RIDGE
@@ -99,6 +100,7 @@ def split_experts(
         write_experts(config, target, options, sources[0], mix=None, layers=chosen, bias=bias)
     give_dense_configs(model, sources[0].name)
     watch(model)
+    watch_context(model)
     return SplitReport(experts=experts, top_k=top_k, curves=curves)
 
 

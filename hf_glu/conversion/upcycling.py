@@ -16,6 +16,7 @@ from hf_glu.activation import GatedActivation, registry
 from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.activation.learnable import LearnableMix, mix_functions
 from hf_glu.config import GluConfig
+from hf_glu.context import watch_context
 from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
@@ -108,6 +109,7 @@ def upcycle(
         write_experts(config, target, options, sources[0], mix=mix, layers=layers, bias=any(bias))
     give_dense_configs(model, sources[0].name if is_elementwise(sources[0].name) else "gelu")
     watch(model)
+    watch_context(model)
     plan = Plan(
         target=target, steps=tuple(steps), parameters_before=total,
         parameters_after=sum(parameter.numel() for parameter in model.parameters()),

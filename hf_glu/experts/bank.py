@@ -5,6 +5,8 @@ Shapes: N token-expert pairs sorted by expert, E experts of the group, H hidden 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +15,7 @@ from transformers import initialization as init
 from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
 from hf_glu.config import GluConfig
 from hf_glu.expert_options import Group
+from hf_glu.experts.loop import Loop, linear, spans_of
 from hf_glu.registry import GATED
 
 STD = 0.02
@@ -66,43 +69,64 @@ class Bank(OwnedModule):
             if bias is not None:
                 init.zeros_(bias)
 
-    def forward(self, x: Tensor, counts: Tensor, backend: str | None) -> Tensor:
-        """Return the outputs for ``x``, both ``[N, H]``; its first ``counts[0]`` rows go to expert 0, and so on."""
-        x, in_proj, out_proj = (_autocast(tensor) for tensor in (x, self.in_proj, self.out_proj))
-        if (backend or choose_backend(x, in_proj, out_proj)) == "loop":
-            return self._loop(x, in_proj, out_proj, counts)
+    def forward(
+        self, x: Tensor, counts: Tensor | Sequence[int], backend: str | None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Return the outputs for ``x``, both ``[N, H]``, each row times its ``scale`` ``[N]``.
+
+        The first ``counts[0]`` rows of ``x`` go to expert 0, and so on.
+        """
+        weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
+        if (backend or choose_backend(*weights)) == "loop" or not len(x):
+            return _loop(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, *weights)
+        counts = torch.as_tensor(counts, device=x.device)
         ends = counts.cumsum(0).to(torch.int32)
         hidden = functional.grouped_mm(x, in_proj.transpose(1, 2), offs=ends)
         which = torch.repeat_interleave(counts, output_size=len(x)) if self.in_bias is not None else None
         if self.in_bias is not None:
             hidden = hidden + self.in_bias.to(hidden.dtype)[which]
         out = functional.grouped_mm(self.act(hidden).to(x.dtype), out_proj.transpose(1, 2), offs=ends)
-        return out if self.out_bias is None else out + self.out_bias.to(out.dtype)[which]
-
-    def _loop(self, x: Tensor, in_proj: Tensor, out_proj: Tensor, counts: Tensor) -> Tensor:
-        parts = []
-        for expert, part in enumerate(x.split(counts.tolist())):
-            in_bias = None if self.in_bias is None else self.in_bias[expert].to(x.dtype)
-            out_bias = None if self.out_bias is None else self.out_bias[expert].to(x.dtype)
-            hidden = self.act(functional.linear(part, in_proj[expert], in_bias)).to(x.dtype)
-            parts.append(functional.linear(hidden, out_proj[expert], out_bias))
-        return torch.cat(parts)
+        out = out if self.out_bias is None else out + self.out_bias.to(out.dtype)[which]
+        return out if scale is None else out * scale.unsqueeze(1)
 
     def extra_repr(self) -> str:
         """Show the group in the model's printout."""
         return f"{self.count} x {self.name}, width={self.width}"
 
 
-def _autocast(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` in autocast's dtype, where that is on: the grouped GEMM has no rule of its own there."""
-    kind = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors in autocast's dtype, where that is on: the grouped GEMM has no rule of its own there."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
 def choose_backend(x: Tensor, *weights: Tensor) -> str:
-    """Return ``grouped`` where torch's grouped GEMM takes these tensors, else ``loop``."""
-    known = (torch.bfloat16, torch.float16, torch.float32) if x.device.type == "cpu" else (torch.bfloat16,)
+    """Return ``grouped`` where torch has a grouped GEMM of its own for these tensors, else ``loop``.
+
+    On a CPU it is a loop itself, and keeps more for the backward pass than ours.
+    """
+    if x.device.type == "cpu" or x.dtype != torch.bfloat16:
+        return "loop"
     rows = [weight.shape[dim] * weight.element_size() for weight in weights for dim in (1, 2)]
-    takes = x.dtype in known and all(size % ALIGNMENT == 0 for size in rows) and len(x) > 0
-    compiled = torch.compiler.is_compiling() and x.dtype == torch.float32
-    return "grouped" if takes and not compiled else "loop"
+    return "grouped" if all(size % ALIGNMENT == 0 for size in rows) else "loop"
+
+
+def _loop(
+    bank: Bank, sizes: Sequence[int], scale: Tensor | None, x: Tensor, in_proj: Tensor, out_proj: Tensor
+) -> Tensor:
+    in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
+    spans = spans_of(sizes)
+    if torch.is_grad_enabled():
+        own = dict(bank.act.named_parameters())
+        scale = x.new_ones(len(x)) if scale is None else scale
+        inputs = (x, scale, in_proj, out_proj, in_bias, out_bias, *own.values())
+        return Loop.apply(bank.act, list(own), spans, *inputs)
+    hidden = x.new_empty(len(x), in_proj.shape[1])
+    for expert, rows in spans:  # the activation once for all of them: for the few tokens of decoding, calls count
+        linear(x[rows], in_proj, in_bias, expert, hidden[rows])
+    hidden, out = bank.act(hidden).to(x.dtype), x.new_empty(len(x), out_proj.shape[1])
+    for expert, rows in spans:
+        linear(hidden[rows], out_proj, out_bias, expert, out[rows])
+    return out if scale is None else out * scale.unsqueeze(1)

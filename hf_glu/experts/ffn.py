@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hf_glu.activation import OwnedModule
 from hf_glu.expert_options import ExpertOptions
-from hf_glu.experts.bank import Bank
+from hf_glu.experts.bank import Bank, choose_backend
+from hf_glu.experts.loop import Combine, Dispatch, sum_rows
 from hf_glu.experts.losses import Scale, inject
 from hf_glu.experts.router import Router, Routing
 
@@ -69,28 +70,49 @@ class ExpertFFN(OwnedModule):
             loss = self.router.loss(routing)
             self.loss = loss.detach()
             if torch.is_grad_enabled():  # not in the first pass of a layer that checkpointing repeats
-                out = inject(out, loss, self.scale)
+                out = inject(out, loss, self.scale, self.router.loads(routing), self.router.load)
         out = out.to(x.dtype).view(*x.shape[:-1], self.hidden)
         return out if self.dropout is None else self.dropout(out)
 
     def _routed(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Return the weighted outputs of the routed experts: ``[T, H]``."""
-        experts = routing.experts.reshape(-1)
+        if torch.compiler.is_compiling() and not self._traceable(tokens):
+            return self._untraced(tokens, routing)
+        return self._compute(tokens, routing)
+
+    def _traceable(self, tokens: Tensor) -> bool:
+        """Tell whether nothing needs to know how many rows an expert has; inductor's grouped GEMM is for bfloat16."""
+        banks = banks_of(self.banks)
+        backend = self.options.backend or choose_backend(tokens, banks[0].in_proj, banks[0].out_proj)
+        return len(banks) == 1 and backend == "grouped" and tokens.dtype == torch.bfloat16
+
+    @torch.compiler.disable  # one graph break instead of one for each expert
+    def _untraced(self, tokens: Tensor, routing: Routing) -> Tensor:
+        return self._compute(tokens, routing)
+
+    def _compute(self, tokens: Tensor, routing: Routing) -> Tensor:
+        experts, graded = routing.experts.reshape(-1), torch.is_grad_enabled()
         order = experts.argsort(stable=True)
-        counts = torch.bincount(experts, minlength=self.options.count)
-        gathered = tokens[order // routing.experts.shape[1]]
-        groups = counts.split([bank.count for bank in banks_of(self.banks)])
-        sizes = [len(gathered)] if len(groups) == 1 else [int(size) for size in torch.stack([g.sum() for g in groups])]
-        parts = [
-            bank(part, group, self.options.backend)
-            for bank, part, group in zip(self.banks, gathered.split(sizes), groups, strict=True)
-        ]  # a group without a token, too: its parameters get a gradient of 0, which DDP waits for
-        outputs = torch.cat(parts)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        each = outputs[back].view(*routing.experts.shape, self.hidden)
-        dtype = torch.promote_types(each.dtype, torch.float32)
-        return (each.to(dtype) * routing.weights.to(dtype).unsqueeze(-1)).sum(1)
+        back = order.argsort().view_as(routing.experts)
+        source, scale = order // routing.experts.shape[1], routing.weights.reshape(-1)[order]
+        counts = torch.bincount(experts, minlength=routing.logits.shape[1])
+        if graded:
+            rows = Dispatch.apply(tokens, source, back)
+            return Combine.apply(self._each(rows, counts, scale), source, back)
+        return sum_rows(self._each(tokens.index_select(0, source), counts, None) * scale.unsqueeze(1), back)
+
+    def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None) -> Tensor:
+        banks, backend = banks_of(self.banks), self.options.backend
+        if len(banks) == 1:  # which may do without knowing the counts
+            return banks[0](rows, counts, backend, scale)
+        sizes, outputs, start, first = counts.tolist(), [], 0, 0
+        for bank in banks:
+            own = sizes[first : first + bank.count]
+            end = start + sum(own)
+            if start < end or scale is not None or not len(rows):  # DDP waits for gradients of 0, too
+                outputs.append(bank(rows[start:end], own, backend, None if scale is None else scale[start:end]))
+            start, first = end, first + bank.count
+        return torch.cat(outputs)
 
 
 def banks_of(modules: nn.ModuleList) -> list[Bank]:

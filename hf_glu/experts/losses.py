@@ -24,20 +24,28 @@ class Scale:
 
 class _Inject(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, output: Tensor, loss: Tensor, scale: Scale) -> Tensor:
-        ctx.scale = scale
-        ctx.like = loss
+    def forward(
+        ctx: Any, output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None, total: Tensor | None
+    ) -> Tensor:
+        ctx.scale, ctx.like, ctx.loads, ctx.total = scale, loss, loads, total
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradients[0], torch.ones_like(ctx.like) * ctx.scale.value, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        if ctx.loads is not None:
+            ctx.total += ctx.loads
+        return gradients[0], torch.ones_like(ctx.like) * ctx.scale.value, None, None, None
 
 
 @torch.compiler.disable  # a compiled backward pass would keep the scale of its first step
-def inject(output: Tensor, loss: Tensor, scale: Scale) -> Tensor:
-    """Return ``output``; in the backward pass ``loss`` gets the gradient ``scale.value``."""
-    return _Inject.apply(output, loss, scale)
+def inject(
+    output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
+    """Return ``output``; in the backward pass ``loss`` gets the gradient ``scale.value``, ``loads`` go to ``total``.
+
+    A layer that checkpointing computes twice has one backward pass: what is counted there is counted once.
+    """
+    return _Inject.apply(output, loss, scale, loads, total)
 
 
 class _AddToLoss(torch.autograd.Function):
@@ -63,6 +71,11 @@ def watch(model: nn.Module) -> None:
     if add_router_losses not in model._forward_hooks.values():
         model.register_forward_pre_hook(reset_losses)
         model.register_forward_hook(add_router_losses)
+    # each process counts for itself until the routers add up
+    loads = {f"{name}.load" for name, module in model.named_modules() if getattr(module, "load", None) is not None}
+    if loads:
+        ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+        model._ddp_params_and_buffers_to_ignore = sorted({*ignored, *loads})  # type: ignore[assignment]
 
 
 def _experts(model: nn.Module) -> list[Any]:
@@ -73,6 +86,8 @@ def reset_losses(model: nn.Module, args: Any) -> None:
     """Forget the last step's losses and scales before a forward pass (not where checkpointing repeats a layer)."""
     for experts in _experts(model):
         experts.loss, experts.scale.value = None, experts.scale.default
+        if model.training:
+            experts.router.rebalance()
 
 
 @torch.compiler.disable

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_glu.errors import NoSiteError
 from hf_glu.experts.ffn import find_experts
+from hf_glu.experts.native import is_bank
 from hf_glu.experts.router import Router, Routing
 
 
@@ -55,6 +56,17 @@ class ExpertStatistics:
             )
         return {"rows": rows, "dropped": 0}
 
+    def distance(self, one: str, other: str) -> float:
+        """Return how far the loads of two labels are apart: 1/2 sum_e |p_e - q_e|, the mean of the layers.
+
+        Raises:
+            KeyError: nothing was counted under a label.
+        """
+        layers = dict.fromkeys(layer for layer, _ in self._sums)
+        pairs = [[self._sums[layer, label]["load"].double() for label in (one, other)] for layer in layers]
+        apart = [(p / p.sum() - q / q.sum()).abs().sum() / 2 for p, q in pairs]
+        return float(torch.stack(apart).mean())
+
 
 @contextmanager
 def expert_statistics(model: nn.Module) -> Iterator[ExpertStatistics]:
@@ -77,3 +89,23 @@ def expert_statistics(model: nn.Module) -> Iterator[ExpertStatistics]:
 
 def _record(statistics: ExpertStatistics, name: str, router: Router, args: Any, routing: Routing) -> None:
     statistics.add(name, routing)
+
+
+def active_parameters(model: nn.Module) -> int:
+    """Return how many parameters a token uses: all but the routed experts that it isn't sent to.
+
+    Of E routed experts a token uses k, so that 1 - k/E of the routed weights are idle. Groups of different sizes count
+    as the mean of their experts: which of them a token uses is up to the router. Shared experts, routers and what the
+    experts of a group have in common count in full. Transformers' own banks (Mixtral) count the same, with k =
+    ``config.num_experts_per_tok``.
+    """
+    idle = 0.0
+    for ffn in find_experts(model).values():
+        routed = sum(part.numel() for bank in ffn.banks for part in bank.parameters(recurse=False))
+        idle += routed * (1 - ffn.options.top_k / ffn.options.count)
+    top_k = getattr(getattr(model, "config", None), "num_experts_per_tok", None) or 0
+    native: list[Any] = [module for module in model.modules() if top_k and is_bank(module)]
+    for bank in native:
+        routed = sum(part.numel() for part in bank.parameters(recurse=False))
+        idle += routed * (1 - top_k / len(bank.down_proj))
+    return sum(part.numel() for part in model.parameters()) - round(idle)

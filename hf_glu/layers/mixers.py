@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_glu.activation.stateful import StatefulGate
 
+
 class _Through:
     """An in-projection, and the shift of its gate."""
 

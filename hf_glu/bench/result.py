@@ -1,0 +1,119 @@
+"""What a bench found: the machine, and a row for each contender with its ratios beside their targets."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_glu.bench.timing import Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contender in one cell.
+
+    Attributes:
+        bench: the bench's name.
+        cell: its shapes, dtype and pass.
+        contender: what was measured.
+        seconds: of one call.
+        peer: what it is compared with; None: nothing.
+        ratio: of its seconds to its peer's, round by round.
+        target: the most that the median of ``ratio`` may be; None: no claim.
+        saved_bytes: what autograd keeps for the backward pass; None: there is none.
+        saved_peer, saved_ratio, saved_target: the same for these bytes.
+    """
+
+    bench: str
+    cell: dict[str, Any]
+    contender: str
+    seconds: Spread
+    peer: str | None = None
+    ratio: Spread | None = None
+    target: float | None = None
+    saved_bytes: int | None = None
+    saved_peer: str | None = None
+    saved_ratio: float | None = None
+    saved_target: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the time's target is met; None: there is none."""
+        return None if self.target is None or self.ratio is None else self.ratio.median <= self.target
+
+    @property
+    def saved_met(self) -> bool | None:
+        """Whether the target of the saved bytes is met; None: there is none."""
+        known = self.saved_target is not None and self.saved_ratio is not None
+        return self.saved_ratio <= self.saved_target if known else None  # type: ignore[operator]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return {**asdict(self), "met": self.met, "saved_met": self.saved_met}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """All rows of a bench.
+
+    Attributes:
+        bench: its name.
+        machine: what it ran on.
+        rows: in the order in which they were measured.
+    """
+
+    bench: str
+    machine: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def summary(self) -> str:
+        """How many targets are met, of time and of memory."""
+        verdicts = [met for row in self.rows for met in (row.met, row.saved_met) if met is not None]
+        return f"{sum(verdicts)} of {len(verdicts)} targets met"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        rows = [row.to_dict() for row in self.rows]
+        return {"bench": self.bench, "summary": self.summary, "machine": self.machine, "rows": rows}
+
+
+def physical_cores() -> int:
+    """Return the number of physical cores that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    usable = os.sched_getaffinity(0)
+    cores = {_core(number) for number in usable}
+    return len(usable) if None in cores else len(cores)
+
+
+def _core(number: int) -> tuple[str, str] | None:
+    topology = Path(f"/sys/devices/system/cpu/cpu{number}/topology")
+    try:
+        return (topology / "physical_package_id").read_text().strip(), (topology / "core_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """Return what the measurements depend on, as of now."""
+    return {
+        "cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": "cpu",
+        "system": platform.platform(terse=True),
+    }  # fmt: skip
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

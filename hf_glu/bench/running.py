@@ -1,0 +1,162 @@
+"""The benches by name, and running one: its cells one after the other, each cell's contenders interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_glu.bench.result import BenchResult, Row, machine, physical_cores
+from hf_glu.bench.timing import Timing, interleave, saved_bytes
+from hf_glu.errors import OptionError, UnknownNameError, nearest
+
+# name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
+BENCHES = {
+    "experts": "hf_glu.bench.experts",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a field with the help text of its flag."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What can be set for every bench; None: as the bench has it.
+
+    Raises:
+        OptionError: a number below 1, or an unknown dtype.
+    """
+
+    threads: int | None = option(None, "Threads of torch: the physical cores.")
+    rounds: int = option(9, "Rounds; each runs every contender once.")
+    warmup: int = option(2, "Calls of each contender before the rounds.")
+    dtype: str = option("float32", "Of weights and inputs: " + ", ".join(DTYPES) + ".")
+    tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
+    hidden: int | None = option(None, "Hidden size: the bench's own.")
+    width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
+
+    def __post_init__(self) -> None:
+        for key in ("threads", "rounds", "warmup", "hidden", "width"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise OptionError(f"{key} must be at least 1, got {value!r}")
+        if self.dtype not in DTYPES:
+            raise OptionError(f"unknown dtype {self.dtype!r}; {nearest(self.dtype, DTYPES)}")
+
+    def sizes(self, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the numbers of tokens.
+
+        Raises:
+            OptionError: ``tokens`` isn't a list of numbers from 1 up.
+        """
+        if self.tokens is None:
+            return default
+        parts = [part.strip() for part in self.tokens.split(",")]
+        if not all(part.isdecimal() and int(part) for part in parts):
+            raise OptionError(f"tokens must be numbers such as 512,2048, got {self.tokens!r}")
+        return tuple(map(int, parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """What is measured.
+
+    Attributes:
+        call: what is timed.
+        forward: the forward pass alone, where there is a backward pass to keep tensors for.
+        parameters: which don't count as kept.
+    """
+
+    call: Callable[[], object]
+    forward: Callable[[], Tensor] | None = None
+    parameters: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a bench claims of a contender.
+
+    Attributes:
+        peers: the contenders of which the fastest in the run is the peer.
+        target: the largest ratio of their times; None: shown without a claim.
+        saved_peers, saved_target: the same for what is kept for the backward pass, with the leanest.
+    """
+
+    peers: tuple[str, ...]
+    target: float | None = None
+    saved_peers: tuple[str, ...] = ()
+    saved_target: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Contenders that are measured side by side.
+
+    Attributes:
+        shape: sizes, dtype and pass, for the reader.
+        build: makes the contenders when it is their turn.
+        claims: by contender.
+    """
+
+    shape: dict[str, Any]
+    build: Callable[[], Mapping[str, Contender]]
+    claims: Mapping[str, Claim]
+
+
+def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell], object] | None = None) -> BenchResult:
+    """Run a bench; ``on_cell`` is told of each cell before it is measured.
+
+    Raises:
+        UnknownNameError: there is no such bench.
+        OptionError: an option that can't be used.
+    """
+    if name not in BENCHES:
+        raise UnknownNameError(f"unknown bench {name!r}; {nearest(name, BENCHES)}")
+    options = options or BenchOptions()
+    rows: list[Row] = []
+    with _threads(options.threads or physical_cores()):
+        for cell in import_module(BENCHES[name]).cells(options):
+            if on_cell:
+                on_cell(cell)
+            rows += measure(name, cell, options)
+        return BenchResult(bench=name, machine=machine(), rows=tuple(rows))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
+    """Return the rows of a cell."""
+    contenders = cell.build()
+    saved = {name: saved_bytes(c.forward, c.parameters) for name, c in contenders.items() if c.forward}
+    calls = {name: contender.call for name, contender in contenders.items()}
+    timing = interleave(calls, rounds=options.rounds, warmup=options.warmup)
+    return [_row(bench, cell, name, timing, saved) for name in contenders]
+
+
+def _row(bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int]) -> Row:
+    row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name)}
+    claim = cell.claims.get(name)
+    if claim is not None:
+        peer = timing.fastest(each for each in claim.peers if each in timing.seconds)
+        row |= {"peer": peer, "ratio": timing.ratio(name, peer), "target": claim.target}
+        lean = min((each for each in claim.saved_peers if each in saved), key=saved.__getitem__, default=None)
+        if lean is not None and name in saved:
+            ratio = saved[name] / saved[lean]
+            row |= {"saved_peer": lean, "saved_ratio": ratio, "saved_target": claim.saved_target}
+    return Row(bench=bench, cell=cell.shape, contender=name, **row)

@@ -1,0 +1,150 @@
+"""Interleaved timing: a shared machine slows all contenders of a round alike, so the ratio within a round is told.
+
+R rounds run every contender once each, in an order that rotates from round to round.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_glu.errors import OptionError, UnknownNameError, nearest
+
+Clock = Callable[[], float]
+SHORT = 0.02  # seconds: a shorter turn is repeated until it lasts so long
+MOST_REPEATS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The median and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarise at least one value."""
+        found = list(values)
+        if len(found) == 1:
+            return cls(median=found[0], low=found[0], high=found[0])
+        low, median, high = statistics.quantiles(found, n=4, method="inclusive")
+        return cls(median=median, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What each contender took in each round.
+
+    Attributes:
+        seconds: of one call, by contender and round.
+    """
+
+    seconds: dict[str, tuple[float, ...]]
+
+    def spread(self, name: str) -> Spread:
+        """Return a contender's time of one call."""
+        return Spread.of(self.seconds[name])
+
+    def ratio(self, name: str, peer: str) -> Spread:
+        """Return the spread over the rounds r of seconds[name][r] / seconds[peer][r].
+
+        Raises:
+            UnknownNameError: there is no such contender.
+        """
+        for each in (name, peer):
+            if each not in self.seconds:
+                raise UnknownNameError(f"no contender {each!r} was timed; {nearest(each, self.seconds)}")
+        return Spread.of(a / b for a, b in zip(self.seconds[name], self.seconds[peer], strict=True))
+
+    def fastest(self, names: Iterable[str]) -> str:
+        """Return the one of ``names`` with the least median."""
+        return min(names, key=lambda name: self.spread(name).median)
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 9, warmup: int = 2, repeats: int | None = None,
+    clock: Clock = time.perf_counter,
+) -> Timing:  # fmt: skip
+    """Time the contenders against each other.
+
+    Args:
+        contenders: by name, what is timed.
+        rounds: R.
+        warmup: calls of each before the first round.
+        repeats: calls in a contender's turn, of which the mean counts; None: as many as take `SHORT`.
+        clock: returns seconds.
+
+    Raises:
+        OptionError: there is no contender, or less than one round.
+    """
+    if not contenders or rounds < 1 or warmup < 0:
+        raise OptionError(f"timing needs a contender and a round, got {len(contenders)} contenders, {rounds} rounds")
+    counts = {}
+    for name, call in contenders.items():
+        last = min((_turn(call, 1, clock) for _ in range(warmup)), default=0.0)
+        enough = MOST_REPEATS if last <= 0 else min(MOST_REPEATS, round(SHORT / last))
+        counts[name] = repeats or (max(1, enough) if warmup else 1)
+    names, seconds = list(contenders), {name: [0.0] * rounds for name in contenders}
+    with _no_collection():
+        for number in range(rounds):
+            for place in range(len(names)):
+                name = names[(number + place) % len(names)]
+                seconds[name][number] = _turn(contenders[name], counts[name], clock)
+    return Timing(seconds={name: tuple(values) for name, values in seconds.items()})
+
+
+def _turn(call: Callable[[], object], repeats: int, clock: Clock) -> float:
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the rounds."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Kept:
+    """A tensor that autograd keeps; it goes when its node goes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) -> int:
+    """Return the bytes that autograd keeps between ``forward`` and its backward pass.
+
+    A storage that is kept twice, or by two views, counts once; those of ``parameters`` don't count.
+    """
+    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Kept:
+        held = _Kept(tensor)
+        kept.add(held)
+        return held
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        out = forward()
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    storages = {s.data_ptr(): s.nbytes() for s in (held.tensor.untyped_storage() for held in kept)}
+    del out
+    return sum(size for address, size in storages.items() if address not in own)
