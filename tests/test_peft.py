@@ -246,3 +246,32 @@ def test_qlora(tmp_path):
         peft.prepare_model_for_kbit_training(load(**skip), False), tmp_path / "adapter"
     ).eval()
     assert_same(outputs(again, **inputs), expected, "bitwise")
+
+
+@pytest.mark.parametrize("targets", ["ffn", "all-linear"])
+@pytest.mark.parametrize("kind", ["ours", "native", "mixed"])
+def test_lora_reaches_the_experts_and_leaves_the_router(kind, targets, tmp_path):
+    model = FAMILIES["gpt2"].make() if kind == "ours" else make_native("mixtral")
+    if kind == "ours":
+        hf_glu.convert(model, "geglu_new", experts="gelu_new*2,learnable_swiglu*2", check=False)
+    elif kind == "mixed":
+        hf_glu.convert(model, experts="silu,learnable_relu", check=False)
+    if kind == "ours" and targets == "all-linear":
+        with pytest.raises(OptionError, match="Conv1D"):
+            lora_config(model, targets=targets)
+        return
+    config = lora_config(model, targets=targets)
+    again = copy.deepcopy(model)
+    wrapped = get_peft_model(model, config)
+    assert not frozen_activations(wrapped)
+    before = snapshot(wrapped)
+    train(wrapped, probe_inputs(model))
+    moved = changed(wrapped, before)
+    experts = {name for name in before if ("banks" in name or "experts" in name) and "lora_B" in name}
+    assert len(experts) == {"ours": 8, "native": 4, "mixed": 4}[kind]
+    assert experts <= moved, "routed experts are silently frozen"
+    assert not any("router" in name or "mlp.gate." in name for name in moved)
+    wrapped.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(again, tmp_path)
+    assert_same(outputs(loaded.eval()), outputs(wrapped.eval()), "bitwise")
+    assert_same(outputs(wrapped.merge_and_unload()), outputs(loaded), "exact up to rounding")

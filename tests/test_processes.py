@@ -12,6 +12,10 @@ import pytest
 import torch
 from comparing import assert_same
 from taskdata import save_base, write_dataset
+from transformers import BertForSequenceClassification
+
+import hf_glu
+from hf_glu.expert_options import ExpertOptions
 
 SCRIPT = """
 import json, sys
@@ -113,3 +117,31 @@ def test_fsdp_shards_a_converted_model(tmp_path):
     one, whole = launch(tmp_path / "alone", values, 1)
     assert two["metrics"] == one["metrics"]
     assert_same(sharded, whole, "trained")
+
+
+def save_experts(folder: Path) -> str:
+    """Save a BERT with experts, whose routers have no loss that depends on how a batch is divided."""
+    base = save_base(folder / "dense", "bert", hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+    model = BertForSequenceClassification.from_pretrained(base)
+    options = ExpertOptions(groups="gelu*2,geglu*2", balance=0, z=0, bias_rate=0.01)
+    hf_glu.convert(model, "geglu", experts=options, check=False)
+    model.save_pretrained(base)
+    return base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [SCRIPT, SHARDED], ids=["ddp", "fsdp"])
+def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
+    write_dataset(tmp_path / "data", "rte")
+    values = {
+        "model": save_experts(tmp_path), "task": "rte", "dataset": str(tmp_path / "data"), "max_steps": 4,
+        "batch_size": 6, "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3, "evaluate_every": 0,
+    }  # fmt: skip
+    two, divided = launch(tmp_path, values, 2, script)
+    one, whole = launch(tmp_path, values, 1)
+    assert two["metrics"] == one["metrics"]
+    steps = [key for key in whole if key.endswith("router.steps")]
+    assert steps
+    assert any(whole[key].any() for key in steps)
+    assert_same({k: divided[k] for k in steps}, {k: whole[k] for k in steps}, "bitwise")
+    assert_same(*({k: v for k, v in state.items() if v.is_floating_point()} for state in (divided, whole)), "trained")

@@ -47,7 +47,7 @@ def freeze_mix(model: Any) -> None:
     for site in sites:
         site.set_act(_folded(site.act))
     for bank in banks.values():
-        bank.name, bank.act = base_of(bank.name), _folded(bank.act)
+        bank.name, bank.acts[0] = base_of(bank.name), _folded(bank.act)
     for experts in find_experts(model).values():
         experts.options = experts.router.options = plain_experts(experts.options)
     for config in configs.values():

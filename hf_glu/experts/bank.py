@@ -55,11 +55,17 @@ class Bank(OwnedModule):
         self.out_proj = nn.Parameter(torch.empty(group.count, hidden, self.width))
         self.in_bias = nn.Parameter(torch.empty(group.count, rows)) if bias else None
         self.out_bias = nn.Parameter(torch.empty(group.count, hidden)) if bias else None
-        self.act = build_activation(group.name)
-        if isinstance(self.act, OwnedActivation):
-            self.act.configure(GluConfig(mix=mix), self.width)
+        act = build_activation(group.name)
+        if isinstance(act, OwnedActivation):
+            act.configure(GluConfig(mix=mix), self.width)
+        self.acts = nn.ModuleList([act])  # PEFT, having wrapped a bank, trains no child of it, but a child's child
         if self.in_proj.device.type != "meta":
             self.reset_parameters()
+
+    @property
+    def act(self) -> nn.Module:
+        """The activation of all experts."""
+        return self.acts[0]
 
     def reset_parameters(self) -> None:
         """Normal weights, biases of 0."""
@@ -80,12 +86,12 @@ class Bank(OwnedModule):
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
             return _loop(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, *weights)
         counts = torch.as_tensor(counts, device=x.device)
-        ends = counts.cumsum(0).to(torch.int32)
-        hidden = functional.grouped_mm(x, in_proj.transpose(1, 2), offs=ends)
+        ends = counts.cumsum(0, dtype=torch.int32)
+        hidden = functional.grouped_mm(x, in_proj.mT, offs=ends)
         which = torch.repeat_interleave(counts, output_size=len(x)) if self.in_bias is not None else None
         if self.in_bias is not None:
             hidden = hidden + self.in_bias.to(hidden.dtype)[which]
-        out = functional.grouped_mm(self.act(hidden).to(x.dtype), out_proj.transpose(1, 2), offs=ends)
+        out = functional.grouped_mm(self.act(hidden).to(x.dtype), out_proj.mT, offs=ends)
         out = out if self.out_bias is None else out + self.out_bias.to(out.dtype)[which]
         return out if scale is None else out * scale.unsqueeze(1)
 
@@ -103,14 +109,16 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def choose_backend(x: Tensor, *weights: Tensor) -> str:
-    """Return ``grouped`` where torch has a grouped GEMM of its own for these tensors, else ``loop``.
+    """Return ``grouped`` where torch's grouped GEMM takes these tensors and is the better choice, else ``loop``.
 
-    On a CPU it is a loop itself, and keeps more for the backward pass than ours.
+    On a CPU it is a loop, too: with less overhead than ours, but it keeps more for the backward pass.
     """
-    if x.device.type == "cpu" or x.dtype != torch.bfloat16:
-        return "loop"
+    cpu = x.device.type == "cpu"
+    known = (torch.bfloat16, torch.float16, torch.float32) if cpu else (torch.bfloat16,)
     rows = [weight.shape[dim] * weight.element_size() for weight in weights for dim in (1, 2)]
-    return "grouped" if all(size % ALIGNMENT == 0 for size in rows) else "loop"
+    takes = x.dtype in known and all(size % ALIGNMENT == 0 for size in rows)
+    better = not (cpu and torch.is_grad_enabled()) and not (torch.compiler.is_compiling() and x.dtype == torch.float32)
+    return "grouped" if takes and better else "loop"
 
 
 def _loop(
@@ -123,10 +131,7 @@ def _loop(
         scale = x.new_ones(len(x)) if scale is None else scale
         inputs = (x, scale, in_proj, out_proj, in_bias, out_bias, *own.values())
         return Loop.apply(bank.act, list(own), spans, *inputs)
-    hidden = x.new_empty(len(x), in_proj.shape[1])
-    for expert, rows in spans:  # the activation once for all of them: for the few tokens of decoding, calls count
-        linear(x[rows], in_proj, in_bias, expert, hidden[rows])
-    hidden, out = bank.act(hidden).to(x.dtype), x.new_empty(len(x), out_proj.shape[1])
-    for expert, rows in spans:
-        linear(hidden[rows], out_proj, out_bias, expert, out[rows])
+    parts = [bank.act(linear(x[rows], in_proj, in_bias, expert)).to(x.dtype) for expert, rows in spans]
+    parts = [linear(part, out_proj, out_bias, expert) for part, (expert, _) in zip(parts, spans, strict=True)]
+    out = torch.cat(parts) if parts else x.new_empty(0, out_proj.shape[1])
     return out if scale is None else out * scale.unsqueeze(1)

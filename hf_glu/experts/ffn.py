@@ -37,7 +37,7 @@ class ExpertFFN(OwnedModule):
         dropout: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.options, self.hidden, self.width = options, hidden, width
+        self.options, self.hidden, self.width, self.groups = options, hidden, width, options.experts
         self.router = Router(hidden, options)
         self.banks = nn.ModuleList(Bank(group, hidden, width, bias=bias, mix=mix) for group in options.experts)
         self.shared = nn.ModuleList(Bank(group, hidden, width, bias=bias, mix=mix) for group in options.always_on)
@@ -62,9 +62,9 @@ class ExpertFFN(OwnedModule):
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)
         out = self._routed(tokens, routing)
-        for bank in banks_of(self.shared):
-            for expert in range(bank.count):
-                counts = torch.tensor([len(tokens) * (each == expert) for each in range(bank.count)], device=x.device)
+        for bank, group in zip(self.shared, self.options.always_on, strict=True):
+            for expert in range(group.count):
+                counts = torch.tensor([len(tokens) * (each == expert) for each in range(group.count)], device=x.device)
                 out = out + bank(tokens, counts, self.options.backend).to(out.dtype)
         if self.training and len(tokens):
             loss = self.router.loss(routing)
@@ -95,29 +95,29 @@ class ExpertFFN(OwnedModule):
         order = experts.argsort(stable=True)
         back = order.argsort().view_as(routing.experts)
         source, scale = order // routing.experts.shape[1], routing.weights.reshape(-1)[order]
-        counts = torch.bincount(experts, minlength=routing.logits.shape[1])
+        counts = experts.new_zeros(routing.logits.shape[1]).scatter_add_(0, experts, torch.ones_like(experts))
         if graded:
             rows = Dispatch.apply(tokens, source, back)
             return Combine.apply(self._each(rows, counts, scale), source, back)
         return sum_rows(self._each(tokens.index_select(0, source), counts, None) * scale.unsqueeze(1), back)
 
     def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None) -> Tensor:
-        banks, backend = banks_of(self.banks), self.options.backend
-        if len(banks) == 1:  # which may do without knowing the counts
-            return banks[0](rows, counts, backend, scale)
+        backend = self.options.backend
+        if len(self.banks) == 1:  # which may do without knowing the counts
+            return self.banks[0](rows, counts, backend, scale)
         sizes, outputs, start, first = counts.tolist(), [], 0, 0
-        for bank in banks:
-            own = sizes[first : first + bank.count]
+        for bank, group in zip(self.banks, self.groups, strict=True):
+            own = sizes[first : first + group.count]
             end = start + sum(own)
             if start < end or scale is not None or not len(rows):  # DDP waits for gradients of 0, too
                 outputs.append(bank(rows[start:end], own, backend, None if scale is None else scale[start:end]))
-            start, first = end, first + bank.count
+            start, first = end, first + group.count
         return torch.cat(outputs)
 
 
 def banks_of(modules: nn.ModuleList) -> list[Bank]:
-    """Return a list of modules as the banks that they are."""
-    return [module for module in modules if isinstance(module, Bank)]
+    """Return the banks in a list of modules, also those that PEFT has wrapped."""
+    return [module for module in modules.modules() if isinstance(module, Bank)]
 
 
 def find_experts(model: nn.Module) -> dict[str, ExpertFFN]:

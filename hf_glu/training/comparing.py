@@ -134,7 +134,8 @@ def _table(found: dict[str, list[dict[str, Any]]], seeds: list[int], job: JobOpt
             "name": name, "scores": scores, "mean": fmean(scores), "std": stdev(scores) if len(scores) > 1 else None,
             "difference": None if name == baseline else fmean(scores) - fmean(reference),
             "p_value": None if name == baseline else paired_p(scores, reference),
-            "parameters": results[0]["parameters"], "seconds": fmean(each["training"]["seconds"] for each in results),
+            **{key: results[0][key] for key in ("parameters", "active_parameters")},
+            "seconds": fmean(each["training"]["seconds"] for each in results),
         })  # fmt: skip
     main = next(iter(found.values()))[0]["main"]
     return {

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedModule
+from hf_glu.activation import OwnedActivation
 from hf_glu.training.gates import masked_parameters
 from hf_glu.training.parts import is_norm
 
@@ -43,4 +43,4 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
 
 
 def _spared(module: nn.Module) -> bool:
-    return isinstance(module, OwnedModule) or is_norm(module)
+    return isinstance(module, OwnedActivation) or is_norm(module)

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from hf_glu.activation.learnable import mixes
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import OptionError
+from hf_glu.experts.statistics import active_parameters
 from hf_glu.jsonio import write_json
 from hf_glu.tasks.loading import head, load_task, own_task
 from hf_glu.tasks.submission import write_predictions
@@ -27,7 +28,7 @@ from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.prediction import answer, evaluate, predict
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
-from hf_glu.training.statistics import activation_statistics
+from hf_glu.training.statistics import activation_statistics, expert_loads
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 STATISTICS_BATCHES = 8
@@ -103,7 +104,8 @@ class Job:
         self.wrap()
         if options.anneal is not None and not mixes(self.model):
             raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
-        self.entry["parameters"] = {**count_parameters(self.model), "before": dense}
+        counts = {**count_parameters(self.model), "active": active_parameters(self.model)}
+        self.entry["parameters"] = {**counts, "before": dense}
         self.sharded = is_sharded(self.accelerator)
         self.alone = False  # whether this process computes by itself, with the whole of the weights
 
@@ -167,9 +169,10 @@ class Job:
             "task": self.entry["task"], "main": list(self.task.main), "score": score, "metrics": metrics,
             "before": before,
             "examples": {"train": len(set(self.train.owners)), **{k: len(v.raw) for k, v in self.validation.items()}},
-            "parameters": self.model.num_parameters(), "trainable": self.entry["parameters"]["trainable"],
+            "parameters": self.model.num_parameters(), "active_parameters": active_parameters(self.model),
+            "trainable": self.entry["parameters"]["trainable"],
             "training": trained.to_dict(), "conversion": self.report.to_dict() if self.report else None,
-            "activations": self.statistics(), "reloaded_equal": None,
+            **self.statistics(), "reloaded_equal": None,
         }  # fmt: skip
         if self.folder is not None:
             self.finish(self.folder, results)
@@ -213,8 +216,8 @@ class Job:
             freeze_mix(self.model)
         return loop, trained
 
-    def statistics(self) -> list[dict[str, Any]]:
-        """Return how open and how sparse the FFNs are on validation data."""
+    def statistics(self) -> dict[str, list[dict[str, Any]]]:
+        """Return how open and how sparse the FFNs are on validation data, and how their experts share it."""
         features, size = next(iter(self.validation.values())), self.options.eval_batch_size
         count = min(len(features.data), STATISTICS_BATCHES * size)
         batches = (range(begin, min(begin + size, count)) for begin in range(0, count, size))
@@ -222,7 +225,8 @@ class Job:
         inputs = [collate(features, self.tokenizer, rows, device) for rows in batches]
         for batch in [] if self.text else inputs:
             del batch["labels"]
-        return activation_statistics(self.model, inputs)
+        found = activation_statistics(self.model, inputs)
+        return {"activations": found, "experts": expert_loads(self.model, inputs)}
 
     def finish(self, folder: Path, results: dict[str, Any]) -> None:
         """Write predictions, model and results."""

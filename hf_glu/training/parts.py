@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.activations import ACT2FN
 
-from hf_glu.activation import OwnedModule
+from hf_glu.activation import OwnedActivation
 from hf_glu.errors import OptionError
 
 # Heads by name, for models that have no base model inside (T5's for question answering).
@@ -25,7 +25,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def activations(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the outermost activations that have parameters, and other modules of ours that do, by name."""
+    """Return the outermost activations that have parameters, by name."""
     classes = _activation_classes()
     found: dict[str, nn.Module] = {}
     inner: set[int] = set()
@@ -39,7 +39,7 @@ def activations(model: nn.Module) -> dict[str, nn.Module]:
 def _activation_classes() -> tuple[type[nn.Module], ...]:
     """Return our own classes, and those of Transformers' activations: a native family's PReLU is one."""
     entries = [entry[0] if isinstance(entry, tuple) else entry for entry in OrderedDict.values(ACT2FN)]
-    return (OwnedModule, *(entry for entry in entries if isinstance(entry, type)))
+    return (OwnedActivation, *(entry for entry in entries if isinstance(entry, type)))
 
 
 def frozen_activations(model: nn.Module) -> list[str]:

@@ -14,6 +14,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_glu.errors import NoSiteError, OptionError, nearest
+from hf_glu.experts import find_experts
+from hf_glu.experts.bank import Bank
 from hf_glu.layers.linear import LINEAR
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.training.gates import count_parameters, train_all, train_only_gates
@@ -55,7 +57,8 @@ def lora_config(
         model: converted or not.
         rank, alpha, dropout: of the adapters.
         targets: ``ffn`` (in- and out-projections of all FFN sites), ``in`` (their in-projections), ``out``,
-            ``all-linear`` (all linear layers of the base model), or names of modules, whole or their ends.
+            ``all-linear`` (all linear layers of the base model), or names of modules, whole or their ends. Experts get
+            adapters on their 3-D weights; routers stay as they are, unless ``modules_to_save`` names them.
         more: further arguments of `peft.LoraConfig`; ``modules_to_save`` is added to.
 
     Raises:
@@ -66,20 +69,33 @@ def lora_config(
 
     full = [*head_names(model), *activations(model)]
     check_trainable(model, full)
-    saved = list(dict.fromkeys([*full, *(more.pop("modules_to_save", None) or [])]))
     names = target_names(model, targets)
     modules = dict(model.named_modules())
     linear = [name for name in names if name in modules]
     banks = [name for name in names if name not in modules]
+    transposed = any(isinstance(modules[name], Conv1D) for name in linear)
+    if transposed and banks:
+        raise OptionError("PEFT has no adapter for both GPT-2's Conv1D layers and 3-D experts: use targets='ffn'")
+    full = [_wrapped(name, banks) for name in full]
+    saved = list(dict.fromkeys([*full, *(more.pop("modules_to_save", None) or [])]))
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=linear,
         modules_to_save=saved or None,
-        **{"fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in linear), **more},
+        **{"fan_in_fan_out": transposed, **more},
         **({"target_parameters": banks} if banks else {}),
     )
+
+
+def _wrapped(name: str, banks: list[str]) -> str:
+    """Return what a module will be called when PEFT has wrapped the bank around it once for each of its parameters."""
+    for bank in dict.fromkeys(parameter.rpartition(".")[0] for parameter in banks):
+        if name.startswith(f"{bank}."):
+            times = sum(parameter.rpartition(".")[0] == bank for parameter in banks)
+            return bank + ".base_layer" * times + name.removeprefix(bank)
+    return name
 
 
 def target_names(model: nn.Module, targets: str | Iterable[str] = "ffn") -> list[str]:
@@ -90,16 +106,25 @@ def target_names(model: nn.Module, targets: str | Iterable[str] = "ffn") -> list
     if isinstance(targets, str) and targets not in (*_PARTS, ALL):
         raise OptionError(f"unknown targets {targets!r}; {nearest(targets, (*_PARTS, ALL))}; or give a list of names")
     if targets == ALL:
-        return _all_linear(model)
+        return [*_all_linear(model), *_expert_names(model, ("in_proj", "out_proj"))]
     if not isinstance(targets, str):
         return list(dict.fromkeys(name for target in targets for name in _ending_in(model, target)))
     sites = find_sites(model)
-    if not sites:
+    if not sites and not find_experts(model):
         raise NoSiteError(
             f"{type(model).__name__} has no feed-forward network that hf_glu knows (nor has a model that PEFT has "
             f"wrapped): use targets={ALL!r}, or a list of names"
         )
-    return [name for site in sites for name in _site_names(site, _PARTS[str(targets)])]
+    parts = _PARTS[str(targets)]
+    dense = [name for site in sites if site.kind != "experts" for name in _site_names(site, parts)]
+    return [*dense, *_expert_names(model, parts)]
+
+
+def _expert_names(model: nn.Module, parts: tuple[str, ...]) -> list[str]:
+    """Return the 3-D parameters of experts, ours and Transformers' own."""
+    banks = [name for name, module in model.named_modules() if isinstance(module, Bank)]
+    names = [f"{bank}.{part}" for bank in banks for part in parts if part != "gate"]
+    return names + [name for site in find_sites(model) if site.kind == "experts" for name in _site_names(site, parts)]
 
 
 def _site_names(site: Site, parts: tuple[str, ...]) -> list[str]:

@@ -4,12 +4,14 @@ With g ``[tokens, width]`` the pre-activation of a gate (of the activation, wher
 ``[tokens, width]`` the hidden units that the out-projection is given, over all tokens that are no padding:
 
     open = mean(g > 0)    sparsity = mean(|a| <= e)    dead = mean over units of (max |a| <= e),    e = 1e-3 rms(a)
+
+Where there are experts: how their routers spread those tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import sqrt
@@ -19,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.errors import DataError
+from hf_glu.experts import find_experts
+from hf_glu.experts.statistics import expert_statistics
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import describe_site
 from hf_glu.probe import evaluating, with_decoder
+from hf_glu.selection import STACKS
 
 THRESHOLD = 1e-3  # of the site's rms: what counts as zero
 IGNORED = -100  # the label of a position that is padding
@@ -103,6 +108,8 @@ def activation_statistics(model: Any, batches: Iterable[Mapping[str, Any]]) -> l
     if not inputs:
         raise DataError("there are no batches to compute the activations' statistics of")
     found = [_Sums(site=site) for site in find_sites(model) if site.kind != "experts"]
+    if not found:
+        return []
     readers: list[_Reader] = [(sums, 0, sums.add_gate) for sums in found]
     _stream(model, inputs, readers + [(sums, -1, sums.add_units) for sums in found])
     found = [sums for sums in found if sums.values and sums.units]
@@ -110,14 +117,53 @@ def activation_statistics(model: Any, batches: Iterable[Mapping[str, Any]]) -> l
     return [sums.to_dict(model) for sums in found]
 
 
+def expert_loads(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return how the routers of ``model`` spread the tokens of ``batches`` that are no padding.
+
+    Args:
+        model, batches: as of `activation_statistics`.
+
+    Returns:
+        One row a layer with experts: ``site``, ``layer``, ``stack``, the ``activations`` of its experts, the ``load``
+        (each expert's share of what the tokens are sent to, 1/E where all are used alike), the routers' mean
+        ``entropy`` in nats, and the number of ``tokens``. None where the model has no experts.
+    """
+    found = find_experts(model)
+    if not found:
+        return []
+    with ExitStack() as stack:  # each stack has its own padding
+        counted = {name: stack.enter_context(expert_statistics(model)) for name in (None, *STACKS)}
+
+        def see(masks: _Masks) -> None:
+            for name, statistics in counted.items():
+                statistics.mask = next(iter(masks[name]), None)
+
+        _forward(model, batches, see)
+    stacks = {name: next((part for part in name.split(".") if part in STACKS), None) for name in found}
+    rows = [row for name, each in counted.items() for row in each.to_dict()["rows"] if stacks[row["layer"]] == name]
+    by_site = {row["layer"]: row for row in rows}
+    return [
+        {"site": name, "layer": next((int(part) for part in name.split(".") if part.isdigit()), 0),
+         "stack": stacks[name], "activations": [g.name for g in ffn.options.experts for _ in range(g.count)],
+         **{key: by_site[name][key] for key in ("load", "entropy", "tokens")}}
+        for name, ffn in found.items() if name in by_site
+    ]  # fmt: skip
+
+
 def _stream(model: Any, batches: list[Mapping[str, Any]], readers: list[_Reader]) -> None:
     """Run the batches; hand the output of the first, or the input of the last projection of a site to its reader."""
-    device = next(model.parameters()).device
     masks: _Masks = {}
-    with _hooked(readers, masks), evaluating(model):
+    with _hooked(readers, masks):
+        _forward(model, batches, masks.update)
+
+
+def _forward(model: Any, batches: Iterable[Mapping[str, Any]], see: Callable[[_Masks], None]) -> None:
+    """Run the batches; hand what tells padding to ``see`` before each."""
+    device = next(model.parameters()).device
+    with evaluating(model):
         for batch in batches:
             inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-            masks.update(_padding(model, inputs))
+            see(_padding(model, inputs))
             model(**inputs if "labels" in inputs else with_decoder(model, inputs))
 
 
