@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from hf_glu.conversion import revert as revert
     from hf_glu.conversion import split_experts as split_experts
     from hf_glu.conversion import to_native as to_native
+    from hf_glu.experts.statistics import active_parameters as active_parameters
     from hf_glu.experts.statistics import expert_statistics as expert_statistics
+    from hf_glu.inspection import record_gates as record_gates
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
     from hf_glu.streaming import convert_stream as convert_stream
@@ -43,6 +45,7 @@ _LAZY = {
     "GluConfig": "hf_glu.config",
     "AnnealCallback": "hf_glu.training.annealing",
     "activations": "hf_glu.activation.listing",
+    "active_parameters": "hf_glu.experts.statistics",
     "anneal": "hf_glu.training.annealing",
     "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint",
@@ -55,6 +58,7 @@ _LAZY = {
     "lora_config": "hf_glu.training.peft",
     "parameter_groups": "hf_glu.training.groups",
     "plan": "hf_glu.conversion",
+    "record_gates": "hf_glu.inspection",
     "revert": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",
     "split_experts": "hf_glu.conversion",

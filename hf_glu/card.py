@@ -60,6 +60,7 @@ def render_card(
         difference="not measured" if report["max_abs_difference"] is None else f"{report['max_abs_difference']:.1e}",
         parameters_before=f"{report['parameters_before']:,}",
         parameters_after=f"{report['parameters_after']:,}",
+        active=_active(converted),
         validation_examples=f"{validation:,}",
         seeds=f"one seed ({entry['options']['seed']})",
         hardware=entry["hardware"],
@@ -71,6 +72,12 @@ def render_card(
         training=f"Training: {training['steps']} steps in {training['seconds']:.0f} s.",
         limits=_LIMITS,
     ))  # fmt: skip
+
+
+def _active(results: dict[str, Any]) -> str:
+    """Return what follows the number of parameters where a token doesn't use them all."""
+    active = results["active_parameters"]
+    return "" if active == results["parameters"] else f", of which a token uses {active:,}"
 
 
 def _metrics(values: dict[str, float] | None) -> str:

@@ -69,6 +69,7 @@ def _row(name: str, metrics: dict[str, float], outcome: dict[str, Any]) -> dict[
         "model": name,
         "metrics": metrics,
         "parameters": outcome["parameters"],
+        "active_parameters": outcome["active_parameters"],
         "max_abs_difference": None,
         "seconds": outcome["training"]["seconds"],
     }

@@ -106,7 +106,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": "cpu",
-        "system": platform.platform(terse=True),
+        "system": platform.platform(terse=True), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
     }  # fmt: skip
 
 

@@ -97,6 +97,8 @@ def _target(data: Data) -> str:
 
 def _costs(data: Data, console: Console) -> None:
     console.print(f"parameters         {change(data['parameters_before'], data['parameters_after'])}")
+    if data["active_parameters_after"] != data["parameters_after"]:
+        console.print(f"used by a token    {data['active_parameters_after']:,}")
     console.print(f"FFN parameters     {change(data['ffn_parameters_before'], data['ffn_parameters_after'])}")
     console.print(f"FFN FLOPs a token  {change(data['flops_per_token_before'], data['flops_per_token_after'])}")
     console.print(f"bytes of weights   {change(data['memory_bytes_before'], data['memory_bytes_after'])}")

@@ -31,6 +31,7 @@ class Step:
         iso: whether the width is the one of equal parameters.
         unbiased: whether up is to be fitted in place of a constant, for which there is no bias.
         parameters_before, parameters_after: of the site.
+        active_after: of these, what a token uses; None: all.
     """
 
     site: Site
@@ -43,6 +44,12 @@ class Step:
     unbiased: bool
     parameters_before: int
     parameters_after: int
+    active_after: int | None = None
+
+    @property
+    def active(self) -> int:
+        """The parameters that a token uses after the conversion."""
+        return self.parameters_after if self.active_after is None else self.active_after
 
     @property
     def narrows(self) -> bool:
@@ -72,9 +79,10 @@ class Step:
             "width_after": self.width,
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
+            "active_parameters_after": self.active,
             # a multiplication and an addition for each weight and token
             "flops_per_token_before": 2 * self.parameters_before,
-            "flops_per_token_after": 2 * self.parameters_after,
+            "flops_per_token_after": 2 * self.active,
         }
 
 
@@ -125,16 +133,18 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         ffn = [sum(getattr(step, f"parameters_{when}") for step in self.steps) for when in ("before", "after")]
+        active = sum(step.active for step in self.steps)
         return {
             "target": self.target,
             "promise": self.promise,
             "changes": self.changes,
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
+            "active_parameters_after": self.parameters_after - ffn[1] + active,
             "ffn_parameters_before": ffn[0],
             "ffn_parameters_after": ffn[1],
             "flops_per_token_before": 2 * ffn[0],
-            "flops_per_token_after": 2 * ffn[1],
+            "flops_per_token_after": 2 * active,
             "memory_bytes_before": self.parameters_before * self.bytes_per_parameter,
             "memory_bytes_after": self.parameters_after * self.bytes_per_parameter,
             "sites": [step.to_dict() for step in self.steps],

@@ -29,6 +29,7 @@ from hf_glu.experts import ExpertFFN
 from hf_glu.experts.bank import Bank, is_gated
 from hf_glu.experts.ffn import banks_of
 from hf_glu.experts.losses import watch
+from hf_glu.experts.statistics import active_parameters
 from hf_glu.layers.build import give_dense_configs
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_field, write_activation
@@ -246,6 +247,7 @@ def _step(
         width_before=source.width, width=source.width, iso=False, unbiased=False,
         parameters_before=source.parameters,
         parameters_after=sum(parameter.numel() for parameter in experts.parameters()),
+        active_after=active_parameters(experts),
     )  # fmt: skip
 
 

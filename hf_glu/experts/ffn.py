@@ -51,8 +51,14 @@ class ExpertFFN(OwnedModule):
         count = sum(parameter.numel() for parameter in self.parameters())
         return {
             "layout": "experts", "kind": "hf_glu experts", "hidden": self.hidden, "width": self.width,
-            "activation": groups, "parameters": count,
+            "activation": groups, "parameters": count, "active_parameters": round(count - self.idle),
         }  # fmt: skip
+
+    @property
+    def idle(self) -> float:
+        """The parameters of routed experts that a token isn't sent to, on average over experts of different sizes."""
+        routed = sum(part.numel() for bank in banks_of(self.banks) for part in bank.parameters(recurse=False))
+        return routed * (1 - self.options.top_k / self.options.count)
 
     def reset_parameters(self) -> None:
         """Nothing of its own: router and banks initialise themselves."""

@@ -99,10 +99,7 @@ def active_parameters(model: nn.Module) -> int:
     experts of a group have in common count in full. Transformers' own banks (Mixtral) count the same, with k =
     ``config.num_experts_per_tok``.
     """
-    idle = 0.0
-    for ffn in find_experts(model).values():
-        routed = sum(part.numel() for bank in ffn.banks for part in bank.parameters(recurse=False))
-        idle += routed * (1 - ffn.options.top_k / ffn.options.count)
+    idle = sum(ffn.idle for ffn in find_experts(model).values())
     top_k = getattr(getattr(model, "config", None), "num_experts_per_tok", None) or 0
     native: list[Any] = [module for module in model.modules() if top_k and is_bank(module)]
     for bank in native:

@@ -73,6 +73,11 @@ class Run:
         """The activations' statistics."""
         return items(self.outcome.get("activations"))
 
+    @property
+    def experts(self) -> list[Data]:
+        """The experts' loads, a row for each layer that has experts."""
+        return items(self.outcome.get("experts"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:

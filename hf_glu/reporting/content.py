@@ -153,9 +153,10 @@ def _costs(run: Run) -> list[KeyFigure]:
     last = run.steps[-1] if run.steps else {}
     steps = run.training.get("steps", last.get("step"))
     speed = run.training.get("tokens_per_second", last.get("tokens_per_second"))
-    grown = change(before, total)
+    grown, active = change(before, total), short(tables.active_parameters(run))
+    notes = [f"{grown} by the conversion" if grown and before != total else "", f"{active} a token" if active else ""]
     return _known([
-        ("parameters", short(total), f"{grown} by the conversion" if grown and before != total else ""),
+        ("parameters", short(total), ", ".join(filter(None, notes))),
         ("training time", duration(run.training.get("seconds")), _with(count(steps), "steps")),
         ("steps so far", count(steps) if run.results is None else None, ""),
         ("tokens per second", count(speed), ""),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LINE = 0.085  # height of a label, as a share of an axes'
 WIDTH = 390  # points, which are the SVG's units
+_SCREEN = 800  # a higher figure scrolls
 INK, MUTED, GRID, PAPER = "#1c2430", "#5d6776", "#dfe3e8", "#fdfefe"
 # told apart by the colour-blind, too (after Okabe and Ito), each 4.5:1 on white, for labels
 SERIES = ("#0067a8", "#c04a00", "#007a5a", "#a3397a", "#7a6200", "#4a5a9a")
@@ -89,9 +90,10 @@ def require_matplotlib() -> None:
 
 
 def draw(
-    name: str, title: str, paint: Callable[[Axes], None], *, alt: str, note: str = "", height: float = 250
-) -> Drawing:
-    """Return what ``paint`` draws into an axes, ``height`` points high.
+    name: str, title: str, paint: Callable[[Axes], None], *, alt: str, note: str = "", height: float = 250,
+    width: float = WIDTH,
+) -> Drawing:  # fmt: skip
+    """Return what ``paint`` draws into an axes of these points; what is larger than a screen scrolls in its own box.
 
     Raises:
         HfGluError: matplotlib isn't installed.
@@ -101,15 +103,19 @@ def draw(
     from matplotlib.figure import Figure
 
     name = slug(name)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         figure.suptitle(title, x=0.0, ha="left", size=13, weight="bold")
         paint(figure.add_subplot())
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.execute(figure)
         figure.set_layout_engine("none")  # once is enough for both files
-        return Drawing(name=name, alt=alt, note=note, svg=_inline(_save(figure, "svg"), name), png=_save(figure, "png"))
+        svg = _inline(_save(figure, "svg"), name)
+        if width > WIDTH or height > _SCREEN:
+            svg = f'<div class="scroll">{svg.replace("<svg ", f"""<svg style="min-width: {width:.0f}px" """, 1)}</div>'
+        return Drawing(name=name, alt=alt, note=note, svg=svg, png=_save(figure, "png"))
 
 
 def slug(text: str) -> str:
@@ -154,12 +160,10 @@ def cut(name: str, letters: int = 22) -> str:
 
 def _save(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
-        options: dict[str, Any] = (
-            {"transparent": True, "metadata": {"Date": None}} if form == "svg" else {"dpi": 160, "bbox_inches": "tight"}
-        )
-        figure.savefig(buffer, format=form, **options)
+    options: dict[str, Any] = (
+        {"transparent": True, "metadata": {"Date": None}} if form == "svg" else {"dpi": 160, "bbox_inches": "tight"}
+    )
+    figure.savefig(buffer, format=form, **options)
     return buffer.getvalue()
 
 

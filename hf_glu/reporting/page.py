@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         return _write(root / REPORT, render(page).encode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"the report of {folder} can't be written: {error.strerror or error}") from error
+
+
+def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Path:
+    """Write a page without files beside it, made by ``hf-glu COMMAND``; return its path.
+
+    Raises:
+        CheckpointError: it can't be written.
+        HfGluError: Jinja2 isn't installed.
+    """
+    html = re.sub("<footer>.*?</footer>", f"<footer>Written by <code>hf-glu {command}</code>.</footer>", render(page))
+    try:
+        return _write(Path(path).expanduser(), html.encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def render(page: Page) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from hf_glu.reporting import curves, plots, tables
+from hf_glu.reporting import curves, experts, plots, tables
 from hf_glu.reporting.collect import Data, Run, mapping, number
 from hf_glu.reporting.drawing import Drawing
 from hf_glu.reporting.tables import Mark, Table
@@ -81,6 +81,7 @@ def sections_of(run: Run, prefix: str = "") -> list[Section]:
     made = [
         section("Training and results", _curves(run, prefix), [tables.metrics(run), tables.evaluations(run)]),
         section("Activations", _activations(run.activations, prefix), [tables.activations(run.activations)]),
+        section("Experts", experts.heat_maps(f"{prefix} experts", run.experts), experts.loads(run.experts)),
         section("Conversion", [], [tables.conversion(mapping(run.outcome.get("conversion")))]),
         section("Parameters and speed", [], [tables.costs(run), tables.training(run)]),
     ]

