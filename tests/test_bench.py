@@ -11,7 +11,7 @@ from comparing import assert_same
 from torch import nn
 
 from hf_glu import cli
-from hf_glu.bench import experts, running, timing
+from hf_glu.bench import experts, scan, running, timing
 from hf_glu.bench.result import BenchResult, Row, physical_cores
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.timing import Spread, interleave, saved_bytes
@@ -170,6 +170,16 @@ def test_the_command_at_a_tiny_size(dtype, capsys):
     ours = {row["contender"]: row for row in rows if row["target"]}
     assert set(ours) == {"homogeneous", "heterogeneous"}
     assert all(row["saved_met"] for row in ours.values())  # which doesn't depend on the machine
+
+
+def test_the_scan_at_a_tiny_size(capsys):
+    assert cli.run(["bench", "scan", *TINY, "--threads", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["contender"] for row in rows] == [scan.LOOP, scan.SCAN, scan.PLAIN, scan.STATEFUL]
+    assert [row["target"] for row in rows] == [None, 0.8, None, 1.25]
+    assert rows[1]["saved_met"]
+    inputs = scan._inputs({"batch": 2, "width": 8, "dtype": "float32"}, 6)
+    assert_same(scan._scanned(*inputs).detach(), scan.unbound(*inputs).detach(), "exact")
 
 
 def test_the_table_shows_ratios_beside_targets(capsys):

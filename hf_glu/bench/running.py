@@ -18,6 +18,7 @@ from hf_glu.errors import OptionError, UnknownNameError, nearest
 # name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
 BENCHES = {
     "experts": "hf_glu.bench.experts",
+    "scan": "hf_glu.bench.scan",
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -1,0 +1,129 @@
+"""The stateful gate's recurrence beside autograd through a loop over tokens, and an FFN with it beside one without.
+
+Pairs: B = 4, T = 512, W = 2048; the FFN is Llama's, 768 -> 2048 -> 768.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation import build_elementwise
+from hf_glu.activation.stateful import StatefulGate
+from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
+from hf_glu.config import GluConfig
+from hf_glu.scan import stateful
+
+BATCH, TOKENS, HIDDEN, WIDTH = 4, 512, 768, 2048
+SHORT, LONG = 2048, 16_384  # tokens of which the cost of one is compared
+LOOP, SCAN = "autograd, loop over unbind", "hf_glu.scan"
+PLAIN, STATEFUL = "swiglu", "stateful_swiglu"
+
+
+def cells(options: BenchOptions) -> Iterator[Cell]:
+    """Yield the recurrence by itself, its cost by length, and the FFN."""
+    width = options.width or WIDTH
+    for tokens in options.sizes((TOKENS,)):
+        shape = {"pass": "forward + backward", "batch": BATCH, "tokens": tokens, "width": width, "dtype": options.dtype}
+        claims = {SCAN: Claim(peers=(LOOP,), target=0.8, saved_peers=(LOOP,), saved_target=0.5)}
+        yield Cell(shape={"of": "recurrence", **shape}, build=partial(recurrence, shape), claims=claims)
+        whole = {"of": "FFN", "hidden": options.hidden or HIDDEN, **shape}
+        claims = {STATEFUL: Claim(peers=(PLAIN,), target=1.25, saved_peers=(PLAIN,))}
+        yield Cell(shape=whole, build=partial(ffns, whole), claims=claims)
+    if options.tokens is None:
+        shape = {
+            "of": "cost of a token",
+            "pass": "forward + backward",
+            "batch": 1,
+            "width": width,
+            "dtype": options.dtype,
+        }
+        short, long = (f"{tokens:,} tokens, {LONG:,} in all" for tokens in (SHORT, LONG))
+        claims = {long: Claim(peers=(short,), target=1.5)}
+        yield Cell(shape=shape, build=partial(lengths, shape, short, long), claims=claims)
+
+
+def unbound(gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
+    """Return z by a loop that autograd follows."""
+    openness = gate.sigmoid()
+    state, found = torch.zeros_like(gate[:, 0]), []
+    for g, n in zip(gate.unbind(1), openness.unbind(1), strict=True):
+        found.append(g + alpha * state + beta * (n - state))
+        state = decay * state + (1 - decay) * n
+    return torch.stack(found, 1)
+
+
+def _scanned(*arguments: Tensor) -> Tensor:
+    return stateful(*arguments)[0]
+
+
+def _inputs(shape: dict[str, Any], tokens: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    width, dtype = shape["width"], DTYPES[shape["dtype"]]
+    gate = torch.randn(shape["batch"], tokens, width).to(dtype)
+    decay = torch.rand(width).mul(0.49).add(0.5)
+    return [t.requires_grad_() for t in (gate, torch.randn(width), torch.randn(width), decay)]
+
+
+def _step(function: Callable[..., Tensor], inputs: list[Tensor], gradient: Tensor) -> None:
+    for tensor in inputs:
+        tensor.grad = None
+    function(*inputs).backward(gradient.to(inputs[0].dtype))
+
+
+def recurrence(shape: dict[str, Any]) -> dict[str, Contender]:
+    """Return the loop and the scan on the same inputs."""
+    inputs = _inputs(shape, shape["tokens"])
+    gradient = torch.randn(inputs[0].shape)
+    own = tuple(inputs)
+    return {
+        name: Contender(
+            call=partial(_step, function, inputs, gradient), forward=partial(function, *inputs), parameters=own
+        )
+        for name, function in ((LOOP, unbound), (SCAN, _scanned))
+    }
+
+
+def lengths(shape: dict[str, Any], short: str, long: str) -> dict[str, Contender]:
+    """Return as many tokens in short and in long sequences."""
+
+    def steps(inputs: list[Tensor], gradient: Tensor, times: int) -> None:
+        for _ in range(times):
+            _step(_scanned, inputs, gradient)
+
+    made = {}
+    for name, tokens in ((short, SHORT), (long, LONG)):
+        inputs = _inputs(shape, tokens)
+        made[name] = Contender(call=partial(steps, inputs, torch.randn(inputs[0].shape), LONG // tokens))
+    return made
+
+
+def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
+    """Return Llama's FFN with and without a state, of the same weights."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"])
+    plain, other = LlamaMLP(config), LlamaMLP(config)
+    other.load_state_dict(plain.state_dict())
+    gate = StatefulGate("stateful_silu")
+    gate.configure(GluConfig(state={"alpha": 0.5, "beta": 0.5}), shape["width"])
+    plain.act_fn, other.act_fn = build_elementwise("silu"), gate
+    x = torch.randn(shape["batch"], shape["tokens"], shape["hidden"]).to(DTYPES[shape["dtype"]]).requires_grad_()
+    gradient = torch.randn_like(x)
+
+    def step(module: nn.Module) -> None:
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+        module(x).backward(gradient)
+
+    made = {name: module.to(DTYPES[shape["dtype"]]) for name, module in ((PLAIN, plain), (STATEFUL, other))}
+    return {
+        name: Contender(call=partial(step, module), forward=partial(module, x), parameters=tuple(module.parameters()))
+        for name, module in made.items()
+    }
