@@ -11,7 +11,7 @@ from comparing import assert_same
 from torch import nn
 
 from hf_glu import cli
-from hf_glu.bench import experts, scan, running, timing
+from hf_glu.bench import experts, running, scan, timing
 from hf_glu.bench.result import BenchResult, Row, physical_cores
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.timing import Spread, interleave, saved_bytes

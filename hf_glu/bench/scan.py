@@ -108,7 +108,7 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"])
+    config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"], num_attention_heads=1)
     plain, other = LlamaMLP(config), LlamaMLP(config)
     other.load_state_dict(plain.state_dict())
     gate = StatefulGate("stateful_silu")
