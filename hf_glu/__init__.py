@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hf_glu.inspection import record_gates as record_gates
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.registry import Activation as Activation
+    from hf_glu.steering import context_vector as context_vector
+    from hf_glu.steering import modulation as modulation
     from hf_glu.streaming import convert_stream as convert_stream
     from hf_glu.training.annealing import AnnealCallback as AnnealCallback
     from hf_glu.training.annealing import anneal as anneal
@@ -47,6 +49,7 @@ _LAZY = {
     "activations": "hf_glu.activation.listing",
     "active_parameters": "hf_glu.experts.statistics",
     "anneal": "hf_glu.training.annealing",
+    "context_vector": "hf_glu.steering",
     "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint",
     "count_parameters": "hf_glu.training.gates",
@@ -56,6 +59,7 @@ _LAZY = {
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parts",
     "lora_config": "hf_glu.training.peft",
+    "modulation": "hf_glu.steering",
     "parameter_groups": "hf_glu.training.groups",
     "plan": "hf_glu.conversion",
     "record_gates": "hf_glu.inspection",

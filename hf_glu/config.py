@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from hf_glu.context_options import ContextOptions
 from hf_glu.errors import OptionError, refuse_unknown
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.selection import LayerSpec, check_layers, selected
@@ -84,6 +85,7 @@ class GluConfig:
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
         experts: the FFNs are experts (see `hf_glu.expert_options.ExpertOptions`); ``width`` is that of an expert. None:
             one FFN.
+        context: of ``modulated_`` activations, see `hf_glu.context_options.ContextOptions`. None: its defaults.
         state: of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`. None: its defaults.
 
     Raises:
@@ -101,6 +103,7 @@ class GluConfig:
     width: int | str | None = None
     experts: dict[str, Any] | None = None
     state: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if type(self.version) is not int or not 1 <= self.version <= VERSION:
@@ -118,6 +121,7 @@ class GluConfig:
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
         StateOptions.from_dict(self.state)
+        ContextOptions.from_dict(self.context)
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:

@@ -11,8 +11,8 @@ from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-GATED, LEARNABLE, STATEFUL = "gated", "learnable", "stateful"
-WRAPPERS = ("stateful_",)  # what may stand before any name, and changes nothing at a conversion
+GATED, LEARNABLE, STATEFUL, MODULATED = "gated", "learnable", "stateful", "modulated"
+WRAPPERS = ("modulated_", "stateful_")  # what may stand before any name, and changes nothing at a conversion
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 

@@ -16,7 +16,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
     ("errors", "jsonio"),
-    ("selection", "registry", "functional", "scan", "metrics", "reporting", "expert_options", "state_options"),
+    (
+        "selection",
+        "registry",
+        "functional",
+        "scan",
+        "metrics",
+        "reporting",
+        "expert_options",
+        "state_options",
+        "context_options",
+    ),
     ("config", "context"),
     ("activation",),
     ("experts",),
@@ -25,7 +35,7 @@ LEVELS = (
     ("plugin", "conversion"),
     ("hub", "launch"),
     ("checkpoint", "doctor", "tasks"),
-    ("verification", "inspection", "training", "coverage", "streaming", "bench"),
+    ("verification", "inspection", "steering", "training", "coverage", "streaming", "bench"),
     ("card",),
     ("finetuning",),
     ("cli",),

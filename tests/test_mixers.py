@@ -60,7 +60,7 @@ def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
     assert_same(outputs(model), before, "bitwise")
     assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
     assert model.config.hidden_act == "stateful_silu"
-    new = {n: p for n, p in model.named_parameters() if ".memory." in n}
+    new = {n: p for n, p in model.named_parameters() if ".shift." in n}
     first = {n: p.detach().clone() for n, p in new.items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(3):

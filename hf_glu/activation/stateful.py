@@ -13,32 +13,26 @@ Shapes: B sequences, T tokens, W channels.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_glu.activation.elementwise import build_elementwise, is_elementwise
-from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
-from hf_glu.context import Reader
+from hf_glu.activation.wrapped import Shift, Wrapper
 from hf_glu.context.states import load_state, store_states
 from hf_glu.errors import OptionError
-from hf_glu.functional import split_gate_up
-from hf_glu.registry import GATED, STATEFUL, Activation, Derived, registry
+from hf_glu.registry import STATEFUL, Derived, registry
 from hf_glu.scan import bidirectional, stateful
 from hf_glu.state_options import StateOptions
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
 
-PREFIX = "stateful_"
-PAPER = "hf_glu"
 Z = "z = g + alpha s + beta (sigmoid(g) - s)"
 
 
-class Memory(Reader, OwnedModule):
+class Memory(Shift):
     """z of g, both ``[..., W]``; g itself until it is `configure`d.
 
     Attributes:
@@ -95,74 +89,5 @@ class Memory(Reader, OwnedModule):
         return z.reshape(gate.shape)
 
 
-class StatefulGate(OwnedActivation):
-    """N(z). Shapes: input and output ``[..., W]``."""
-
-    gated = False
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.memory = Memory()
-        self.phi = build_elementwise(name.removeprefix(PREFIX))
-
-    def configure(self, options: GluConfig, width: int) -> None:
-        """Hand the options on."""
-        self.memory.configure(options, width)
-        if isinstance(self.phi, OwnedActivation):
-            self.phi.configure(options, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation to what the memory makes of ``x``."""
-        out: Tensor = self.phi(self.memory(x))
-        return out
-
-    def reset_parameters(self) -> None:
-        """Give a parametric N its own values."""
-        if not isinstance(self.phi, OwnedModule):
-            reset_elementwise(self.phi, self.name.removeprefix(PREFIX))
-
-    def extra_repr(self) -> str:
-        """Show the name in the model's printout."""
-        return f"{self.name!r}"
-
-
-class StatefulFormula(GatedActivation):
-    """An entry's own formula of (z, u)."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.memory = Memory()
-
-    def configure(self, options: GluConfig, width: int) -> None:
-        """Hand the options on."""
-        self.memory.configure(options, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the formula."""
-        assert self.formula is not None
-        gate, up = split_gate_up(x)
-        return self.formula(self.memory(gate), up)
-
-
-def _derive(name: str) -> Activation | None:
-    """``stateful_N`` for elementwise and gated N."""
-    base = name.removeprefix(PREFIX)
-    if base == name or base.startswith(PREFIX):
-        return None
-    entry = registry.find(base)
-    flags = frozenset({STATEFUL}) | (entry.flags if entry else frozenset())
-    if entry is None or GATED not in flags:
-        if not is_elementwise(base):
-            return None
-        return Activation(
-            name=name, equation=f"{base}(z), {Z}", paper=PAPER, flags=flags, factory=partial(StatefulGate, name)
-        )
-    factory = StatefulFormula if entry.formula else GatedActivation
-    return Activation(
-        name=name, equation=f"{entry.equation}, with z for g, {Z}", paper=PAPER, flags=flags,
-        gate=None if entry.gate is None else PREFIX + entry.gate, formula=entry.formula, factory=partial(factory, name),
-    )  # fmt: skip
-
-
-registry.add_rule(Derived(pattern="stateful_N", equation=f"N(z) [* u], {Z}", paper=PAPER, rule=_derive))
+WRAPPER = Wrapper(prefix="stateful_", flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory)
+registry.add_rule(Derived(pattern="stateful_N", equation=f"N(z) [* u], {Z}", paper="hf_glu", rule=WRAPPER.derive))

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import build_elementwise
-from hf_glu.activation.stateful import StatefulGate
+from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.config import GluConfig
 from hf_glu.scan import stateful
@@ -111,7 +110,8 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"], num_attention_heads=1)
     plain, other = LlamaMLP(config), LlamaMLP(config)
     other.load_state_dict(plain.state_dict())
-    gate = StatefulGate("stateful_silu")
+    gate = registry["stateful_silu"].factory()
+    assert isinstance(gate, OwnedActivation)
     gate.configure(GluConfig(state={"alpha": 0.5, "beta": 0.5}), shape["width"])
     plain.act_fn, other.act_fn = build_elementwise("silu"), gate
     x = torch.randn(shape["batch"], shape["tokens"], shape["hidden"]).to(DTYPES[shape["dtype"]]).requires_grad_()

@@ -1,6 +1,7 @@
 """Interleaved timing: a shared machine slows all contenders of a round alike, so the ratio within a round is told.
 
-R rounds run every contender once each, in an order that rotates from round to round.
+R rounds run every contender once each, in an order that rotates from round to round, and is reversed in every second
+one: a contender that always came after the same other one would always find the caches as that one leaves them.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def interleave(
     names, seconds = list(contenders), {name: [0.0] * rounds for name in contenders}
     with _no_collection():
         for number in range(rounds):
-            for place in range(len(names)):
-                name = names[(number + place) % len(names)]
+            turns = [*names[number % len(names) :], *names[: number % len(names)]]
+            for name in reversed(turns) if number % 2 else turns:
                 seconds[name][number] = _turn(contenders[name], counts[name], clock)
     return Timing(seconds={name: tuple(values) for name, values in seconds.items()})
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_glu.context.reader import Reader
 from hf_glu.context.reading import Reading, read
@@ -50,10 +51,17 @@ def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _around(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
-    """Return the stack and the block around the module called ``name``; give the reader its slot."""
+def stack_and_blocks(model: nn.Module, name: str) -> tuple[nn.Module, nn.ModuleList | None]:
+    """Return the stack around the module called ``name``, and the list of the stack's layers (None: it has none)."""
+    stack, layers = _paths(model, name)
+    blocks = model.get_submodule(layers[0].rpartition(".")[0]) if layers else None
+    return model.get_submodule(stack), blocks if isinstance(blocks, nn.ModuleList) else None
+
+
+def _paths(model: nn.Module, name: str) -> tuple[str, list[str]]:
+    """Return the path of the stack around a module, and of the members of lists between the two, outermost first."""
     parts = name.split(".")
-    inside = [".".join(parts[:end]) for end in range(len(parts))]
+    inside = [".".join(parts[:end]) for end in range(len(parts) + 1)]
     stacks = [path for path in inside if hasattr(model.get_submodule(path), "config") and _is_model(model, path)]
     stack = stacks[-1] if stacks else ""
     layers = [
@@ -61,6 +69,12 @@ def _around(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
         for path in inside
         if path.startswith(stack) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
     ]
+    return stack, layers
+
+
+def _around(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
+    """Return the stack and the block around the reader called ``name``, and give it its slot."""
+    stack, layers = _paths(model, name)
     reader = model.get_submodule(name)
     assert isinstance(reader, Reader)
     reader.slot = name.removeprefix(stack).strip(".")
@@ -103,10 +117,12 @@ def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell the readers of a layer which cache there is."""
-    found = readers(block)
-    cache = cache_of(by_name(block, args, kwargs))
+    found, inputs = readers(block), by_name(block, args, kwargs)
+    cache = cache_of(inputs)
     for reader in found:
         reader.cache = cache
+    for reader in {reader.slot: reader for reader in found}.values():  # where PEFT trains a copy, the copy
+        reader.begin(inputs)
 
 
 class Carrying:
@@ -121,12 +137,17 @@ class Carrying:
         if layer is None:
             layer = getattr(function, "__self__", None)
         known = next((reader.reading for reader in readers(layer)), None) if isinstance(layer, nn.Module) else None
-        return self.plain(partial(_run_again, function, layer, known), *args, **kwargs)
+        # the vector as an argument, which is how a reentrant checkpoint finds what its gradients belong to
+        vector = None if known is None else known.vector
+        return self.plain(partial(_run_again, function, layer, known), vector, *args, **kwargs)
 
 
-def _run_again(function: Any, layer: Any, known: Reading | None, *args: Any, **kwargs: Any) -> Any:
+def _run_again(
+    function: Any, layer: Any, known: Reading | None, vector: Tensor | None, *args: Any, **kwargs: Any
+) -> Any:
     for reader in readers(layer) if known is not None else ():
-        reader.reading, reader.cache = known, None
+        assert known is not None
+        reader.reading, reader.cache = replace(known, vector=vector), None
     return function(*args, **kwargs)
 
 

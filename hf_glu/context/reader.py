@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ class Reader(nn.Module):
     slot: str = ""
     reading: Reading | None = None
     cache: Any = None
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Do what there is to do before its block runs; ``inputs`` are the block's, by name."""
 
     def current(self) -> Reading | None:
         """Return what is known about the tokens.

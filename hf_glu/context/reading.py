@@ -21,12 +21,14 @@ class Reading:
         batch, length: B and T.
         valid: ``[B, T]``, False at padding; None: all count.
         restart: ``[B, T]``, True where another text begins (packed sequences); None: nowhere but at the start.
+        vector: ``[B, T or 1, R]``, the context vector of modulated activations; None: there is none (yet).
     """
 
     batch: int
     length: int
     valid: Tensor | None = None
     restart: Tensor | None = None
+    vector: Tensor | None = None
 
 
 def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading | None:

@@ -15,19 +15,21 @@ from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.config import GluConfig
 from hf_glu.context import watch_context
+from hf_glu.context_options import ContextOptions
 from hf_glu.conversion.banks import convert_banks
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import plan
+from hf_glu.conversion.planning import modulated, plan
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.steps import Plan, Step, Target
 from hf_glu.conversion.upcycling import expert_options, upcycle
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
+from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.mixers import remember
@@ -48,6 +50,7 @@ def convert(
     distill_steps: int | None = None,
     bias: bool | None = None,
     state: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
     experts: str | int | ExpertOptions | None = None,
     top_k: int | None = None,
     drop: float = 0.0,
@@ -72,14 +75,12 @@ def convert(
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
             to make up for it.
-        state: options of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`.
+        state, context: options of ``stateful_`` and ``modulated_`` activations, as in `hf_glu.plan`.
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`; where the
             model has banks of experts (Mixtral), their activations, ``silu*4,relu*4``, see :mod:`hf_glu.conversion.
             banks`.
-        top_k: experts that a token uses, 2 unless given.
-        drop: share of each expert's units to initialise anew.
-        inputs: keyword arguments of the model's forward to compare it on; None: random token ids.
-        check: whether to run the model before and after.
+        top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
+        inputs, check: what to compare the model on before and after (None: random token ids), and whether to.
 
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
@@ -94,7 +95,8 @@ def convert(
         raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
     if top_k is not None or drop:
         raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
-    planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, state=state, **choice)
+    more = {"state": state, "context": context, **choice}
+    planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, **more)
     return _convert(model, planned, calibration, tokenizer, distill_steps, inputs, check)
 
 
@@ -132,6 +134,7 @@ def _convert(
     }
     for entry in entries:
         entry.write()
+    place_sources(model, modulated(planned.steps), ContextOptions.from_dict(planned.context))
     watch_context(model)
     give_dense_configs(model, planned.steps[0].source)
     differences, errors = comparison.finish() if comparison else (None, {})

@@ -68,7 +68,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     gated = [site for site in sites if site.name in names]
     targets = list(dict.fromkeys(names.values()))
     layers = selection_of(gated, sites)
-    optioned = planned.state or any(LEARNABLE in registry[target].flags for target in targets)
+    optioned = planned.state or planned.context or any(LEARNABLE in registry[target].flags for target in targets)
     if layers is None and len(targets) == 1 and all(site.native for site in sites) and not optioned:
         width = _native_width(config, steps)
         return Entry(config=config, activation=native_gate(targets[0]), options=None, width=width)
@@ -81,7 +81,8 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
         by_layer=_by_layer(gated, names, sites) if len(targets) > 1 else None,
         mix=_mix(planned, old),
         width=_width(gated, changed, old),
-        state=_state(planned, old),
+        state=_same(planned.state, old.state, "state"),
+        context=_same(planned.context, old.context, "context"),
     )
     return Entry(config=config, activation=targets[0], options=options.to_dict())
 
@@ -114,10 +115,10 @@ def _mix(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
     return mix
 
 
-def _state(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
-    if old.state and old.state != planned.state:
-        raise ConversionError("other layers have a state with other options: convert all of them at once")
-    return planned.state
+def _same(new: dict[str, Any] | None, old: dict[str, Any] | None, what: str) -> dict[str, Any] | None:
+    if old and old != new:
+        raise ConversionError(f"other layers have a {what} with other options: convert all of them at once")
+    return new
 
 
 def _native_width(config: Any, steps: list[Step]) -> int | None:

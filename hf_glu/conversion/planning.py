@@ -13,15 +13,17 @@ from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import PREFIX
 from hf_glu.config import GluConfig, check_by_layer, check_width
+from hf_glu.context_options import ContextOptions
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_of
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.layers.build import check_selection, gated_width, native_gate
+from hf_glu.layers.context_sites import source_places
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
-from hf_glu.registry import GATED, LEARNABLE, STATEFUL, unwrapped
+from hf_glu.registry import GATED, LEARNABLE, MODULATED, STATEFUL, unwrapped
 from hf_glu.routes import APPROXIMATE, WRAP, Route, exact_targets, find_route, mix_route
 from hf_glu.selection import check_layers
 from hf_glu.state_options import StateOptions
@@ -40,6 +42,7 @@ def plan(
     fitted: bool = False,
     bias: bool | None = None,
     state: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan the conversion of ``model``'s FFNs to gated activations; nothing is changed.
 
@@ -54,6 +57,7 @@ def plan(
         fitted: whether the FFNs will be fitted to calibration data, so that any activation may become any gate.
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
         state: options of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`.
+        context: options of ``modulated_`` ones, see `hf_glu.context_options.ContextOptions`.
 
     Raises:
         UnknownNameError: unknown target.
@@ -68,26 +72,43 @@ def plan(
         targets = dict(target)
     for name in targets.values():
         registry[name]
-    if state is not None and not any(STATEFUL in registry[name].flags for name in targets.values()):
-        raise OptionError(
-            f"state is for stateful activations, such as stateful_swiglu, not {', '.join(targets.values())}"
-        )
+    states, contexts = _wrapper_options(targets, state, context)
     check_convertible(model)
     check_width(None if width == "keep" else width)
     steps = tuple(
-        _step(model, site, name, width, fitted, bias) for site, name in chosen_sites(model, targets, layers, exclude)
+        _step(model, site, name, width, fitted, bias, contexts.size)
+        for site, name in chosen_sites(model, targets, layers, exclude)
     )
     steps = _with_mixes(steps)
+    sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
     return Plan(
         target=target if isinstance(target, str) else targets,
         steps=steps,
         parameters_before=total,
-        parameters_after=total + added,
+        parameters_after=total + added + sources,
         bytes_per_parameter=next(model.parameters()).element_size(),
-        state=StateOptions.from_dict(state).to_dict() or None,
+        state=states.to_dict() or None,
+        context=contexts.to_dict() or None,
     )
+
+
+def _wrapper_options(
+    targets: Mapping[str, str], state: Mapping[str, Any] | None, context: Mapping[str, Any] | None
+) -> tuple[StateOptions, ContextOptions]:
+    """Return the options of stateful and of modulated activations; raise where there are none that they are for."""
+    names = ", ".join(targets.values())
+    flags = {flag for name in targets.values() for flag in registry[name].flags}
+    for key, entry, flag in (("state", state, STATEFUL), ("context", context, MODULATED)):
+        if entry is not None and flag not in flags:
+            raise OptionError(f"{key} is for {flag}_swiglu and other {flag} names, not {names}")
+    return StateOptions.from_dict(state), ContextOptions.from_dict(context)
+
+
+def modulated(steps: tuple[Step, ...]) -> list[Site]:
+    """Return the sites that get modulated activations."""
+    return [step.site for step in steps if step.changes and MODULATED in registry[step.target].flags]
 
 
 def _with_mixes(steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -125,9 +146,11 @@ def chosen_sites(
     return chosen
 
 
-def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None) -> Step:
-    if site.kind == "experts" and STATEFUL in registry[target].flags:
-        raise ConversionError(f"{site.name}: experts see no sequences, so that {target} has no state: choose layers=")
+def _step(
+    model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None, size: int
+) -> Step:
+    if site.kind == "experts" and target != unwrapped(target):
+        raise ConversionError(f"{site.name}: experts see no sequences, which {target} needs: choose layers=")
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, width)
     route = _native_route(site, source, target) if site.native else _route(site, source, target, fitted)
@@ -145,14 +168,15 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
     return Step(
         site=site, source=source, target=target, route=route, width_before=before, width=after,
         iso=width == "iso", unbiased=unbiased,
-        parameters_before=count, parameters_after=later + after * _wrapper_parameters(source, target),
+        parameters_before=count, parameters_after=later + after * _wrapper_parameters(source, target, size),
     )  # fmt: skip
 
 
-def _wrapper_parameters(source: str, target: str) -> int:
-    """Return the parameters that a wrapper adds for each hidden unit: alpha, beta and decay of a state."""
+def _wrapper_parameters(source: str, target: str, size: int) -> int:
+    """Return what wrappers add for each hidden unit: alpha, beta, decay; a row of the threshold's and slope's maps."""
     had = registry.find(source)
-    return 3 * (STATEFUL in registry[target].flags and not (had and STATEFUL in had.flags))
+    added = registry[target].flags - (had.flags if had else frozenset())
+    return 3 * (STATEFUL in added) + 2 * size * (MODULATED in added)
 
 
 def _unit_parameters(site: Site, *, gated: bool, bias: bool) -> int:

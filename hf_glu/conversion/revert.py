@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.module import innermost
-from hf_glu.activation.stateful import Memory
+from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.errors import ConversionError, NoSiteError
@@ -85,7 +85,6 @@ def _undo(model: Any, site: Site) -> _Undo:
         untouched &= torch.equal(gate_bias, old_bias * s) and torch.equal(up_bias, old_bias * t + c)
         if options.bias and not old_bias.any():
             old_bias = None  # the conversion had added it
-    memories = [module for module in site.act.modules() if isinstance(module, Memory)]
-    if not untouched or not all(memory.neutral() for memory in memories):
+    if not untouched or not all(shift.neutral() for shift in shifts(site.act)):
         raise ConversionError(why + f"its weights are not those that {dense} -> {name} gives: it was trained or fitted")
     return _Undo(site=site, dense=dense, rows=old, bias=None if old_bias is None else old_bias.clone())

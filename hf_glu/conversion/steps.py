@@ -96,6 +96,7 @@ class Plan:
         parameters_before, parameters_after: of the whole model.
         bytes_per_parameter: of the FFN weights' dtype.
         state: options of stateful activations.
+        context: options of modulated ones.
     """
 
     target: Target
@@ -104,6 +105,7 @@ class Plan:
     parameters_after: int
     bytes_per_parameter: int
     state: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
 
     @property
     def promise(self) -> str:
@@ -123,7 +125,7 @@ class Plan:
     @property
     def options(self) -> GluConfig:
         """The options of the activations."""
-        return GluConfig(mix=self.mix, state=self.state)
+        return GluConfig(mix=self.mix, state=self.state, context=self.context)
 
     @property
     def mix(self) -> dict[str, Any] | None:

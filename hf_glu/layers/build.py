@@ -14,12 +14,16 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation.modulated import Modulation
+from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig, iso_width
 from hf_glu.context import watch_context
+from hf_glu.context_options import ContextOptions
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.experts.losses import watch
 from hf_glu.experts.native import MixedBank, mix_bank
+from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
@@ -80,6 +84,8 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
+    modulated = [site for site in ours if any(isinstance(shift, Modulation) for shift in shifts(site.act))]
+    place_sources(model, modulated, ContextOptions.from_dict(options.context))
     watch_context(model)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation.stateful import StatefulGate
+from hf_glu.activation.wrapped import WrappedGate
 
 
 class _Through:
@@ -25,7 +25,7 @@ class _Through:
     def __call__(self, x: Tensor) -> Tensor:
         out, width, begin = self.plain(x), self.mixer.intermediate_size, self.mixer.gate_begin
         before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
-        return torch.cat([before, self.mixer.act.memory(gate), after], dim=-1)
+        return torch.cat([before, self.mixer.act.shifted(gate), after], dim=-1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plain, name)
@@ -56,14 +56,16 @@ class StatefulMixer(nn.Module):
 
 
 def remember(mixer: Any) -> None:
-    """Let a mixer's gate pass its activation's memory, in place; does nothing the second time.
-
-    In Mamba's in-projection the gate comes after the scan's input, in Mamba-2's it comes first.
-    """
-    if isinstance(mixer, StatefulMixer) or not isinstance(mixer.act, StatefulGate):
+    """Let a mixer's gate pass its activation's shifts, in place; does nothing the second time."""
+    if isinstance(mixer, StatefulMixer) or not isinstance(mixer.act, WrappedGate):
         return
-    mixer.gate_begin = mixer.intermediate_size if hasattr(mixer, "x_proj") else 0
+    mixer.gate_begin = gate_begin(mixer)
     mixer.__class__ = _stateful(type(mixer))
+
+
+def gate_begin(mixer: Any) -> int:
+    """Return where in its in-projection's output a mixer's gate begins: Mamba's after the scan's input."""
+    return int(mixer.intermediate_size) if hasattr(mixer, "x_proj") else 0
 
 
 def _stateful(stock: type) -> type:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from hf_glu.activation import OwnedActivation
+from hf_glu.activation.modulated import ContextSource
 from hf_glu.errors import OptionError
 
 # Heads by name, for models that have no base model inside (T5's for question answering).
@@ -39,7 +40,7 @@ def activations(model: nn.Module) -> dict[str, nn.Module]:
 def _activation_classes() -> tuple[type[nn.Module], ...]:
     """Return our own classes, and those of Transformers' activations: a native family's PReLU is one."""
     entries = [entry[0] if isinstance(entry, tuple) else entry for entry in OrderedDict.values(ACT2FN)]
-    return (OwnedActivation, *(entry for entry in entries if isinstance(entry, type)))
+    return (OwnedActivation, ContextSource, *(entry for entry in entries if isinstance(entry, type)))
 
 
 def frozen_activations(model: nn.Module) -> list[str]:

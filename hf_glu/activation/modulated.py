@@ -1,0 +1,154 @@
+"""``modulated_N``: a gate whose threshold and slope depend on what the model has read.
+
+    y = N(slope (g - threshold)) [* u],   threshold = T c,   slope = 1 + S c
+
+c is a context vector of the whole text, one for all layers (`ContextSource`); T and S are of each layer, of low rank,
+and 0 at a conversion, so that nothing changes (cf. Neuromodulation Gated Transformer, https://arxiv.org/abs/2305.03232).
+
+Shapes: B sequences, T tokens, H hidden size, W channels, R size of the context vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+from hf_glu.activation.module import OwnedModule
+from hf_glu.activation.wrapped import Shift, Wrapper
+from hf_glu.context import Reader
+from hf_glu.context.reading import read_mask
+from hf_glu.context.states import load_state, store_states
+from hf_glu.context_options import ContextOptions
+from hf_glu.registry import MODULATED, Derived, registry
+from hf_glu.scan import stateful
+
+if TYPE_CHECKING:
+    from hf_glu.config import GluConfig
+
+PAPER = "hf_glu; cf. NGT, https://arxiv.org/abs/2305.03232"
+EQUATION = "slope (g - threshold)"
+
+
+class Modulation(Shift):
+    """slope (g - threshold), both ``[..., W]``; g itself where there is no context vector.
+
+    Attributes:
+        threshold, slope: T and S, ``[W, R]``.
+    """
+
+    options: ContextOptions | None = None
+
+    def configure(self, options: GluConfig, width: int) -> None:
+        """Make the parameters of ``width`` channels."""
+        self.options = ContextOptions.from_dict(options.context)
+        self.threshold, self.slope = (nn.Parameter(torch.empty(width, self.options.size)) for _ in range(2))
+        if self.threshold.device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Without effect at first."""
+        for parameter in self.parameters():
+            init.zeros_(parameter)
+
+    def forward(self, gate: Tensor) -> Tensor:
+        """Return the modulated gate."""
+        reading = self.current()
+        if self.options is None or reading is None or reading.vector is None:
+            return gate
+        x, vector = self.sequences(gate), reading.vector.to(gate.dtype)
+        shifted = x - functional.linear(vector, self.threshold.to(gate.dtype))
+        return torch.addcmul(shifted, shifted, functional.linear(vector, self.slope.to(gate.dtype))).reshape(gate.shape)
+
+    def neutral(self) -> bool:
+        """Tell whether it does nothing."""
+        return self.options is None or not (self.threshold.any() or self.slope.any())
+
+
+class ContextSource(Reader, OwnedModule):
+    """c: a mean over tokens of sigmoid(P h), h being what the block is given.
+
+    Of all valid tokens (``mean``: ``[B, 1, R]``), of those up to each with exponentially falling weights (``running``:
+    ``[B, T, R]``, kept in the cache), or of the encoder's output (``encoder``: ``[B, 1, R]``).
+
+    Args:
+        hidden: H.
+        options: of the context vector.
+        pool: which of the three.
+    """
+
+    def __init__(self, hidden: int, options: ContextOptions, pool: str) -> None:
+        super().__init__()
+        self.options, self.pool = options, pool
+        self.weight = nn.Parameter(torch.empty(options.size, hidden))
+        self.decay = nn.Parameter(torch.empty(options.size)) if pool == "running" else None
+        self.imposed: Tensor | None = None  # another text's vector
+        self.recorded: list[Tensor] | None = None  # where the vectors after the last tokens go
+        if self.weight.device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random directions; decays within the options' range."""
+        init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        if self.decay is not None:
+            low, high = (math.log(1 - decay) for decay in self.options.decay)
+            init.copy_(self.decay, (1 - torch.linspace(low, high, len(self.decay)).exp()).logit())
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Give the readers of its stack the context vector of what the block is given."""
+        hidden = inputs.get("hidden_states")
+        if self.reading is None or not isinstance(hidden, Tensor):
+            return
+        vector = self.vector(hidden, inputs)
+        if self.recorded is not None:
+            self.recorded.append(_at_last(vector, self.reading.valid))
+        self.reading.vector = vector if self.imposed is None else self.imposed
+
+    def vector(self, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Return c."""
+        reading, valid = self.reading, None
+        if self.pool == "encoder":
+            hidden, mask = inputs["encoder_hidden_states"], inputs.get("encoder_attention_mask")
+            valid = None if mask is None else _encoder_mask(mask, hidden)
+        elif reading is not None:
+            valid = reading.valid
+        features = functional.linear(hidden, self.weight.to(hidden.dtype))
+        if self.decay is None:
+            openness = features.sigmoid()
+            if valid is None:
+                return openness.mean(1, keepdim=True)
+            counts = valid.to(openness.dtype).unsqueeze(-1)
+            return (openness * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
+        none = torch.zeros_like(self.decay)
+        restart = reading.restart if reading is not None else None
+        start, decay = load_state(self.cache, self.slot), self.decay.float().sigmoid()
+        _, states = stateful(features, none, none, decay, start=start, valid=valid, restart=restart)
+        if self.cache is not None:
+            store_states(self.cache, self.slot, states)
+        return states
+
+
+def _at_last(vector: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the vector at the last token of each sequence that is no padding: ``[B, 1, R]``."""
+    if valid is None or vector.shape[1] == 1:
+        return vector[:, -1:]
+    last = valid.shape[1] - 1 - valid.flip(1).int().argmax(1)
+    return vector.gather(1, last.view(-1, 1, 1).expand(-1, 1, vector.shape[2]))
+
+
+def _encoder_mask(mask: Tensor, hidden: Tensor) -> Tensor | None:
+    """Return which of the encoder's tokens count: ``[B, S]``, of a mask ``[B, S]`` or ``[B, 1, 1 or T, S]``."""
+    batch, length = hidden.shape[:2]
+    if mask.ndim == 4:
+        row = mask[:, 0, 0]
+        return (row if row.dtype == torch.bool else row > -1).expand(batch, length)
+    return read_mask(mask, batch, length, None)
+
+
+WRAPPER = Wrapper(prefix="modulated_", flag=MODULATED, equation=EQUATION, paper=PAPER, shift=Modulation)
+registry.add_rule(Derived(pattern="modulated_N", equation=f"N({EQUATION}) [* u]", paper=PAPER, rule=WRAPPER.derive))
