@@ -160,6 +160,7 @@ def test_dropped_gates_are_fitted(name, tmp_path):
         ("silu:16*4", {}, OptionError, "width"),
         ("sillu*4", {}, UnknownNameError, "silu"),
         ("swiglu_oss*4", {}, UnknownNameError, "no gate"),
+        ("stateful_silu*4", {}, OptionError, "no sequences"),
         ("ungated_silu*4", {}, OptionError, "calibration"),
         ("relu*4", {"calibration": torch.zeros(2, 4, dtype=torch.long)}, OptionError, "only those"),
         ("relu*4", {"top_k": 2}, OptionError, "experts of its own"),

@@ -370,6 +370,7 @@ def test_statistics_by_layer_and_label(gpt2):
         ("gelu:4096*2", {}, OptionError, "4096"),
         ("reglu*2", {}, ConversionError, "no route"),
         ("gelu*2", {"drop": 1.5}, OptionError, "drop"),
+        ("stateful_geglu*2", {}, OptionError, "no sequences"),
     ],
 )
 def test_bad_experts(experts, more, error, says):

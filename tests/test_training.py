@@ -41,6 +41,18 @@ def test_parameter_groups_spare_scalars_of_activations_and_frozen_parameters():
     assert id(model.transformer.wte.weight) not in groups["decay"] | groups["no_decay"]
 
 
+def test_activations_may_have_a_learning_rate_of_their_own():
+    model = FAMILIES["gpt2"].make()
+    hf_glu.convert(model, "modulated_stateful_learnable_geglu_new", check=False)
+    groups = {group["name"]: group for group in hf_glu.parameter_groups(model, 1e-3, 0.1, activation_lr=1e-2)}
+    own = {id(p) for n, p in model.named_parameters() if ".shift." in n or ".mix" in n or "context_source" in n}
+    assert {id(p) for p in groups["activation"]["params"]} == own
+    assert groups["activation"]["lr"] == 1e-2
+    assert groups["activation"]["weight_decay"] == 0
+    assert groups["decay"]["lr"] == 1e-3
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_parameter_groups_do_not_decay_projections_of_which_a_half_is_trained(family):
     model = FAMILIES[family].make()

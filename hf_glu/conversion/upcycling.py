@@ -36,7 +36,7 @@ from hf_glu.layers.fields import activation_field, write_activation
 from hf_glu.layers.linear import weight_rows
 from hf_glu.layers.sites import Site, convertible_sites, find_sites
 from hf_glu.layers.source import governing_configs, source_activation
-from hf_glu.registry import LEARNABLE
+from hf_glu.registry import LEARNABLE, unwrapped
 from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route, find_route, mix_route
 
 COPY = Route(name="copy", promise=EXACT)
@@ -68,6 +68,8 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
         groups = write_groups(read_groups(str(experts), default=target))
         experts = ExpertOptions(groups=groups, top_k=ExpertOptions.top_k if top_k is None else top_k)
     for group in (*experts.experts, *experts.always_on):
+        if unwrapped(group.name) != group.name:
+            raise OptionError(f"experts see no sequences, which {group.name} needs: use {unwrapped(group.name)}")
         if registry.find(group.name) is None and not is_elementwise(group.name):
             raise UnknownNameError(
                 f"experts have the unknown activation {group.name!r}; {nearest(group.name, [e.name for e in registry])}"

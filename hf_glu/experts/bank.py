@@ -14,9 +14,10 @@ from transformers import initialization as init
 
 from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
 from hf_glu.config import GluConfig
+from hf_glu.errors import OptionError
 from hf_glu.expert_options import Group
 from hf_glu.experts.loop import Loop, linear, spans_of
-from hf_glu.registry import GATED
+from hf_glu.registry import GATED, unwrapped
 
 STD = 0.02
 ALIGNMENT = 16  # bytes of a row: torch's grouped GEMM wants no less
@@ -24,6 +25,8 @@ ALIGNMENT = 16  # bytes of a row: torch's grouped GEMM wants no less
 
 def build_activation(name: str) -> nn.Module:
     """Return the activation of a group, ours or Transformers' own."""
+    if unwrapped(name) != name:
+        raise OptionError(f"experts see no sequences, which {name} needs: use {unwrapped(name)}")
     entry = registry.find(name)
     return build_elementwise(name) if entry is None else entry.factory()
 

@@ -17,6 +17,7 @@ from hf_glu.activation.elementwise import elementwise_names
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.expert_options import Group
+from hf_glu.registry import unwrapped
 
 UNGATED = "ungated_"
 SLOPE = 1.702
@@ -41,11 +42,14 @@ def inner_gate(name: str) -> tuple[str, bool]:
 
     Raises:
         UnknownNameError: neither.
+        OptionError: one that needs to see sequences.
     """
     plain = name.removeprefix(UNGATED)
     entry = registry.find(plain)
     if entry is not None and entry.gate is not None:
         plain = entry.gate
+    if unwrapped(plain) != plain:
+        raise OptionError(f"experts see no sequences, which {name} needs: use {unwrapped(plain)}")
     if not is_elementwise(plain):
         raise UnknownNameError(
             f"{name!r} is no gate that a bank of experts can have; {nearest(plain, elementwise_names())}"

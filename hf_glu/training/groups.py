@@ -1,4 +1,4 @@
-"""Which parameters get weight decay."""
+"""Which parameters get weight decay, and a learning rate of their own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import OwnedActivation
+from hf_glu.activation.modulated import ContextSource
 from hf_glu.training.gates import masked_parameters
 from hf_glu.training.parts import is_norm
 
+OWN = (OwnedActivation, ContextSource)
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, activation_lr: float | None = None
+) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: weight decay for matrices, none for vectors, norms and our scalars.
 
     The bias of an up projection is 1 after a conversion, and decay would pull each FFN towards zero; the scalars and
@@ -23,24 +28,28 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
         model: any model; parameters without gradient are left out, shared ones are in once.
         lr: learning rate.
         weight_decay: for the first group.
+        activation_lr: learning rate of what activations have of their own (mixes, alpha, beta and decays of a state,
+            thresholds and slopes with the context vector that they read); None: as all others.
 
     Returns:
         Groups as `torch.optim` takes them, with a ``name`` each; for a Trainer:
         ``Trainer(..., optimizers=(AdamW(parameter_groups(model, 2e-5, 0.01)), None))``.
     """
-    undecayed = {id(p) for module in model.modules() if _spared(module) for p in module.parameters()}
+    own = {id(p) for module in model.modules() if isinstance(module, OWN) for p in module.parameters()}
+    norms = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters()}
     masked = masked_parameters(model)
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "masked": []}
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "masked": [], "activation": []}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and id(parameter) not in undecayed
-            groups["masked" if id(parameter) in masked else "decay" if decays else "no_decay"].append(parameter)
+        if not parameter.requires_grad:
+            continue
+        key = id(parameter)
+        decays = parameter.ndim >= 2 and key not in own and key not in norms
+        apart = key in own and activation_lr is not None
+        name = "masked" if key in masked else "activation" if apart else "decay" if decays else "no_decay"
+        groups[name].append(parameter)
+    rates = {"activation": activation_lr}
     return [
-        {"name": name, "params": members, "lr": lr, "weight_decay": weight_decay if name == "decay" else 0.0}
-        for name, members in groups.items()
+        {"name": n, "params": members, "lr": rates.get(n, lr), "weight_decay": weight_decay if n == "decay" else 0.0}
+        for n, members in groups.items()
         if members
     ]
-
-
-def _spared(module: nn.Module) -> bool:
-    return isinstance(module, OwnedActivation) or is_norm(module)

@@ -89,7 +89,8 @@ class Loop:
             model.gradient_checkpointing_enable()
         if options.compile:
             model.compile(dynamic=True)
-        optimizer = torch.optim.AdamW(parameter_groups(model, options.lr, options.weight_decay))
+        groups = parameter_groups(model, options.lr, options.weight_decay, options.activation_lr)
+        optimizer = torch.optim.AdamW(groups)
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = make_schedule(self.optimizer, options, self.steps)

@@ -40,6 +40,7 @@ class TrainingOptions:
     schedule: str = option("linear", "Learning rate after warm-up: linear, cosine (both to 0) or constant.")
     warmup: float = option(0.06, "Share of the steps in which the learning rate rises.")
     weight_decay: float = option(0.01, "Of AdamW, for matrices only.")
+    activation_lr: float | None = option(None, "Learning rate of activations' own parameters (states, mixes): --lr.")
     clip: float = option(1.0, "Largest norm of the gradient.")
     max_length: int = option(128, "Tokens after which a sequence is cut.")
     precision: str = option("auto", "auto (bf16 where the hardware computes in it), no, bf16 or fp16.")
