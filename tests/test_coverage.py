@@ -22,7 +22,7 @@ def test_exact(model_type):
     assert row.max_abs_difference <= 1e-6
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "ibert", "gpt_oss", "gemma3n"])
+@pytest.mark.parametrize("model_type", ["rwkv", "ibert", "dbrx", "gemma3n"])
 def test_every_other_has_a_specific_reason(model_type):
     row = examine(model_type, tiny.model_types()[model_type])
     assert row.reason
@@ -47,7 +47,7 @@ def test_summary():
 
 def test_command(capsys, tmp_path):
     assert (
-        cli.run(["coverage", "--only", "gpt2", "--only", "mamba", "--json", "--markdown", str(tmp_path / "t.md")]) == 0
+        cli.run(["coverage", "--only", "gpt2", "--only", "rwkv", "--json", "--markdown", str(tmp_path / "t.md")]) == 0
     )
     data = json.loads(capsys.readouterr().out)
     assert data["summary"].startswith("1 of 2 exact")

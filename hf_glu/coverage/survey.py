@@ -15,7 +15,7 @@ from typing import Any
 
 from hf_glu.conversion import convert
 from hf_glu.errors import HfGluError
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import source_activation
 from hf_glu.probe import max_abs_difference, run
 from hf_glu.routes import exact_targets
@@ -25,9 +25,6 @@ BLEND = "learnable_swiglu"  # exact from any activation, and for natively gated 
 
 # Families without an FFN that could be gated, or that can't be built here: why.
 REASONS = {
-    "mamba": "no FFN: only Mamba mixers",
-    "mamba2": "no FFN: only Mamba-2 mixers",
-    "falcon_mamba": "no FFN: only Mamba mixers",
     "rwkv": "its FFN squares a ReLU in its forward: there is no activation module to replace",
     "esm": "its FFN calls GELU in its forward: there is no activation module to replace",
     "ibert": "its FFN's activation is an integer approximation that takes a scale",
@@ -35,7 +32,6 @@ REASONS = {
     "lfm2": "its gate calls SiLU in its forward: there is no activation module to replace",
     "lfm2_moe": "its gates call SiLU in their forward: there is no activation module to replace",
     "lfm3": "its gate calls SiLU in its forward: there is no activation module to replace",
-    "gpt_oss": "its experts call their activation in their forward",
     "hy_v4": "its experts call their activation in their forward",
     "minimax_m3_vl_text": "its gates call their activation in their forward",
     "dbrx": "its bank of experts is a 2-D parameter",
@@ -45,6 +41,15 @@ REASONS = {
     "zamba": "it ties its shared layers' tensors as parameters, which the mix's annealing state isn't",
     "inkling2_text": "its experts' activation takes gate and up",
 }
+
+
+INTRODUCTION = """# Coverage
+
+Made by `hf-glu coverage --markdown FILE`: a tiny random model of each model type under Transformers' causal-LM,
+masked-LM, seq2seq-LM and sequence-classification mappings, converted by an exact route (its own gate; the learnable
+blend, which natively gated families have too, `learnable_swiglu`, or `learnable_relu*4` for the experts of gpt-oss; a
+state in the gate of Mamba's mixers), compared, saved, loaded again and compared bitwise.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ class Coverage:
             cells = (f"`{row.model_type}`", row.model_class, str(row.sites), row.target or "", difference, verdict)
             lines.append(f"| {' | '.join(cells)} |")
         exact = sum(row.reason is None for row in self.rows)
-        return f"{exact} of {len(self.rows)} exact.\n\n" + "\n".join(lines) + "\n"
+        return f"{INTRODUCTION}\n{exact} of {len(self.rows)} exact.\n\n" + "\n".join(lines) + "\n"
 
 
 def survey(only: list[str] | None = None) -> Iterator[Row]:
@@ -155,14 +160,18 @@ def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
     """Fill ``row``; return why the model doesn't pass, None where it does."""
     from hf_glu.coverage import tiny
 
-    sites = find_sites(model)
-    row["sites"] = len(sites)
-    if not sites:
+    sites, banks = convertible_sites(model), find_banks(model)
+    row["sites"] = len(sites or banks)
+    if not sites and not banks:
         return "no FFN that the table of sites knows"
     inputs = tiny.tiny_inputs(model)
     before = run(model, inputs)
-    row["target"] = target = _exact_target(model, sites)
-    report = convert(model, target, check=False)
+    if sites:
+        row["target"] = _exact_target(model, sites)
+        report = convert(model, row["target"], check=False)
+    else:  # gpt-oss
+        row["target"] = f"learnable_relu*{len(banks[0].anchor.get_parameter('down_proj'))}"
+        report = convert(model, experts=row["target"], check=False)
     row["route"] = "; ".join(sorted({step.route.name for step in report.plan.steps}))
     after = run(model, inputs)
     difference = max(max_abs_difference(before, after).values())
@@ -182,6 +191,8 @@ def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
 def _exact_target(model: Any, sites: list[Site]) -> str:
     """Return the plain gate that is exact for all sites, else the blend, which is exact for any."""
     sources = {source_activation(model, site) for site in sites}
+    if sites[0].kind == "mixer":
+        return f"stateful_{exact_targets(sources.pop())[0]}"
     if len(sources) == 1 and not any(site.native for site in sites):
         return exact_targets(sources.pop())[0]
     return BLEND

@@ -70,7 +70,7 @@ class ExpertFFN(OwnedModule):
         out = self._routed(tokens, routing)
         for bank, group in zip(self.shared, self.options.always_on, strict=True):
             for expert in range(group.count):
-                counts = torch.tensor([len(tokens) * (each == expert) for each in range(group.count)], device=x.device)
+                counts = [len(tokens) * (each == expert) for each in range(group.count)]
                 out = out + bank(tokens, counts, self.options.backend).to(out.dtype)
         if self.training and len(tokens):
             loss = self.router.loss(routing)
