@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hf_glu.training.gates import train_all as train_all
     from hf_glu.training.gates import train_only_gates as train_only_gates
     from hf_glu.training.groups import parameter_groups as parameter_groups
+    from hf_glu.training.homeostasis import homeostasis as homeostasis
     from hf_glu.training.parts import frozen_activations as frozen_activations
     from hf_glu.training.peft import lora_config as lora_config
     from hf_glu.verification import verify as verify
@@ -58,6 +59,7 @@ _LAZY = {
     "find_sites": "hf_glu.layers.sites",
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parts",
+    "homeostasis": "hf_glu.training.homeostasis",
     "lora_config": "hf_glu.training.peft",
     "modulation": "hf_glu.steering",
     "parameter_groups": "hf_glu.training.groups",
