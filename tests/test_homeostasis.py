@@ -36,7 +36,7 @@ def trained(weight):
     moved = [
         (last[n].sigmoid().flatten(0, -2).mean(0) - target).square().mean() for n, target in penalty.targets.items()
     ]
-    return float(torch.stack(moved).mean())
+    return float(torch.stack(moved).mean().detach())
 
 
 def test_gates_stay_nearer_to_where_they_were():
