@@ -11,8 +11,9 @@ from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-GATED, LEARNABLE, STATEFUL, MODULATED = "gated", "learnable", "stateful", "modulated"
+GATED, LEARNABLE, ADAPTIVE, STATEFUL, MODULATED = "gated", "learnable", "adaptive", "stateful", "modulated"
 WRAPPERS = ("modulated_", "stateful_")  # what may stand before any name, and changes nothing at a conversion
+MIXES = ("learnable_", "moa_")  # a trained mix that starts as any activation
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
@@ -59,6 +60,18 @@ def unwrapped(name: str) -> str:
     for prefix in WRAPPERS:
         name = name.removeprefix(prefix)
     return name
+
+
+def unmixed(name: str) -> str:
+    """Return the activation that a mix is annealed to: ``swiglu`` of ``moa_swiglu``."""
+    for prefix in MIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def adds_wrappers(source: str, target: str) -> bool:
+    """Tell whether ``target`` is ``source`` with wrappers around it."""
+    return target.endswith(source) and unwrapped(target.removesuffix(source)) == "" and target != source
 
 
 def core(name: str) -> str:

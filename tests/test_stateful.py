@@ -138,6 +138,10 @@ def test_state_is_added_to_a_converted_model_and_taken_back():
     hf_glu.convert(model, "geglu_new")
     assert hf_glu.convert(model, "stateful_geglu_new").plan.promise == "exact"
     assert_same(outputs(model), before, "exact up to rounding")
+    trained = awake("llama")
+    expected = outputs(trained)
+    hf_glu.convert(trained, "modulated_stateful_swiglu")  # keeps what the state has learned
+    assert_same(outputs(trained), expected, "exact")
     again = copy.deepcopy(model)
     hf_glu.revert(model)
     assert_same(outputs(model), before, "bitwise")
@@ -353,3 +357,27 @@ def test_compiled_decoding():
     found = model.generate(prompt, **more, cache_implementation="static", compile_config=compiling)
     assert counters["stats"]["unique_graphs"] > 0, counters
     assert_same(found, expected, "bitwise")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("prefix", ["stateful_", "modulated_stateful_"])
+def test_compiled_training_is_one_graph(name, prefix):
+    model = awake(name)
+    if prefix != "stateful_":
+        hf_glu.convert(model, prefix + target_of(name).removeprefix("stateful_"), check=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.use_cache = False
+    tokens, mask = ids(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[0, :3] = 0
+
+    def gradients(run: Any) -> dict[str, Tensor]:
+        model.zero_grad()
+        run(input_ids=tokens, attention_mask=mask, labels=tokens).loss.backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(model.train())
+    torch._dynamo.reset()
+    assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager")), expected, "trained")

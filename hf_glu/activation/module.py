@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,12 +91,19 @@ class GatedActivation(OwnedActivation):
         return f"{self.name!r}"
 
 
+def levels(act: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:
+    """Yield an activation and what is inside of it, from the outside in, each with the module that holds it."""
+    owner: nn.Module | None = None
+    while True:
+        yield owner, act
+        if not isinstance(act, OwnedActivation) or not isinstance(getattr(act, "phi", None), nn.Module):
+            return
+        owner, act = act, act.phi  # type: ignore[assignment]
+
+
 def innermost(act: nn.Module) -> tuple[nn.Module | None, nn.Module]:
     """Return the elementwise part inside of an activation's wrappers, and the module that holds it (None: nothing)."""
-    owner = None
-    while isinstance(act, OwnedActivation) and isinstance(getattr(act, "phi", None), nn.Module):
-        owner, act = act, act.phi  # type: ignore[assignment]
-    return owner, act
+    return list(levels(act))[-1]
 
 
 def reset_elementwise(module: nn.Module, name: str) -> None:

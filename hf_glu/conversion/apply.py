@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation import GatedActivation, build_elementwise, registry
 from hf_glu.activation.learnable import LearnableMix
-from hf_glu.activation.module import innermost
+from hf_glu.activation.module import innermost, levels
+from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.config import GluConfig
 from hf_glu.context import watch_context
 from hf_glu.context_options import ContextOptions
@@ -200,6 +201,11 @@ def _start_at(step: Step, old: nn.Module, options: GluConfig) -> None:
     """Hand the old activation itself on to the new one, where that contains it: it may have trained parameters."""
     site = step.site
     configure(site, options)
+    kept = old.phi if isinstance(old, GatedActivation) and old.phi is not None else old
+    for holder, part in levels(site.act):
+        if isinstance(part, WrappedGate) and isinstance(kept, WrappedGate) and part.name == kept.name and holder:
+            holder.phi = kept  # a wrapper around what is wrapped already
+            return
     owner, inner = innermost(site.act)
     before = innermost(old)[1]
     if core(step.source) == core(step.target) and owner is not None:

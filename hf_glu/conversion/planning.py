@@ -23,7 +23,7 @@ from hf_glu.layers.context_sites import source_places
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
-from hf_glu.registry import GATED, LEARNABLE, MODULATED, STATEFUL, unwrapped
+from hf_glu.registry import GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
 from hf_glu.routes import APPROXIMATE, WRAP, Route, exact_targets, find_route, mix_route
 from hf_glu.selection import check_layers
 from hf_glu.state_options import StateOptions
@@ -201,7 +201,7 @@ def _target_width(site: Site, width: int | str) -> int:
 
 def _route(site: Site, source: str, target: str, fitted: bool) -> Route:
     if site.activation:
-        if source != target and unwrapped(target) == source:
+        if source != target and adds_wrappers(source, target):
             return WRAP
         if source != target:
             raise ConversionError(
@@ -222,7 +222,7 @@ def _native_route(site: Site, source: str, target: str) -> Route:
     gate = native_gate(target)
     if same_function(source, gate):
         return NO_CHANGE
-    if gate != unwrapped(gate) and same_function(source, unwrapped(gate)):
+    if adds_wrappers(source, gate) or (gate != unwrapped(gate) and same_function(source, unwrapped(gate))):
         return WRAP
     if site.kind == "mixer":
         raise ConversionError(
