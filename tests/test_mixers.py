@@ -16,8 +16,8 @@ from torch import Tensor
 import hf_glu
 from hf_glu import cli
 from hf_glu.activation.stateful import Memory
-from hf_glu.errors import ConversionError, OptionError
-from hf_glu.layers.mixers import StatefulMixer
+from hf_glu.errors import ConversionError, OptionError, TrainingError
+from hf_glu.layers.mixers import GatedMixer
 
 _MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 16}
 MODELS = {"Mamba": {"state_size": 8}, "FalconMamba": {"state_size": 8}, "Mamba2": _MAMBA2}
@@ -59,7 +59,7 @@ def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
     assert report.plan.promise == "exact"
     assert_same(outputs(model), before, "bitwise")
     assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
-    assert model.config.hidden_act == "stateful_silu"
+    assert model.config.hidden_act == "stateful_swiglu"
     new = {n: p for n, p in model.named_parameters() if ".shift." in n}
     first = {n: p.detach().clone() for n, p in new.items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -133,12 +133,10 @@ def test_gradient_checkpointing():
 
 def test_from_config_and_what_cant_be():
     model = make("Mamba", hidden_act="stateful_silu")
-    assert sum(isinstance(module, StatefulMixer) for module in model.modules()) == 2
+    assert sum(isinstance(module, GatedMixer) for module in model.modules()) == 2
     assert model.backbone.layers[0].mixer.activation == "silu"
     before = outputs(make("Mamba"))
     for target, more, error in (
-        ("geglu", {}, ConversionError),
-        ("stateful_geglu", {}, ConversionError),
         ("stateful_swiglu", {"width": 8}, ConversionError),
         ("swiglu", {"experts": 4}, ConversionError),
         ("stateful_swiglu", {"layers": [5]}, OptionError),
@@ -149,10 +147,64 @@ def test_from_config_and_what_cant_be():
         assert_same(outputs(model), before, "bitwise")
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", ["learnable_reglu", "stateful_learnable_geglu", "reglu", "stateful_geglu"])
+def test_other_activations(name, target, tmp_path):
+    model, tokens = make(name), ids(2, 9)
+    before = logits(model, tokens)
+    report = hf_glu.convert(model, target)
+    assert report.plan.promise == ("exact up to rounding" if "learnable" in target else "approximate")
+    found = logits(model, tokens)
+    if "learnable" in target:
+        assert_same(found, before, "exact up to rounding")
+    else:
+        assert (found - before).abs().max() > 1e-5
+    assert model.backbone.layers[0].mixer.activation == "silu"  # the convolution's
+    step, cache = [], None
+    for part in tokens.split(1, 1):
+        with torch.no_grad():
+            out = model(part, cache_params=cache, use_cache=True)
+        cache = out.cache_params
+        step.append(out.logits)
+    torch.testing.assert_close(torch.cat(step, 1), found, **CLOSE)
+    model.save_pretrained(tmp_path)
+    assert_same(logits(type(model).from_pretrained(tmp_path), tokens), found, "bitwise")
+    model.train()(tokens, labels=tokens).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert logits(copy.deepcopy(model).bfloat16().eval(), tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_another_activation_is_by_the_formula(name):
+    """relu(g) in place of silu(g): scaling g by a large number makes both the same up to that number."""
+    model, tokens = make(name), ids(2, 9)
+    scale = 4096.0
+    with torch.no_grad():
+        for layer in model.backbone.layers:
+            mixer = layer.mixer
+            begin = mixer.intermediate_size if hasattr(mixer, "x_proj") else 0
+            mixer.in_proj.weight[begin : begin + mixer.intermediate_size] *= scale
+            if name != "Mamba2":  # whose norm takes the scale out
+                mixer.out_proj.weight /= scale
+    silu = logits(model, tokens)
+    hf_glu.convert(model, "reglu", check=False)
+    torch.testing.assert_close(logits(model, tokens), silu, rtol=1e-3, atol=1e-3)
+
+
+def test_a_fused_kernel_isnt_ignored(monkeypatch):
+    from transformers.models.mamba import modeling_mamba
+
+    model = make("Mamba")
+    hf_glu.convert(model, "reglu", check=False)
+    monkeypatch.setattr(modeling_mamba, "mamba_inner_fn", lambda x, *args, **kwargs: x.transpose(1, 2)[..., :32])
+    with pytest.raises(TrainingError, match="fused kernel"):
+        model.train()(ids(1, 4), use_cache=False)
+
+
 def test_some_layers(tmp_path):
     model = make("Mamba")
     hf_glu.convert(model, "stateful_swiglu", layers=[1])
-    assert [isinstance(layer.mixer, StatefulMixer) for layer in model.backbone.layers] == [False, True]
+    assert [isinstance(layer.mixer, GatedMixer) for layer in model.backbone.layers] == [False, True]
     model.save_pretrained(tmp_path)
     assert_same(outputs(type(model).from_pretrained(tmp_path)), outputs(model), "bitwise")
 

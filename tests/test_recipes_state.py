@@ -47,18 +47,17 @@ def archive(tmp_path, monkeypatch):
         path.write_text("\n".join(f"{number}\t0.5\t{text}" for number, text in enumerate(texts)), encoding="utf-8")
 
 
-def test_alpha_beta_and_decay_are_in_a_group_of_their_own():
-    model = memory.make_model(memory.STATEFUL, SIZES, 0)
-    groups = state_training.state_groups(model, 0.01, 10.0)
-    assert [group["name"] for group in groups] == ["decay", "no_decay", "state"]
-    assert (groups[-1]["lr"], groups[-1]["weight_decay"], groups[0]["lr"]) == (0.1, 0.0, 0.01)
+@pytest.mark.parametrize("activation", [memory.PLAIN, memory.STATEFUL])
+def test_alpha_beta_and_decay_learn_at_their_own_rate(activation, monkeypatch):
+    model, made = memory.make_model(activation, SIZES, 0), []
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups: made.extend(groups) or torch.optim.SGD(groups, lr=1.0))
+    state_training.train(model, lambda _: memory.make_batch(4, 9, 0), 1, lr=0.01, factor=10.0, title="")
     own = {id(p) for module in model.modules() if isinstance(module, Memory) for p in module.parameters()}
-    assert {id(parameter) for parameter in groups[-1]["params"]} == own
-    assert len(own) == 3 * SIZES.layers
-    everything = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(everything) == sorted(id(parameter) for parameter in model.parameters())
-    plain = state_training.state_groups(memory.make_model(memory.PLAIN, SIZES, 0), 0.01, 10.0)
-    assert [group["name"] for group in plain] == ["decay", "no_decay"]
+    assert len(own) == (3 * SIZES.layers if activation == memory.STATEFUL else 0)
+    apart = [group for group in made if group["initial_lr"] == pytest.approx(0.1)]
+    assert {id(parameter) for group in apart for parameter in group["params"]} == own
+    assert all(group["weight_decay"] == 0 for group in apart)
+    assert {group["initial_lr"] for group in made if group not in apart} == {0.01}
 
 
 def test_a_query_asks_for_the_flag_that_came_a_distance_before():

@@ -69,7 +69,8 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     targets = list(dict.fromkeys(names.values()))
     layers = selection_of(gated, sites)
     optioned = planned.state or planned.context or any(LEARNABLE in registry[target].flags for target in targets)
-    if layers is None and len(targets) == 1 and all(site.native for site in sites) and not optioned:
+    stock = all(site.native and site.kind != "mixer" for site in sites)  # a mixer's field is its convolution's, too
+    if layers is None and len(targets) == 1 and stock and not optioned:
         width = _native_width(config, steps)
         return Entry(config=config, activation=native_gate(targets[0]), options=None, width=width)
     added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)

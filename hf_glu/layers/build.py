@@ -27,7 +27,7 @@ from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
-from hf_glu.layers.mixers import remember
+from hf_glu.layers.mixers import own_gate
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
@@ -166,7 +166,7 @@ def _build_site(site: Site, options: GluConfig, dense: str) -> bool:
             resize(site.out_proj, out_features(site.out_proj), width, bias=site.out_proj.bias is not None)
     configure(site, options)
     if site.kind == "mixer":
-        remember(site.anchor)
+        own_gate(site.anchor)
     return isinstance(site.act, OwnedActivation)
 
 

@@ -1,8 +1,9 @@
 """The gate of a Mamba mixer: a state-space model has no attention, and its gate is what selects.
 
-The mixer multiplies its scan's output by silu(g), g being a part of its in-projection's output. A stateful gate shifts
-that part; the scan, its kernels and the silu stay as they are. The mixer's class is subclassed in place: while its own
-forward runs, its in-projection is followed by the shift.
+The mixer multiplies its scan's output by silu(g), g being a part of its in-projection's output; the silu is inside of
+the scan, or of a norm. Its class is subclassed in place: while its own forward runs, its in-projection is followed by
+what a wrapped silu does to g; for any other activation, g is replaced by a constant, and the scan's output multiplied
+by the activation instead. The convolution's activation, the scan and its kernels stay as they are.
 """
 
 from __future__ import annotations
@@ -11,56 +12,110 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
+from hf_glu.errors import TrainingError
+
+ONE = 1.2784645427610738  # silu of it is 1
 
 
-class _Through:
-    """An in-projection, and the shift of its gate."""
+class _Around:
+    """A part of a mixer, called as the mixer's own forward does it."""
 
-    def __init__(self, mixer: Any) -> None:
-        self.mixer = mixer
-        self.plain = mixer._modules["in_proj"]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out, width, begin = self.plain(x), self.mixer.intermediate_size, self.mixer.gate_begin
-        before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
-        return torch.cat([before, self.mixer.act.shifted(gate), after], dim=-1)
+    def __init__(self, mixer: Any, name: str) -> None:
+        self.mixer, self.plain = mixer, mixer._modules[name]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plain, name)
 
 
-class StatefulMixer(nn.Module):
-    """What a mixer becomes; see `remember`."""
+class _Projected(_Around):
+    """The in-projection, its gate shifted or taken out."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mixer, out = self.mixer, self.plain(x)
+        width, begin = mixer.intermediate_size, mixer.gate_begin
+        before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
+        if mixer.owns:
+            mixer.gate, gate = gate, torch.full_like(gate, ONE)
+        else:
+            gate = mixer.act.shifted(gate)
+        return torch.cat([before, gate, after], dim=-1)
+
+
+class _Gated(_Around):
+    """What takes the scan's output, which silu(g) = 1 left alone: the out-projection, or Mamba-2's gated norm."""
+
+    def __call__(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        mixer = self.mixer
+        opened, mixer.gate = mixer.act(mixer.gate), None
+        if gate is not None:
+            return self.plain(x * opened.to(x.dtype), None)
+        one = functional.silu(torch.tensor(ONE, dtype=opened.dtype, device=opened.device))
+        return self.plain(x * (opened / one).to(x.dtype))
+
+
+class GatedMixer(nn.Module):
+    """What a mixer becomes; see `own_gate`.
+
+    Attributes:
+        gate_begin: where in the in-projection's output the gate begins.
+        owns: whether the activation isn't a silu, so that the scan's own must do nothing.
+        gate: g, between the in-projection and what it gates.
+    """
 
     running: bool = False
+    owns: bool
     gate_begin: int
+    gate: Tensor | None = None
 
     @property
     def in_proj(self) -> Any:
-        """The in-projection, to the mixer's own forward with the shift behind it."""
-        return _Through(self) if self.running else self._modules["in_proj"]
+        """The in-projection."""
+        return _Projected(self, "in_proj") if self.running else self._modules["in_proj"]
+
+    @property
+    def out_proj(self) -> Any:
+        """The out-projection."""
+        gates = self.running and self.owns and "norm" not in self._modules
+        return _Gated(self, "out_proj") if gates else self._modules["out_proj"]
+
+    @property
+    def norm(self) -> Any:
+        """Mamba-2's gated norm."""
+        return _Gated(self, "norm") if self.running and self.owns else self._modules["norm"]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the family's forward."""
+        """Run the family's forward.
+
+        Raises:
+            TrainingError: a fused kernel took the whole mixer over, which knows no gate but silu.
+        """
         self.running = True
         try:
-            return super().forward(*args, **kwargs)
+            out = super().forward(*args, **kwargs)
+            if self.gate is not None:
+                raise TrainingError("a fused kernel of Mamba's has no gate but silu: uninstall it, or stay with silu")
+            return out
         finally:
-            self.running = False
+            self.running, self.gate = False, None
 
     def __reduce__(self) -> Any:
         """Pickle by the stock class, which can be found by its name."""
         return _rebuild, (type(self).__mro__[2],), self.__dict__
 
 
-def remember(mixer: Any) -> None:
-    """Let a mixer's gate pass its activation's shifts, in place; does nothing the second time."""
-    if isinstance(mixer, StatefulMixer) or not isinstance(mixer.act, WrappedGate):
+def own_gate(mixer: Any) -> None:
+    """Give a mixer the gate that its ``act`` is, in place."""
+    inner = innermost(mixer.act)[1]
+    silu = isinstance(inner, (nn.SiLU, type(functional.silu))) or type(inner).__name__ == "SiLUActivation"
+    if silu and not isinstance(mixer.act, WrappedGate):
         return
-    mixer.gate_begin = gate_begin(mixer)
-    mixer.__class__ = _stateful(type(mixer))
+    mixer.gate_begin, mixer.owns = gate_begin(mixer), not silu
+    if not isinstance(mixer, GatedMixer):
+        mixer.__class__ = _gated(type(mixer))
 
 
 def gate_begin(mixer: Any) -> int:
@@ -68,10 +123,10 @@ def gate_begin(mixer: Any) -> int:
     return int(mixer.intermediate_size) if hasattr(mixer, "x_proj") else 0
 
 
-def _stateful(stock: type) -> type:
-    return type(stock.__name__, (StatefulMixer, stock), {"__module__": stock.__module__})
+def _gated(stock: type) -> type:
+    return type(stock.__name__, (GatedMixer, stock), {"__module__": stock.__module__})
 
 
 def _rebuild(stock: type) -> nn.Module:
-    made: nn.Module = object.__new__(_stateful(stock))
+    made: nn.Module = object.__new__(_gated(stock))
     return made
