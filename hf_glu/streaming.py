@@ -26,6 +26,7 @@ from hf_glu.conversion.steps import Plan, Step, Target
 from hf_glu.errors import CheckpointError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
+from hf_glu.registry import GATED, registry
 from hf_glu.routes import Route
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -156,10 +157,10 @@ def _changes(skeleton: Any, planned: Plan, keys: set[str]) -> dict[str, _Change]
     changes: dict[str, _Change] = {}
     prefix = f"{skeleton.base_model_prefix}."
     for step in planned.steps:
+        if step.changes and registry[step.target].flags != {GATED}:
+            raise CheckpointError(f"{step.target} has parameters of its own, which aren't streamed: leave --stream out")
         if not step.changes or step.site.native:
             continue
-        if step.route.name.startswith("mix"):
-            raise CheckpointError("learnable activations can't be streamed: convert without streaming")
         path = f"{step.site.name}.{step.site.row.in_proj}"
         names = (path, path.removeprefix(prefix), prefix + path)
         found = next((name for name in names if f"{name}.weight" in keys), None)

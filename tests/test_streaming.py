@@ -103,8 +103,11 @@ def test_broken_checkpoints_leave_nothing(how, match, sharded, tmp_path):
 
 
 def test_what_cannot_be_streamed(sharded, tmp_path):
-    with pytest.raises(CheckpointError, match="without streaming"):
+    with pytest.raises(CheckpointError, match="parameters of its own"):
         hf_glu.convert_stream(sharded, tmp_path / "out", "learnable_swiglu")
+    for target in ("stateful_geglu_new", "modulated_geglu_new", "stateful_gelu_new"):
+        with pytest.raises(CheckpointError, match="parameters of its own"):
+            hf_glu.convert_stream(sharded, tmp_path / "out", target)
     with pytest.raises(ConversionError, match="no route"):
         hf_glu.convert_stream(sharded, tmp_path / "out", "reglu")
     with pytest.raises(CheckpointError, match="exists already"):
