@@ -33,17 +33,21 @@ def check_width(width: Any) -> None:
 
 
 def check_mix(mix: Any) -> None:
-    """Raise where the options of learnable activations can't be read."""
+    """Raise where the options of learnable and adaptive activations can't be read."""
     if mix is None:
         return
     if not isinstance(mix, Mapping):
-        raise OptionError(f"config.hf_glu mix must be a dict with functions and per, got {mix!r}")
-    refuse_unknown(mix, ("functions", "per"), "config.hf_glu mix")
+        raise OptionError(f"config.hf_glu mix must be a dict with functions, per, gate and rank, got {mix!r}")
+    refuse_unknown(mix, ("functions", "per", "gate", "rank"), "config.hf_glu mix")
     names = mix.get("functions", ["relu"])
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         raise OptionError(f"config.hf_glu mix functions must be a list of activations' names, got {names!r}")
-    if mix.get("per", "layer") not in ("layer", "channel"):
-        raise OptionError(f"config.hf_glu mix per must be 'layer' or 'channel', got {mix['per']!r}")
+    for key, values in (("per", ("layer", "channel")), ("gate", ("softmax", "linear"))):
+        if mix.get(key, values[0]) not in values:
+            raise OptionError(f"config.hf_glu mix {key} must be {values[0]!r} or {values[1]!r}, got {mix[key]!r}")
+    rank = mix.get("rank")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise OptionError(f"config.hf_glu mix rank must be a number from 1 up, or null for no limit, got {rank!r}")
 
 
 def check_by_layer(names: Any) -> None:
@@ -80,8 +84,9 @@ class GluConfig:
         layers: which layers are gated (see :mod:`hf_glu.selection`). None: all.
         by_layer: activations of some of these layers, ``{"0-3": "geglu"}``; the first key that selects a layer counts.
             None: all have the model's own.
-        mix: of ``learnable_`` activations: ``{"functions": [...], "per": "layer" or "channel"}``; the mix starts at the
-            first function. None: the plain activation first, per layer.
+        mix: of ``learnable_`` and ``moa_`` activations: ``{"functions": [...], "per": "layer" or "channel"}``; the mix
+            starts at the first function. None: the plain activation first, per layer. Of ``moa_`` ones also ``gate``,
+            ``softmax`` or ``linear``, and its ``rank``.
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
         experts: the FFNs are experts (see `hf_glu.expert_options.ExpertOptions`); ``width`` is that of an expert. None:
             one FFN.

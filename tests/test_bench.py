@@ -11,7 +11,7 @@ from comparing import assert_same
 from torch import nn
 
 from hf_glu import cli
-from hf_glu.bench import experts, running, scan, timing
+from hf_glu.bench import activations, experts, running, scan, timing
 from hf_glu.bench.result import BenchResult, Row, physical_cores
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.timing import Spread, interleave, saved_bytes
@@ -180,6 +180,18 @@ def test_the_scan_at_a_tiny_size(capsys):
     assert rows[1]["saved_met"]
     inputs = scan._inputs({"batch": 2, "width": 8, "dtype": "float32"}, 6)
     assert_same(scan._scanned(*inputs).detach(), scan.unbound(*inputs).detach(), "exact")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_activations_at_a_tiny_size(dtype, capsys):
+    assert cli.run(["bench", "activations", *TINY, "--threads", "1", "--dtype", dtype, "--json"]) == 0
+    rows = {row["contender"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert list(rows) == [activations.PLAIN, *activations.CONTENDERS]
+    assert [row["target"] for row in rows.values()] == [None, 1.10, 1.15, 1.30]
+    assert rows["moa_swiglu"]["saved_met"]
+    shape = {"tokens": 6, "hidden": 16, "width": 32, "dtype": dtype}
+    found = [contender.forward() for contender in activations.ffns(shape).values()]
+    assert all((one - other).abs().max() > 0 for one, other in pairwise(found))  # none is asleep
 
 
 def test_the_table_shows_ratios_beside_targets(capsys):

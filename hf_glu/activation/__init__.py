@@ -5,6 +5,7 @@ import transformers.activations  # noqa: F401  # isort: split
 
 from hf_glu.activation import gated as _gated  # noqa: F401  (registers)
 from hf_glu.activation import learnable as _learnable  # noqa: F401  (registers)
+from hf_glu.activation import moa as _moa  # noqa: F401  (registers)
 from hf_glu.activation import modulated as _modulated  # noqa: F401  (registers)
 from hf_glu.activation import stateful as _stateful  # noqa: F401  (registers)
 from hf_glu.activation.elementwise import build_elementwise, is_elementwise

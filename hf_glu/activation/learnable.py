@@ -9,22 +9,23 @@ unless an annealing schedule drives it to 1, where the mix is purely the target 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import build_elementwise, is_elementwise
+from hf_glu.activation.mixing import mix
 from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
-from hf_glu.registry import GATED, LEARNABLE, Activation, Derived, registry, unwrapped
+from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, MIXES, Activation, Derived, registry, unmixed, unwrapped
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
 
-PREFIX = "learnable_"
 PAPER = "Learnable Activations, https://arxiv.org/abs/2605.26647"
 DEFAULT_FUNCTIONS = ("silu", "gelu", "relu", "tanh")
 
@@ -33,7 +34,7 @@ class LearnableMix(OwnedActivation):
     """sum_k a_k phi_k(x). Shapes: input and output ``[..., width]``.
 
     Args:
-        name: ``learnable_N``.
+        name: ``learnable_N``, or of another family of `hf_glu.registry.MIXES`.
         functions: the dictionary; the mix starts at its first function. None: N and `DEFAULT_FUNCTIONS`.
         width: channels with coefficients of their own; None: one set for all.
     """
@@ -43,7 +44,7 @@ class LearnableMix(OwnedActivation):
     def __init__(self, name: str, functions: tuple[str, ...] | None = None, width: int | None = None) -> None:
         super().__init__()
         self.name = name
-        self.target = name.removeprefix(PREFIX)
+        self.target = unmixed(name)
         self._build(functions or _default_functions(self.target), width)
 
     def _build(self, functions: tuple[str, ...], width: int | None) -> None:
@@ -81,11 +82,20 @@ class LearnableMix(OwnedActivation):
         pure[self.names.index(self.target)] = 1
         return pure
 
+    def is_pure(self) -> bool:
+        """Tell whether the mix is exactly its target."""
+        return bool(torch.equal(self.coefficients(), self.pure()))
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the mix."""
-        mix = self.coefficients().to(x.dtype)
-        terms = [mix[k] * function(x) for k, function in enumerate(self.functions)]
-        return torch.stack(terms).sum(0) if len(terms) > 4 else sum(terms[1:], terms[0])
+        rows = x.reshape(-1, x.shape[-1])
+        channel, row = self.weights(rows)
+        return mix(tuple(self.functions), rows, channel, row).view(x.shape)
+
+    def weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the coefficients of each channel ``[K, W]`` and of each row of ``x``: ``[N, K]``; or None."""
+        found = self.coefficients().to(torch.promote_types(x.dtype, torch.float32))
+        return (found, None) if found.ndim == 2 else (None, found.expand(len(x), -1))
 
     def reset_parameters(self) -> None:
         """Start at the first function, unannealed."""
@@ -101,11 +111,26 @@ class LearnableMix(OwnedActivation):
         return f"{self.name!r}, {', '.join(self.names)}"
 
 
-def mix_functions(sources: Iterable[str], target: str) -> tuple[str, ...]:
-    """Return the dictionary with which ``target`` (learnable, gated or not) can start at each of ``sources``."""
-    base = unwrapped(registry[target].gate or target).removeprefix(PREFIX)
-    functions = tuple(dict.fromkeys([*sources, base]))
+def mix_functions(sources: Iterable[str], target: str, given: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the dictionary with which ``target`` (gated or not) can start at each of ``sources``.
+
+    Args:
+        sources: the activations that a model has.
+        target: a mix's name.
+        given: the dictionary to add; none: what the family of ``target`` adds.
+    """
+    entry = registry[target]
+    base = unmixed(unwrapped(entry.gate or target))
+    given = tuple(given) or (DEFAULT_FUNCTIONS if ADAPTIVE in entry.flags else ())
+    functions = tuple(dict.fromkeys([*sources, *given, base]))
     return functions if len(functions) > 1 else _default_functions(base)
+
+
+def mix_options(sources: Iterable[str], targets: Iterable[str], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options with which mixes can start at ``sources``; see `mix_functions`."""
+    given, sources = given or {}, tuple(sources)
+    found = (name for target in targets for name in mix_functions(sources, target, given.get("functions", ())))
+    return {**given, "functions": list(dict.fromkeys(found))}
 
 
 def _default_functions(base: str) -> tuple[str, ...]:
@@ -120,28 +145,55 @@ def mixes(model: nn.Module) -> list[LearnableMix]:
 def base_of(name: str) -> str:
     """Return the plain activation that a learnable one is annealed to; wrappers stay."""
     inner = unwrapped(name)
-    return name.removesuffix(inner) + inner.removeprefix(PREFIX)
+    return name.removesuffix(inner) + unmixed(inner)
 
 
-def _derive(name: str) -> Activation | None:
-    """``learnable_N`` for elementwise and gated N."""
-    base = name.removeprefix(PREFIX)
-    if base in (name, "") or unwrapped(base) != base:
-        return None
-    entry = registry.find(base)
-    if entry is None and is_elementwise(base):
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of mixes: a prefix before any elementwise or gated name.
+
+    Attributes:
+        prefix: one of `hf_glu.registry.MIXES`.
+        coefficient: what the trained coefficients are called in equations.
+        note: says what they are.
+        flags: of its entries.
+        make: makes the mix of an elementwise name.
+    """
+
+    prefix: str
+    coefficient: str
+    note: str
+    flags: frozenset[str]
+    make: type[LearnableMix]
+
+    def equation(self, x: str, suffix: str = "") -> str:
+        """Return what an entry computes."""
+        return f"sum_k {self.coefficient} phi_k({x}){suffix}, {self.note}"
+
+    def register(self) -> None:
+        """Add the family to the registry."""
+        assert self.prefix in MIXES
+        equation = self.equation("g", " [* u]")
+        registry.add_rule(Derived(pattern=f"{self.prefix}N", equation=equation, paper=PAPER, rule=self.derive))
+
+    def derive(self, name: str) -> Activation | None:
+        """Return the activation of a name with the prefix, None where there is none."""
+        base = name.removeprefix(self.prefix)
+        if base in (name, "") or unmixed(unwrapped(base)) != base:
+            return None
+        entry = registry.find(base)
+        if entry is None and is_elementwise(base):
+            return Activation(
+                name=name, equation=self.equation("x"), paper=PAPER, flags=self.flags, factory=partial(self.make, name)
+            )
+        if entry is None or GATED not in entry.flags or entry.gate is None:
+            return None
         return Activation(
-            name=name, equation="sum_k a_k phi_k(x), a trained", paper=PAPER, flags=frozenset({LEARNABLE}),
-            factory=partial(LearnableMix, name),
+            name=name, equation=self.equation("g", " * u"), paper=PAPER, flags=self.flags | {GATED},
+            factory=partial(GatedActivation, name), gate=self.prefix + entry.gate,
         )  # fmt: skip
-    if entry is None or GATED not in entry.flags or entry.gate is None:
-        return None
-    return Activation(
-        name=name, equation="sum_k a_k phi_k(g) * u, a trained", paper=PAPER, flags=frozenset({GATED, LEARNABLE}),
-        factory=partial(GatedActivation, name), gate=PREFIX + entry.gate,
-    )  # fmt: skip
 
 
-registry.add_rule(
-    Derived(pattern="learnable_N", equation="sum_k a_k phi_k(g) [* u], a trained", paper=PAPER, rule=_derive)
-)
+Family(
+    prefix="learnable_", coefficient="a_k", note="a trained", flags=frozenset({LEARNABLE}), make=LearnableMix
+).register()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
+from hf_glu.activation.modulating import modulate
 from hf_glu.activation.module import OwnedModule
 from hf_glu.activation.wrapped import Shift, Wrapper
 from hf_glu.context import Reader
@@ -62,8 +63,8 @@ class Modulation(Shift):
         if self.options is None or reading is None or reading.vector is None:
             return gate
         x, vector = self.sequences(gate), reading.vector.to(gate.dtype)
-        shifted = x - functional.linear(vector, self.threshold.to(gate.dtype))
-        return torch.addcmul(shifted, shifted, functional.linear(vector, self.slope.to(gate.dtype))).reshape(gate.shape)
+        rows = vector.expand(*x.shape[:2], -1).flatten(0, 1)
+        return modulate(x.flatten(0, 1), rows, self.threshold, self.slope).reshape(gate.shape)
 
     def neutral(self) -> bool:
         """Tell whether it does nothing."""

@@ -17,6 +17,7 @@ from hf_glu.errors import OptionError, UnknownNameError, nearest
 
 # name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
 BENCHES = {
+    "activations": "hf_glu.bench.activations",
     "experts": "hf_glu.bench.experts",
     "scan": "hf_glu.bench.scan",
 }

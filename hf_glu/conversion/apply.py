@@ -19,6 +19,7 @@ from hf_glu.context import watch_context
 from hf_glu.context_options import ContextOptions
 from hf_glu.conversion.banks import convert_banks
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
+from hf_glu.conversion.dictionary import read_dictionary
 from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_convertible, check_values
@@ -33,7 +34,7 @@ from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.mixers import remember
+from hf_glu.layers.mixers import own_gate
 from hf_glu.layers.sites import Site, find_banks
 from hf_glu.registry import GATED, core
 from hf_glu.routes import APPROXIMATE
@@ -52,6 +53,7 @@ def convert(
     bias: bool | None = None,
     state: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
+    mix: Mapping[str, Any] | None = None,
     experts: str | int | ExpertOptions | None = None,
     top_k: int | None = None,
     drop: float = 0.0,
@@ -76,7 +78,7 @@ def convert(
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
             to make up for it.
-        state, context: options of ``stateful_`` and ``modulated_`` activations, as in `hf_glu.plan`.
+        state, context, mix: options of ``stateful_``, ``modulated_`` and ``moa_`` activations, as in `hf_glu.plan`.
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`; where the
             model has banks of experts (Mixtral), their activations, ``silu*4,relu*4``, see :mod:`hf_glu.conversion.
             banks`.
@@ -87,23 +89,22 @@ def convert(
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
     """
     check_convertible(model)
-    choice: dict[str, Any] = {"layers": layers, "exclude": exclude}
+    choice: dict[str, Any] = {"layers": layers, "exclude": exclude, "mix": mix}
     if experts is not None:
-        resized = width != "keep" or bias is not None
-        shared = {"top_k": top_k, "drop": drop, "inputs": inputs, "check": check, **choice}
-        return _to_experts(model, target, experts, resized, calibration, tokenizer, **shared)
+        choice |= {"resized": width != "keep" or bias is not None, "top_k": top_k, "drop": drop, "inputs": inputs}
+        return _to_experts(model, target, experts, calibration, tokenizer, check=check, **choice)
     if target is None:
         raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
     if top_k is not None or drop:
         raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
-    more = {"state": state, "context": context, **choice}
-    planned = plan(model, target, width=width, fitted=calibration is not None, bias=bias, **more)
+    choice |= {"state": state, "context": context, "fitted": calibration is not None}
+    planned = plan(model, target, width=width, bias=bias, **choice)
     return _convert(model, planned, calibration, tokenizer, distill_steps, inputs, check)
 
 
 def _to_experts(
-    model: Any, target: Target | None, experts: str | int | ExpertOptions, resized: bool, calibration: Any,
-    tokenizer: Any, *, top_k: int | None, drop: float, **choice: Any,
+    model: Any, target: Target | None, experts: str | int | ExpertOptions, calibration: Any, tokenizer: Any, *,
+    resized: bool, top_k: int | None, drop: float, **choice: Any,
 ) -> Report:  # fmt: skip
     """Make experts of FFNs, or give a model's own banks other activations."""
     if banks := find_banks(model):
@@ -111,6 +112,8 @@ def _to_experts(
             where = f"{type(model).__name__} has experts of its own ({banks[0].name})"
             raise OptionError(f"{where}: give experts= their activations, and no target, width, top_k, drop or bias")
         return convert_banks(model, experts, calibration=calibration, tokenizer=tokenizer, **choice)
+    if target is not None:
+        target, choice["mix"] = read_dictionary(target, choice["mix"])
     if resized or calibration is not None or not isinstance(target, str):
         raise OptionError("experts are copies: they take one target, such as swiglu, and no width, calibration or bias")
     return upcycle(model, target, expert_options(experts, target, top_k), drop=drop, **choice)
@@ -194,7 +197,7 @@ def _apply(step: Step, kept: Tensor | None, options: GluConfig) -> None:
         site.set_act(act.to(device=_device(site), dtype=_dtype(site)).train(old.training))
         _start_at(step, old, options)
     if site.kind == "mixer":
-        remember(site.anchor)
+        own_gate(site.anchor)
 
 
 def _start_at(step: Step, old: nn.Module, options: GluConfig) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_glu.activation import build_elementwise
+from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.elementwise import name_of, same_function
-from hf_glu.activation.learnable import PREFIX, LearnableMix, base_of
+from hf_glu.activation.learnable import LearnableMix, mix_options
 from hf_glu.config import GluConfig
 from hf_glu.conversion.calibration import make_batches
 from hf_glu.conversion.entries import selection_of
@@ -33,6 +33,7 @@ from hf_glu.layers.build import check_selection, mix_banks
 from hf_glu.layers.fields import activation_of, write_activation
 from hf_glu.layers.sites import Site, find_banks
 from hf_glu.layers.source import enclosing_configs, governing_configs
+from hf_glu.registry import LEARNABLE
 from hf_glu.routes import APPROXIMATE, EXACT, Route, exact_targets
 from hf_glu.selection import check_layers, selected
 
@@ -41,7 +42,7 @@ CHECK = 64  # random rows that our gate is compared with the family's own on
 
 def convert_banks(
     model: Any, experts: str | int | ExpertOptions, *, layers: Any, exclude: Any, calibration: Any, tokenizer: Any,
-    inputs: Mapping[str, Any] | None, check: bool,
+    inputs: Mapping[str, Any] | None, check: bool, mix: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """Give the experts of the chosen banks activations of their own, in place; see `hf_glu.convert`.
 
@@ -69,7 +70,7 @@ def convert_banks(
     comparison = Comparison(model, [], inputs) if check else None
     before = {bank.name: bank.parameters for bank in chosen}
     total = sum(parameter.numel() for parameter in model.parameters())
-    options = _write(model, chosen, every, source, groups)
+    options = _write(model, chosen, every, source, groups, mix)
     fits = {}
     for bank in chosen:
         seen = routed_inputs(model, bank, batches) if drops else None
@@ -128,21 +129,29 @@ def _route(source: str, group: Group) -> Route:
     if not kept:
         note = "ungated experts keep the weights of their gate, unused"
         return Route(name="gate dropped, fitted", promise=APPROXIMATE, note=note)
-    if same_function(source, gate) or gate.startswith(PREFIX):
+    if same_function(source, gate) or _is_mix(gate):
         return Route(name="kept", promise=EXACT)
     return Route(name="another gate", promise=APPROXIMATE, note="the function changes: learnable_ names are exact")
 
 
-def _write(model: Any, chosen: list[Site], every: list[Site], source: str, groups: tuple[Group, ...]) -> GluConfig:
+def _is_mix(name: str) -> bool:
+    entry = registry.find(name)
+    return entry is not None and LEARNABLE in entry.flags
+
+
+def _write(
+    model: Any, chosen: list[Site], every: list[Site], source: str, groups: tuple[Group, ...],
+    mix: Mapping[str, Any] | None,
+) -> GluConfig:  # fmt: skip
     """Write into the configs that these banks have activations for each expert; return the options."""
     text = ",".join(f"{group.name}*{group.count}" for group in groups)
-    learnable = [base_of(gate) for group in groups if (gate := inner_gate(group.name)[0]).startswith(PREFIX)]
+    learnable = [gate for group in groups if _is_mix(gate := inner_gate(group.name)[0])]
     options = GluConfig()
     for config in {id(c): c for bank in chosen for c in governing_configs(model, bank)}.values():
         options = GluConfig(
             dense_act=GluConfig.of(config).dense_act or source,
             layers=selection_of(chosen, every),
-            mix={"functions": list(dict.fromkeys([source, *learnable]))} if learnable else None,
+            mix=mix_options([source], learnable, mix) if learnable else None,
             experts=ExpertOptions(groups=text, top_k=1).to_dict(),
         )
         write_activation(config, exact_targets(source)[0])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from hf_glu.activation import GatedActivation, OwnedActivation, registry
+from hf_glu.activation import OwnedActivation, registry
 from hf_glu.activation.learnable import LearnableMix, base_of, mixes
+from hf_glu.activation.module import innermost
+from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError, NoSiteError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
@@ -38,7 +39,7 @@ def freeze_mix(model: Any) -> None:
     acts = {**{site.name: site.act for site in sites}, **{name: bank.act for name, bank in banks.items()}}
     for name, act in acts.items():
         for mix in mixes(act):
-            if not is_pure(mix):
+            if not mix.is_pure():
                 raise ConversionError(
                     f"{name}: the mix is annealed to {float(mix.annealed):.0%} only, so that freezing it would "
                     "change the model: hf_glu.anneal(model, 1.0) first"
@@ -60,18 +61,20 @@ def freeze_mix(model: Any) -> None:
             _write(config, base_of(name), native=all(site.native for site in sites))
 
 
-def is_pure(mix: LearnableMix) -> bool:
-    """Tell whether the coefficients are exactly 1 for the target and 0 for all else."""
-    return bool(torch.equal(mix.coefficients(), mix.pure()))
-
-
 def _folded(act: nn.Module) -> nn.Module:
-    """Return the plain activation that a pure mix computes."""
-    mix = mixes(act)[0]
-    plain: nn.Module = mix.functions[mix.names.index(mix.target)]
-    if isinstance(act, GatedActivation):
-        plain = GatedActivation(base_of(act.name), phi=plain)
-    return plain.train(act.training)
+    """Return the plain activation that a pure mix computes; wrappers around it stay."""
+    owner, mix = innermost(act)
+    assert isinstance(mix, LearnableMix)
+    plain: nn.Module = mix.functions[mix.names.index(mix.target)].train(act.training)
+    if owner is None:
+        return plain
+    owner.phi = plain
+    for module in act.modules():
+        if isinstance(module, OwnedActivation):
+            module.name = base_of(module.name)
+        if isinstance(module, WrappedGate):
+            module.base = base_of(module.base)
+    return act
 
 
 def plain_experts(options: ExpertOptions) -> ExpertOptions:
@@ -95,6 +98,11 @@ def _write(config: Any, base: str, *, native: bool) -> None:
     options.pop("mix", None)
     if names := by_layer(config):
         options["by_layer"] = {layers: base_of(other) for layers, other in names.items()}
-    plain = native and not {"layers", "by_layer"} & set(options) and entry is not None and GATED in entry.flags
+    plain = (
+        native
+        and not {"layers", "by_layer", "state", "context"} & set(options)
+        and entry is not None
+        and GATED in entry.flags
+    )
     write_activation(config, native_gate(base) if plain else base)
     config.hf_glu = None if plain or entry is None else options

@@ -11,9 +11,10 @@ from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.activation.learnable import PREFIX
+from hf_glu.activation.moa import mix_parameters
 from hf_glu.config import GluConfig, check_by_layer, check_width
 from hf_glu.context_options import ContextOptions
+from hf_glu.conversion.dictionary import read_dictionary
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_of
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
@@ -24,7 +25,7 @@ from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
 from hf_glu.registry import GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
-from hf_glu.routes import APPROXIMATE, WRAP, Route, exact_targets, find_route, mix_route
+from hf_glu.routes import APPROXIMATE, ROUNDING, WRAP, Route, find_route, mix_route
 from hf_glu.selection import check_layers
 from hf_glu.state_options import StateOptions
 
@@ -43,6 +44,7 @@ def plan(
     bias: bool | None = None,
     state: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
+    mix: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan the conversion of ``model``'s FFNs to gated activations; nothing is changed.
 
@@ -50,6 +52,7 @@ def plan(
         model: a Transformers model of any head.
         target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
             "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
+            A mix may have its dictionary in parentheses, ``moa_swiglu(silu,relu)``: see `mix`.
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
         layers: which layers (see :mod:`hf_glu.selection`); None: all.
@@ -58,6 +61,8 @@ def plan(
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
         state: options of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`.
         context: options of ``modulated_`` ones, see `hf_glu.context_options.ContextOptions`.
+        mix: options of ``learnable_`` and ``moa_`` ones, as ``config.hf_glu["mix"]`` has them; the model's own
+            activation comes first in any dictionary.
 
     Raises:
         UnknownNameError: unknown target.
@@ -65,21 +70,16 @@ def plan(
         NoSiteError: no FFN site, or none chosen.
         ConversionError: no route, converted to something else already, or a model that can't be converted as it is.
     """
-    if isinstance(target, str):
-        targets = {"all": target}
-    else:
-        check_by_layer(target)
-        targets = dict(target)
-    for name in targets.values():
-        registry[name]
-    states, contexts = _wrapper_options(targets, state, context)
+    target, mix = read_dictionary(target, mix)
+    targets = _targets(target)
+    states, contexts = _options(targets, state, context, mix)
     check_convertible(model)
     check_width(None if width == "keep" else width)
     steps = tuple(
         _step(model, site, name, width, fitted, bias, contexts.size)
         for site, name in chosen_sites(model, targets, layers, exclude)
     )
-    steps = _with_mixes(steps)
+    steps = _with_mixes(steps, mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
@@ -91,16 +91,28 @@ def plan(
         bytes_per_parameter=next(model.parameters()).element_size(),
         state=states.to_dict() or None,
         context=contexts.to_dict() or None,
+        given=mix,
     )
 
 
-def _wrapper_options(
-    targets: Mapping[str, str], state: Mapping[str, Any] | None, context: Mapping[str, Any] | None
-) -> tuple[StateOptions, ContextOptions]:
+def _targets(target: Target) -> dict[str, str]:
+    """Return the target of each selection of layers."""
+    if not isinstance(target, str):
+        check_by_layer(target)
+    targets = {"all": target} if isinstance(target, str) else dict(target)
+    for name in targets.values():
+        registry[name]
+    return targets
+
+
+def _options(
+    targets: Mapping[str, str], state: Mapping[str, Any] | None, context: Mapping[str, Any] | None,
+    mix: Mapping[str, Any] | None,
+) -> tuple[StateOptions, ContextOptions]:  # fmt: skip
     """Return the options of stateful and of modulated activations; raise where there are none that they are for."""
     names = ", ".join(targets.values())
     flags = {flag for name in targets.values() for flag in registry[name].flags}
-    for key, entry, flag in (("state", state, STATEFUL), ("context", context, MODULATED)):
+    for key, entry, flag in (("state", state, STATEFUL), ("context", context, MODULATED), ("mix", mix, LEARNABLE)):
         if entry is not None and flag not in flags:
             raise OptionError(f"{key} is for {flag}_swiglu and other {flag} names, not {names}")
     return StateOptions.from_dict(state), ContextOptions.from_dict(context)
@@ -111,11 +123,11 @@ def modulated(steps: tuple[Step, ...]) -> list[Site]:
     return [step.site for step in steps if step.changes and MODULATED in registry[step.target].flags]
 
 
-def _with_mixes(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Count the coefficients of learnable mixes."""
-    count = len((mix_of(steps) or {"functions": ()})["functions"])
+def _with_mixes(steps: tuple[Step, ...], given: Mapping[str, Any] | None) -> tuple[Step, ...]:
+    """Count the parameters of mixes."""
+    mix = mix_of(steps, given) or {}
     return tuple(
-        replace(step, parameters_after=step.parameters_after + count)
+        replace(step, parameters_after=step.parameters_after + mix_parameters(step.target, mix, step.width))
         if step.changes and LEARNABLE in registry[step.target].flags
         else step
         for step in steps
@@ -224,15 +236,11 @@ def _native_route(site: Site, source: str, target: str) -> Route:
         return NO_CHANGE
     if adds_wrappers(source, gate) or (gate != unwrapped(gate) and same_function(source, unwrapped(gate))):
         return WRAP
-    if site.kind == "mixer":
-        raise ConversionError(
-            f"{site.name}: the mixer's scan multiplies by {unwrapped(source)} itself, so that it can only become "
-            f"{exact_targets(unwrapped(source))[0]} or stateful_{exact_targets(unwrapped(source))[0]}, not {target}"
-        )
     if LEARNABLE in registry[target].flags:
-        if source.startswith(PREFIX):
+        if (had := registry.find(source)) is not None and LEARNABLE in had.flags:
             raise ConversionError(f"the gate is {source} already")
-        return mix_route(source, gated=False)
+        route = mix_route(source, gated=False)
+        return replace(route, promise=ROUNDING) if site.kind == "mixer" else route
     return Route(
         name=f"gate activation {source} -> {gate}",
         promise=APPROXIMATE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_glu.activation import registry
-from hf_glu.activation.learnable import mix_functions
+from hf_glu.activation.learnable import mix_options
 from hf_glu.config import GluConfig
 from hf_glu.layers.sites import Site
 from hf_glu.registry import LEARNABLE, core
@@ -97,6 +97,7 @@ class Plan:
         bytes_per_parameter: of the FFN weights' dtype.
         state: options of stateful activations.
         context: options of modulated ones.
+        given: options of learnable and adaptive ones; the functions beside those that the sites need.
     """
 
     target: Target
@@ -106,6 +107,7 @@ class Plan:
     bytes_per_parameter: int
     state: dict[str, Any] | None = None
     context: dict[str, Any] | None = None
+    given: dict[str, Any] | None = None
 
     @property
     def promise(self) -> str:
@@ -130,7 +132,7 @@ class Plan:
     @property
     def mix(self) -> dict[str, Any] | None:
         """What ``config.hf_glu`` says of learnable activations that start at each site's own; None: there are none."""
-        return mix_of(self.steps)
+        return mix_of(self.steps, self.given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -153,11 +155,10 @@ class Plan:
         }
 
 
-def mix_of(steps: tuple[Step, ...]) -> dict[str, Any] | None:
-    """Return the dictionary of learnable activations: those of all sites, and what they are annealed to."""
+def mix_of(steps: tuple[Step, ...], given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the options of mixes: the functions of all sites, the given ones, and what they are annealed to."""
     steps = tuple(step for step in steps if step.changes)
     learnable = dict.fromkeys(step.target for step in steps if LEARNABLE in registry[step.target].flags)
     if not learnable:
         return None
-    sources = [core(step.source) for step in steps]
-    return {"functions": list(dict.fromkeys(name for each in learnable for name in mix_functions(sources, each)))}
+    return mix_options([core(step.source) for step in steps], learnable, given)

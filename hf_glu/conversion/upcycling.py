@@ -6,6 +6,7 @@ Every expert is a copy of the dense FFN, by the route to its activation. Weights
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_glu.activation import GatedActivation, registry
 from hf_glu.activation.elementwise import is_elementwise, same_function
-from hf_glu.activation.learnable import LearnableMix, mix_functions
+from hf_glu.activation.learnable import LearnableMix, mix_options
 from hf_glu.config import GluConfig
 from hf_glu.context import watch_context
 from hf_glu.conversion.entries import selection_of
@@ -79,7 +80,7 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
 
 def upcycle(
     model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None, drop: float, inputs: Any,
-    check: bool,
+    check: bool, mix: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """Turn the chosen FFNs into experts, in place; see `hf_glu.convert`.
 
@@ -95,7 +96,7 @@ def upcycle(
     layers = selection_of(sites, convertible_sites(model))
     sources = [read_source(model, site) for site in sites]
     routes = [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
-    mix = _mix([source.name for source in sources], options)
+    mix = _mix([source.name for source in sources], options, mix)
     total = sum(parameter.numel() for parameter in model.parameters())
     comparison = Comparison(model, [], inputs) if check else None
     bias = [s.bias is not None or any(r.up_bias for r in each) for s, each in zip(sources, routes, strict=True)]
@@ -165,13 +166,11 @@ def _route(source: Source, group: Group) -> Route:
     return COPY if same else OTHER
 
 
-def _mix(sources: list[str], options: ExpertOptions) -> dict[str, Any] | None:
-    """Return the dictionary of learnable experts: the FFNs' activations, and what each is annealed to."""
+def _mix(sources: list[str], options: ExpertOptions, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the options of learnable experts: the FFNs' activations, the given ones, and what each is annealed to."""
     names = {group.name for group in (*options.experts, *options.always_on)}
     learnable = sorted(name for name in names if (found := registry.find(name)) and LEARNABLE in found.flags)
-    if not learnable:
-        return None
-    return {"functions": list(dict.fromkeys(name for each in learnable for name in mix_functions(sources, each)))}
+    return mix_options(sources, learnable, given) if learnable else None
 
 
 @torch.no_grad()

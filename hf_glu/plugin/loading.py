@@ -15,7 +15,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from hf_glu.activation import is_elementwise, registry
-from hf_glu.activation.learnable import mix_functions
+from hf_glu.activation.learnable import mix_options
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.layers.fields import activation_field, activation_of, plain_name
@@ -42,12 +42,11 @@ def remember_dense(config: Any, loaded: Mapping[str, Any]) -> None:
     route = exact_route(source, str(target))
     if route is None:
         return
-    noted: dict[str, Any] = {"dense_act": source}
-    if route.up_bias:
-        noted["bias"] = True
+    options = GluConfig.of(config)
+    noted = {"dense_act": source, **({"bias": True} if route.up_bias else {}), **options.to_dict()}
     if LEARNABLE in entry.flags:
-        noted["mix"] = {"functions": list(mix_functions([source], entry.name))}
-    config.hf_glu = GluConfig.from_dict({**noted, **GluConfig.of(config).to_dict()}).to_dict()
+        noted["mix"] = mix_options([source], [entry.name], options.mix)
+    config.hf_glu = GluConfig.from_dict(noted).to_dict()
 
 
 def exact_route(source: str, target: str) -> Route | None:

@@ -1,0 +1,89 @@
+"""What activations with parameters of their own cost: Llama's FFN with each, beside the one with plain swiglu.
+
+Pairs: T = 1,024 tokens, H = 768, W = 2,048; forward and backward pass, all parameters trained and away from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation.modulated import Modulation
+from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
+from hf_glu.config import GluConfig
+from hf_glu.context import Reading
+from hf_glu.context_options import ContextOptions
+
+TOKENS, HIDDEN, WIDTH = 1024, 768, 2048
+FUNCTIONS = ("silu", "gelu", "relu", "tanh")
+PLAIN = "swiglu"
+STD = 0.1
+# contender -> its gate, and the largest ratios of times and of kept bytes
+CONTENDERS = {
+    "modulated_swiglu": ("modulated_silu", 1.10, None),
+    "learnable_swiglu": ("learnable_silu", 1.15, None),
+    "moa_swiglu": ("moa_silu", 1.30, 1.5),
+}
+
+
+def cells(options: BenchOptions) -> Iterator[Cell]:
+    """Yield the FFN at each number of tokens."""
+    claims = {
+        name: Claim(peers=(PLAIN,), target=target, saved_peers=(PLAIN,), saved_target=saved)
+        for name, (_, target, saved) in CONTENDERS.items()
+    }
+    for tokens in options.sizes((TOKENS,)):
+        shape = {
+            "of": "FFN", "pass": "forward + backward", "tokens": tokens, "hidden": options.hidden or HIDDEN,
+            "width": options.width or WIDTH, "functions": " ".join(FUNCTIONS), "dtype": options.dtype,
+        }  # fmt: skip
+        yield Cell(shape=shape, build=partial(ffns, shape), claims=claims)
+
+
+def gate(name: str, shape: dict[str, Any]) -> nn.Module:
+    """Return the gate ``name`` with random parameters, a modulated one with a context vector of each token."""
+    act = registry[name].factory()
+    assert isinstance(act, OwnedActivation)
+    act.configure(GluConfig(mix={"functions": list(FUNCTIONS)}), shape["width"])
+    with torch.no_grad():
+        for parameter in act.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=STD)
+    for module in act.modules():
+        if isinstance(module, Modulation):
+            vector = torch.rand(1, shape["tokens"], ContextOptions.size).to(DTYPES[shape["dtype"]])
+            module.reading = Reading(1, shape["tokens"], vector=vector.requires_grad_())
+    return act
+
+
+def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
+    """Return Llama's FFN with each gate, of the same weights."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"], num_attention_heads=1)
+    dtype, base = DTYPES[shape["dtype"]], LlamaMLP(config)
+    x = torch.randn(1, shape["tokens"], shape["hidden"]).to(dtype).requires_grad_()
+    gradient = torch.randn_like(x)
+
+    def step(module: nn.Module) -> None:
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+        module(x).backward(gradient)
+
+    made = {}
+    gates = {PLAIN: build_elementwise("silu")} | {name: gate(row[0], shape) for name, row in CONTENDERS.items()}
+    for name, act in gates.items():
+        module = LlamaMLP(config)
+        module.load_state_dict(base.state_dict())
+        module.act_fn = act
+        module = module.to(dtype)
+        made[name] = Contender(
+            call=partial(step, module), forward=partial(module, x), parameters=tuple(module.parameters())
+        )
+    return made
