@@ -107,6 +107,7 @@ def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
     assert "geglu" in data.tags
 
 
+@pytest.mark.slow
 def test_the_check_of_the_reload_can_fail(bases, datasets, tmp_path):
     job = JobOptions(
         model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu", output=str(tmp_path / "run")

@@ -119,6 +119,7 @@ for name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+@pytest.mark.slow
 def test_adapters_load_on_the_converted_folder_in_a_new_process(tmp_path):
     expected, arguments = {}, []
     for family, (_, auto, _) in MODELS.items():

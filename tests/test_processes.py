@@ -17,6 +17,8 @@ from transformers import BertForSequenceClassification
 import hf_glu
 from hf_glu.expert_options import ExpertOptions
 
+pytestmark = pytest.mark.slow  # each starts processes that import everything anew
+
 SCRIPT = """
 import json, sys
 import torch
@@ -51,7 +53,7 @@ def launch(folder: Path, values: dict, processes: int, script: str = SCRIPT) -> 
     return json.loads(result.read_text()), torch.load(f"{result}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("family", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["bert", "t5"])
 def test_two_processes_train_and_evaluate_as_one(family, tmp_path):
     write_dataset(tmp_path / "data", "rte")
     no_dropout = {"bert": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}, "t5": {"dropout_rate": 0}}
@@ -129,7 +131,6 @@ def save_experts(folder: Path) -> str:
     return base
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", [SCRIPT, SHARDED], ids=["ddp", "fsdp"])
 def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
     write_dataset(tmp_path / "data", "rte")

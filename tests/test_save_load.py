@@ -169,6 +169,7 @@ class _Scores(torch.utils.data.Dataset):
         return outputs(self.model, **self.inputs)["logits"]
 
 
+@pytest.mark.slow
 def test_pickled_to_a_spawned_data_loader_worker():
     model = converted("bert")
     inputs = hf_glu.probe.probe_inputs(model)
