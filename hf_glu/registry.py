@@ -143,7 +143,9 @@ class Registry:
     def __getitem__(self, name: str) -> Activation:
         if found := self.find(name):
             return found
-        raise UnknownNameError(f"unknown gated activation {name!r}; {nearest(name, [*self._entries, *self._rules])}")
+        prefix = name.removesuffix(unmixed(unwrapped(name))) if isinstance(name, str) else ""
+        known = [prefix + entry for entry in self._entries] + list(self._rules)
+        raise UnknownNameError(f"unknown gated activation {name!r}; {nearest(name, known)}")
 
     def __iter__(self) -> Iterator[Activation]:
         return iter(tuple(self._entries.values()))

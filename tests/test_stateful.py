@@ -132,6 +132,11 @@ def test_dense_formula_and_learnable_names(target, tmp_path):
     assert_same(outputs(type(model).from_pretrained(tmp_path)), outputs(model), "bitwise")
 
 
+def test_the_nearest_name_has_the_wrapper():
+    with pytest.raises(UnknownNameError, match="did you mean 'stateful_swiglu'"):
+        hf_glu.convert(FAMILIES["bert"].make(), "stateful_swigl")
+
+
 def test_state_is_added_to_a_converted_model_and_taken_back():
     model = FAMILIES["gpt2"].make()
     before = outputs(model)
