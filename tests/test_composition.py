@@ -20,14 +20,14 @@ from hf_glu.experts import find_experts
 
 KINDS = {
     "plain": "{base}", "stateful": "stateful_{base}", "modulated": "modulated_{base}",
-    "learnable": "learnable_{base}", "all": "modulated_stateful_learnable_{base}", "experts": "{base}",
+    "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_learnable_{base}", "experts": "{base}",
 }  # fmt: skip
 EXPERTS = {"bert": "gelu*2,geglu*2", "gpt2": "gelu_new,geglu_new", "t5": "relu,reglu", "llama": "swiglu*4"}
 GRID = [
     (name, kind)
     for name in ("bert", "gpt2", "t5", "llama", "Mamba")
     for kind in KINDS
-    if name != "Mamba" or kind in ("stateful", "modulated")
+    if name != "Mamba" or kind in ("stateful", "modulated", "moa")
 ]
 
 
@@ -37,7 +37,8 @@ def test_conversion_reload_and_training(name, kind, tmp_path):
     before, names = outputs(model), {key for key, _ in model.named_parameters()}
     more = {"experts": EXPERTS[name]} if kind == "experts" else {}
     report = hf_glu.convert(model, KINDS[kind].format(base=target_of(name)), **more)
-    assert report.plan.promise == "exact"
+    rounded = name == "Mamba" and kind == "moa"  # where the activation takes the place of the scan's silu
+    assert report.plan.promise == ("exact up to rounding" if rounded else "exact")
     assert_same(outputs(model), before, "exact up to rounding")
     assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
     new = {key for key, _ in model.named_parameters()} - names
