@@ -20,7 +20,8 @@ from hf_glu.experts import find_experts
 
 KINDS = {
     "plain": "{base}", "stateful": "stateful_{base}", "modulated": "modulated_{base}",
-    "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_learnable_{base}", "experts": "{base}",
+    "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_learnable_{base}",
+    "experts": "{base}",
 }  # fmt: skip
 EXPERTS = {"bert": "gelu*2,geglu*2", "gpt2": "gelu_new,geglu_new", "t5": "relu,reglu", "llama": "swiglu*4"}
 GRID = [
