@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-from hf_glu.errors import OptionError, refuse_unknown
+from hf_glu.entry import Entry, decay_range
+from hf_glu.errors import OptionError
 
 POOLS = ("mean", "running", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextOptions:
+class ContextOptions(Entry):
     """What a context vector is made of.
 
     Attributes:
@@ -26,6 +25,9 @@ class ContextOptions:
         OptionError: a value out of range.
     """
 
+    key = "context"
+    example = {"layer": 1}  # noqa: RUF012 (of the class)
+
     size: int = 8
     layer: int = 0
     pool: str | None = None
@@ -38,23 +40,4 @@ class ContextOptions:
             raise OptionError(f"context layer must be the number of a block, got {self.layer!r}")
         if self.pool is not None and self.pool not in POOLS:
             raise OptionError(f"context pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
-        decay = tuple(self.decay) if isinstance(self.decay, (list, tuple)) else (self.decay,)
-        if len(decay) != 2 or not all(isinstance(d, (int, float)) and 0 < d < 1 for d in decay) or decay[0] > decay[1]:
-            raise OptionError(f"context decay must be a range within 0 and 1 such as [0.9, 0.99], got {self.decay!r}")
-        object.__setattr__(self, "decay", decay)
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any] | None) -> ContextOptions:
-        """Validate an entry of ``config.hf_glu``; None: the defaults."""
-        if entry is None:
-            return cls()
-        if not isinstance(entry, Mapping):
-            raise OptionError(f"config.hf_glu context must be a dict such as {{'layer': 1}}, got {entry!r}")
-        refuse_unknown(entry, (field.name for field in fields(cls)), "config.hf_glu context")
-        return cls(**entry)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what isn't the default."""
-        defaults = {field.name: field.default for field in fields(self)}
-        found = {key: value for key, value in asdict(self).items() if value != defaults[key]}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+        object.__setattr__(self, "decay", decay_range(self.decay, "context", [0.9, 0.99]))

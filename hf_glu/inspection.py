@@ -22,11 +22,12 @@ from torch.utils.hooks import RemovableHandle
 from hf_glu.activation import OwnedActivation
 from hf_glu.activation.stateful import Memory
 from hf_glu.context import Reading
-from hf_glu.context.hooks import by_name, cache_of
+from hf_glu.context.hooks import by_name, cache_of, stack_and_blocks
 from hf_glu.context.reading import read
 from hf_glu.context.states import load_state, tokens_seen
 from hf_glu.errors import DataError, NoSiteError
 from hf_glu.functional import split_gate_up
+from hf_glu.layers.mixers import gate_begin
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import describe_site
 from hf_glu.scan import stateful
@@ -120,7 +121,7 @@ class _Gate:
         keys = {"layer": "name", "index": "layer", "stack": "stack", "kind": "kind", "activation": "activation"}
         self.about = {key: described[name] for key, name in keys.items()}
         self.site, self.memory = site, _memory(site)
-        self.stack = _stack_around(model, site.name)
+        self.stack = stack_and_blocks(model, site.name)[0]
         self.passes: list[_Pass] = []
         self.start: Tensor | None = None
 
@@ -151,10 +152,9 @@ class _Gate:
         self.start = load_state(memory.cache, memory.slot)
 
     def of_mixer(self, projected: Tensor) -> Tensor:
-        """Return g from a mixer's in-projection: Mamba's comes second, Mamba-2's first."""
-        mixer: Any = self.site.anchor
-        begin = mixer.intermediate_size if hasattr(mixer, "x_proj") else 0
-        return projected[..., begin : begin + mixer.intermediate_size]
+        """Return g from a mixer's in-projection."""
+        begin = gate_begin(self.site.anchor)
+        return projected[..., begin : begin + self.site.width]
 
     @torch.no_grad()
     def add(self, g: Tensor, z: Tensor | None = None) -> None:
@@ -216,14 +216,6 @@ def _memory(site: Site) -> Memory | None:
 
 def _has_gate(site: Site) -> bool:
     return site.kind != "experts" and (site.native or site.widened or _memory(site) is not None)
-
-
-def _stack_around(model: nn.Module, name: str) -> nn.Module:
-    """Return the innermost of Transformers' models around a module: it is given ids, mask and cache."""
-    parts = name.split(".")
-    around = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    stacks = [module for module in around if hasattr(module, "config") and hasattr(module, "post_init")]
-    return stacks[-1] if stacks else model
 
 
 def _states(memory: Memory, g: Tensor, start: Tensor | None) -> Tensor:

@@ -19,17 +19,17 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+import small_training
 import torch
 import typer
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hf_glu
 from hf_glu.cli import tables
-from hf_glu.errors import HfGluError, OptionError
+from hf_glu.errors import HfGluError
 from hf_glu.expert_options import read_groups
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.jsonio import write_json
@@ -38,7 +38,6 @@ from hf_glu.training.batches import BatchPlan
 from hf_glu.training.comparing import paired_p
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.prediction import eval_mode
-from hf_glu.training.schedules import make_schedule
 
 Rows = list[list[int]]
 Data = dict[str, Any]
@@ -109,17 +108,10 @@ def train(model: GPT2LMHeadModel, rows: Rows, sizes: Any, seed: int, title: str)
     """Train; the order of the data is the seed's, whatever the model."""
     plan = BatchPlan([len(row) for row in rows], sizes.batch_size, seed)
     steps = max(1, math.ceil(sizes.epochs * plan.steps_per_epoch))
-    optimizer = torch.optim.AdamW(hf_glu.parameter_groups(model, sizes.lr, 0.01))
-    schedule = make_schedule(optimizer, TrainingOptions(schedule="cosine"), steps)
-    model.train()
-    for step in (bar := tqdm(range(steps), desc=title, leave=False)):
-        loss = model(**make_batch([rows[index] for index in plan[step]])).loss  # the routers' losses are in it
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+    small_training.train(
+        model, lambda step: make_batch([rows[index] for index in plan[step]]), steps, lr=sizes.lr,
+        warmup=TrainingOptions.warmup, title=title,
+    )  # fmt: skip
 
 
 def evaluate(model: GPT2LMHeadModel, validation: dict[str, Rows], batch_size: int) -> Data:
@@ -249,10 +241,8 @@ def main(
 ) -> None:
     """Train every variant with every seed, and print one table, whichever way it falls."""
     try:
-        if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
-            raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
         sizes = SIZES | (QUICK if quick else {}) | ({} if epochs is None else {"epochs": epochs})
-        result = experiment(SimpleNamespace(**sizes), [int(seed) for seed in seeds.split(",")], output)
+        result = experiment(SimpleNamespace(**sizes), small_training.read_numbers(seeds, "--seeds"), output)
     except HfGluError as error:
         print(f"domains: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

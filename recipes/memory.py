@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from state_training import read_numbers, train
+from small_training import read_numbers, train
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 

@@ -25,7 +25,7 @@ import torch
 import typer
 from domains import END, IGNORED, PAD, Rows, make_batch, read_domains, train_tokenizer
 from rich.console import Console
-from state_training import read_numbers, train
+from small_training import read_numbers, train
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import hf_glu  # noqa: F401  (the activations' names)

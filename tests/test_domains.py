@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import SimpleNamespace
 
+import domains
 import pytest
 import torch
 from rich.console import Console
@@ -18,11 +16,6 @@ from hf_glu.experts import find_experts
 from hf_glu.experts.ffn import banks_of
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.tasks import movies
-
-spec = spec_from_file_location("domains", Path(__file__).parent.parent / "recipes" / "domains.py")
-domains = module_from_spec(spec)
-sys.modules["domains"] = domains
-spec.loader.exec_module(domains)
 
 WORDS = {"films": "a film scene actor plot dull funny charming".split(), "editorials": "the tax vote court law".split()}
 SIZES = SimpleNamespace(**domains.SIZES | domains.QUICK | {"sentences": 40})

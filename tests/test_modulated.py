@@ -10,7 +10,7 @@ import torch
 import transformers
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
-from test_stateful import CLOSE, GENERATE, batch, ids, logits
+from test_stateful import CLOSE, GENERATE, batch, ids, logits, without_dropout
 from torch import Tensor
 
 import hf_glu
@@ -160,13 +160,7 @@ def test_gradient_checkpointing(name, reentrant):
         sum(losses).backward()
         return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
-    model = awake(name).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    model.config.use_cache = False
+    model = without_dropout(awake(name))
     expected = gradients(model)
     assert any("context_source" in key and value.abs().max() > 0 for key, value in expected.items())
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import domains
+import memory
 import pytest
+import small_training
+import stateful_lm
 import torch
 from comparing import assert_same
 from rich.console import Console
@@ -16,15 +18,6 @@ from typer import Exit
 
 from hf_glu.activation.stateful import Memory
 from hf_glu.tasks import movies
-
-RECIPES = str(Path(__file__).parent.parent / "recipes")
-sys.path.insert(0, RECIPES)
-import domains  # noqa: E402
-import memory  # noqa: E402
-import state_training  # noqa: E402
-import stateful_lm  # noqa: E402
-
-sys.path.remove(RECIPES)
 
 SIZES = SimpleNamespace(**memory.SIZES | memory.QUICK)
 LM_SIZES = SimpleNamespace(**stateful_lm.SIZES | stateful_lm.QUICK)
@@ -51,7 +44,7 @@ def archive(tmp_path, monkeypatch):
 def test_alpha_beta_and_decay_learn_at_their_own_rate(activation, monkeypatch):
     model, made = memory.make_model(activation, SIZES, 0), []
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups: made.extend(groups) or torch.optim.SGD(groups, lr=1.0))
-    state_training.train(model, lambda _: memory.make_batch(4, 9, 0), 1, lr=0.01, factor=10.0, title="")
+    small_training.train(model, lambda _: memory.make_batch(4, 9, 0), 1, lr=0.01, factor=10.0, title="")
     own = {id(p) for module in model.modules() if isinstance(module, Memory) for p in module.parameters()}
     assert len(own) == (3 * SIZES.layers if activation == memory.STATEFUL else 0)
     apart = [group for group in made if group["initial_lr"] == pytest.approx(0.1)]

@@ -57,6 +57,17 @@ def ids(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(5, 60, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def without_dropout(model: Any) -> Any:
+    """Return the model, training, with nothing random and no cache."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    model.config.use_cache = False
+    return model.train()
+
+
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
     if model.config.is_encoder_decoder:
@@ -304,14 +315,8 @@ def test_gradient_checkpointing_with_two_batches_in_flight(name, reentrant):
         sum(losses).backward()
         return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
-    model = awake(name)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    model.config.use_cache = False
-    expected = gradients(model.train())
+    model = without_dropout(awake(name))
+    expected = gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     assert_same(gradients(model), expected, "trained")
 
@@ -371,10 +376,7 @@ def test_compiled_training_is_one_graph(name, prefix):
     model = awake(name)
     if prefix != "stateful_":
         hf_glu.convert(model, prefix + target_of(name).removeprefix("stateful_"), check=False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    model.config.use_cache = False
+    without_dropout(model)
     tokens, mask = ids(2, 10), torch.ones(2, 10, dtype=torch.long)
     mask[0, :3] = 0
 
@@ -383,6 +385,6 @@ def test_compiled_training_is_one_graph(name, prefix):
         run(input_ids=tokens, attention_mask=mask, labels=tokens).loss.backward()
         return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
-    expected = gradients(model.train())
+    expected = gradients(model)
     torch._dynamo.reset()
     assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager")), expected, "trained")

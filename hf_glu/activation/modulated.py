@@ -10,7 +10,6 @@ Shapes: B sequences, T tokens, H hidden size, W channels, R size of the context 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from hf_glu.context.reading import read_mask
 from hf_glu.context.states import load_state, store_states
 from hf_glu.context_options import ContextOptions
 from hf_glu.registry import MODULATED, Derived, registry
-from hf_glu.scan import stateful
+from hf_glu.scan import spread_decays, stateful
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
@@ -97,8 +96,7 @@ class ContextSource(Reader, OwnedModule):
         """Random directions; decays within the options' range."""
         init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
         if self.decay is not None:
-            low, high = (math.log(1 - decay) for decay in self.options.decay)
-            init.copy_(self.decay, (1 - torch.linspace(low, high, len(self.decay)).exp()).logit())
+            init.copy_(self.decay, spread_decays(self.options.decay, len(self.decay)))
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Give the readers of its stack the context vector of what the block is given."""

@@ -12,7 +12,6 @@ Shapes: B sequences, T tokens, W channels.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +22,7 @@ from hf_glu.activation.wrapped import Shift, Wrapper
 from hf_glu.context.states import load_state, store_states
 from hf_glu.errors import OptionError
 from hf_glu.registry import STATEFUL, Derived, registry
-from hf_glu.scan import bidirectional, stateful
+from hf_glu.scan import bidirectional, spread_decays, stateful
 from hf_glu.state_options import StateOptions
 
 if TYPE_CHECKING:
@@ -57,11 +56,9 @@ class Memory(Shift):
         """Start at the options' values."""
         if self.options is None:
             return
-        low, high = (math.log(1 - decay) for decay in self.options.decay)
-        gain = torch.linspace(low, high, len(self.decay)).exp()
         init.constant_(self.alpha, self.options.alpha)
         init.constant_(self.beta, self.options.beta)
-        init.copy_(self.decay, (1 - gain).logit())
+        init.copy_(self.decay, spread_decays(self.options.decay, len(self.decay)))
 
     def neutral(self) -> bool:
         """Tell whether z is g."""

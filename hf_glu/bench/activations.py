@@ -15,6 +15,7 @@ from torch import nn
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.activation.modulated import Modulation
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
+from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.config import GluConfig
 from hf_glu.context import Reading
 from hf_glu.context_options import ContextOptions
@@ -62,28 +63,8 @@ def gate(name: str, shape: dict[str, Any]) -> nn.Module:
 
 def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     """Return Llama's FFN with each gate, of the same weights."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaMLP
-
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"], num_attention_heads=1)
-    dtype, base = DTYPES[shape["dtype"]], LlamaMLP(config)
-    x = torch.randn(1, shape["tokens"], shape["hidden"]).to(dtype).requires_grad_()
-    gradient = torch.randn_like(x)
-
-    def step(module: nn.Module) -> None:
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-        module(x).backward(gradient)
-
-    made = {}
     gates = {PLAIN: build_elementwise("silu")} | {name: gate(row[0], shape) for name, row in CONTENDERS.items()}
-    for name, act in gates.items():
-        module = LlamaMLP(config)
-        module.load_state_dict(base.state_dict())
-        module.act_fn = act
-        module = module.to(dtype)
-        made[name] = Contender(
-            call=partial(step, module), forward=partial(module, x), parameters=tuple(module.parameters())
-        )
-    return made
+    dtype, made = DTYPES[shape["dtype"]], llama_ffns(gates, shape["hidden"], shape["width"])
+    x = torch.randn(1, shape["tokens"], shape["hidden"]).to(dtype).requires_grad_()
+    return trained({name: module.to(dtype) for name, module in made.items()}, x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
+from hf_glu.bench.steps import trained
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
 from hf_glu.experts.ffn import banks_of
@@ -100,21 +101,8 @@ def _input(shape: dict[str, Any]) -> Tensor:
 
 def training(shape: dict[str, Any]) -> dict[str, Contender]:
     """Return one step each: forward with what the router's losses need, backward into inputs and weights."""
-    made = modules(shape)
-    x = _input(shape).requires_grad_()
-    gradient = torch.randn_like(x)
-
-    def step(module: nn.Module) -> None:
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-        module(x).backward(gradient)
-
-    return {
-        name: Contender(
-            call=partial(step, module.train()), forward=partial(module, x), parameters=tuple(module.parameters())
-        )
-        for name, module in made.items()
-    }
+    made = {name: module.train() for name, module in modules(shape).items()}
+    return trained(made, _input(shape).requires_grad_())
 
 
 def decoding(shape: dict[str, Any]) -> dict[str, Contender]:

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
+from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.config import GluConfig
 from hf_glu.scan import stateful
 
@@ -103,27 +104,11 @@ def lengths(shape: dict[str, Any], short: str, long: str) -> dict[str, Contender
 
 def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     """Return Llama's FFN with and without a state, of the same weights."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaMLP
-
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=shape["hidden"], intermediate_size=shape["width"], num_attention_heads=1)
-    plain, other = LlamaMLP(config), LlamaMLP(config)
-    other.load_state_dict(plain.state_dict())
     gate = registry["stateful_silu"].factory()
     assert isinstance(gate, OwnedActivation)
     gate.configure(GluConfig(state={"alpha": 0.5, "beta": 0.5}), shape["width"])
-    plain.act_fn, other.act_fn = build_elementwise("silu"), gate
-    x = torch.randn(shape["batch"], shape["tokens"], shape["hidden"]).to(DTYPES[shape["dtype"]]).requires_grad_()
-    gradient = torch.randn_like(x)
-
-    def step(module: nn.Module) -> None:
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-        module(x).backward(gradient)
-
-    made = {name: module.to(DTYPES[shape["dtype"]]) for name, module in ((PLAIN, plain), (STATEFUL, other))}
-    return {
-        name: Contender(call=partial(step, module), forward=partial(module, x), parameters=tuple(module.parameters()))
-        for name, module in made.items()
-    }
+    gates = {PLAIN: build_elementwise("silu"), STATEFUL: gate}
+    dtype, made = DTYPES[shape["dtype"]], llama_ffns(gates, shape["hidden"], shape["width"])
+    x = torch.randn(shape["batch"], shape["tokens"], shape["hidden"]).to(dtype).requires_grad_()
+    return trained({name: module.to(dtype) for name, module in made.items()}, x)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from hf_glu.errors import OptionError
+from hf_glu.inplace import InPlace, become
 
 ROLLBACK = 32  # tokens that can be taken back exactly
 
@@ -36,7 +37,7 @@ def tokens_seen(cache: Any) -> int | None:
         return None
 
 
-class StateCache:
+class StateCache(InPlace):
     """What a cache becomes; ``hf_glu_states`` are ``[B, S, W]``, the newest last."""
 
     hf_glu_states: dict[str, Tensor]
@@ -96,7 +97,7 @@ def store_states(cache: Any, slot: str, states: Tensor) -> None:
     """Add the states after each of some tokens, ``[B, T, W]``, to ``slot``."""
     if not hasattr(cache, "hf_glu_states"):
         cache.hf_glu_states = {}
-        cache.__class__ = _upgraded(type(cache))
+        become(cache, StateCache)
     if not isinstance(cache, DynamicCache):  # of fixed size, and nothing is ever taken back from it
         cache.hf_glu_states[slot] = states[:, -1:].clone()
         return
@@ -105,12 +106,3 @@ def store_states(cache: Any, slot: str, states: Tensor) -> None:
         before = torch.zeros_like(states[:, :1])
     kept = torch.cat([before, states[:, -ROLLBACK - 1 :]], dim=1)[:, -ROLLBACK - 1 :]
     cache.hf_glu_states[slot] = kept
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def _upgraded(plain: type) -> type:
-    if plain not in _CLASSES:
-        _CLASSES[plain] = type(plain.__name__, (StateCache, plain), {"__module__": plain.__module__})
-    return _CLASSES[plain]

@@ -17,6 +17,7 @@ from hf_glu.activation.elementwise import elementwise_names
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.expert_options import Group
+from hf_glu.inplace import InPlace, become
 from hf_glu.registry import unwrapped
 
 UNGATED = "ungated_"
@@ -57,7 +58,7 @@ def inner_gate(name: str) -> tuple[str, bool]:
     return plain, not name.startswith(UNGATED)
 
 
-class MixedBank(nn.Module):
+class MixedBank(InPlace, nn.Module):
     """What a bank becomes: out_e(phi_e(g) * u) of each expert e, [g | u] = in_e(x); see `mix_bank`.
 
     Shapes: T tokens, k experts a token, H hidden size.
@@ -99,10 +100,6 @@ class MixedBank(nn.Module):
         """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``."""
         kept = not self.groups[number].name.startswith(UNGATED)
         return apply_gate(self, self.acts[number], projected, kept=kept)
-
-    def __reduce__(self) -> Any:
-        """Pickle by the stock class, which can be found by its name."""
-        return _rebuild, (type(self).__mro__[2],), self.__dict__
 
 
 def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:
@@ -164,7 +161,7 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
         bias = bank.gate_up_proj_bias
         bank.gate_up_proj_bias = nn.Parameter(bias.detach().unflatten(1, (-1, 2)), requires_grad=bias.requires_grad)
     bank.acts.to(device=bank.down_proj.device, dtype=bank.down_proj.dtype)
-    bank.__class__ = _mixed(type(bank))
+    become(bank, MixedBank)
 
 
 def _build(group: Group, width: int, mix: dict[str, Any] | None) -> nn.Module:
@@ -172,12 +169,3 @@ def _build(group: Group, width: int, mix: dict[str, Any] | None) -> nn.Module:
     if isinstance(act, OwnedActivation):
         act.configure(GluConfig(mix=mix), width)
     return act
-
-
-def _mixed(stock: type) -> type:
-    return type(stock.__name__, (MixedBank, stock), {"__module__": stock.__module__})
-
-
-def _rebuild(stock: type) -> nn.Module:
-    made: nn.Module = object.__new__(_mixed(stock))
-    return made

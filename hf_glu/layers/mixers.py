@@ -17,6 +17,7 @@ from torch.nn import functional
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.errors import TrainingError
+from hf_glu.inplace import InPlace, become
 
 ONE = 1.2784645427610738  # silu of it is 1
 
@@ -57,7 +58,7 @@ class _Gated(_Around):
         return self.plain(x * (opened / one).to(x.dtype))
 
 
-class GatedMixer(nn.Module):
+class GatedMixer(InPlace, nn.Module):
     """What a mixer becomes; see `own_gate`.
 
     Attributes:
@@ -102,10 +103,6 @@ class GatedMixer(nn.Module):
         finally:
             self.running, self.gate = False, None
 
-    def __reduce__(self) -> Any:
-        """Pickle by the stock class, which can be found by its name."""
-        return _rebuild, (type(self).__mro__[2],), self.__dict__
-
 
 def own_gate(mixer: Any) -> None:
     """Give a mixer the gate that its ``act`` is, in place."""
@@ -114,19 +111,9 @@ def own_gate(mixer: Any) -> None:
     if silu and not isinstance(mixer.act, WrappedGate):
         return
     mixer.gate_begin, mixer.owns = gate_begin(mixer), not silu
-    if not isinstance(mixer, GatedMixer):
-        mixer.__class__ = _gated(type(mixer))
+    become(mixer, GatedMixer)
 
 
 def gate_begin(mixer: Any) -> int:
     """Return where in its in-projection's output a mixer's gate begins: Mamba's after the scan's input."""
     return int(mixer.intermediate_size) if hasattr(mixer, "x_proj") else 0
-
-
-def _gated(stock: type) -> type:
-    return type(stock.__name__, (GatedMixer, stock), {"__module__": stock.__module__})
-
-
-def _rebuild(stock: type) -> nn.Module:
-    made: nn.Module = object.__new__(_gated(stock))
-    return made

@@ -121,14 +121,14 @@ def find_sites(model: nn.Module) -> list[Site]:
             key = id(_follow(module, row.out_proj))
             if key not in seen:
                 seen.add(key)
-                sites.append(Site(name=name, row=row, anchor=module, layer=_layer(name), stack=_stack(name, model)))
+                sites.append(Site(name=name, row=row, anchor=module, layer=layer_of(name), stack=_stack(name, model)))
     return sites
 
 
 def find_banks(model: nn.Module) -> list[Site]:
     """Return every bank of gated experts of Transformers' own, also those without a module for their activation."""
     return [
-        Site(name=name, row=BANK, anchor=module, layer=_layer(name), stack=_stack(name, model))
+        Site(name=name, row=BANK, anchor=module, layer=layer_of(name), stack=_stack(name, model))
         for name, module in model.named_modules()
         if is_bank(module)
     ]
@@ -139,7 +139,7 @@ def find_mixers(model: nn.Module) -> list[Site]:
     if _model_type(model) not in MIXER.families:
         return []
     return [
-        Site(name=name, row=MIXER, anchor=module, layer=_layer(name), stack=None)
+        Site(name=name, row=MIXER, anchor=module, layer=layer_of(name), stack=None)
         for name, module in model.named_modules()
         if isinstance(getattr(module, "A_log", None), nn.Parameter) and isinstance(_follow(module, "act"), nn.Module)
     ]
@@ -186,7 +186,7 @@ def _model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
-def _layer(name: str) -> int:
+def layer_of(name: str) -> int:
     """Return the first number in a module's path."""
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 

@@ -10,6 +10,8 @@ tends to stay closed), beta sensitivity to sudden change; at alpha = beta = 0, z
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from hf_glu.errors import OptionError, nearest
 from hf_glu.scan import operator as _operator  # noqa: F401  (registers)
 from hf_glu.scan.linear import BACKENDS, backend_for, sides
 
-__all__ = ["bidirectional", "stateful"]
+__all__ = ["bidirectional", "spread_decays", "stateful"]
 
 
 def stateful(
@@ -80,6 +82,12 @@ def bidirectional(
         for reverse in (False, True)
     )
     return torch.lerp(forth, back, 0.5)
+
+
+def spread_decays(ends: tuple[float, float], count: int) -> Tensor:
+    """Return the logits of ``count`` decays from one of ``ends`` to the other, evenly in log(1 - decay)."""
+    low, high = (math.log(1 - decay) for decay in ends)
+    return (1 - torch.linspace(low, high, count).exp()).logit()
 
 
 def _check(gate: Tensor, parameters: dict[str, Tensor], start: Tensor | None, masks: dict[str, Tensor | None]) -> None:

@@ -24,7 +24,7 @@ from hf_glu.errors import DataError
 from hf_glu.experts import find_experts
 from hf_glu.experts.statistics import expert_statistics
 from hf_glu.layers.forward import projections
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.sites import Site, find_sites, layer_of
 from hf_glu.layers.source import describe_site
 from hf_glu.probe import evaluating, with_decoder
 from hf_glu.selection import STACKS
@@ -143,7 +143,7 @@ def expert_loads(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[dict[
     rows = [row for name, each in counted.items() for row in each.to_dict()["rows"] if stacks[row["layer"]] == name]
     by_site = {row["layer"]: row for row in rows}
     return [
-        {"site": name, "layer": next((int(part) for part in name.split(".") if part.isdigit()), 0),
+        {"site": name, "layer": layer_of(name),
          "stack": stacks[name], "activations": [g.name for g in ffn.options.experts for _ in range(g.count)],
          **{key: by_site[name][key] for key in ("load", "entropy", "tokens")}}
         for name, ffn in found.items() if name in by_site

@@ -1,4 +1,4 @@
-"""What the recipes of stateful activations share: a training loop, and lists of numbers."""
+"""What the recipes that train small models from scratch share: a training loop, and lists of numbers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.schedules import make_schedule
 
-WEIGHT_DECAY, WARMUP, CLIP = 0.01, 0.1, 1.0
+WEIGHT_DECAY, CLIP = 0.01, 1.0
 
 
 def train(
-    model: Any, batch: Callable[[int], dict[str, Tensor]], steps: int, *, lr: float, factor: float, title: str
-) -> None:
+    model: Any, batch: Callable[[int], dict[str, Tensor]], steps: int, *, lr: float, title: str, factor: float = 1.0,
+    warmup: float = 0.1,
+) -> None:  # fmt: skip
     """Train on ``batch(0)``, ..., ``batch(steps - 1)`` with AdamW and a cosine schedule.
 
-    Alpha, beta and the decays, which have no weight decay, get ``factor`` times the learning rate.
+    The learning rate rises for the share ``warmup`` of the steps. What activations have of their own (alpha, beta, the
+    decays) has no weight decay, and ``factor`` times the learning rate.
     """
     optimizer = torch.optim.AdamW(hf_glu.parameter_groups(model, lr, WEIGHT_DECAY, activation_lr=factor * lr))
-    schedule = make_schedule(optimizer, TrainingOptions(schedule="cosine", warmup=WARMUP), steps)
+    schedule = make_schedule(optimizer, TrainingOptions(schedule="cosine", warmup=warmup), steps)
     model.train()
     for step in (bar := tqdm(range(steps), desc=title, leave=False)):
         loss = model(**batch(step)).loss

@@ -1,0 +1,49 @@
+"""What the entries of ``config.hf_glu`` that hold options of their own have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, ClassVar, Self
+
+from hf_glu.errors import OptionError, refuse_unknown
+
+
+class Entry:
+    """Base of a frozen dataclass of options, each with a default.
+
+    Attributes:
+        key: of the entry.
+        example: such an entry, for messages.
+    """
+
+    key: ClassVar[str]
+    example: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any] | None) -> Self:
+        """Validate an entry of ``config.hf_glu``; None: the defaults."""
+        if entry is None:
+            return cls()
+        if not isinstance(entry, Mapping):
+            raise OptionError(f"config.hf_glu {cls.key} must be a dict such as {cls.example}, got {entry!r}")
+        refuse_unknown(entry, (field.name for field in fields(cls)), f"config.hf_glu {cls.key}")  # type: ignore[arg-type]
+        return cls(**entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what isn't the default."""
+        defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        found = {key: value for key, value in asdict(self).items() if value != defaults[key]}  # type: ignore[call-overload]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def decay_range(value: Any, key: str, example: list[float]) -> tuple[float, float]:
+    """Return a range of decays.
+
+    Raises:
+        OptionError: it isn't one within 0 and 1.
+    """
+    decay = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if len(decay) != 2 or not all(isinstance(d, (int, float)) and 0 < d < 1 for d in decay) or decay[0] > decay[1]:
+        raise OptionError(f"{key} decay must be a range within 0 and 1 such as {example}, got {value!r}")
+    return decay
