@@ -43,9 +43,12 @@ def test_parameter_groups_spare_scalars_of_activations_and_frozen_parameters():
 
 def test_activations_may_have_a_learning_rate_of_their_own():
     model = FAMILIES["gpt2"].make()
-    hf_glu.convert(model, "modulated_stateful_learnable_geglu_new", check=False)
+    hf_glu.convert(model, "modulated_stateful_moa_geglu_new", check=False, mix={"rank": 2})
     groups = {group["name"]: group for group in hf_glu.parameter_groups(model, 1e-3, 0.1, activation_lr=1e-2)}
     own = {id(p) for n, p in model.named_parameters() if ".shift." in n or ".mix" in n or "context_source" in n}
+    wide = {id(p) for n, p in model.named_parameters() if n.endswith((".choice", ".features", "source.weight"))}
+    own -= wide
+    assert wide <= {id(p) for p in groups["no_decay"]["params"]}
     assert {id(p) for p in groups["activation"]["params"]} == own
     assert groups["activation"]["lr"] == 1e-2
     assert groups["activation"]["weight_decay"] == 0
