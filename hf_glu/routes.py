@@ -24,6 +24,12 @@ EXACT = "exact"
 ROUNDING = "exact up to rounding"
 APPROXIMATE = "approximate"
 
+
+def weakest(*promises: str) -> str:
+    """Return the promise of several conversions together."""
+    return max(promises, key=(EXACT, ROUNDING, APPROXIMATE).index)
+
+
 SLOPE = 1.702
 # 217/128 * 151/256 = 0.99997, and bf16 has both; rounding 1.702 and 1/1.702 would shrink every FFN by 0.2 %
 HALF_SLOPE, HALF_INVERSE = 217 / 128, 151 / 256

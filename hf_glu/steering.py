@@ -115,7 +115,7 @@ def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> l
     handles = [_hook(site, shift) for site in chosen]
     for ffn in experts.values() if layers is None else ():
         for bank in banks_of(ffn.banks):
-            handles.append(bank.act.register_forward_pre_hook(partial(_before, shift=shift)))
+            handles += [act.register_forward_pre_hook(partial(_before, shift=shift)) for act in bank.acts]
     return handles
 
 

@@ -370,7 +370,9 @@ def test_statistics_by_layer_and_label(gpt2):
         ("gelu:4096*2", {}, OptionError, "4096"),
         ("reglu*2", {}, ConversionError, "no route"),
         ("gelu*2", {"drop": 1.5}, OptionError, "drop"),
-        ("stateful_geglu*2", {}, OptionError, "no sequences"),
+        ("geglu*2", {"state": {"decay": [0.5, 0.9]}}, OptionError, "stateful_swiglu"),
+        ("gelu*2", {"width": "iso", "calibration": torch.ones(4, 8, dtype=torch.long)}, OptionError, "has no gate"),
+        ("geglu*2", {"width": "iso"}, OptionError, "need calibration"),
     ],
 )
 def test_bad_experts(experts, more, error, says):
@@ -391,9 +393,8 @@ def test_experts_and_other_conversions_dont_mix():
     hf_glu.convert(model, "geglu", experts="gelu*4", layers=[1])
     with pytest.raises(ConversionError, match="has experts"):
         hf_glu.convert(model, "geglu", layers=[0])
-    for more in ({"width": "iso"}, {"bias": False}, {"calibration": []}):
-        with pytest.raises(OptionError, match="no width"):
-            hf_glu.convert(FAMILIES["bert"].make(), "geglu", experts=4, **more)
+    with pytest.raises(OptionError, match="one target"):
+        hf_glu.convert(FAMILIES["bert"].make(), {"0": "geglu"}, experts=4)
     with pytest.raises(OptionError, match="are for experts"):
         hf_glu.convert(FAMILIES["bert"].make(), "geglu", top_k=2)
 

@@ -19,6 +19,7 @@ from hf_glu.context.states import ROLLBACK
 from hf_glu.errors import ConversionError, OptionError, TrainingError, UnknownNameError
 
 DECODERS = ("gpt2", "llama", "opt", "gpt_neox")
+EXPERTS = ("gpt2+experts", "llama+experts")
 TARGET = {"t5_v1_1": "stateful_geglu_new", "modernbert": "stateful_geglu"}
 NATIVE_NAMES = [name for name in NATIVE if name != "mixtral"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -37,9 +38,10 @@ def memories(model: Any) -> list[Memory]:
 
 
 def awake(name: str, seed: int = 1, **more: Any) -> Any:
-    """Return a converted model whose states do something."""
+    """Return a converted model whose states do something; ``name+experts`` has three experts, two for a token."""
+    name, _, experts = name.partition("+")
     model = make(name)
-    hf_glu.convert(model, target_of(name), check=False, **more)
+    hf_glu.convert(model, target_of(name), check=False, **more, **({"experts": 3} if experts else {}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():  # louder: pico models say nearly nothing
@@ -167,7 +169,7 @@ def test_state_is_added_to_a_converted_model_and_taken_back():
         hf_glu.revert(again)
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "t5", "bart"])
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bart"])
 def test_causality_and_that_the_state_reaches_far(name):
     model, tokens = awake(name), ids(2, 12)
     other = tokens.clone()
@@ -177,10 +179,10 @@ def test_causality_and_that_the_state_reaches_far(name):
     assert (second[:, 7:] - first[:, 7:]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "t5", "bert", "modernbert"])
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bert", "modernbert", "bert+experts"])
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_padding_changes_nothing_and_rows_are_independent(name, direction):
-    if direction == "both" and name not in ("bert", "modernbert"):
+    if direction == "both" and "bert" not in name:
         pytest.skip("decoders are causal")
     model, tokens = awake(name, state={"direction": direction}), ids(3, 9)
     alone = logits(model, tokens)
@@ -188,7 +190,7 @@ def test_padding_changes_nothing_and_rows_are_independent(name, direction):
     right = torch.cat([tokens, ids(3, 4, seed=5)], 1)
     mask = torch.tensor([[1] * 9 + [0] * 4] * 3)
     torch.testing.assert_close(logits(model, right, attention_mask=mask)[:, :9], alone, **CLOSE)
-    if name in ("gpt2", "llama", "opt", "gpt_neox"):
+    if name in (*DECODERS, *EXPERTS):
         left = torch.cat([ids(3, 4, seed=5), tokens], 1)
         mask = mask.flip(1)
         positions = {} if name == "opt" else {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
@@ -204,7 +206,7 @@ def test_the_padding_test_can_fail(monkeypatch):
     assert (found - logits(model, tokens)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "t5", "bart"])
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bart"])
 @pytest.mark.parametrize("split", [(1,) * 12, (5, 7), (3, 1, 8)])
 def test_chunks_with_the_cache_are_the_whole(name, split):
     model, tokens = awake(name), ids(2, 12)
@@ -228,7 +230,7 @@ GENERATE = {
 }
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "t5"])
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5"])
 @pytest.mark.parametrize("how", GENERATE)
 def test_generation_is_the_same_without_cache(name, how):
     if how == "static" and name == "opt":
@@ -245,7 +247,7 @@ def test_generation_is_the_same_without_cache(name, how):
     assert_same(with_cache, without, "bitwise")
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", [*DECODERS, "llama+experts"])
 def test_prompts_of_different_lengths_and_interleaved_generations(name):
     model, prompts = awake(name), [ids(1, 4, seed=2), ids(1, 9, seed=3)]
     more = {"max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
@@ -264,8 +266,9 @@ def test_prompts_of_different_lengths_and_interleaved_generations(name):
         assert_same(torch.cat(found[k], 1), alone[k], "bitwise")
 
 
-def test_assisted_generation_and_what_cant_be_taken_back():
-    model, draft = awake("llama"), awake("llama", seed=2)
+@pytest.mark.parametrize("name", ["llama", "llama+experts"])
+def test_assisted_generation_and_what_cant_be_taken_back(name):
+    model, draft = awake(name), awake(name, seed=2)
     more = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0}
     assisted = model.generate(ids(1, 6), assistant_model=draft, **more)
     assert_same(assisted, model.generate(ids(1, 6), **more), "bitwise")
@@ -290,7 +293,7 @@ def test_a_static_cache_by_hand():
     torch.testing.assert_close(torch.cat(parts, 1), logits(model, tokens), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", *EXPERTS])
 def test_packed_sequences_begin_with_no_state(name):
     model, tokens = awake(name, layers=[0]), ids(1, 11)
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]])
@@ -300,7 +303,7 @@ def test_packed_sequences_begin_with_no_state(name):
     torch.testing.assert_close(packed, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "llama+experts"])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_with_two_batches_in_flight(name, reentrant):
     def gradients(model: Any) -> dict[str, Tensor]:

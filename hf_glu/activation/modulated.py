@@ -61,9 +61,10 @@ class Modulation(Shift):
         reading = self.current()
         if self.options is None or reading is None or reading.vector is None:
             return gate
-        x, vector = self.sequences(gate), reading.vector.to(gate.dtype)
-        rows = vector.expand(*x.shape[:2], -1).flatten(0, 1)
-        return modulate(x.flatten(0, 1), rows, self.threshold, self.slope).reshape(gate.shape)
+        x = gate.unsqueeze(0) if reading.rows is not None else self.sequences(gate)
+        rows = reading.vectors(*x.shape[:2])
+        assert rows is not None
+        return modulate(x.flatten(0, 1), rows.to(gate.dtype), self.threshold, self.slope).reshape(gate.shape)
 
     def neutral(self) -> bool:
         """Tell whether it does nothing."""

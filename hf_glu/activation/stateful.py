@@ -5,7 +5,8 @@
 
 per channel: s is a running mean of the gate's openness, alpha > 0 coherence (a gate that was closed tends to stay
 closed), beta sensitivity to sudden change. Both are 0 at a conversion, so that nothing changes. Padding leaves the
-state alone, another text begins with none, and generation keeps it in the cache (:mod:`hf_glu.context`).
+state alone, another text begins with none, and generation keeps it in the cache (:mod:`hf_glu.context`). An expert
+remembers the tokens that were sent to it.
 
 Shapes: B sequences, T tokens, W channels.
 """
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.wrapped import Shift, Wrapper
-from hf_glu.context.states import load_state, store_states
+from hf_glu.context.routed import Routed
+from hf_glu.context.states import ROLLBACK, load_state, store_states
 from hf_glu.errors import OptionError
 from hf_glu.registry import STATEFUL, Derived, registry
 from hf_glu.scan import bidirectional, spread_decays, stateful
@@ -72,18 +74,27 @@ class Memory(Shift):
         """
         if self.options is None:
             return gate
-        x, reading = self.sequences(gate), self.current()
+        reading = self.current()
+        if reading is not None and reading.rows is not None:
+            routed = Routed.of(reading)
+            return routed.scatter(self._walk(routed.gather(gate), routed.valid, routed.restart, routed))
         valid, restart = (reading.valid, reading.restart) if reading is not None else (None, None)
+        return self._walk(self.sequences(gate), valid, restart).reshape(gate.shape)
+
+    def _walk(self, x: Tensor, valid: Tensor | None, restart: Tensor | None, routed: Routed | None = None) -> Tensor:
+        """Return z of ``x``, both ``[B, T, W]``; the states after each token go into the cache."""
+        assert self.options is not None
         decay = self.decay.float().sigmoid()
         if self.options.direction == "both":
             if self.cache is not None:
                 raise OptionError(f"{self.slot}: a state in both directions can't generate: use direction=forward")
-            return bidirectional(x, self.alpha, self.beta, decay, valid=valid, restart=restart).reshape(gate.shape)
+            return bidirectional(x, self.alpha, self.beta, decay, valid=valid, restart=restart)
         start = load_state(self.cache, self.slot)
         z, states = stateful(x, self.alpha, self.beta, decay, start=start, valid=valid, restart=restart)
         if self.cache is not None:
+            states = states if routed is None else routed.after_each(states, start, ROLLBACK + 1)
             store_states(self.cache, self.slot, states)
-        return z.reshape(gate.shape)
+        return z
 
 
 WRAPPER = Wrapper(prefix="stateful_", flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory)

@@ -22,6 +22,7 @@ class Reading:
         valid: ``[B, T]``, False at padding; None: all count.
         restart: ``[B, T]``, True where another text begins (packed sequences); None: nowhere but at the start.
         vector: ``[B, T or 1, R]``, the context vector of modulated activations; None: there is none (yet).
+        rows: ``[N]``, which of the B T tokens a reader inside an expert is given, in their order; None: all.
     """
 
     batch: int
@@ -29,6 +30,15 @@ class Reading:
     valid: Tensor | None = None
     restart: Tensor | None = None
     vector: Tensor | None = None
+    rows: Tensor | None = None
+
+    def vectors(self, batch: int, length: int) -> Tensor | None:
+        """Return the context vector of each row, ``[N, R]``; of ``batch`` times ``length`` rows where all are given."""
+        if self.vector is None:
+            return None
+        if self.rows is None:
+            return self.vector.expand(batch, length, -1).flatten(0, 1)
+        return self.vector.expand(self.batch, self.length, -1).flatten(0, 1)[self.rows]
 
 
 def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading | None:

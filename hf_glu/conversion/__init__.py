@@ -1,6 +1,6 @@
 """Pretrained dense models into gated ones: plan, apply, report."""
 
-from hf_glu.conversion.apply import convert
+from hf_glu.conversion.converting import convert
 from hf_glu.conversion.freeze import freeze_mix
 from hf_glu.conversion.native import to_native
 from hf_glu.conversion.planning import Plan, plan

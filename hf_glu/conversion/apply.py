@@ -17,113 +17,30 @@ from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.config import GluConfig
 from hf_glu.context import watch_context
 from hf_glu.context_options import ContextOptions
-from hf_glu.conversion.banks import convert_banks
 from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
-from hf_glu.conversion.dictionary import read_dictionary
 from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
-from hf_glu.conversion.guard import check_convertible, check_values
+from hf_glu.conversion.guard import check_values
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import modulated, plan
+from hf_glu.conversion.planning import modulated
 from hf_glu.conversion.report import Report, SiteReport
-from hf_glu.conversion.steps import Plan, Step, Target
-from hf_glu.conversion.upcycling import expert_options, upcycle
+from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import OptionError
-from hf_glu.expert_options import ExpertOptions
 from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.mixers import own_gate
-from hf_glu.layers.sites import Site, find_banks
+from hf_glu.layers.sites import Site
 from hf_glu.registry import GATED, core
 from hf_glu.routes import APPROXIMATE
 
 
-def convert(
-    model: Any,
-    target: Target | None = None,
-    *,
-    width: int | str = "keep",
-    layers: Any = None,
-    exclude: str | None = None,
-    calibration: Any = None,
-    tokenizer: Any = None,
-    distill_steps: int | None = None,
-    bias: bool | None = None,
-    state: Mapping[str, Any] | None = None,
-    context: Mapping[str, Any] | None = None,
-    mix: Mapping[str, Any] | None = None,
-    experts: str | int | ExpertOptions | None = None,
-    top_k: int | None = None,
-    drop: float = 0.0,
-    inputs: Mapping[str, Any] | None = None,
-    check: bool = True,
-) -> Report:
-    """Convert ``model``'s feed-forward networks to gated activations, in place.
-
-    The in-projection becomes ``[gate | up]`` (twice as many rows), the activation ``target``, and the config says so.
-    What the routes promise is measured on ``inputs`` and reported. Converting again to the same target changes nothing.
-    Make the optimizer after the conversion: the projections' parameters are new ones.
-
-    With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs (:mod:`hf_glu.conversion.
-    fitting`), from the first layer on, so that each layer sees what the converted ones before it give.
-
-    Args:
-        model: a Transformers model of any head.
-        target, layers, exclude: as in `hf_glu.plan`; no target for a model that has banks of experts, see ``experts``.
-        width: as there; fewer units need ``calibration``.
-        calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
-            hidden]``, or batches of the model's inputs; ``tokenizer`` is of the texts.
-        distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
-        bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
-            to make up for it.
-        state, context, mix: options of ``stateful_``, ``modulated_`` and ``moa_`` activations, as in `hf_glu.plan`.
-        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`; where the
-            model has banks of experts (Mixtral), their activations, ``silu*4,relu*4``, see :mod:`hf_glu.conversion.
-            banks`.
-        top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
-        inputs, check: what to compare the model on before and after (None: random token ids), and whether to.
-
-    Raises:
-        UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
-    """
-    check_convertible(model)
-    choice: dict[str, Any] = {"layers": layers, "exclude": exclude, "mix": mix}
-    if experts is not None:
-        choice |= {"resized": width != "keep" or bias is not None, "top_k": top_k, "drop": drop, "inputs": inputs}
-        return _to_experts(model, target, experts, calibration, tokenizer, check=check, **choice)
-    if target is None:
-        raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
-    if top_k is not None or drop:
-        raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
-    choice |= {"state": state, "context": context, "fitted": calibration is not None}
-    planned = plan(model, target, width=width, bias=bias, **choice)
-    return _convert(model, planned, calibration, tokenizer, distill_steps, inputs, check)
-
-
-def _to_experts(
-    model: Any, target: Target | None, experts: str | int | ExpertOptions, calibration: Any, tokenizer: Any, *,
-    resized: bool, top_k: int | None, drop: float, **choice: Any,
-) -> Report:  # fmt: skip
-    """Make experts of FFNs, or give a model's own banks other activations."""
-    if banks := find_banks(model):
-        if target is not None or resized or top_k is not None or drop:
-            where = f"{type(model).__name__} has experts of its own ({banks[0].name})"
-            raise OptionError(f"{where}: give experts= their activations, and no target, width, top_k, drop or bias")
-        return convert_banks(model, experts, calibration=calibration, tokenizer=tokenizer, **choice)
-    if target is not None:
-        target, choice["mix"] = read_dictionary(target, choice["mix"])
-    if resized or calibration is not None or not isinstance(target, str):
-        raise OptionError("experts are copies: they take one target, such as swiglu, and no width, calibration or bias")
-    return upcycle(model, target, expert_options(experts, target, top_k), drop=drop, **choice)
-
-
-def _convert(
+def carry_out(
     model: Any, planned: Plan, calibration: Any, tokenizer: Any, distill_steps: int | None,
     inputs: Mapping[str, Any] | None, check: bool,
 ) -> Report:  # fmt: skip
-    """Carry a plan out."""
+    """Carry a plan out, in place; see `hf_glu.convert`."""
     fitted = calibration is not None
     check_values(model)
     entries = config_entries(model, planned)

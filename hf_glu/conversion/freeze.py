@@ -36,19 +36,22 @@ def freeze_mix(model: Any) -> None:
     banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, Bank) and mixes(bank.act)}
     if not sites and not banks:
         raise NoSiteError(f"{type(model).__name__} has no learnable activation to freeze")
-    acts = {**{site.name: site.act for site in sites}, **{name: bank.act for name, bank in banks.items()}}
-    for name, act in acts.items():
+    acts = {site.name: site.act for site in sites}
+    acts |= {f"{name}.acts.{place}": act for name, bank in banks.items() for place, act in enumerate(bank.acts)}
+    for where, act in acts.items():
         for mix in mixes(act):
             if not mix.is_pure():
                 raise ConversionError(
-                    f"{name}: the mix is annealed to {float(mix.annealed):.0%} only, so that freezing it would "
+                    f"{where}: the mix is annealed to {float(mix.annealed):.0%} only, so that freezing it would "
                     "change the model: hf_glu.anneal(model, 1.0) first"
                 )
-    configs = {id(config): config for name in acts for config in enclosing_configs(model, name)}
+    configs = {id(config): config for where in acts for config in enclosing_configs(model, where)}
     for site in sites:
         site.set_act(_folded(site.act))
     for bank in banks.values():
-        bank.name, bank.acts[0] = base_of(bank.name), _folded(bank.act)
+        bank.name = base_of(bank.name)
+        for place, act in enumerate(bank.acts):
+            bank.acts[place] = _folded(act)
     for experts in find_experts(model).values():
         experts.options = experts.router.options = plain_experts(experts.options)
     for config in configs.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +72,8 @@ def plan(
     """
     target, mix = read_dictionary(target, mix)
     targets = _targets(target)
-    states, contexts = _options(targets, state, context, mix)
+    options = read_options(targets.values(), mix, state, context)
+    contexts = ContextOptions.from_dict(options.context)
     check_convertible(model)
     check_width(None if width == "keep" else width)
     steps = tuple(
@@ -89,8 +90,8 @@ def plan(
         parameters_before=total,
         parameters_after=total + added + sources,
         bytes_per_parameter=next(model.parameters()).element_size(),
-        state=states.to_dict() or None,
-        context=contexts.to_dict() or None,
+        state=options.state,
+        context=options.context,
         given=mix,
     )
 
@@ -105,17 +106,18 @@ def _targets(target: Target) -> dict[str, str]:
     return targets
 
 
-def _options(
-    targets: Mapping[str, str], state: Mapping[str, Any] | None, context: Mapping[str, Any] | None,
-    mix: Mapping[str, Any] | None,
-) -> tuple[StateOptions, ContextOptions]:  # fmt: skip
-    """Return the options of stateful and of modulated activations; raise where there are none that they are for."""
-    names = ", ".join(targets.values())
-    flags = {flag for name in targets.values() for flag in registry[name].flags}
+def read_options(
+    names: Iterable[str], mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None,
+    context: Mapping[str, Any] | None,
+) -> GluConfig:  # fmt: skip
+    """Return the options of the activations ``names``; raise OptionError for one that none of them is for."""
+    names = list(names)
+    flags = {flag for entry in map(registry.find, names) if entry for flag in entry.flags}
     for key, entry, flag in (("state", state, STATEFUL), ("context", context, MODULATED), ("mix", mix, LEARNABLE)):
         if entry is not None and flag not in flags:
-            raise OptionError(f"{key} is for {flag}_swiglu and other {flag} names, not {names}")
-    return StateOptions.from_dict(state), ContextOptions.from_dict(context)
+            raise OptionError(f"{key} is for {flag}_swiglu and other {flag} names, not {', '.join(names)}")
+    states, contexts = StateOptions.from_dict(state).to_dict(), ContextOptions.from_dict(context).to_dict()
+    return GluConfig(mix=None if mix is None else dict(mix), state=states or None, context=contexts or None)
 
 
 def modulated(steps: tuple[Step, ...]) -> list[Site]:
@@ -162,7 +164,9 @@ def _step(
     model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None, size: int
 ) -> Step:
     if site.kind == "experts" and target != unwrapped(target):
-        raise ConversionError(f"{site.name}: experts see no sequences, which {target} needs: choose layers=")
+        raise ConversionError(
+            f"{site.name}: a bank of experts sees no sequences, which {target} needs"
+        )
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, width)
     route = _native_route(site, source, target) if site.native else _route(site, source, target, fitted)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from hf_glu.conversion.fitting import Fit
 from hf_glu.conversion.steps import Plan, Step
+from hf_glu.routes import weakest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,3 +67,28 @@ class Report:
             "differences": self.differences,
             "sites": [site.to_dict() for site in self.sites],
         }
+
+
+def one_after_the_other(first: Report, second: Report, differences: dict[str, float] | None) -> Report:
+    """Return two conversions of the same sites as one."""
+    done = {site.step.site.name: site for site in first.sites}
+    sites = tuple(_joined(done[site.step.site.name], site) for site in second.sites)
+    plan = replace(
+        second.plan, parameters_before=first.plan.parameters_before, steps=tuple(site.step for site in sites)
+    )  # fmt: skip
+    return Report(plan=plan, sites=sites, differences=differences)
+
+
+def _joined(first: SiteReport, second: SiteReport) -> SiteReport:
+    before, after = first.step, second.step
+    route = replace(
+        after.route,
+        name=f"{before.route.name}, then {after.route.name}",
+        promise=weakest(before.route.promise, after.route.promise),
+        note="; ".join(note for note in (before.route.note, after.route.note) if note),
+    )
+    step = replace(
+        after, source=before.source, route=route, width_before=before.width_before, iso=before.iso,
+        unbiased=before.unbiased, parameters_before=before.parameters_before,
+    )  # fmt: skip
+    return SiteReport(step=step, relative_error=second.relative_error, fit=first.fit)

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.config import GluConfig
 from hf_glu.context import watch_context
 from hf_glu.conversion.calibration import make_batches, site_inputs
+from hf_glu.conversion.copying import Source, read_source
 from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.fitting import HELD_OUT, RIDGE
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.planning import chosen_sites
-from hf_glu.conversion.upcycling import Source, check_alone, read_source, write_experts
+from hf_glu.conversion.upcycling import check_alone, write_experts
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
 from hf_glu.experts import ExpertFFN
@@ -97,7 +99,7 @@ def split_experts(
         curves[source.site.name] = _split(source, made, x, similarity)
         put_experts(model, source.site, made)
     for config in configs.values():
-        write_experts(config, target, options, sources[0], mix=None, layers=chosen, bias=bias)
+        write_experts(config, target, options, sources[0], acts=GluConfig(), layers=chosen, bias=bias)
     give_dense_configs(model, sources[0].name)
     watch(model)
     watch_context(model)

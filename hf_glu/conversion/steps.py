@@ -11,7 +11,7 @@ from hf_glu.activation.learnable import mix_options
 from hf_glu.config import GluConfig
 from hf_glu.layers.sites import Site
 from hf_glu.registry import LEARNABLE, core
-from hf_glu.routes import APPROXIMATE, EXACT, ROUNDING, Route
+from hf_glu.routes import APPROXIMATE, EXACT, Route, weakest
 
 Target = str | Mapping[str, str]
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
@@ -112,7 +112,7 @@ class Plan:
     @property
     def promise(self) -> str:
         """The weakest promise among the steps."""
-        return max((step.route.promise for step in self.steps), key=(EXACT, ROUNDING, APPROXIMATE).index)
+        return weakest(*(step.route.promise for step in self.steps))
 
     @property
     def changes(self) -> bool:

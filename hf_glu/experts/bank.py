@@ -6,6 +6,7 @@ Shapes: N token-expert pairs sorted by expert, E experts of the group, H hidden 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise, starmap
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from transformers import initialization as init
 
 from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
 from hf_glu.config import GluConfig
-from hf_glu.errors import OptionError
-from hf_glu.expert_options import Group
+from hf_glu.context.routed import told
+from hf_glu.expert_options import ExpertOptions, Group
 from hf_glu.experts.loop import Loop, linear, spans_of
 from hf_glu.registry import GATED, unwrapped
 
@@ -25,8 +26,6 @@ ALIGNMENT = 16  # bytes of a row: torch's grouped GEMM wants no less
 
 def build_activation(name: str) -> nn.Module:
     """Return the activation of a group, ours or Transformers' own."""
-    if unwrapped(name) != name:
-        raise OptionError(f"experts see no sequences, which {name} needs: use {unwrapped(name)}")
     entry = registry.find(name)
     return build_elementwise(name) if entry is None else entry.factory()
 
@@ -35,6 +34,12 @@ def is_gated(name: str) -> bool:
     """Tell whether an expert's in-projection is ``[gate | up]``."""
     entry = registry.find(name)
     return entry is not None and GATED in entry.flags
+
+
+def flags_of(options: ExpertOptions) -> frozenset[str]:
+    """Return the flags of all experts' activations."""
+    entries = (registry.find(group.name) for group in (*options.experts, *options.always_on))
+    return frozenset().union(*(entry.flags for entry in entries if entry))
 
 
 class Bank(OwnedModule):
@@ -47,10 +52,10 @@ class Bank(OwnedModule):
         hidden: H.
         width: W, where the group doesn't say.
         bias: whether there are biases.
-        mix: of learnable activations.
+        acts: options of the activations.
     """
 
-    def __init__(self, group: Group, hidden: int, width: int, *, bias: bool, mix: dict[str, object] | None) -> None:
+    def __init__(self, group: Group, hidden: int, width: int, *, bias: bool, acts: GluConfig) -> None:
         super().__init__()
         self.name, self.count, self.width = group.name, group.count, group.width or width
         rows = self.width * (2 if is_gated(group.name) else 1)
@@ -58,16 +63,19 @@ class Bank(OwnedModule):
         self.out_proj = nn.Parameter(torch.empty(group.count, hidden, self.width))
         self.in_bias = nn.Parameter(torch.empty(group.count, rows)) if bias else None
         self.out_bias = nn.Parameter(torch.empty(group.count, hidden)) if bias else None
-        act = build_activation(group.name)
-        if isinstance(act, OwnedActivation):
-            act.configure(GluConfig(mix=mix), self.width)
-        self.acts = nn.ModuleList([act])  # PEFT, having wrapped a bank, trains no child of it, but a child's child
+        # what reads the text has something of its own in each expert; the rest is shared
+        self.reads = unwrapped(group.name) != group.name
+        # a list: PEFT, having wrapped a bank, trains no child of it, but a child's child
+        self.acts = nn.ModuleList(build_activation(group.name) for _ in range(group.count if self.reads else 1))
+        for act in self.acts:
+            if isinstance(act, OwnedActivation):
+                act.configure(acts, self.width)
         if self.in_proj.device.type != "meta":
             self.reset_parameters()
 
     @property
     def act(self) -> nn.Module:
-        """The activation of all experts."""
+        """The activation of all experts, of the first where each has its own."""
         return self.acts[0]
 
     def reset_parameters(self) -> None:
@@ -79,13 +87,16 @@ class Bank(OwnedModule):
                 init.zeros_(bias)
 
     def forward(
-        self, x: Tensor, counts: Tensor | Sequence[int], backend: str | None, scale: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, counts: Tensor | Sequence[int], backend: str | None, scale: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the outputs for ``x``, both ``[N, H]``, each row times its ``scale`` ``[N]``.
 
-        The first ``counts[0]`` rows of ``x`` go to expert 0, and so on.
+        The first ``counts[0]`` rows of ``x`` go to expert 0, and so on; row i is the model's token ``tokens[i]``.
         """
         weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
+        if self.reads:
+            return _read(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, tokens, *weights)
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
             return _loop(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, *weights)
         counts = torch.as_tensor(counts, device=x.device)
@@ -122,6 +133,19 @@ def choose_backend(x: Tensor, *weights: Tensor) -> str:
     takes = x.dtype in known and all(size % ALIGNMENT == 0 for size in rows)
     better = not (cpu and torch.is_grad_enabled()) and not (torch.compiler.is_compiling() and x.dtype == torch.float32)
     return "grouped" if takes and better else "loop"
+
+
+def _read(bank: Bank, sizes: Sequence[int], scale: Tensor | None, tokens: Tensor | None, *weights: Tensor) -> Tensor:
+    """Return the outputs of experts that read the text; those without a token, too, whose states go on."""
+    x, in_proj, out_proj = weights
+    in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
+    parts = []
+    for expert, span in enumerate(starmap(slice, pairwise(accumulate(sizes, initial=0)))):
+        with told(bank.acts[expert], None if tokens is None else tokens[span]):
+            hidden = bank.acts[expert](linear(x[span], in_proj, in_bias, expert)).to(x.dtype)
+        parts.append(linear(hidden, out_proj, out_bias, expert))
+    out = torch.cat(parts)
+    return out if scale is None else out * scale.unsqueeze(1)
 
 
 def _loop(

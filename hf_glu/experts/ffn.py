@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import OwnedModule
+from hf_glu.config import GluConfig
+from hf_glu.context.hooks import readers
+from hf_glu.context.reader import Reader
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts.bank import Bank, choose_backend
 from hf_glu.experts.loop import Combine, Dispatch, sum_rows
@@ -28,22 +31,28 @@ class ExpertFFN(OwnedModule):
         width: units of an expert, where its group doesn't say.
         options: the experts.
         bias: whether the experts have biases.
-        mix: of learnable activations.
+        acts: options of the activations.
         dropout: of the FFN that it replaces.
     """
 
     def __init__(
-        self, hidden: int, width: int, options: ExpertOptions, *, bias: bool, mix: dict[str, Any] | None = None,
+        self, hidden: int, width: int, options: ExpertOptions, *, bias: bool, acts: GluConfig | None = None,
         dropout: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        own: dict[str, Any] = {"bias": bias, "acts": acts or GluConfig()}
         self.options, self.hidden, self.width, self.groups = options, hidden, width, options.experts
         self.router = Router(hidden, options)
-        self.banks = nn.ModuleList(Bank(group, hidden, width, bias=bias, mix=mix) for group in options.experts)
-        self.shared = nn.ModuleList(Bank(group, hidden, width, bias=bias, mix=mix) for group in options.always_on)
+        self.banks = nn.ModuleList(Bank(group, hidden, width, **own) for group in options.experts)
+        self.shared = nn.ModuleList(Bank(group, hidden, width, **own) for group in options.always_on)
         self.dropout = dropout
         self.scale = Scale()
         self.loss: Tensor | None = None
+
+    @property
+    def readers(self) -> list[Reader]:
+        """What reads the text in the experts."""
+        return [reader for bank in self.modules() if isinstance(bank, Bank) and bank.reads for reader in readers(bank)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a listing of FFNs shows."""
@@ -69,9 +78,10 @@ class ExpertFFN(OwnedModule):
         routing = self.router(tokens)
         out = self._routed(tokens, routing)
         for bank, group in zip(self.shared, self.options.always_on, strict=True):
-            for expert in range(group.count):
-                counts = [len(tokens) * (each == expert) for each in range(group.count)]
-                out = out + bank(tokens, counts, self.options.backend).to(out.dtype)
+            rows = self._rows(torch.arange(len(tokens), device=x.device).repeat(group.count), len(tokens))
+            copies = tokens.repeat(group.count, 1)
+            shared = bank(copies, [len(tokens)] * group.count, self.options.backend, None, rows)
+            out = out + shared.view(group.count, *out.shape).sum(0).to(out.dtype)
         if self.training and len(tokens):
             loss = self.router.loss(routing)
             self.loss = loss.detach()
@@ -101,22 +111,30 @@ class ExpertFFN(OwnedModule):
         order = experts.argsort(stable=True)
         back = order.argsort().view_as(routing.experts)
         source, scale = order // routing.experts.shape[1], routing.weights.reshape(-1)[order]
+        which = self._rows(source, len(tokens))
         counts = experts.new_zeros(routing.logits.shape[1]).scatter_add_(0, experts, torch.ones_like(experts))
         if graded:
             rows = Dispatch.apply(tokens, source, back)
-            return Combine.apply(self._each(rows, counts, scale), source, back)
-        return sum_rows(self._each(tokens.index_select(0, source), counts, None) * scale.unsqueeze(1), back)
+            return Combine.apply(self._each(rows, counts, scale, which), source, back)
+        return sum_rows(self._each(tokens.index_select(0, source), counts, None, which) * scale.unsqueeze(1), back)
 
-    def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None) -> Tensor:
+    def _rows(self, source: Tensor, total: int) -> Tensor | None:
+        """Return ``source`` where the experts read the text, and its tokens are the ``total`` ones given."""
+        reading = self.readers[0].current() if self.readers else None
+        return source if reading is not None and reading.batch * reading.length == total else None
+
+    def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None, which: Tensor | None) -> Tensor:
         backend = self.options.backend
         if len(self.banks) == 1:  # which may do without knowing the counts
-            return self.banks[0](rows, counts, backend, scale)
+            return self.banks[0](rows, counts, backend, scale, which)
         sizes, outputs, start, first = counts.tolist(), [], 0, 0
         for bank, group in zip(self.banks, self.groups, strict=True):
             own = sizes[first : first + group.count]
             end = start + sum(own)
-            if start < end or scale is not None or not len(rows):  # DDP waits for gradients of 0, too
-                outputs.append(bank(rows[start:end], own, backend, None if scale is None else scale[start:end]))
+            # DDP waits for gradients of 0, too, and states go on
+            if start < end or scale is not None or which is not None or not len(rows):
+                mine = (None if part is None else part[start:end] for part in (scale, which))
+                outputs.append(bank(rows[start:end], own, backend, *mine))
             start, first = end, first + group.count
         return torch.cat(outputs)
 

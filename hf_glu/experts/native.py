@@ -50,7 +50,7 @@ def inner_gate(name: str) -> tuple[str, bool]:
     if entry is not None and entry.gate is not None:
         plain = entry.gate
     if unwrapped(plain) != plain:
-        raise OptionError(f"experts see no sequences, which {name} needs: use {unwrapped(plain)}")
+        raise OptionError(f"a family's own experts see no sequences, which {name} needs: use {unwrapped(plain)}")
     if not is_elementwise(plain):
         raise UnknownNameError(
             f"{name!r} is no gate that a bank of experts can have; {nearest(plain, elementwise_names())}"

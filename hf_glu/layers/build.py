@@ -21,6 +21,7 @@ from hf_glu.context import watch_context
 from hf_glu.context_options import ContextOptions
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
+from hf_glu.experts.bank import flags_of
 from hf_glu.experts.losses import watch
 from hf_glu.experts.native import MixedBank, mix_bank
 from hf_glu.layers.context_sites import place_sources
@@ -31,7 +32,7 @@ from hf_glu.layers.mixers import own_gate
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
-from hf_glu.registry import GATED
+from hf_glu.registry import GATED, MODULATED
 from hf_glu.selection import check_layers, highest, selected
 
 
@@ -96,16 +97,16 @@ def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> li
     wanted = options.expert_options
     if wanted is None:
         return sites
-    left = []
-    for site in sites:
-        if site.kind == "experts" or not selected(options.layers, site.layer, site.stack):
-            left.append(site)
-            continue
+    chosen = [site for site in sites if site.kind != "experts" and selected(options.layers, site.layer, site.stack)]
+    if MODULATED in flags_of(wanted):
+        place_sources(model, chosen, ContextOptions.from_dict(options.context))
+    for site in chosen:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias
         width = gated_width(options.width, site.width)
-        put_experts(model, site, make_experts(site, wanted, bias=bias, width=width, mix=options.mix))
+        put_experts(model, site, make_experts(site, wanted, bias=bias, width=width, acts=options))
     watch(model)
-    return left
+    names = {site.name for site in chosen}
+    return [site for site in sites if site.name not in names]
 
 
 def mix_banks(banks: list[Site], options: GluConfig) -> None:

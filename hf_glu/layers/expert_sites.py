@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
@@ -32,12 +33,15 @@ def own_module(site: Site) -> bool:
     return all(name in paths or isinstance(child, _BESIDE) for name, child in site.anchor.named_children())
 
 
-def make_experts(site: Site, options: ExpertOptions, *, bias: bool, width: int, mix: Any = None) -> ExpertFFN:
+def make_experts(
+    site: Site, options: ExpertOptions, *, bias: bool, width: int, acts: GluConfig | None = None
+) -> ExpertFFN:
     """Return fresh experts for a site, on its device and in its dtype."""
     weight = site.out_proj.weight
     dropout = next((child for child in site.anchor.children() if isinstance(child, nn.Dropout)), None)
     with torch.device(weight.device):
-        made = ExpertFFN(site.hidden, width, options, bias=bias, mix=mix, dropout=dropout if own_module(site) else None)
+        kept = dropout if own_module(site) else None
+        made = ExpertFFN(site.hidden, width, options, bias=bias, acts=acts, dropout=kept)
     return made.to(dtype=weight.dtype).train(site.anchor.training)
 
 
