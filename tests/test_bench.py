@@ -11,8 +11,8 @@ from comparing import assert_same
 from torch import nn
 
 from hf_glu import cli
-from hf_glu.bench import activations, experts, running, scan, timing
-from hf_glu.bench.result import BenchResult, Row, physical_cores
+from hf_glu.bench import activations, experts, ffn, running, scan, timing
+from hf_glu.bench.result import BenchResult, Row, mean_ratios, physical_cores
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.timing import Spread, interleave, saved_bytes
 from hf_glu.errors import OptionError, UnknownNameError
@@ -301,3 +301,40 @@ def test_repeats_are_bounded(monkeypatch):
     stage = Stage({"a": 1e-6})
     stage.time(rounds=1, warmup=1)
     assert len(stage.calls) == 1 + 3
+
+
+def test_the_ffns_compute_the_same_and_the_mean_has_a_verdict():
+    shape = {"tokens": 6, "hidden": 16, "width": 32, "dtype": "float64"}
+    found = {name: contender.forward() for name, contender in ffn.ffns(shape).items() if name != ffn.COMPILED}
+    for name in ("swiglu", "swiglu, save_memory", "swiglu to dense"):
+        torch.testing.assert_close(found[name], found[ffn.STOCK])
+    torch.testing.assert_close(found["geglu_new, save_memory"], found[ffn.T5])
+    rows = [
+        Row(bench="ffn", cell={"tokens": n}, contender="swiglu", seconds=Spread.of([1]), ratio=Spread.of([r]))
+        for n, r in ((1, 0.5), (2, 2.0))
+    ]
+    (mean,) = mean_ratios(rows, {"swiglu": 0.97, "other": 1.0})
+    assert mean.ratio == pytest.approx(1.0)
+    assert not mean.met
+
+
+def test_a_run_beside_a_committed_one(tmp_path, capsys):
+    file, small = tmp_path / "ratios.json", ["--tokens", "6", "--hidden", "16", "--width", "32", "--rounds", "1"]
+    assert cli.run(["bench", "experts", *small, "--save", str(file)]) == 0
+    capsys.readouterr()
+    assert cli.run(["bench", "experts", *small, "--against", str(file), "--tolerance", "1000", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["against"]
+    assert found["same"]
+    assert {change["of"] for change in found["changes"]} == {"time", "memory"}
+    data = json.loads(file.read_text())
+    for row in data["benches"][0]["rows"]:
+        if row["saved_ratio"]:
+            row["saved_ratio"] /= 2
+    file.write_text(json.dumps(data))
+    assert cli.run(["bench", "experts", *small, "--against", str(file), "--tolerance", "1000"]) == 0
+    assert cli.run(["bench", "experts", *small, "--against", str(file), "--tolerance", "0.5"]) == 1
+    assert "WORSE" in capsys.readouterr().out
+    file.write_text("{}")
+    for bad in (["--against", str(file)], ["--against", str(tmp_path / "none")], ["--save", str(tmp_path / "a" / "b")]):
+        assert cli.run(["bench", "experts", *small, *bad]) == 2
+    assert cli.run(["bench", "experts", "expert", *small]) == 2

@@ -145,7 +145,7 @@ class _Worker:
             if kernel:
                 kernel.value(x, phi)
             else:
-                value, slope = _by_autograd(function, raw, d)
+                value, slope = by_autograd(function, raw, d)
                 phi.copy_(value)
             torch.mul(phi, d, out=product)
             if drow is not None:
@@ -164,7 +164,7 @@ class _Worker:
             yield function, kernel, coefficient
 
 
-def _by_autograd(function: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+def by_autograd(function: nn.Module, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """Return phi(x) and d phi'(x)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()

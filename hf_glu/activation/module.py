@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
-from hf_glu.functional import gated, split_gate_up
+from hf_glu.activation.gating import gate
+from hf_glu.functional import split_gate_up
 from hf_glu.registry import registry
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class GatedActivation(OwnedActivation):
         if self.formula is not None:
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
-        return gated(x, self.phi, contiguous=self.contiguous)
+        return gate(self.phi, x, contiguous=self.contiguous)
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Hand the options on to the elementwise part."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ class Row:
         target: the most that the median of ``ratio`` may be; None: no claim.
         saved_bytes: what autograd keeps for the backward pass; None: there is none.
         saved_peer, saved_ratio, saved_target: the same for these bytes.
+        facts: further numbers about it, by what they are.
     """
 
     bench: str
@@ -41,6 +44,7 @@ class Row:
     saved_peer: str | None = None
     saved_ratio: float | None = None
     saved_target: float | None = None
+    facts: dict[str, float] = field(default_factory=dict)
 
     @property
     def met(self) -> bool | None:
@@ -59,6 +63,43 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A contender over all cells.
+
+    Attributes:
+        contender: what was measured.
+        ratio: geometric mean of the cells' median ratios.
+        target: the most that it may be.
+    """
+
+    contender: str
+    ratio: float
+    target: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is met."""
+        return self.ratio <= self.target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mean as plain data."""
+        return {**asdict(self), "met": self.met}
+
+
+def mean_ratios(rows: Iterable[Row], targets: Mapping[str, float]) -> tuple[Mean, ...]:
+    """Return the means of the contenders that have a target for them."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.ratio is not None:
+            found.setdefault(row.contender, []).append(row.ratio.median)
+    return tuple(
+        Mean(contender=name, ratio=geometric_mean(found[name]), target=target)
+        for name, target in targets.items()
+        if name in found
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchResult:
     """All rows of a bench.
 
@@ -66,22 +107,26 @@ class BenchResult:
         bench: its name.
         machine: what it ran on.
         rows: in the order in which they were measured.
+        means: over all cells, of those contenders that claim one.
     """
 
     bench: str
     machine: dict[str, Any]
     rows: tuple[Row, ...]
+    means: tuple[Mean, ...] = ()
 
     @property
     def summary(self) -> str:
         """How many targets are met, of time and of memory."""
         verdicts = [met for row in self.rows for met in (row.met, row.saved_met) if met is not None]
+        verdicts += [mean.met for mean in self.means]
         return f"{sum(verdicts)} of {len(verdicts)} targets met"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data."""
         rows = [row.to_dict() for row in self.rows]
-        return {"bench": self.bench, "summary": self.summary, "machine": self.machine, "rows": rows}
+        means = [mean.to_dict() for mean in self.means]
+        return {"bench": self.bench, "summary": self.summary, "machine": self.machine, "rows": rows, "means": means}
 
 
 def physical_cores() -> int:

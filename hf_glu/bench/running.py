@@ -11,15 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_glu.bench.result import BenchResult, Row, machine, physical_cores
+from hf_glu.bench.result import BenchResult, Row, machine, mean_ratios, physical_cores
 from hf_glu.bench.timing import Timing, interleave, saved_bytes
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 
 # name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
 BENCHES = {
     "activations": "hf_glu.bench.activations",
+    "devices": "hf_glu.bench.devices",
     "experts": "hf_glu.bench.experts",
+    "ffn": "hf_glu.bench.ffn",
     "scan": "hf_glu.bench.scan",
+    "sparsity": "hf_glu.bench.sparsity",
+    "whole": "hf_glu.bench.whole",
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -44,9 +48,13 @@ class BenchOptions:
     tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
     hidden: int | None = option(None, "Hidden size: the bench's own.")
     width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
+    model: str | None = option(None, "Of devices: the folder of a converted model.")
+    task: str | None = option(None, "Of devices: the task that it answers, such as movie_reviews.")
+    dataset: str | None = option(None, "Of devices: the task's dataset, a local folder.")
+    rows: int | None = option(None, "Of devices: validation examples that count: all.")
 
     def __post_init__(self) -> None:
-        for key in ("threads", "rounds", "warmup", "hidden", "width"):
+        for key in ("threads", "rounds", "warmup", "hidden", "width", "rows"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise OptionError(f"{key} must be at least 1, got {value!r}")
@@ -75,11 +83,13 @@ class Contender:
         call: what is timed.
         forward: the forward pass alone, where there is a backward pass to keep tensors for.
         parameters: which don't count as kept.
+        facts: further numbers about it, by what they are.
     """
 
     call: Callable[[], object]
     forward: Callable[[], Tensor] | None = None
     parameters: tuple[Tensor, ...] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +130,23 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
         UnknownNameError: there is no such bench.
         OptionError: an option that can't be used.
     """
-    if name not in BENCHES:
-        raise UnknownNameError(f"unknown bench {name!r}; {nearest(name, BENCHES)}")
+    check_name(name)
     options = options or BenchOptions()
     rows: list[Row] = []
+    module = import_module(BENCHES[name])
     with _threads(options.threads or physical_cores()):
-        for cell in import_module(BENCHES[name]).cells(options):
+        for cell in module.cells(options):
             if on_cell:
                 on_cell(cell)
             rows += measure(name, cell, options)
-        return BenchResult(bench=name, machine=machine(), rows=tuple(rows))
+        means = mean_ratios(rows, getattr(module, "MEANS", {}))
+        return BenchResult(bench=name, machine=machine(), rows=tuple(rows), means=means)
+
+
+def check_name(name: str) -> None:
+    """Raise UnknownNameError unless there is a bench of this name."""
+    if name not in BENCHES:
+        raise UnknownNameError(f"unknown bench {name!r}; {nearest(name, BENCHES)}")
 
 
 @contextmanager
@@ -148,11 +165,13 @@ def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
     saved = {name: saved_bytes(c.forward, c.parameters) for name, c in contenders.items() if c.forward}
     calls = {name: contender.call for name, contender in contenders.items()}
     timing = interleave(calls, rounds=options.rounds, warmup=options.warmup)
-    return [_row(bench, cell, name, timing, saved) for name in contenders]
+    return [_row(bench, cell, name, timing, saved, c.facts) for name, c in contenders.items()]
 
 
-def _row(bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int]) -> Row:
-    row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name)}
+def _row(
+    bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int], facts: Mapping[str, float]
+) -> Row:
+    row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name), "facts": dict(facts)}
     claim = cell.claims.get(name)
     if claim is not None:
         peer = timing.fastest(each for each in claim.peers if each in timing.seconds)

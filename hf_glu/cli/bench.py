@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from hf_glu.bench.running import BENCHES, BenchOptions, Cell
+from hf_glu.bench.guard import TOLERANCE, compare, read_results
+from hf_glu.bench.running import BENCHES, BenchOptions, Cell, check_name
 from hf_glu.bench.running import run as run_bench
-from hf_glu.cli import tables
+from hf_glu.cli import EXIT_DIFFERENT, tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.fields import with_flags
+from hf_glu.errors import OptionError
+from hf_glu.jsonio import write_json
+
+# the columns of a bench that claims something
+CLAIMED = ["#target", "", "#MB saved", "#ratio", "#target", ""]
 
 
 @app.command()
 @with_flags(BenchOptions)
 def bench(
     given: dict[str, Any],
-    name: Annotated[str, typer.Argument(help="One of: " + ", ".join(BENCHES) + ".")],
+    name: Annotated[list[str], typer.Argument(help="One or more of: " + ", ".join(BENCHES) + ".")],
+    save: Annotated[Path | None, typer.Option(help="Write the results to this JSON file, too.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare the ratios with those of such a file.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Share by which a ratio may grow; more is exit code 1.")] = TOLERANCE,
     json: Json = False,
-) -> None:
-    """Measure a claim about speed or memory against its target."""
-    result = run_bench(name, BenchOptions(**given), on_cell=_tell)
-    tables.emit(result, show, json=json)
+) -> int:
+    """Measure claims about speed or memory against their targets."""
+    before = read_results(against) if against else None
+    for each in name:
+        check_name(each)
+    if save and not save.absolute().parent.is_dir():
+        raise OptionError(f"--save {save}: there is no folder {save.parent}")
+    options = BenchOptions(**given)
+    results: dict[str, Any] = {"benches": [run_bench(each, options, on_cell=_tell).to_dict() for each in name]}
+    guarded = compare(before, results, tolerance) if before else None
+    if guarded:
+        results["against"] = guarded.to_dict()
+    if save:
+        write_json(save, results)
+    tables.emit(results if len(name) > 1 or guarded else results["benches"][0], show_all, json=json)
+    return 0 if guarded is None or guarded.same else EXIT_DIFFERENT
+
+
+def show_all(data: tables.Data, console: Console) -> None:
+    """Show each bench, then what has changed."""
+    for result in data.get("benches", [data]):
+        show(result, console)
+    if "against" not in data:
+        return
+    worse = [change for change in data["against"]["changes"] if change["worse"]]
+    for change in worse:
+        console.print(f"{change['what']}, {change['of']}: {change['before']:.2f} -> {change['now']:.2f}: WORSE")
+    console.print(f"{len(worse)} of {len(data['against']['changes'])} ratios have become worse")
+    if data["against"]["other_machine"]:
+        console.print("the other run is of another processor")
 
 
 def _tell(cell: Cell) -> None:
@@ -43,24 +79,37 @@ def show(data: tables.Data, console: Console) -> None:
     for row in data["rows"]:
         cells.setdefault(describe(row["cell"]), []).append(row)
     for title, rows in cells.items():
-        shown = tables.table(
-            title, "contender", "#ms (quartiles)", "to", "#ratio (quartiles)", "#target", "", "#MB saved", "#ratio",
-            "#target", "",
-        )  # fmt: skip
+        facts = list(dict.fromkeys(fact for row in rows for fact in row["facts"]))
+        more = [f"#{fact}" for fact in facts] or CLAIMED
+        shown = tables.table(title, "contender", "#ms (quartiles)", "to", "#ratio (quartiles)", *more)
         for row in rows:
-            shown.add_row(*_cells(row))
+            shown.add_row(*_times(row), *([_fact(row["facts"].get(fact)) for fact in facts] or _claims(row)))
         console.print(shown)
-    console.print(data["summary"])
+    for mean in data["means"]:
+        verdict = _verdict(mean["met"])
+        console.print(
+            f"{mean['contender']}: {mean['ratio']:.3f} on the mean of all cells (target {mean['target']}): {verdict}"
+        )
+    if not any(row["facts"] for row in data["rows"]):
+        console.print(data["summary"])
 
 
-def _cells(row: tables.Data) -> list[str]:
-    ratio, saved = row["ratio"], row["saved_bytes"]
+def _times(row: tables.Data) -> list[str]:
+    ratio = row["ratio"]
+    return [row["contender"], _spread(row["seconds"], 1e3), row["peer"] or "-", _spread(ratio) if ratio else "-"]
+
+
+def _claims(row: tables.Data) -> list[str]:
+    saved = row["saved_bytes"]
     return [
-        row["contender"], _spread(row["seconds"], 1e3), row["peer"] or "-", _spread(ratio) if ratio else "-",
         tables.number(row["target"], ".2f"), _verdict(row["met"]), "-" if saved is None else f"{saved / 1e6:.1f}",
         tables.number(row["saved_ratio"], ".2f"), tables.number(row["saved_target"], ".2f"),
         _verdict(row["saved_met"]),
     ]  # fmt: skip
+
+
+def _fact(value: float | None) -> str:
+    return tables.number(value, ",d" if isinstance(value, int) else ".2f")
 
 
 def _spread(spread: dict[str, float], unit: float = 1.0) -> str:

@@ -57,12 +57,10 @@ def convert(
         calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
             hidden]``, or batches of the model's inputs; ``tokenizer`` is of the texts.
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
-        bias: False: give no bias to in-projections that have none (T5); where the route needs one, ``calibration`` has
-            to make up for it.
+        bias: False: no bias on in-projections that have none (T5); where the route needs one, it takes ``calibration``.
         state, context, mix: options of ``stateful_``, ``modulated_`` and ``moa_`` activations, as in `hf_glu.plan`.
-        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4``, see :mod:`hf_glu.conversion.upcycling`, with
-            ``width`` after the FFN has been fitted to that; where the model has banks of experts (Mixtral), their
-            activations, ``silu*4,relu*4``, see :mod:`hf_glu.conversion.banks`.
+        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (:mod:`hf_glu.conversion.upcycling`), once it has
+            ``width``; where the model has banks of them (Mixtral), their activations (:mod:`hf_glu.conversion.banks`).
         top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
         inputs, check: what to compare the model on before and after (None: random token ids), and whether to.
 

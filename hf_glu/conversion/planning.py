@@ -76,10 +76,8 @@ def plan(
     contexts = ContextOptions.from_dict(options.context)
     check_convertible(model)
     check_width(None if width == "keep" else width)
-    steps = tuple(
-        _step(model, site, name, width, fitted, bias, contexts.size)
-        for site, name in chosen_sites(model, targets, layers, exclude)
-    )
+    sites = chosen_sites(model, targets, layers, exclude)
+    steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
     steps = _with_mixes(steps, mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,67 @@
+"""Gated FFNs that keep only ``[g | u]`` for the backward pass, and compute the product phi(g) u again.
+
+An out-projection keeps its input, the product, for the gradient of its weight. Within `save_memory` it keeps instead
+what the product is made of, which the activation keeps anyway.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation.gating import Product, product_of
+from hf_glu.errors import NoSiteError
+from hf_glu.layers.sites import convertible_sites
+
+
+def save_memory(model: nn.Module) -> int:
+    """Have the gated FFNs of ``model`` keep a third less for the backward pass; return how many do.
+
+    The results stay the same bit by bit. Calling it again changes nothing.
+
+    Raises:
+        NoSiteError: there is no FFN that multiplies by an up half with an activation of hf_glu's.
+    """
+    sites = [site for site in convertible_sites(model) if site.widened and site.kind == "dense"]
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
+    for site in sites:
+        watch_out(site.out_proj)
+    return len(sites)
+
+
+def watch_out(out_proj: nn.Module) -> None:
+    """Have one out-projection do so."""
+    if begin not in out_proj._forward_pre_hooks.values():
+        out_proj.register_forward_pre_hook(begin)
+        out_proj.register_forward_hook(end, always_call=True)
+
+
+def begin(out_proj: nn.Module, args: tuple[Any, ...]) -> None:
+    """Swap the product, as it is about to be kept, for what it is made of."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    made = product_of(args[0])
+    if made is not None:
+        hooks = torch.autograd.graph.saved_tensors_hooks(partial(_pack, args[0], made), _unpack)
+        hooks.__enter__()
+        out_proj.__dict__["_hf_glu_hooks"] = hooks
+
+
+def end(out_proj: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Keep everything again."""
+    hooks = out_proj.__dict__.pop("_hf_glu_hooks", None)
+    if hooks is not None:
+        hooks.__exit__(None, None, None)
+
+
+def _pack(product: Tensor, made: Product, kept: Tensor) -> Any:
+    same = kept.data_ptr() == product.data_ptr() and kept.numel() == product.numel() and kept.is_contiguous()
+    return (made, kept.shape) if same else kept
+
+
+def _unpack(kept: Any) -> Tensor:
+    return kept if isinstance(kept, Tensor) else kept[0]().view(kept[1])
