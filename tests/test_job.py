@@ -11,7 +11,6 @@ import pytest
 import torch
 from comparing import assert_same
 from datasets import Dataset
-from huggingface_hub import ModelCard
 from taskdata import make_rows, save_base, write_dataset
 from transformers import AutoModelForSequenceClassification
 
@@ -99,12 +98,6 @@ def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(output)
     assert model.config.hidden_act == "geglu"
     assert model.config.id2label == {0: "0", 1: "1"}
-    card = (output / "README.md").read_text()
-    assert f"{outcome['score']:.2%}" in card
-    assert card.split("```python\n")[1].startswith("import hf_glu\n")
-    data = ModelCard(card).data
-    assert data.eval_results[0].metric_value == round(outcome["score"], 4)
-    assert "geglu" in data.tags
 
 
 @pytest.mark.slow

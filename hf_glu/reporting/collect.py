@@ -74,6 +74,11 @@ class Run:
         return items(self.outcome.get("activations"))
 
     @property
+    def adaptive(self) -> list[Data]:
+        """What activations with parameters have become, a row for each."""
+        return items(self.outcome.get("adaptive"))
+
+    @property
     def experts(self) -> list[Data]:
         """The experts' loads, a row for each layer that has experts."""
         return items(self.outcome.get("experts"))

@@ -79,17 +79,20 @@ def score_curve(name: str, curve: Points, label: str, before: float | None = Non
 
 
 def overlay(
-    name: str, title: str, series: Mapping[str, Sequence[Points]], *, x: str, y: str, note: str = "", zero: bool = False
-) -> Drawing | None:
+    name: str, title: str, series: Mapping[str, Sequence[Points]], *, x: str, y: str, note: str = "",
+    zero: bool = False, plain: str = "",
+) -> Drawing | None:  # fmt: skip
     """Return several named curves; of those that share a name, the mean is bold and each one a thin line.
 
-    ``zero``: the axis of y starts there.
+    ``zero``: the axis of y starts there. ``plain``: the format of y, where that is no metric.
     """
     series = {key: kept for key, curves in series.items() if (kept := [curve for curve in curves if curve])}
     means = {key: averaged(curves) for key, curves in series.items()}
     if not means:
         return None
     factor, unit, form = scale(y, [value for curves in series.values() for curve in curves for _, value in curve])
+    if plain:
+        factor, unit, form = 1.0, "", lambda value: format(value, plain)
 
     def paint(axes: Axes) -> None:
         ends = []
@@ -101,7 +104,7 @@ def overlay(
             axes.plot(*_thin(mean, factor), color=colour, lw=2, marker=shown)
             ends.append((mean[-1][0], mean[-1][1] * factor, cut(key), colour))
         if zero:
-            axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+            axes.set_ylim(0, max(0.0 if plain else 1.0, axes.get_ylim()[1]))
         label_ends(axes, ends)
         name_axes(axes, x, f"{y}{unit}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LINE = 0.085  # height of a label, as a share of an axes'
 WIDTH = 390  # points, which are the SVG's units
 _SCREEN = 800  # a higher figure scrolls
+_PANEL = 95  # points of a row of small figures
 INK, MUTED, GRID, PAPER = "#1c2430", "#5d6776", "#dfe3e8", "#fdfefe"
 # told apart by the colour-blind, too (after Okabe and Ito), each 4.5:1 on white, for labels
 SERIES = ("#0067a8", "#c04a00", "#007a5a", "#a3397a", "#7a6200", "#4a5a9a")
@@ -30,7 +31,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     colour: f"series-{index}" for index, colour in enumerate(SERIES)
 }
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hf_glu",
     "text.parse_math": False,
@@ -98,16 +99,47 @@ def draw(
     Raises:
         HfGluError: matplotlib isn't installed.
     """
+    return _draw(name, title, lambda figure: paint(figure.add_subplot()), alt, note, height, width)
+
+
+def draw_panels(
+    name: str, title: str, panels: Mapping[str, Callable[[Axes], None]], *, alt: str, note: str = "", columns: int = 3
+) -> Drawing:
+    """Return small figures with the same axes side by side, each with its own title.
+
+    Raises:
+        HfGluError: matplotlib isn't installed.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, (label, paint_panel) in zip(grid, panels.items(), strict=False):
+            paint_panel(axes)
+            axes.set_title(cut(label, 44 // columns), loc="left", fontsize=10, color=INK, pad=3)
+            axes.tick_params(labelsize=9, length=0)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+            axes.tick_params(labelbottom=True)  # above an empty place, too
+
+    return _draw(name, title, paint, alt, note, 60 + rows * _PANEL, WIDTH)
+
+
+def _draw(
+    name: str, title: str, paint: Callable[[Figure], None], alt: str, note: str, height: float, width: float
+) -> Drawing:
     require_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     name = slug(name)
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         figure.suptitle(title, x=0.0, ha="left", size=13, weight="bold")
-        paint(figure.add_subplot())
+        paint(figure)
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.execute(figure)

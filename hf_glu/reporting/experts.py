@@ -43,11 +43,11 @@ def loads(rows: Sequence[Data]) -> list[Table]:
 def _heat_map(name: str, experts: Sequence[str], rows: Sequence[Data]) -> Drawing:
     even = 1 / len(experts)
     found = [numbers(row["load"]) for row in rows]
-    shares = [(share, f"expert {expert} in layer {_layer(row)}") for row, each in zip(rows, found, strict=True)
+    shares = [(share, f"expert {expert} in layer {layer_name(row)}") for row, each in zip(rows, found, strict=True)
               for share, expert in zip(each, experts, strict=True)]  # fmt: skip
     (low, least), (high, most) = min(shares), max(shares)
     return heat_map(
-        name, "Load of each expert (%)", [_layer(row) for row in rows], experts, found, middle=even, full=even,
+        name, "Load of each expert (%)", [layer_name(row) for row in rows], experts, found, middle=even, full=even,
         y="layer", alt=f"Heat map: load by layer and expert, from {percent(low)} ({least}) to {percent(high)} ({most})",
         note=f"No colour: {percent(even)}, as if all were used alike. Orange: more. Blue: less.",
     )  # fmt: skip
@@ -55,7 +55,7 @@ def _heat_map(name: str, experts: Sequence[str], rows: Sequence[Data]) -> Drawin
 
 def _table(experts: Sequence[str], rows: Sequence[Data]) -> Table:
     cells: list[list[Cell]] = [
-        [_layer(row), *(percent(share) for share in numbers(row["load"])), formatted(row.get("entropy"), ".3f"),
+        [layer_name(row), *(percent(share) for share in numbers(row["load"])), formatted(row.get("entropy"), ".3f"),
          count(row.get("tokens")), text(row.get("site"))]
         for row in rows
     ]  # fmt: skip
@@ -67,6 +67,7 @@ def _table(experts: Sequence[str], rows: Sequence[Data]) -> Table:
     return filled("Load by layer and expert", columns, cells, note)
 
 
-def _layer(row: Data) -> str:
+def layer_name(row: Data) -> str:
+    """Return what a row's layer is called: ``encoder 3``."""
     known = number(row.get("layer"))
     return " ".join(filter(None, [text(row.get("stack")), count(known) or text(row.get("site"))])) or "?"

@@ -23,7 +23,7 @@ Values = Sequence[Sequence[float | None]]
 
 def heat_map(
     name: str, title: str, rows: Sequence[str], columns: Sequence[str], values: Values, *, middle: float, full: float,
-    alt: str, note: str, x: str = "", y: str = "",
+    alt: str, note: str, x: str = "", y: str = "", middles: Values | None = None,
 ) -> Drawing:  # fmt: skip
     """Return shares as cells; None is left empty.
 
@@ -31,16 +31,17 @@ def heat_map(
         name, title, alt, note: of the figure.
         rows, columns: their names.
         values: of each row, by column.
-        middle: the value without colour.
+        middle: the value without colour; ``middles``: each cell's own.
         full: the least distance from it that has the strongest colour.
         x, y: what the columns and rows are.
     """
     cells = [(across, down, value) for down, row in enumerate(values) for across, value in enumerate(row)
              if value is not None]  # fmt: skip
-    span = max([full, *(abs(value - middle) for _, _, value in cells)])
+    shades = [value - ((middles[down][across] or 0.0) if middles else middle) for across, down, value in cells]
+    span = max([full, *map(abs, shades)])
 
     def paint(axes: Axes) -> None:
-        _paint_cells(axes, [(across, down, (value - middle) / span) for across, down, value in cells])
+        _paint_cells(axes, [(*cell[:2], shade / span) for cell, shade in zip(cells, shades, strict=True)])
         if len(columns) <= _NUMBERED:
             for across, down, value in cells:
                 axes.annotate(f"{100 * value:.1f}", (across, down), ha="center", va="center", color=INK, fontsize=9)

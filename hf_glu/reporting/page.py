@@ -36,8 +36,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     try:
         for part in page.sections:
             for drawing in part.drawings():
-                _write(root / FIGURES / f"{drawing.name}.png", drawing.png)
-        return _write(root / REPORT, render(page).encode("utf-8"))
+                write_file(root / FIGURES / f"{drawing.name}.png", drawing.png)
+        return write_file(root / REPORT, render(page).encode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"the report of {folder} can't be written: {error.strerror or error}") from error
 
@@ -51,7 +51,7 @@ def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Pat
     """
     html = re.sub("<footer>.*?</footer>", f"<footer>Written by <code>hf-glu {command}</code>.</footer>", render(page))
     try:
-        return _write(Path(path).expanduser(), html.encode("utf-8"))
+        return write_file(Path(path).expanduser(), html.encode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} can't be written: {error.strerror or error}") from error
 
@@ -71,8 +71,12 @@ def render(page: Page) -> str:
     return template.render(page=page, series=SERIES)
 
 
-def _write(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, and move it there."""
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a file beside its place, and move it there; return its path.
+
+    Raises:
+        OSError: it can't be written; nothing is left of it.
+    """
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:

@@ -106,28 +106,36 @@ def layer_shares(name: str, title: str, series: Mapping[str, Points], *, note: s
 
 def gate_inputs(name: str, series: Mapping[str, tuple[Points, Points]]) -> Drawing | None:
     """Return the means of the gates' pre-activations in each layer, with their standard deviations as error bars."""
+    note = "Dot: mean. Bar: one standard deviation."
+    return spreads(name, "Pre-activation of the gates", series, y="pre-activation", note=note)
+
+
+def spreads(
+    name: str, title: str, series: Mapping[str, tuple[Points, Points]], *, y: str, note: str, base: float = 0.0
+) -> Drawing | None:
+    """Return means and standard deviations by layer, as dots with error bars; a line is at ``base``."""
     series = {key: pair for key, pair in series.items() if pair[0] and len(pair[0]) == len(pair[1])}
     if not series:
         return None
+    step = min(0.2, 0.7 / len(series))
 
     def paint(axes: Axes) -> None:
-        axes.axhline(0, color=MUTED, lw=1)
+        axes.axhline(base, color=MUTED, lw=1)
         ends = []
-        for index, (key, (means, spreads)) in enumerate(series.items()):
+        for index, (key, (means, deviations)) in enumerate(series.items()):
             colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
-            xs, ys = [x + 0.2 * index for x, _ in means], [y for _, y in means]
-            spread = [y for _, y in spreads]
+            aside = step * (index - (len(series) - 1) / 2)
+            xs, ys = [x + aside for x, _ in means], [mean for _, mean in means]
+            spread = [deviation for _, deviation in deviations]
             axes.errorbar(xs, ys, yerr=spread, fmt=marker, color=colour, ms=7, capsize=3, lw=1.6)
-            ends.append((xs[-1], ys[-1], key, colour))
+            ends.append((xs[-1], ys[-1], cut(key), colour))
         if len(series) > 1:
             label_ends(axes, ends)
-        name_axes(axes, "layer", "pre-activation")
+        name_axes(axes, "layer", y)
 
-    all_means = [y for means, _ in series.values() for _, y in means]
-    return draw(
-        name, "Pre-activation of the gates", paint, note="Dot: mean. Bar: one standard deviation.", height=220,
-        alt=f"Dots with error bars: mean pre-activation of each layer, {min(all_means):.2f} to {max(all_means):.2f}",
-    )  # fmt: skip
+    found = [mean for means, _ in series.values() for _, mean in means]
+    alt = f"Dots with error bars: mean {y} of each layer, {min(found):.4g} to {max(found):.4g}"
+    return draw(name, title, paint, alt=alt, note=note, height=220)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:

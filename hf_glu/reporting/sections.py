@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from hf_glu.reporting import curves, experts, plots, tables
+from hf_glu.reporting import adaptive, curves, experts, plots, tables
 from hf_glu.reporting.collect import Data, Run, mapping, number
 from hf_glu.reporting.drawing import Drawing
 from hf_glu.reporting.tables import Mark, Table
 
+_ADAPTIVE = "Activations that were trained"
+_OPEN = 4  # more kinds of activations than this are folded
 _SHARES = (
     ("open", "Open gates", "Share of pre-activations above 0."),
     ("sparsity", "Sparsity", "Share of hidden units within 0.1% of the layer's rms."),
@@ -81,6 +83,7 @@ def sections_of(run: Run, prefix: str = "") -> list[Section]:
     made = [
         section("Training and results", _curves(run, prefix), [tables.metrics(run), tables.evaluations(run)]),
         section("Activations", _activations(run.activations, prefix), [tables.activations(run.activations)]),
+        _adaptive(run.adaptive, f"{prefix} adaptive"),
         section("Experts", experts.heat_maps(f"{prefix} experts", run.experts), experts.loads(run.experts)),
         section("Conversion", [], [tables.conversion(mapping(run.outcome.get("conversion")))]),
         section("Parameters and speed", [], [tables.costs(run), tables.training(run)]),
@@ -114,6 +117,22 @@ def score_before(run: Run) -> float | None:
     before = mapping(run.outcome.get("before"))
     values = [value for name in run.main if (value := number(before.get(name))) is not None]
     return fmean(values) if values and len(values) == len(run.main) else None
+
+
+def _adaptive(rows: Sequence[Data], prefix: str) -> Section:
+    """Return what trained activations have become, a part for each kind of them where there are several."""
+    places = adaptive.by_place(rows)
+    parts = [
+        section(
+            place.capitalize(), adaptive.figures(f"{prefix} {at or ''}", found), adaptive.tables(found),
+            folded=len(places) > _OPEN,
+        )
+        for at, (place, found) in enumerate(places.items())
+    ]  # fmt: skip
+    found = kept(parts)
+    if len(found) != 1:
+        return Section(title=_ADAPTIVE, parts=found)
+    return Section(title=_ADAPTIVE, figures=found[0].figures, tables=found[0].tables)
 
 
 def _curves(run: Run, prefix: str) -> list[Drawing | None]:

@@ -19,19 +19,19 @@ from hf_glu.tasks.submission import write_predictions
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
 from hf_glu.training import checkpoints
 from hf_glu.training.accelerating import is_sharded, make_accelerator, share_results, start_trackers
+from hf_glu.training.adaptive import snapshot
 from hf_glu.training.annealing import anneal
-from hf_glu.training.features import Features, check_length, collate, join, make_features
+from hf_glu.training.features import Features, check_length, join, make_features
 from hf_glu.training.gates import train_only_gates
 from hf_glu.training.loop import Loop, TrainingResult
+from hf_glu.training.measuring import validation_statistics
 from hf_glu.training.models import convert_for, load_for_task
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.prediction import answer, evaluate, predict
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
-from hf_glu.training.statistics import activation_statistics, expert_loads
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
-STATISTICS_BATCHES = 8
 
 
 Source = tuple[Task, dict[str, Any]]
@@ -101,6 +101,7 @@ class Job:
         }
         dense = self.model.num_parameters()
         self.report = convert_for(self.model, job, self.texts, self.tokenizer)
+        self.converted = snapshot(self.model)
         self.wrap()
         if options.anneal is not None and not mixes(self.model):
             raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
@@ -165,6 +166,7 @@ class Job:
         metrics, score = self.evaluate(self.model, "evaluate")
         epoch = trained.steps / loop.plan.steps_per_epoch
         loop.log.write({"step": trained.steps, "epoch": epoch, "evaluation": metrics, "score": score})
+        first, size = next(iter(self.validation.values())), self.options.eval_batch_size
         results = {
             "task": self.entry["task"], "main": list(self.task.main), "score": score, "metrics": metrics,
             "before": before,
@@ -172,7 +174,7 @@ class Job:
             "parameters": self.model.num_parameters(), "active_parameters": active_parameters(self.model),
             "trainable": self.entry["parameters"]["trainable"],
             "training": trained.to_dict(), "conversion": self.report.to_dict() if self.report else None,
-            **self.statistics(), "reloaded_equal": None,
+            **validation_statistics(self.model, first, self.tokenizer, size, self.converted), "reloaded_equal": None,
         }  # fmt: skip
         if self.folder is not None:
             self.finish(self.folder, results)
@@ -215,18 +217,6 @@ class Job:
         if self.options.anneal is not None:
             freeze_mix(self.model)
         return loop, trained
-
-    def statistics(self) -> dict[str, list[dict[str, Any]]]:
-        """Return how open and how sparse the FFNs are on validation data, and how their experts share it."""
-        features, size = next(iter(self.validation.values())), self.options.eval_batch_size
-        count = min(len(features.data), STATISTICS_BATCHES * size)
-        batches = (range(begin, min(begin + size, count)) for begin in range(0, count, size))
-        device = next(self.model.parameters()).device
-        inputs = [collate(features, self.tokenizer, rows, device) for rows in batches]
-        for batch in [] if self.text else inputs:
-            del batch["labels"]
-        found = activation_statistics(self.model, inputs)
-        return {"activations": found, "experts": expert_loads(self.model, inputs)}
 
     def finish(self, folder: Path, results: dict[str, Any]) -> None:
         """Write predictions, model and results."""
