@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from hf_glu.experts.statistics import active_parameters as active_parameters
     from hf_glu.experts.statistics import expert_statistics as expert_statistics
     from hf_glu.inspection import record_gates as record_gates
+    from hf_glu.layers.lean import save_memory as save_memory
     from hf_glu.layers.sites import find_sites as find_sites
+    from hf_glu.layers.sparse import skip_zeros as skip_zeros
+    from hf_glu.publishing.push import push as push
     from hf_glu.registry import Activation as Activation
     from hf_glu.steering import context_vector as context_vector
     from hf_glu.steering import modulation as modulation
@@ -64,9 +67,12 @@ _LAZY = {
     "modulation": "hf_glu.steering",
     "parameter_groups": "hf_glu.training.groups",
     "plan": "hf_glu.conversion",
+    "push": "hf_glu.publishing.push",
     "record_gates": "hf_glu.inspection",
     "revert": "hf_glu.conversion",
     "register_activation": "hf_glu.activation",
+    "save_memory": "hf_glu.layers.lean",
+    "skip_zeros": "hf_glu.layers.sparse",
     "split_experts": "hf_glu.conversion",
     "to_native": "hf_glu.conversion",
     "train_all": "hf_glu.training.gates",

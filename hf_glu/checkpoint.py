@@ -16,8 +16,8 @@ from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
 from hf_glu.probe import give_pad_token
+from hf_glu.provenance import CARD_FILE, REPORT_FILE, base_of
 
-REPORT_FILE = "hf_glu_report.json"
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".ot")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,13 +28,18 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 _WRITTEN_ANEW = {"config.json", "generation_config.json", REPORT_FILE}
+# what is said of the source, and what was measured on it, isn't true of what is made from it
+_OF_THE_SOURCE = {CARD_FILE, "run.json", "results.json", "log.jsonl"}
 
 
-def load_model(source: str | os.PathLike[str], **options: Any) -> Any:
+def load_model(
+    source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None, **options: Any
+) -> Any:
     """Load a checkpoint (local folder or Hub id) with the class that its config names, in the dtype that it has.
 
     Args:
         source: the folder or repository.
+        revision, token: of the repository, see `hf_glu.hub.resolve`.
         options: further keyword arguments of ``from_pretrained``.
 
     Raises:
@@ -43,14 +48,14 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    folder = resolve(source)
+    folder = resolve(source, revision=revision, token=token)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         model_class = _model_class(config)
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **{"dtype": "auto", **options})
     except HfGluError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source} lacks weights of {model_class.__name__}, such as {missing[0]}")
@@ -172,10 +177,11 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
-    """Copy what belongs to a checkpoint beside weights and config (but for ``keep``): tokenizer, subfolders."""
+    """Copy what belongs to a checkpoint beside weights, config and card (but for ``keep``): tokenizer, subfolders."""
     for path in sorted(source.iterdir()):
         if (
             (path.name in _WRITTEN_ANEW and path.name not in keep)
+            or path.name in _OF_THE_SOURCE
             or path.name.startswith(".")
             or path.name.endswith(_WEIGHTS)
         ):
@@ -200,6 +206,7 @@ def convert_checkpoint(
     experts: str | None = None,
     top_k: int | None = None,
     check: bool = True,
+    base_model: str | None = None,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
 
@@ -211,12 +218,13 @@ def convert_checkpoint(
         target, width, layers, exclude, distill_steps, experts, top_k, check: as in `hf_glu.convert`.
         calibration: texts, for the tokenizer beside the checkpoint.
         native: whether to write a T5 in the layout of T5 v1.1, which loads without hf_glu (see `hf_glu.to_native`).
+        base_model: what the model card calls ``source``, where that is a folder.
 
     Raises:
         CheckpointError: one of the two can't be read or written.
         HfGluError: as `hf_glu.convert`.
     """
-    folder = resolve(source)
+    folder, base = resolve(source), base_of(source, base_model)
     check_destination(destination)
     fitted, bias = calibration is not None, False if native else None
     # says what can't be before weights are read
@@ -236,5 +244,5 @@ def convert_checkpoint(
             to_native(model)
         model.save_pretrained(stage)
         copy_other_files(folder, stage)
-        write_json(stage / REPORT_FILE, report.to_dict())
+        write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
     return report

@@ -37,6 +37,10 @@ class CheckpointError(HfGluError, OSError):
     """A checkpoint that can't be found, read, loaded or written as asked."""
 
 
+class PublishingError(HfGluError, OSError):
+    """A push to the Hub that was refused or broke off; the repository is as it was."""
+
+
 class DataError(HfGluError, ValueError):
     """Training data that can't be used."""
 

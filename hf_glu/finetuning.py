@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.activation import registry
-from hf_glu.card import write_card
-from hf_glu.checkpoint import REPORT_FILE
 from hf_glu.jsonio import write_json
+from hf_glu.provenance import REPORT_FILE, base_of
+from hf_glu.publishing.card import write_card
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 
@@ -20,8 +20,7 @@ def finetune_and_report(
 ) -> dict[str, Any]:
     """Run a job, and once more without conversion where ``baseline`` is set; return everything as plain data.
 
-    ``job.output`` holds the model, its tokenizer, log, results, ``hf_glu_report.json`` and, where the model was
-    converted, a model card.
+    ``job.output`` holds the model, its tokenizer, log, results, ``hf_glu_report.json`` and a model card.
 
     Raises:
         HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
@@ -29,11 +28,13 @@ def finetune_and_report(
     start = time.perf_counter()
     if job.to:
         registry[job.to]
+    base = base_of(job.model, job.base_model)
     ours = Job(job, options, resume=resume)  # says what can't be before the baseline is trained
     dense = run_job(replace(job, to=None, output=None, random=False), options) if baseline and job.to else None
     outcome = ours.run()
     result = {
         "model": job.title,
+        "base": base,
         "task": ours.entry["task"],
         "activation": job.to,
         "options": ours.entry["options"] | {"mixed_precision": options.mixed_precision()},
@@ -45,8 +46,7 @@ def finetune_and_report(
     if job.output and ours.main:
         folder = Path(job.output)
         write_json(folder / REPORT_FILE, result)
-        if job.to and outcome["conversion"]:
-            write_card(folder, job.title, ours.entry, dense=dense, converted=outcome)
+        write_card(folder)
     return result
 
 

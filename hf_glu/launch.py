@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hf_glu.errors import OptionError
@@ -42,4 +45,21 @@ def run_with_plugin(command: Sequence[str]) -> int:
         package_root = str(Path(__file__).resolve().parent.parent)
         paths = [folder, os.environ.get("PYTHONPATH", ""), package_root]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-        return subprocess.run([program, *command[1:]], env=environment, check=False).returncode
+        with subprocess.Popen([program, *command[1:]], env=environment) as child, _handing_on(child):
+            return child.wait()
+
+
+@contextmanager
+def _handing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Hand on what asks to stop: a server that went on running would keep its port."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Ctrl-C reaches the child by itself, and this process waits for what it makes of it
+    handlers = {signal.SIGTERM: lambda *_: child.terminate(), signal.SIGINT: lambda *_: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -26,6 +26,7 @@ from hf_glu.conversion.steps import Plan, Step, Target
 from hf_glu.errors import CheckpointError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
+from hf_glu.provenance import REPORT_FILE, base_of
 from hf_glu.registry import GATED, registry
 from hf_glu.routes import Route
 
@@ -79,6 +80,7 @@ def convert_stream(
     *,
     layers: Any = None,
     exclude: str | None = None,
+    base_model: str | None = None,
 ) -> Report:
     """Convert the safetensors checkpoint ``source`` into the new folder ``destination``, shard by shard.
 
@@ -89,7 +91,7 @@ def convert_stream(
         CheckpointError: a file that is missing, truncated or can't be written; weights that aren't safetensors.
         HfGluError: as `hf_glu.plan`.
     """
-    folder = resolve(source)
+    folder, base = resolve(source), base_of(source, base_model)
     check_destination(destination)
     skeleton = load_skeleton(folder)
     planned = plan(skeleton, target, layers=layers, exclude=exclude)
@@ -109,8 +111,10 @@ def convert_stream(
         skeleton.config.architectures = skeleton.config.architectures or [type(skeleton).__name__]
         skeleton.config.save_pretrained(stage)
         copy_other_files(folder, stage, keep=("generation_config.json",))
-    sites = tuple(SiteReport(step=step, relative_error=None) for step in planned.steps)
-    return Report(plan=planned, sites=sites, differences=None)
+        sites = tuple(SiteReport(step=step, relative_error=None) for step in planned.steps)
+        report = Report(plan=planned, sites=sites, differences=None)
+        write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
+    return report
 
 
 def _shards(folder: Path) -> dict[str, dict[str, _Stored]]:

@@ -1,8 +1,10 @@
 """The command line as a stranger meets it: real processes for the ways out, the same process for the rest."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from pico import FAMILIES
@@ -181,3 +183,18 @@ def test_version_and_help(run):
     code, out, _ = run("convert", "--help")
     assert code == 0
     assert "--plan" in out
+
+
+@pytest.mark.slow
+def test_a_program_that_is_run_ends_with_us(tmp_path):
+    ready = tmp_path / "ready"
+    child = f"import os, pathlib, time; pathlib.Path({str(ready)!r}).write_text(str(os.getpid())); time.sleep(300)"
+    start = "import sys; from hf_glu.cli import main; main(sys.argv[1:])"
+    ours = subprocess.Popen([sys.executable, "-c", start, "run", "--", sys.executable, "-c", child])
+    deadline = time.monotonic() + 120
+    while not (ready.is_file() and ready.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ours.terminate()
+    assert ours.wait(60) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ready.read_text()), 0)

@@ -25,13 +25,13 @@ HIDDEN, WIDTH, TOKENS = 16, 48, 37
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(3, 5, 2 * 33, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    return torch.randn(3, 35, 2 * 33, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_lean_product_is_the_plain_one(name, dtype, monkeypatch):
-    monkeypatch.setattr("hf_glu.activation.blocks.SIZE", 200)  # several blocks
+    monkeypatch.setattr("hf_glu.activation.gating.SIZE", 200)  # several blocks
     act, x = registry[name].factory(), inputs(dtype)
     lean, plain = act(x), gated(x, act.phi, contiguous=act.contiguous)
     assert isinstance(product_of(lean), object)

@@ -11,7 +11,7 @@ import torch
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
 from torch import Tensor
-from transformers import CompileConfig, StaticCache
+from transformers import CompileConfig, GenerationConfig, StaticCache
 
 import hf_glu
 from hf_glu.activation.stateful import Memory
@@ -391,3 +391,10 @@ def test_compiled_training_is_one_graph(name, prefix):
     expected = gradients(model)
     torch._dynamo.reset()
     assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager")), expected, "trained")
+
+
+def test_continuous_batching_is_refused():
+    model = awake("gpt2")
+    config = GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    found = model.generate_batch(inputs=[[5, 6, 7], [8, 9]], generation_config=config, progress_bar=False)
+    assert all("paged cache" in each.error for each in found.values())

@@ -23,9 +23,9 @@ def fusible(x: Tensor, *others: Tensor | None) -> bool:
     return plain and not traced and x.numel() > 0 and x.device.type != "meta"
 
 
-def rows_of(x: Tensor) -> int:
-    """Return how many rows of ``x`` ``[N, W]`` make a block."""
-    size = SIZE * torch.get_num_threads() if x.device.type == "cpu" else LARGE
+def rows_of(x: Tensor, size: int | None = None) -> int:
+    """Return how many rows of ``x`` ``[N, W]`` make a block, of ``size`` elements a thread on a CPU (None: `SIZE`)."""
+    size = (size or SIZE) * torch.get_num_threads() if x.device.type == "cpu" else LARGE
     return min(len(x), max(1, size // x.shape[1]))
 
 

@@ -18,6 +18,7 @@ from hf_glu.activation.mixing import KERNELS, by_autograd
 from hf_glu.functional import gated
 
 ALIGNED = 32  # elements of the widest vector
+SIZE = 2**20  # elements of a block for each thread: with few operations, starting them costs more than a cache's misses
 
 
 def gate(phi: nn.Module, x: Tensor, *, contiguous: bool) -> Tensor:
@@ -110,7 +111,7 @@ def product(phi: nn.Module, contiguous: bool, x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> int:
     """Return the rows of a block: whole vectors, whose last elements torch computes in another way, by an ulp."""
-    return -(-rows_of(x) // ALIGNED) * ALIGNED
+    return -(-rows_of(x, SIZE) // ALIGNED) * ALIGNED
 
 
 def _kernel(phi: nn.Module) -> Any:

@@ -27,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``hf-glu`` and return its exit code."""
-    from hf_glu.cli import bench, inspection, training  # noqa: F401  (their commands)
+    from hf_glu.cli import bench, exporting, inspection, publishing, training  # noqa: F401  (their commands)
     from hf_glu.cli.commands import app
 
     try:
         result = get_command(app).main(args=list(arguments), prog_name="hf-glu", standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # newer typers make this of a KeyboardInterrupt, and say nothing
+            return _fail("interrupted", EXIT_INTERRUPTED)
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", EXIT_INTERRUPTED)

@@ -43,10 +43,17 @@ def _root(
 def activations(
     json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw their curves into this .png, .svg or .pdf file.")] = None,
 ) -> None:
     """List the gated activations: name, value, source."""
     import hf_glu
 
+    if plot is not None:
+        from hf_glu.cli.family import plot_family
+
+        drawn = {"plot": str(plot_family(plot))}
+        tables.emit(drawn, lambda data, console: console.print(data["plot"], soft_wrap=True), json=json)
+        return
     listing = hf_glu.activations()
     if markdown:
         print(listing.markdown())
@@ -83,11 +90,13 @@ def convert(
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
     check: Annotated[bool, typer.Option(help="Run the model before and after, and report the difference.")] = True,
     stream: Annotated[bool, typer.Option("--stream", help="Tensor by tensor, for models larger than memory.")] = False,
+    base_model: Annotated[str | None, typer.Option(help="Name of SRC for the card, where it is a folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Convert a dense checkpoint to gated feed-forward networks."""
+    """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
     import hf_glu
     from hf_glu.checkpoint import load_skeleton, read_texts
+    from hf_glu.publishing.card import write_card
 
     if not to and not experts:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
@@ -108,21 +117,15 @@ def convert(
     if stream and target is not None:
         if width != "keep" or native or texts is not None:
             raise OptionError("streaming computes no fit: leave --width, --calibration and --native, or --stream, out")
-        report = hf_glu.convert_stream(source, destination, target, layers=layers, exclude=exclude)
+        report = hf_glu.convert_stream(
+            source, destination, target, layers=layers, exclude=exclude, base_model=base_model
+        )
     else:
         report = hf_glu.convert_checkpoint(
-            source,
-            destination,
-            target,
-            width=units,
-            layers=layers,
-            exclude=exclude,
-            calibration=texts,
-            native=native,
-            experts=experts,
-            top_k=top_k,
-            check=check,
-        )
+            source, destination, target, width=units, layers=layers, exclude=exclude, calibration=texts, native=native,
+            experts=experts, top_k=top_k, check=check, base_model=base_model,
+        )  # fmt: skip
+    write_card(destination)
     tables.emit(report, tables.report, json=json)
 
 

@@ -216,6 +216,17 @@ def coverage(data: Data, console: Console) -> None:
     console.print(data["summary"])
 
 
+def exported(data: Data, console: Console) -> None:
+    """Show what an export wrote."""
+    console.print(data["note"])
+    shown = table("", "file", "#bytes")
+    for name, size in data["files"].items():
+        shown.add_row(name, f"{size:,}")
+    console.print(shown)
+    for shape, difference in data["differences"].items():
+        console.print(f"max |difference| to the model, {shape}: {number(difference)} (tolerance {data['tolerance']:g})")
+
+
 def diagnosis(data: Data, console: Console) -> None:
     """Show what the doctor found, a line each."""
     for check in data["checks"]:

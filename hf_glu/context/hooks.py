@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from hf_glu.context.reader import Reader
 from hf_glu.context.reading import Reading, read
 from hf_glu.context.states import self_attention, tokens_seen
+from hf_glu.errors import OptionError
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
+PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
 
 
 def watch_context(model: nn.Module) -> None:
@@ -102,6 +104,11 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell the readers of a stack which tokens come."""
     inputs = by_name(stack, args, kwargs)
+    if type(inputs.get("cache")).__name__ == PAGED:
+        raise OptionError(
+            f"{type(stack).__name__} has activations that read the text, whose states a paged cache doesn't keep: "
+            "generate without continuous batching"
+        )
     reading = read(inputs, partial(tokens_seen, cache_of(inputs)))
     for reader in readers(stack):
         reader.reading, reader.cache = reading, None

@@ -13,6 +13,8 @@ from hf_glu.layers.fields import sync_derived
 from hf_glu.layers.table import DERIVED_FIELDS
 from hf_glu.plugin.patching import Patches, require
 
+REMOTE_CODE = "modeling_hf_glu"  # the module of a checkpoint's own code, whose place the plugin takes
+
 
 def install(module: ModuleType, patches: Patches) -> None:
     """Validate ``config.hf_glu``, and derive T5's ``dense_act_fn`` again whenever its source has changed."""
@@ -43,10 +45,24 @@ def install(module: ModuleType, patches: Patches) -> None:
 
 
 def settle(config: Any) -> None:
-    """Validate a config's hf_glu entry, and bring its derived fields in step."""
+    """Validate a config's hf_glu entry, bring its derived fields in step, and name no class that the plugin replaces.
+
+    Without those in ``auto_map`` the Auto classes take the stock class, execute nothing of the checkpoint, and saving
+    leaves no mention of code that isn't saved.
+    """
+    named = config.__dict__.get("auto_map")
+    if isinstance(named, dict) and any(is_remote_code(value) for value in named.values()):
+        config.auto_map = {key: value for key, value in named.items() if not is_remote_code(value)}
+        if not config.auto_map:
+            del config.auto_map
     if config.__dict__.get("hf_glu") is not None:
         config.hf_glu = GluConfig.of(config).to_dict()
     sync_derived(config)
+
+
+def is_remote_code(reference: Any) -> bool:
+    """Tell whether an entry of ``auto_map`` (``REPO--MODULE.CLASS``) is of the code that hf_glu writes."""
+    return isinstance(reference, str) and reference.rpartition("--")[2].partition(".")[0] == REMOTE_CODE
 
 
 def _watch(config_class: type, patches: Patches) -> None:

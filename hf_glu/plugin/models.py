@@ -6,18 +6,17 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from hf_glu.activation.module import OwnedModule
-from hf_glu.errors import CheckpointError
-from hf_glu.layers.build import build_ffns, owned_activations
-from hf_glu.layers.fields import activation_of, sync_derived
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.build import build_ffns
+from hf_glu.layers.fields import sync_derived
+from hf_glu.layers.pretrained import initialize, refuse_mismatch
 from hf_glu.layers.tensor_parallel import replicate_widened
 from hf_glu.plugin.loading import converters, forget_converters
 from hf_glu.plugin.patching import Patches, require
+from hf_glu.plugin.publishing import install_push
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    """Wrap four methods of ``PreTrainedModel`` and its weight conversions; all pass through without a gate of ours."""
+    """Wrap five methods of ``PreTrainedModel`` and its weight conversions; all pass through without a gate of ours."""
     model_class = require(module, "PreTrainedModel")
     plain_init = require(model_class, "__init__", "config")
     plain_post_init = require(model_class, "post_init")
@@ -39,11 +38,8 @@ def install(module: ModuleType, patches: Patches) -> None:
 
     @wraps(plain_initialize)
     def initialize_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(module, OwnedModule) and not getattr(module, "_is_hf_initialized", False):
-            module.reset_parameters()
-            module._is_hf_initialized = True  # type: ignore[assignment]
-            return
-        plain_initialize(self, module, *args, **kwargs)
+        if not initialize(module):
+            plain_initialize(self, module, *args, **kwargs)
 
     @wraps(plain_mapping)
     def conversion_mapping(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -60,30 +56,4 @@ def install(module: ModuleType, patches: Patches) -> None:
     patches.set(model_class, "_initialize_weights", initialize_weights)
     patches.set(module, "get_model_conversion_mapping", conversion_mapping)
     patches.set(model_class, "_finalize_model_loading", staticmethod(finalize))
-
-
-def refuse_mismatch(model: Any, load_config: Any, loading_info: Any) -> None:
-    """Raise where a checkpoint's FFN has another shape than the model's gated one, whatever the caller ignores.
-
-    ``ignore_mismatched_sizes=True`` would fill it at random.
-    """
-    mismatched = {key: (found, wanted) for key, found, wanted in loading_info.mismatched_keys}
-    if not mismatched or not (owned_activations(model) or getattr(model.config, "hf_glu", None)):
-        return
-    for site in find_sites(model):
-        for key in _projection_keys(site):
-            if key in mismatched:
-                found, wanted = mismatched[key]
-                name = activation_of(model.config)
-                raise CheckpointError(
-                    f"{load_config.pretrained_model_name_or_path}: {key} is {list(found)} in the checkpoint, but "
-                    f"{name} with the options in config.hf_glu needs {list(wanted)}. To turn a dense checkpoint into a "
-                    f"gated model, load it as it is and call hf_glu.convert(model, {name!r}), or run "
-                    f"`hf-glu convert SRC DST --to {name}`"
-                )
-
-
-def _projection_keys(site: Site) -> list[str]:
-    prefix = f"{site.name}." if site.name else ""
-    paths = [path for path in (site.row.gate, site.row.in_proj, site.row.out_proj) if path]
-    return [f"{prefix}{path}.{kind}" for path in paths for kind in ("weight", "bias")]
+    install_push(model_class, patches)

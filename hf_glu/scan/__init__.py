@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_glu.errors import OptionError, nearest
 from hf_glu.scan import operator as _operator  # noqa: F401  (registers)
 from hf_glu.scan.linear import BACKENDS, backend_for, sides
+from hf_glu.scan.traced import traced
 
 __all__ = ["bidirectional", "spread_decays", "stateful"]
 
@@ -56,6 +57,8 @@ def stateful(
         return _one(gate, alpha, beta, decay, start)
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
+    if torch.compiler.is_exporting():  # into a graph for any runtime, which has no such operator
+        return traced(gate, alpha, beta, decay, start, valid, restart, reverse)
     z, trail = torch.ops.hf_glu.stateful(gate, alpha, beta, decay, start, valid, restart, reverse, backend)
     return z, sides(trail, reverse)[0].transpose(0, 1)
 

@@ -1,0 +1,1 @@
+"""What a checkpoint carries besides its weights when it is published."""

@@ -1,0 +1,199 @@
+"""What a push consists of: a checkpoint's files in a folder of their own, with code and a card beside them.
+
+The user's folder is only read. Weights are linked, all else is copied, since code and card change it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatch
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import hf_glu
+from hf_glu.config import GluConfig
+from hf_glu.errors import CheckpointError
+from hf_glu.jsonio import write_json
+
+CARD, CONFIG, MANIFEST = "README.md", "config.json", "hf_glu_push.json"
+# hidden; of a training run (whose card says what ``run.json`` does, but for local paths); of an earlier push itself
+LEFT_OUT = (
+    ".*", "__pycache__", "checkpoint-*", "training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin",
+    "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl", "run.json", "log.jsonl", MANIFEST,
+)  # fmt: skip
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".ot", ".h5", ".msgpack")
+# what Transformers loads by itself where it is there: none of these may stay in a repository from an earlier push
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+
+
+def list_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the files of a checkpoint, and what of its folder is left out, as paths relative to it."""
+    files: list[str] = []
+    left_out: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
+            left_out.append(path.name)
+        elif path.is_dir():
+            inner, outer = list_files(path)
+            files += [f"{path.name}/{name}" for name in inner]
+            left_out += [f"{path.name}/{name}" for name in outer]
+        else:
+            files.append(path.name)
+    return files, left_out
+
+
+def check_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Return what `list_files` does after checking what can be checked without loading the checkpoint.
+
+    Raises:
+        CheckpointError: it is no checkpoint, its config can't be read, its weights aren't whole or no safetensors.
+        HfGluError: ``config.hf_glu`` isn't valid.
+    """
+    files, left_out = list_files(folder)
+    if CONFIG not in files:
+        raise CheckpointError(f"{folder} has no {CONFIG}: push a folder that save_pretrained or `hf-glu` has written")
+    GluConfig.from_dict(read_config(folder).get("hf_glu"))
+    for name in files:
+        if name.endswith(UNSAFE):
+            raise CheckpointError(
+                f"{folder / name} isn't safetensors, and loading such a file can run code: load the model, write it "
+                "anew with save_pretrained, and push that folder"
+            )
+    if not any(fnmatch(name, pattern) for name in files for pattern in WEIGHTS):
+        raise CheckpointError(f"{folder} has no weights: model.safetensors, or its shards, should be beside {CONFIG}")
+    _check_weights(folder, files)
+    return files, left_out
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` says.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _check_weights(folder: Path, files: list[str]) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for name in files:
+        if name.endswith(".safetensors"):
+            try:
+                safe_open(folder / name, "pt").__exit__(None, None, None)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{folder / name} isn't a whole safetensors file: {error}") from error
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and "model.safetensors" not in files:
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} isn't the index of shards: {error!r}") from error
+        if missing := sorted(shards - set(files)):
+            raise CheckpointError(f"{folder} lacks {missing[0]}, which {index.name} names")
+
+
+def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
+    """Fill ``stage`` with the files of ``folder``, but for code and card that an earlier push made: they come anew."""
+    earlier = read_manifest(folder / MANIFEST)
+    made = {*earlier.get("code", ()), *([CARD] if earlier.get("card") else ())}
+    for name in files:
+        if name in made and (name != CARD or digest(folder / CARD) == earlier["card"]):
+            continue
+        source, target = (folder / name).resolve(), stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".safetensors"):
+            _link(source, target)
+        else:
+            shutil.copy(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError:  # Windows without the right to do so
+        shutil.copy(source, target)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what an earlier push says about itself; nothing where that can't be read."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple[str, ...]) -> list[str]:
+    """Add code, where asked for, a card, where nobody has written one, and the manifest; return the code's files.
+
+    Args:
+        stage: what is to be pushed.
+        origin: where it comes from, with the result files that the card is made of.
+        repo_id: where it goes.
+        code: whether to add it.
+        tags: further ones for the card.
+
+    Raises:
+        HfGluError: the code or the card can't be written.
+    """
+    from hf_glu.publishing.card import describe, is_generated
+    from hf_glu.publishing.flat import write_code
+
+    config = read_config(stage)
+    if (auto_map := config.pop("auto_map", None)) is not None:
+        kept = {auto: name for auto, name in auto_map.items() if _has_code(name, stage)}
+        write_json(stage / CONFIG, {**config, **({"auto_map": kept} if kept else {})})
+    written = write_code(stage) if code else []
+    card = stage / CARD
+    generated = not card.is_file() or is_generated(card.read_text(encoding="utf-8", errors="replace"))
+    if generated:
+        auto_map = read_config(stage).get("auto_map", {})
+        card.write_text(describe(origin, repo_id=repo_id, auto_map=auto_map), encoding="utf-8")
+    if tags:
+        _add_tags(card, tags)
+    known = {"hf_glu": hf_glu.__version__, "card": digest(card) if generated else None, "code": written}
+    write_json(stage / MANIFEST, known)
+    return written
+
+
+def _has_code(reference: Any, folder: Path) -> bool:
+    """Tell whether the code that an ``auto_map`` names is in ``folder``, or in another repository."""
+    names = [reference] if isinstance(reference, str) else [name for name in reference if name]
+    return all("--" in name or (folder / f"{name.rpartition('.')[0]}.py").is_file() for name in names)
+
+
+def _add_tags(card: Path, tags: tuple[str, ...]) -> None:
+    from huggingface_hub import ModelCard
+
+    loaded = ModelCard.load(card)
+    known = loaded.data.tags or []
+    loaded.data.tags = [*known, *(tag for tag in tags if tag not in known)]
+    loaded.save(card)
+
+
+def stale_files(there: list[str], pushed: list[str], earlier: dict[str, Any]) -> list[str]:
+    """Return which files of a repository must not stay: code of the push before, and weights that would be loaded.
+
+    Its other files (a tokenizer, images, what its owner has put there) stay.
+
+    Args:
+        there: the repository's files.
+        pushed: those that are pushed now.
+        earlier: the manifest of the push before.
+    """
+    gone, code = set(there) - set(pushed), set(earlier.get("code", ()))
+    return sorted(name for name in gone if name in code or any(fnmatch(name, pattern) for pattern in WEIGHTS))
