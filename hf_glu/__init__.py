@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hf_glu.conversion import to_native as to_native
     from hf_glu.experts.statistics import active_parameters as active_parameters
     from hf_glu.experts.statistics import expert_statistics as expert_statistics
+    from hf_glu.exporting import export as export
     from hf_glu.inspection import record_gates as record_gates
     from hf_glu.layers.lean import save_memory as save_memory
     from hf_glu.layers.sites import find_sites as find_sites
@@ -59,6 +60,7 @@ _LAZY = {
     "count_parameters": "hf_glu.training.gates",
     "convert_stream": "hf_glu.streaming",
     "expert_statistics": "hf_glu.experts.statistics",
+    "export": "hf_glu.exporting",
     "find_sites": "hf_glu.layers.sites",
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parts",

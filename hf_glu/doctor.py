@@ -10,7 +10,7 @@ from typing import Any
 from hf_glu import plugin
 from hf_glu.errors import IncompatibleTransformersError
 
-_EXTRAS = ("accelerate", "datasets", "evaluate", "peft", "scikit-learn", "matplotlib")
+_EXTRAS = ("accelerate", "datasets", "evaluate", "peft", "scikit-learn", "matplotlib", "onnxruntime", "torchao")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def test_each_way_is_small_and_near(name, tmp_path):
         assert difference < 1e-5
     else:
         assert 0 < difference < 0.1 * expected.abs().max()
-    overhead = 60_000 if "ONNX" in name else 40_000
+    overhead = 300_000 if "ONNX" in name else 40_000  # a graph, module names
     ideal = full - 3 * linear if quantized else full / 2 if name == "bfloat16" else full
     assert 0.9 * ideal < made.size < ideal + overhead
 

@@ -161,8 +161,10 @@ def test_state_is_added_to_a_converted_model_and_taken_back():
     hf_glu.convert(trained, "modulated_stateful_swiglu")  # keeps what the state has learned
     assert_same(outputs(trained), expected, "exact")
     again = copy.deepcopy(model)
+    hf_glu.convert(model, "modulated_stateful_geglu_new", check=False)
     hf_glu.revert(model)
     assert_same(outputs(model), before, "bitwise")
+    assert model.state_dict().keys() == FAMILIES["gpt2"].make().state_dict().keys()  # nothing is left
     with torch.no_grad():
         memories(again)[0].alpha += 1
     with pytest.raises(ConversionError, match="can't be reverted"):

@@ -95,7 +95,7 @@ class LearnableMix(OwnedActivation):
     def weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the coefficients of each channel ``[K, W]`` and of each row of ``x``: ``[N, K]``; or None."""
         found = self.coefficients().to(torch.promote_types(x.dtype, torch.float32))
-        return (found, None) if found.ndim == 2 else (None, found.expand(len(x), -1))
+        return (found, None) if found.ndim == 2 else (None, found.expand(x.shape[0], -1))
 
     def reset_parameters(self) -> None:
         """Start at the first function, unannealed."""

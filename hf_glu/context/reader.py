@@ -48,6 +48,6 @@ class Reader(nn.Module):
         reading = self.current()
         if x.ndim == 3:
             return x
-        if x.ndim == 2 and reading is not None and len(x) == reading.batch * reading.length:
+        if x.ndim == 2 and reading is not None and x.shape[0] == reading.batch * reading.length:
             return x.view(reading.batch, reading.length, -1)
         return x.reshape(-1, 1, x.shape[-1])

@@ -162,9 +162,7 @@ def _step(
     model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None, size: int
 ) -> Step:
     if site.kind == "experts" and target != unwrapped(target):
-        raise ConversionError(
-            f"{site.name}: a bank of experts sees no sequences, which {target} needs"
-        )
+        raise ConversionError(f"{site.name}: a bank of experts sees no sequences, which {target} needs")
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, width)
     route = _native_route(site, source, target) if site.native else _route(site, source, target, fitted)

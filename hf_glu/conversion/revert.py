@@ -14,6 +14,7 @@ from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.errors import ConversionError, NoSiteError
+from hf_glu.layers.context_sites import remove_sources
 from hf_glu.layers.fields import write_activation
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.sites import Site, find_sites
@@ -58,6 +59,7 @@ def revert(model: Any) -> int:
         phi = inner if owner is not None and core(str(step.site.activation)) == step.dense else None
         phi = build_elementwise(step.dense) if phi is None else phi
         step.site.set_act(phi.train(act.training))
+    remove_sources(model)
     for config in configs.values():
         write_activation(config, undone[0].dense)
         config.hf_glu = None

@@ -15,7 +15,6 @@ from typing import Any
 from hf_glu import plugin
 from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
 from hf_glu.activation.learnable import mixes
-from hf_glu.activation.modulated import ContextSource
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
 from hf_glu.checkpoint import load_model
@@ -25,6 +24,7 @@ from hf_glu.experts import find_experts
 from hf_glu.experts.native import MixedBank
 from hf_glu.exporting.samples import Outputs, expected_outputs
 from hf_glu.layers.build import owned_activations
+from hf_glu.layers.context_sites import remove_sources
 from hf_glu.layers.fields import activation_field, plain_name, write_activation
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import governing_configs
@@ -56,10 +56,7 @@ def fold(model: Any) -> str:
         _fold_dense(model)
     else:
         _fold_native(model, [site for site in sites if site.activation])
-    for name, module in list(model.named_modules()):
-        if isinstance(module, ContextSource):  # nothing reads its vector any more
-            owner, _, attribute = name.rpartition(".")
-            delattr(model.get_submodule(owner), attribute)
+    remove_sources(model)
     for module in model.modules():
         if hasattr(config := getattr(module, "config", None), "to_dict"):
             vars(config).pop("hf_glu", None)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_glu.activation.learnable import LearnableMix
 from hf_glu.context import Reader
 from hf_glu.experts import ExpertFFN
 from hf_glu.experts.bank import Bank
@@ -32,27 +31,11 @@ def traceable() -> Iterator[None]:
     from transformers.exporters.utils import patch_attributes
 
     ways: list[tuple[type, str, Callable[..., Any]]] = [
-        (LearnableMix, "weights", weights), (Reader, "sequences", sequences), (ExpertFFN, "forward", experts),
+        (ExpertFFN, "forward", experts),
         (MixedBank, "forward", native_experts),
     ]  # fmt: skip
     with patch_attributes([(owner, name, lambda _, way=way: way) for owner, name, way in ways]):
         yield
-
-
-def weights(mix: LearnableMix, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """`LearnableMix.weights`, where ``len(x)`` would be written down as a number."""
-    found = mix.coefficients().to(torch.promote_types(x.dtype, torch.float32))
-    return (found, None) if found.ndim == 2 else (None, found.expand(x.shape[0], -1))
-
-
-def sequences(reader: Reader, x: Tensor) -> Tensor:
-    """`Reader.sequences`, likewise."""
-    reading = reader.current()
-    if x.ndim == 3:
-        return x
-    if reading is None:
-        return x.unsqueeze(1)
-    return x.view(reading.batch, reading.length, -1)
 
 
 def experts(ffn: ExpertFFN, x: Tensor) -> Tensor:

@@ -82,3 +82,10 @@ def _pool(model: Any, stack: Any, block: nn.Module, site: Site, options: Context
     if options.pool == "mean" and causal:
         raise OptionError(f"context pool=mean would let {type(stack).__name__} see later tokens: use running")
     return "running" if causal or options.pool == "running" else "mean"
+
+
+def remove_sources(model: nn.Module) -> None:
+    """Take the sources away, where nothing reads their vectors any more."""
+    for module in list(model.modules()):
+        if isinstance(getattr(module, "context_source", None), ContextSource):
+            del module.context_source
