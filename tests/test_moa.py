@@ -189,6 +189,7 @@ def test_revert_is_refused():
         ("swiglu(silu,relu)", None, OptionError, "moa_"),
         ({"0": "moa_swiglu(relu)", "1": "moa_geglu(tanh)"}, None, OptionError, "one dictionary"),
         ("swiglu", {"rank": 2}, OptionError, "learnable"),
+        ("learnable_swiglu", {"rank": 2}, OptionError, "mix rank is for moa_swiglu"),
         ("moa_swiglu", {"gate": "softmx"}, OptionError, "'softmax' or 'linear', got 'softmx'"),
         ("moa_swiglu", {"rank": 0}, OptionError, "rank"),
         ("moa_swiglu", {"ranks": 2}, UnknownNameError, "did you mean 'rank'"),

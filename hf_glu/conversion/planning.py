@@ -24,7 +24,7 @@ from hf_glu.layers.context_sites import source_places
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
-from hf_glu.registry import GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
+from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
 from hf_glu.routes import APPROXIMATE, ROUNDING, WRAP, Route, find_route, mix_route
 from hf_glu.selection import check_layers
 from hf_glu.state_options import StateOptions
@@ -114,6 +114,8 @@ def read_options(
     for key, entry, flag in (("state", state, STATEFUL), ("context", context, MODULATED), ("mix", mix, LEARNABLE)):
         if entry is not None and flag not in flags:
             raise OptionError(f"{key} is for {flag}_swiglu and other {flag} names, not {', '.join(names)}")
+    if ADAPTIVE not in flags and (useless := sorted({"gate", "rank"} & set(mix or {}))):
+        raise OptionError(f"mix {useless[0]} is for moa_swiglu and other moa names, not {', '.join(names)}")
     states, contexts = StateOptions.from_dict(state).to_dict(), ContextOptions.from_dict(context).to_dict()
     return GluConfig(mix=None if mix is None else dict(mix), state=states or None, context=contexts or None)
 
