@@ -27,6 +27,7 @@ LEVELS = (
         "expert_options",
         "state_options",
         "context_options",
+        "scale",
     ),
     ("config", "context"),
     ("activation",),
