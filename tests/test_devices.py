@@ -79,7 +79,7 @@ def test_gpt2s_layers_in_onnx_runtime(tmp_path):
     assert sizes["int8, ONNX Runtime"] < 0.6 * sizes["float32, ONNX Runtime"]
 
 
-@pytest.mark.parametrize("target", ["geglu", "modulated_stateful_moa_geglu"])
+@pytest.mark.parametrize("target", ["geglu", pytest.param("modulated_stateful_moa_geglu", marks=pytest.mark.slow)])
 def test_torchao_saved_and_loaded_again(target, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     small_bert(target).save_pretrained(tmp_path / "full")

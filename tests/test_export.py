@@ -127,7 +127,7 @@ def test_samples_are_told_apart():
     assert "decoder_input_ids" not in sample(FAMILIES["bart"].make("BartForSequenceClassification"), 2, 9)
 
 
-@pytest.mark.parametrize("format", ["onnx", "program"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "program"])
 def test_a_graph_by_the_library(format, saved, tmp_path):
     source = saved(FAMILIES["bert"].make(CLASSIFIER, num_hidden_layers=1, hidden_act="moa_geglu"))
     (source / "vocab.txt").write_text("kept\n")
@@ -299,6 +299,7 @@ def test_what_folds_into_nothing(says, error, make, saved, tmp_path):
     assert hf_glu.is_registered()
 
 
+@pytest.mark.slow
 def test_the_command(saved, tmp_path, capsys):
     source = saved(converted("gpt2", "GPT2LMHeadModel", "geglu_new"))
     assert cli.run(["export", str(source), str(tmp_path / "out"), "--native", "--json"]) == 0

@@ -147,6 +147,7 @@ def edit(folder: Path, file: str, old: str, new: str) -> None:
     (folder / file).write_text(code.replace(old, new))
 
 
+@pytest.mark.slow
 def test_it_computes_the_same_and_a_broken_one_would_be_seen(tmp_path):
     models = {kind: converted("bert", kind) for kind in ("all", "experts")}
     folders = {kind: publish(model, tmp_path / kind) for kind, model in models.items()}
