@@ -12,11 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 
 from hf_glu.activation.blocks import differentiable, fusible, rows_of, split
-from hf_glu.activation.mixing import KERNELS, by_autograd
+from hf_glu.activation.mixing import KERNELS, Kernel, aten, by_autograd
 from hf_glu.functional import gated
 
+# torch's kernels of what Transformers writes as a formula: other bits, so that gradients only are made with them
+ROUNDED = {
+    NewGELUActivation: Kernel(
+        lambda x, y: aten.gelu.out(x, approximate="tanh", out=y),
+        lambda d, x, y, out: aten.gelu_backward.grad_input(d, x, approximate="tanh", grad_input=out),
+    )
+}
 ALIGNED = 32  # elements of the widest vector
 SIZE = 2**20  # elements of a block for each thread: with few operations, starting them costs more than a cache's misses
 
@@ -73,7 +81,8 @@ class Gate(torch.autograd.Function):
         (d,), (x,) = gradients, ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, *differentiable(ctx, gated(x, ctx.phi, contiguous=ctx.contiguous), (x,), d)
-        phi, kernel, width, rows = ctx.phi, _kernel(ctx.phi), d.shape[1], _rows(x)
+        phi, width, rows = ctx.phi, d.shape[1], _rows(x)
+        kernel = _kernel(phi) or ROUNDED.get(type(phi))
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         buffers = x.new_empty(2, rows, width)
         for x_b, d_b, dx_b in split(rows, x, d, dx):

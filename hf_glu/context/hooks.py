@@ -11,9 +11,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_glu.context.reader import Reader
@@ -45,7 +46,15 @@ def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
 
 def readers(module: nn.Module) -> list[Reader]:
     """Return the readers below a module."""
-    return [found for _, found in named_readers(module)]
+    if torch.compiler.is_compiling():
+        return [found for _, found in named_readers(module)]
+    found, left = {}, [module]  # each layer of each token asks: `modules()` would take longer than the states
+    while left:
+        part = left.pop()
+        if isinstance(part, Reader):
+            found[id(part)] = part
+        left.extend([child for child in reversed(part._modules.values()) if child is not None])
+    return list(found.values())
 
 
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
@@ -91,8 +100,16 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     """Return a forward's arguments by name."""
     if not args:
         return dict(kwargs)
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    forward = type(module).forward
+    names = _names(forward) if torch.compiler.is_compiling() else _cached_names(forward)
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _names(forward: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+_cached_names = lru_cache(maxsize=256)(_names)
 
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
