@@ -34,7 +34,8 @@ def gate(phi: nn.Module, x: Tensor, *, contiguous: bool) -> Tensor:
 
     ``contiguous``: phi gives other bits for a view than for a copy, and is to be given a copy.
     """
-    lean = torch.is_grad_enabled() and x.requires_grad and x.shape[-1] % 2 == 0 and fusible(x)
+    # a leaf is no projection's: experts compute their activations again themselves, and once is enough
+    lean = torch.is_grad_enabled() and x.requires_grad and not x.is_leaf and x.shape[-1] % 2 == 0 and fusible(x)
     if not lean or any(True for _ in phi.parameters()):
         return gated(x, phi, contiguous=contiguous)
     rows = x.reshape(-1, x.shape[-1])

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hf_glu.activation import OwnedModule
 from hf_glu.config import GluConfig
 from hf_glu.context.hooks import readers
-from hf_glu.context.reader import Reader
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts.bank import Bank, choose_backend
 from hf_glu.experts.loop import Combine, Dispatch, sum_rows
@@ -45,14 +44,10 @@ class ExpertFFN(OwnedModule):
         self.router = Router(hidden, options)
         self.banks = nn.ModuleList(Bank(group, hidden, width, **own) for group in options.experts)
         self.shared = nn.ModuleList(Bank(group, hidden, width, **own) for group in options.always_on)
+        self.reads = any(bank.reads for bank in banks_of(self))
         self.dropout = dropout
         self.scale = Scale()
         self.loss: Tensor | None = None
-
-    @property
-    def readers(self) -> list[Reader]:
-        """What reads the text in the experts."""
-        return [reader for bank in self.modules() if isinstance(bank, Bank) and bank.reads for reader in readers(bank)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a listing of FFNs shows."""
@@ -120,7 +115,9 @@ class ExpertFFN(OwnedModule):
 
     def _rows(self, source: Tensor, total: int) -> Tensor | None:
         """Return ``source`` where the experts read the text, and its tokens are the ``total`` ones given."""
-        reading = self.readers[0].current() if self.readers else None
+        if not self.reads:
+            return None
+        reading = readers(self)[0].current()
         return source if reading is not None and reading.batch * reading.length == total else None
 
     def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None, which: Tensor | None) -> Tensor:
@@ -139,7 +136,7 @@ class ExpertFFN(OwnedModule):
         return torch.cat(outputs)
 
 
-def banks_of(modules: nn.ModuleList) -> list[Bank]:
+def banks_of(modules: nn.Module) -> list[Bank]:
     """Return the banks in a list of modules, also those that PEFT has wrapped."""
     return [module for module in modules.modules() if isinstance(module, Bank)]
 
