@@ -198,3 +198,11 @@ def test_a_program_that_is_run_ends_with_us(tmp_path):
     assert ours.wait(60) != 0
     with pytest.raises(ProcessLookupError):
         os.kill(int(ready.read_text()), 0)
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    found = "assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = f"import sys; from hf_glu.cli import run; run(['--help']); {found}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "bench" in done.stdout

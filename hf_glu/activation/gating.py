@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from hf_glu.activation.blocks import differentiable, fusible, rows_of, split
-from hf_glu.activation.mixing import KERNELS, Kernel, aten, by_autograd
+from hf_glu.activation.mixing import Kernel, aten, by_autograd, kernel_of
 from hf_glu.functional import gated
 
 # torch's kernels of what Transformers writes as a formula: other bits, so that gradients only are made with them
@@ -83,7 +83,7 @@ class Gate(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *differentiable(ctx, gated(x, ctx.phi, contiguous=ctx.contiguous), (x,), d)
         phi, width, rows = ctx.phi, d.shape[1], _rows(x)
-        kernel = _kernel(phi) or ROUNDED.get(type(phi))
+        kernel = kernel_of(phi) or ROUNDED.get(type(phi))
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         buffers = x.new_empty(2, rows, width)
         for x_b, d_b, dx_b in split(rows, x, d, dx):
@@ -104,7 +104,7 @@ class Gate(torch.autograd.Function):
 @torch.no_grad()
 def product(phi: nn.Module, contiguous: bool, x: Tensor) -> Tensor:
     """Return y of ``x``."""
-    kernel, width, rows = _kernel(phi), x.shape[1] // 2, _rows(x)
+    kernel, width, rows = kernel_of(phi), x.shape[1] // 2, _rows(x)
     y = x.new_empty(len(x), width)
     buffer = x.new_empty(rows, width) if contiguous else None
     for x_b, y_b in split(rows, x, y):
@@ -122,7 +122,3 @@ def product(phi: nn.Module, contiguous: bool, x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> int:
     """Return the rows of a block: whole vectors, whose last elements torch computes in another way, by an ulp."""
     return -(-rows_of(x, SIZE) // ALIGNED) * ALIGNED
-
-
-def _kernel(phi: nn.Module) -> Any:
-    return KERNELS.get(getattr(phi, "act", type(phi)))

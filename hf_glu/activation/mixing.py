@@ -58,6 +58,11 @@ KERNELS: dict[Any, Kernel] = {
 }  # fmt: skip
 
 
+def kernel_of(function: nn.Module) -> Kernel | None:
+    """Return torch's kernel of an elementwise module, None where it is written otherwise."""
+    return KERNELS.get(getattr(function, "act", type(function)))
+
+
 def mix(functions: Sequence[nn.Module], x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
     """Return sum_k (channel_k + row_k) phi_k(x); of the coefficients, one may be None."""
     own = any(True for function in functions for _ in function.parameters())
@@ -118,7 +123,7 @@ class _Worker:
     """What is done with a block, and its buffers; the precision is float32, or float64 for such an x."""
 
     def __init__(self, functions: tuple[nn.Module, ...], x: Tensor, channel: Tensor | None) -> None:
-        self.functions = [(f, KERNELS.get(getattr(f, "act", type(f)))) for f in functions]
+        self.functions = [(function, kernel_of(function)) for function in functions]
         self.channel, self.rows = channel, rows_of(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
         self.buffers = x.new_empty(5, self.rows, x.shape[1], dtype=dtype)

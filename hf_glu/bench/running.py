@@ -1,4 +1,4 @@
-"""The benches by name, and running one: its cells one after the other, each cell's contenders interleaved."""
+"""Running a bench: its cells one after the other, each cell's contenders interleaved."""
 
 from __future__ import annotations
 
@@ -11,68 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, check_name
 from hf_glu.bench.result import BenchResult, Row, machine, mean_ratios, physical_cores
 from hf_glu.bench.timing import Timing, interleave, saved_bytes
-from hf_glu.errors import OptionError, UnknownNameError, nearest
 
-# name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
-BENCHES = {
-    "activations": "hf_glu.bench.activations",
-    "devices": "hf_glu.bench.devices",
-    "experts": "hf_glu.bench.experts",
-    "ffn": "hf_glu.bench.ffn",
-    "scan": "hf_glu.bench.scan",
-    "sparsity": "hf_glu.bench.sparsity",
-    "whole": "hf_glu.bench.whole",
-}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-def option(default: Any, text: str) -> Any:
-    """Return a field with the help text of its flag."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """What can be set for every bench; None: as the bench has it.
-
-    Raises:
-        OptionError: a number below 1, or an unknown dtype.
-    """
-
-    threads: int | None = option(None, "Threads of torch: the physical cores.")
-    rounds: int = option(9, "Rounds; each runs every contender once.")
-    warmup: int = option(2, "Calls of each contender before the rounds.")
-    dtype: str = option("float32", "Of weights and inputs: " + ", ".join(DTYPES) + ".")
-    tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
-    hidden: int | None = option(None, "Hidden size: the bench's own.")
-    width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
-    model: str | None = option(None, "Of devices: the folder of a converted model.")
-    task: str | None = option(None, "Of devices: the task that it answers, such as movie_reviews.")
-    dataset: str | None = option(None, "Of devices: the task's dataset, a local folder.")
-    rows: int | None = option(None, "Of devices: validation examples that count: all.")
-
-    def __post_init__(self) -> None:
-        for key in ("threads", "rounds", "warmup", "hidden", "width", "rows"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise OptionError(f"{key} must be at least 1, got {value!r}")
-        if self.dtype not in DTYPES:
-            raise OptionError(f"unknown dtype {self.dtype!r}; {nearest(self.dtype, DTYPES)}")
-
-    def sizes(self, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the numbers of tokens.
-
-        Raises:
-            OptionError: ``tokens`` isn't a list of numbers from 1 up.
-        """
-        if self.tokens is None:
-            return default
-        parts = [part.strip() for part in self.tokens.split(",")]
-        if not all(part.isdecimal() and int(part) for part in parts):
-            raise OptionError(f"tokens must be numbers such as 512,2048, got {self.tokens!r}")
-        return tuple(map(int, parts))
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +84,6 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
             rows += measure(name, cell, options)
         means = mean_ratios(rows, getattr(module, "MEANS", {}))
         return BenchResult(bench=name, machine=machine(), rows=tuple(rows), means=means)
-
-
-def check_name(name: str) -> None:
-    """Raise UnknownNameError unless there is a bench of this name."""
-    if name not in BENCHES:
-        raise UnknownNameError(f"unknown bench {name!r}; {nearest(name, BENCHES)}")
 
 
 @contextmanager

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from hf_glu.bench.guard import TOLERANCE, compare, read_results
-from hf_glu.bench.running import BENCHES, BenchOptions, Cell, check_name
-from hf_glu.bench.running import run as run_bench
+from hf_glu.bench.options import BENCHES, BenchOptions, check_name
 from hf_glu.cli import EXIT_DIFFERENT, tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.fields import with_flags
 from hf_glu.errors import OptionError
 from hf_glu.jsonio import write_json
+
+if TYPE_CHECKING:
+    from hf_glu.bench.running import Cell
 
 # the columns of a bench that claims something
 CLAIMED = ["#target", "", "#MB saved", "#ratio", "#target", ""]
@@ -32,6 +34,8 @@ def bench(
     json: Json = False,
 ) -> int:
     """Measure claims about speed or memory against their targets."""
+    from hf_glu.bench.running import run as run_bench
+
     before = read_results(against) if against else None
     for each in name:
         check_name(each)

@@ -56,7 +56,7 @@ def fold(model: Any) -> str:
         _fold_dense(model)
     else:
         _fold_native(model, [site for site in sites if site.activation])
-    remove_sources(model)
+        remove_sources(model)
     for module in model.modules():
         if hasattr(config := getattr(module, "config", None), "to_dict"):
             vars(config).pop("hf_glu", None)

@@ -32,7 +32,7 @@ from hf_glu.tasks.loading import LABEL
 from hf_glu.training.curves import Mixing, curve_rows, modulation_of, modulation_row
 from hf_glu.training.features import Features
 from hf_glu.training.parts import activations
-from hf_glu.training.statistics import _forward, _Masks, _read
+from hf_glu.training.statistics import Masks, read_valid, run_batches
 
 SOURCE = "source"  # the column that says where a text comes from
 MOST_TYPES = 8  # where data name more sources than this, texts are told apart by class
@@ -93,9 +93,9 @@ def adaptive_statistics(
     watched = [_Watched(name, act, before.get(name), routed=id(act) in routed) for name, act in found.items()]
     if not watched:
         return []
-    masks: _Masks = {}
+    masks: Masks = {}
 
-    def see(padding: _Masks) -> None:
+    def see(padding: Masks) -> None:
         masks.update(padding)
         for each in watched:
             each.batch += 1
@@ -104,7 +104,7 @@ def adaptive_statistics(
         for each in watched:
             for handle in each.watch(masks):
                 hooks.callback(handle.remove)
-        _forward(model, batches, see)
+        run_batches(model, batches, see)
     return [each.to_dict(types) for each in watched if each.ran]
 
 
@@ -119,12 +119,14 @@ class _Watched:
         self.before = None if before is None else (before, Mixing.of(before))
         self.vectors: dict[int, Tensor] = {}  # by batch, [B, R]
 
-    def watch(self, masks: _Masks) -> Iterator[RemovableHandle]:
+    def watch(self, masks: Masks) -> Iterator[RemovableHandle]:
         """Hook the activation and what in it is measured."""
         yield self.act.register_forward_pre_hook(self.begin)
         if self.mix is not None:  # which tokens an expert is given isn't known: padding counts there
             known = {self.stack: []} if self.routed else masks
-            yield self.mix.module.register_forward_pre_hook(lambda _, args: _read(self.stack, known, self.add, args[0]))
+            yield self.mix.module.register_forward_pre_hook(
+                lambda _, args: read_valid(self.stack, known, self.add, args[0])
+            )
         if self.shift is not None:
             yield self.shift.register_forward_pre_hook(self.read)
 

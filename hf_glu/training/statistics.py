@@ -32,7 +32,7 @@ from hf_glu.selection import STACKS
 THRESHOLD = 1e-3  # of the site's rms: what counts as zero
 IGNORED = -100  # the label of a position that is padding
 
-_Masks: TypeAlias = dict[str | None, list[Tensor]]
+Masks: TypeAlias = dict[str | None, list[Tensor]]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -134,11 +134,11 @@ def expert_loads(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[dict[
     with ExitStack() as stack:  # each stack has its own padding
         counted = {name: stack.enter_context(expert_statistics(model)) for name in (None, *STACKS)}
 
-        def see(masks: _Masks) -> None:
+        def see(masks: Masks) -> None:
             for name, statistics in counted.items():
                 statistics.mask = next(iter(masks[name]), None)
 
-        _forward(model, batches, see)
+        run_batches(model, batches, see)
     stacks = {name: next((part for part in name.split(".") if part in STACKS), None) for name in found}
     rows = [row for name, each in counted.items() for row in each.to_dict()["rows"] if stacks[row["layer"]] == name]
     by_site = {row["layer"]: row for row in rows}
@@ -152,12 +152,12 @@ def expert_loads(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[dict[
 
 def _stream(model: Any, batches: list[Mapping[str, Any]], readers: list[_Reader]) -> None:
     """Run the batches; hand the output of the first, or the input of the last projection of a site to its reader."""
-    masks: _Masks = {}
+    masks: Masks = {}
     with _hooked(readers, masks):
-        _forward(model, batches, masks.update)
+        run_batches(model, batches, masks.update)
 
 
-def _forward(model: Any, batches: Iterable[Mapping[str, Any]], see: Callable[[_Masks], None]) -> None:
+def run_batches(model: Any, batches: Iterable[Mapping[str, Any]], see: Callable[[Masks], None]) -> None:
     """Run the batches; hand what tells padding to ``see`` before each."""
     device = next(model.parameters()).device
     with evaluating(model):
@@ -168,10 +168,10 @@ def _forward(model: Any, batches: Iterable[Mapping[str, Any]], see: Callable[[_M
 
 
 @contextmanager
-def _hooked(readers: list[_Reader], masks: _Masks) -> Iterator[None]:
+def _hooked(readers: list[_Reader], masks: Masks) -> Iterator[None]:
     handles = []
     for sums, part, read in readers:
-        module, take = projections(sums.site)[part], partial(_read, sums.site.stack, masks, read)
+        module, take = projections(sums.site)[part], partial(read_valid, sums.site.stack, masks, read)
         if part == 0:
             handles.append(module.register_forward_hook(lambda module, args, output, take=take: take(output)))
         else:
@@ -183,14 +183,15 @@ def _hooked(readers: list[_Reader], masks: _Masks) -> Iterator[None]:
             handle.remove()
 
 
-def _read(stack: str | None, masks: _Masks, read: Callable[[Tensor], None], x: Tensor) -> None:
+def read_valid(stack: str | None, masks: Masks, read: Callable[[Tensor], None], x: Tensor) -> None:
+    """Hand the rows of ``x`` that are no padding to ``read``."""
     x = x.detach().reshape(-1, x.shape[-1])
     # none is of its size where the model packs its tokens without padding, or runs the FFN in chunks
     mask = next((mask for mask in masks[stack] if mask.numel() == len(x)), None)
     read((x if mask is None else x[mask.reshape(-1)]).float())
 
 
-def _padding(model: Any, batch: Mapping[str, Any]) -> _Masks:
+def _padding(model: Any, batch: Mapping[str, Any]) -> Masks:
     """Return, for each stack, what may tell which tokens count, the best first."""
     given = {key: batch[key] for key in batch if batch[key] is not None}
     encoder = [given["attention_mask"].bool()] if "attention_mask" in given else []

@@ -1,0 +1,73 @@
+"""The benches by name, and what can be set for them: nothing that takes long to import, for the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_glu.errors import OptionError, UnknownNameError, nearest
+
+# name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
+BENCHES = {
+    "activations": "hf_glu.bench.activations",
+    "devices": "hf_glu.bench.devices",
+    "experts": "hf_glu.bench.experts",
+    "ffn": "hf_glu.bench.ffn",
+    "scan": "hf_glu.bench.scan",
+    "sparsity": "hf_glu.bench.sparsity",
+    "whole": "hf_glu.bench.whole",
+}
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a field with the help text of its flag."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What can be set for every bench; None: as the bench has it.
+
+    Raises:
+        OptionError: a number below 1, or an unknown dtype.
+    """
+
+    threads: int | None = option(None, "Threads of torch: the physical cores.")
+    rounds: int = option(9, "Rounds; each runs every contender once.")
+    warmup: int = option(2, "Calls of each contender before the rounds.")
+    dtype: str = option("float32", "Of weights and inputs: " + ", ".join(DTYPE_NAMES) + ".")
+    tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
+    hidden: int | None = option(None, "Hidden size: the bench's own.")
+    width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
+    model: str | None = option(None, "Of devices: the folder of a converted model.")
+    task: str | None = option(None, "Of devices: the task that it answers, such as movie_reviews.")
+    dataset: str | None = option(None, "Of devices: the task's dataset, a local folder.")
+    rows: int | None = option(None, "Of devices: validation examples that count: all.")
+
+    def __post_init__(self) -> None:
+        for key in ("threads", "rounds", "warmup", "hidden", "width", "rows"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise OptionError(f"{key} must be at least 1, got {value!r}")
+        if self.dtype not in DTYPE_NAMES:
+            raise OptionError(f"unknown dtype {self.dtype!r}; {nearest(self.dtype, DTYPE_NAMES)}")
+
+    def sizes(self, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the numbers of tokens.
+
+        Raises:
+            OptionError: ``tokens`` isn't a list of numbers from 1 up.
+        """
+        if self.tokens is None:
+            return default
+        parts = [part.strip() for part in self.tokens.split(",")]
+        if not all(part.isdecimal() and int(part) for part in parts):
+            raise OptionError(f"tokens must be numbers such as 512,2048, got {self.tokens!r}")
+        return tuple(map(int, parts))
+
+
+def check_name(name: str) -> None:
+    """Raise UnknownNameError unless there is a bench of this name."""
+    if name not in BENCHES:
+        raise UnknownNameError(f"unknown bench {name!r}; {nearest(name, BENCHES)}")
