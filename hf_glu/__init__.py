@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_glu.experts.statistics import expert_statistics as expert_statistics
     from hf_glu.exporting import export as export
     from hf_glu.inspection import record_gates as record_gates
+    from hf_glu.layers.lean import fuse as fuse
     from hf_glu.layers.lean import save_memory as save_memory
     from hf_glu.layers.sites import find_sites as find_sites
     from hf_glu.layers.sparse import skip_zeros as skip_zeros
@@ -64,6 +65,7 @@ _LAZY = {
     "find_sites": "hf_glu.layers.sites",
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parts",
+    "fuse": "hf_glu.layers.lean",
     "homeostasis": "hf_glu.training.homeostasis",
     "lora_config": "hf_glu.training.peft",
     "modulation": "hf_glu.steering",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +17,11 @@ from torch import nn
 
 import hf_glu
 from hf_glu.activation import registry
+from hf_glu.activation.fused import find_fused, has_compiler
 from hf_glu.activation.gating import Gate, product_of
 from hf_glu.bench.ffn import FusedFFN
 from hf_glu.bench.timing import saved_bytes
-from hf_glu.errors import NoSiteError
+from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.functional import gated
 from hf_glu.layers.lean import begin, end, watch_out
 
@@ -31,7 +36,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_lean_product_is_the_plain_one(name, dtype, monkeypatch):
-    monkeypatch.setattr("hf_glu.activation.gating.SIZE", 200)  # several blocks
+    monkeypatch.setattr("hf_glu.activation.products.SIZE", 200)  # several blocks
     act, x = registry[name].factory(), inputs(dtype)
     lean, plain = act(x * 1), gated(x, act.phi, contiguous=act.contiguous)
     assert product_of(lean) is not None
@@ -127,3 +132,136 @@ def test_an_exception_in_the_out_projection_leaves_no_hook_behind():
 def test_a_dense_model_has_nothing_to_save():
     with pytest.raises(NoSiteError, match="convert"):
         hf_glu.save_memory(FAMILIES["bert"].make())
+
+
+def overwritten(keep: str = "", *, hidden: int = HIDDEN, dim: int = 3, bias: bool = True, graph: bool = False) -> bool:
+    """Tell whether the gate's gradient is written over its input, of which something else may be kept."""
+    act, in_proj, out_proj = registry["swiglu"].factory(), nn.Linear(hidden, 2 * WIDTH, bias), nn.Linear(WIDTH, hidden)
+    h = in_proj(torch.randn(2, 5, hidden)[0 if dim == 2 else ...])
+    address, seen, more = h.data_ptr(), [], 0.0
+    h.register_hook(lambda gradient: seen.append(gradient.data_ptr()))
+    if keep == "another node":
+        more = h.square().sum()
+    y = act(h)
+    kept = {"itself": h, "a view": h[..., 1:], "the same values": h.detach(), "the product": y}.get(keep)
+    loss = out_proj(y).sum() + more
+    before = None if kept is None else kept.detach().clone()
+    del h, y, more
+    loss.backward(retain_graph=graph)
+    if before is not None:
+        assert_same(kept, before, "bitwise")
+    return seen[0] == address
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_gradient_is_written_over_what_nobody_else_has(dim, bias):
+    assert overwritten(dim=dim, bias=bias)
+    assert not overwritten(dim=dim, bias=bias, graph=True)
+    for keep in ("itself", "a view", "the same values", "another node", "the product"):
+        assert not overwritten(keep, dim=dim, bias=bias)
+
+
+def test_a_graph_that_is_used_twice_gives_the_same_twice():
+    ffn, x = make_ffn(), torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
+    loss = ffn(x).square().sum()
+    first = torch.autograd.grad(loss, [x, *ffn.parameters()], retain_graph=True)
+    for found, expected in zip(torch.autograd.grad(loss, [x, *ffn.parameters()]), first, strict=True):
+        assert_same(found, expected, "bitwise")
+
+
+def test_transforms_of_torch_func_see_the_formula():
+    act, x = registry["swiglu"].factory(), torch.randn(3, 8, dtype=torch.float64)
+    found = torch.func.vmap(torch.func.grad(lambda row: act(row * 1).sum()))(x)
+    leaf = x.clone().requires_grad_()
+    gated(leaf, act.phi).sum().backward()
+    torch.testing.assert_close(found, leaf.grad)
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="torch finds no C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["swiglu", "geglu", "geglu_new", "reglu"])
+def test_fused_gates_keep_their_values_and_their_gradients(name):
+    plain = make_ffn(name)
+    fused = copy.deepcopy(plain)
+    assert hf_glu.fuse(fused) == hf_glu.fuse(fused) == 1
+    watch_out(fused.out_proj)
+    for tokens in (TOKENS, 5):  # a second size needs no other kernel
+        x = torch.randn(2, tokens, HIDDEN, requires_grad=True)
+        assert_same(fused(x), plain(x), "bitwise")
+        for found, expected in zip(gradients(fused, x), gradients(plain, x), strict=True):
+            size = expected.abs().max()
+            torch.testing.assert_close(found / size, expected / size, rtol=2e-6, atol=2e-6)
+    exact = torch.autograd.grad(plain.double()(x.double()).sum(), x)[0]
+    size = exact.abs().max()
+    (found,) = torch.autograd.grad(fused(x).sum(), x)
+    torch.testing.assert_close(found / size, exact / size, rtol=2e-6, atol=2e-6, check_dtype=False)
+
+
+@needs_compiler
+def test_fused_gradients_are_written_over_what_nobody_else_has(monkeypatch):
+    made = registry["swiglu"].factory
+
+    def factory(*args: Any) -> Any:
+        act = made(*args)
+        act.fused = True
+        return act
+
+    monkeypatch.setitem(registry._entries, "swiglu", replace(registry["swiglu"], factory=factory))
+    assert overwritten()
+    assert not overwritten("the same values")
+
+
+def test_fuse_refuses_what_has_no_gates_and_no_compiler(monkeypatch):
+    with pytest.raises(NoSiteError, match="convert"):
+        hf_glu.fuse(FAMILIES["bert"].make())
+    find_fused.cache_clear()
+    monkeypatch.setattr("hf_glu.activation.fused.has_compiler", lambda device: False)
+    ffn = make_ffn()
+    with pytest.raises(OptionError, match="compiler"):
+        hf_glu.fuse(ffn)
+    find_fused.cache_clear()
+    assert not ffn.act.fused
+
+
+def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
+    ffn = make_ffn()
+    ffn.act.fused = True
+    x = torch.randn(2, HIDDEN)
+    torch.save(ffn, tmp_path / "ffn.pt")
+    loaded = torch.load(tmp_path / "ffn.pt", weights_only=False)
+    assert loaded.act.fused
+    assert_same(loaded(x), ffn(x), "bitwise")
+    assert_same(copy.deepcopy(ffn)(x), ffn(x), "bitwise")
+    assert not any("fused" in key for key in ffn.state_dict())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["swiglu", "geglu_new", "geglu"])
+def test_fused_gates_on_a_gpu(name):
+    plain = make_ffn(name).cuda()
+    fused = copy.deepcopy(plain)
+    hf_glu.fuse(fused)
+    x = torch.randn(2, TOKENS, HIDDEN, device="cuda", requires_grad=True)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-4)
+    for found, expected in zip(gradients(fused, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_ligers_kernels_in_the_interpreter():
+    pytest.importorskip("liger_kernel")
+    code = """
+import torch
+from hf_glu.activation.fused import liger_silu
+from hf_glu.functional import gated
+fused, x = liger_silu(), torch.randn(3, 5, 128, requires_grad=True)
+y, d = gated(x, torch.nn.functional.silu), torch.randn(3, 5, 64)
+(expected,) = torch.autograd.grad(y, x, d)
+torch.testing.assert_close(fused.value(x.detach()), y.detach())
+found = x.detach().clone()
+fused.gradient(found, d)
+torch.testing.assert_close(found, expected)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})

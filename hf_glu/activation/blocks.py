@@ -19,7 +19,7 @@ SIZE, LARGE = 2**16, 2**22
 def fusible(x: Tensor, *others: Tensor | None) -> bool:
     """Tell whether ``x`` can be worked on in blocks: not while torch traces, nor where a subclass has its own rules."""
     plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in (x, *others) if tensor is not None)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
     return plain and not traced and x.numel() > 0 and x.device.type != "meta"
 
 

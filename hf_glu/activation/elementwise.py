@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN, ClassInstantier
+from transformers.activations import ACT2FN, ClassInstantier, ClippedGELUActivation, GELUActivation
 
 from hf_glu.errors import UnknownNameError, nearest
 from hf_glu.registry import GATED, registry
@@ -46,6 +46,9 @@ SAME_FUNCTION = (
 # torch computes a transcendental function of a view otherwise than of a contiguous tensor (GELU on a CPU by 1e-6,
 # others by an ulp), so that a gate half must be copied to give the dense activation's bits. These don't care.
 LAYOUT_FREE = frozenset({"relu", "relu2", "relu6", "leaky_relu", "prelu", "linear", "hardswish"})
+# Those which torch computes by another library where the tensor is contiguous; others only differ in a row's last
+# elements, too few for a vector.
+OTHER_LIBRARY = (nn.GELU, GELUActivation, ClippedGELUActivation)
 
 
 SAME_VALUE = 2e-6

@@ -1,8 +1,8 @@
-"""phi(g) * u with a gradient that keeps ``[g | u]`` only, and computes phi again, block by block.
+"""phi(g) * u with a gradient that keeps ``[g | u]`` only, and computes phi again.
 
-With d the gradient of y:  dg = d u phi'(g),  du = d phi(g).
+The gradients are written over ``[g | u]`` where nothing else can see that: fresh memory costs more than the arithmetic.
 
-Shapes: N rows, W channels; x ``[N, 2 W]`` = ``[g | u]``, y ``[N, W]``.
+Shapes: x ``[..., 2 W]`` = ``[g | u]``, y ``[..., W]``.
 """
 
 from __future__ import annotations
@@ -12,49 +12,65 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
 
-from hf_glu.activation.blocks import differentiable, fusible, rows_of, split
-from hf_glu.activation.mixing import Kernel, aten, by_autograd, kernel_of
+from hf_glu.activation.blocks import differentiable, fusible
+from hf_glu.activation.fused import Fused
+from hf_glu.activation.mixing import kernel_of
+from hf_glu.activation.ownership import is_sole_owner
+from hf_glu.activation.products import fill_gradient, product
 from hf_glu.functional import gated
 
-# torch's kernels of what Transformers writes as a formula: other bits, so that gradients only are made with them
-ROUNDED = {
-    NewGELUActivation: Kernel(
-        lambda x, y: aten.gelu.out(x, approximate="tanh", out=y),
-        lambda d, x, y, out: aten.gelu_backward.grad_input(d, x, approximate="tanh", grad_input=out),
-    )
-}
-ALIGNED = 32  # elements of the widest vector
-SIZE = 2**20  # elements of a block for each thread: with few operations, starting them costs more than a cache's misses
 
-
-def gate(phi: nn.Module, x: Tensor, *, contiguous: bool) -> Tensor:
+def gate(phi: nn.Module, x: Tensor, *, contiguous: bool, fused: Fused | None = None) -> Tensor:
     """Return phi(g) * u of ``x`` ``[..., 2 W]``.
 
-    ``contiguous``: phi gives other bits for a view than for a copy, and is to be given a copy.
+    ``contiguous``: phi gives other bits for a view than for a copy, and is to be given a copy. ``fused``: what computes
+    the same in one pass.
     """
     # a leaf is no projection's: experts compute their activations again themselves, and once is enough
     lean = torch.is_grad_enabled() and x.requires_grad and not x.is_leaf and x.shape[-1] % 2 == 0 and fusible(x)
     if not lean or any(True for _ in phi.parameters()):
         return gated(x, phi, contiguous=contiguous)
-    rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = Gate.apply(phi, contiguous, rows).view(*x.shape[:-1], x.shape[-1] // 2)
-    y._hf_glu_product = Product(phi, contiguous, rows.detach())  # type: ignore[attr-defined]
+    x = x.contiguous()
+    memo = Memo() if kernel_of(phi) and not fused else None
+    y: Tensor = Gate.apply(phi, contiguous, fused, memo, x)
+    y._hf_glu_product = Product(phi, contiguous, memo, x.detach())  # type: ignore[attr-defined]
     return y
+
+
+@dataclass
+class Memo:
+    """What a product computed again leaves for its gradient.
+
+    Attributes:
+        opened: phi(g).
+    """
+
+    opened: Tensor | None = None
+
+    def take(self) -> Tensor | None:
+        """Return it, once."""
+        opened, self.opened = self.opened, None
+        return opened
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """What a product phi(g) u is made of; called, it is computed again: ``[N, W]``."""
+    """What a product phi(g) u is made of; called, it is computed again."""
 
     phi: nn.Module
     contiguous: bool
+    memo: Memo | None
     x: Tensor
 
+    @torch.no_grad()
     def __call__(self) -> Tensor:
         """Return the product."""
-        return product(self.phi, self.contiguous, self.x)
+        x = self.x
+        opened = None
+        if self.memo:
+            self.memo.opened = opened = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+        return product(self.phi, self.contiguous, x, opened)
 
 
 def product_of(y: Any) -> Product | None:
@@ -63,62 +79,32 @@ def product_of(y: Any) -> Product | None:
 
 
 class Gate(torch.autograd.Function):
-    """The product, block by block."""
+    """The product, with its own gradient."""
+
+    # Without ``setup_context``, for which torch binds the arguments by their signature at each call: 0.2 ms.
 
     @staticmethod
-    def forward(phi: nn.Module, contiguous: bool, x: Tensor) -> Tensor:
-        """Return y."""
-        return product(phi, contiguous, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep x."""
-        ctx.phi, ctx.contiguous, x = inputs
+    def forward(
+        ctx: Any, phi: nn.Module, contiguous: bool, fused: Fused | None, memo: Memo | None, x: Tensor
+    ) -> Tensor:
+        """Return y, and keep x."""
+        ctx.phi, ctx.contiguous, ctx.fused, ctx.memo = phi, contiguous, fused, memo
         ctx.save_for_backward(x)
+        return fused.value(x) if fused and fused.value else product(phi, contiguous, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient; where it is to have gradients itself, by autograd."""
-        (d,), (x,) = gradients, ctx.saved_tensors
+        (x,), (d,) = ctx.saved_tensors, gradients
+        opened = ctx.memo and ctx.memo.take()
         if torch.is_grad_enabled():
-            return None, None, *differentiable(ctx, gated(x, ctx.phi, contiguous=ctx.contiguous), (x,), d)
-        phi, width, rows = ctx.phi, d.shape[1], _rows(x)
-        kernel = kernel_of(phi) or ROUNDED.get(type(phi))
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        buffers = x.new_empty(2, rows, width)
-        for x_b, d_b, dx_b in split(rows, x, d, dx):
-            (g, u), (dg, du) = x_b.split(width, 1), dx_b.split(width, 1)
-            value, slope = buffers[:, : len(x_b)]
-            torch.mul(d_b, u, out=slope)
-            if kernel:
-                kernel.value(g, value)
-                torch.mul(d_b, value, out=du)
-                kernel.slope(slope, g, value, dg)
-            else:
-                opened, grown = by_autograd(phi, g, slope)
-                torch.mul(d_b, opened, out=du)
-                dg.copy_(grown)
-        return None, None, dx
-
-
-@torch.no_grad()
-def product(phi: nn.Module, contiguous: bool, x: Tensor) -> Tensor:
-    """Return y of ``x``."""
-    kernel, width, rows = kernel_of(phi), x.shape[1] // 2, _rows(x)
-    y = x.new_empty(len(x), width)
-    buffer = x.new_empty(rows, width) if contiguous else None
-    for x_b, y_b in split(rows, x, y):
-        g, u = x_b.split(width, 1)
-        if buffer is not None:
-            g = buffer[: len(x_b)].copy_(g)
-        if kernel:
-            kernel.value(g, y_b)
-            y_b.mul_(u)
+            y = gated(x, ctx.phi, contiguous=ctx.contiguous)
+            return None, None, None, None, *differentiable(ctx, y, (x,), d)
+        own = is_sole_owner(x)
+        if ctx.fused:
+            dx = x.detach() if own else x.clone()
+            ctx.fused.gradient(dx, d)
         else:
-            torch.mul(phi(g), u, out=y_b)
-    return y
-
-
-def _rows(x: Tensor) -> int:
-    """Return the rows of a block: whole vectors, whose last elements torch computes in another way, by an ulp."""
-    return -(-rows_of(x, SIZE) // ALIGNED) * ALIGNED
+            dx = x.detach() if own else torch.empty_like(x)
+            fill_gradient(ctx.phi, ctx.contiguous, x, d, dx, opened)
+        return None, None, None, None, dx

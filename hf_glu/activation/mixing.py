@@ -91,18 +91,16 @@ class Mix(torch.autograd.Function):
     """The mix, block by block."""
 
     @staticmethod
-    def forward(functions: tuple[nn.Module, ...], x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
-        """Return y."""
+    def forward(
+        ctx: Any, functions: tuple[nn.Module, ...], x: Tensor, channel: Tensor | None, row: Tensor | None
+    ) -> Tensor:
+        """Return y, and keep x and the coefficients."""
+        ctx.functions = functions
+        ctx.save_for_backward(x, channel, row)
         y, worker = torch.empty_like(x, memory_format=torch.contiguous_format), _Worker(functions, x, channel)
         for block in split(worker.rows, x, row, y):
             worker.value(*block)
         return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep x and the coefficients."""
-        ctx.functions, *tensors = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

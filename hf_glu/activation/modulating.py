@@ -37,19 +37,15 @@ class Modulate(torch.autograd.Function):
     """The modulation, block by block."""
 
     @staticmethod
-    def forward(x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
-        """Return y."""
+    def forward(ctx: Any, x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
+        """Return y, and keep the inputs."""
+        ctx.save_for_backward(x, vector, threshold, slope)
         y, parts = torch.empty_like(x, memory_format=torch.contiguous_format), _Parts(x, threshold, slope)
         with torch.autocast(x.device.type, enabled=False):
             for x_b, c, y_b in split(parts.rows, x, vector, y):
                 e, f, _ = parts(x_b, c)
                 put(y_b, partial(torch.addcmul, e, e, f), e)
         return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the inputs."""
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

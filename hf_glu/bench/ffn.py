@@ -1,11 +1,11 @@
 """A gated FFN of ours, one in-projection ``[gate | up]``, beside stock's of two, and a dense one of equal parameters.
 
-Pairs: T tokens, widths (H, W); forward and backward pass. ``save_memory`` is `hf_glu.save_memory`.
+Pairs: T tokens, widths (H, W); forward and backward pass. ``save_memory`` is `hf_glu.save_memory`, ``fused`` is
+`hf_glu.fuse`.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.activation.fused import has_compiler
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
-from hf_glu.layers.lean import watch_out
+from hf_glu.layers.lean import fuse, watch_out
 
 WIDTHS, TOKENS = ((384, 1024), (768, 2048), (2048, 5504)), (256, 1024, 4096)
 COMPILED_WIDTH = (768, 2048)  # compiling takes longer than measuring
@@ -25,13 +26,16 @@ STOCK, T5, COMPILED, DENSE = "stock LlamaMLP", "stock T5", "compiled LlamaMLP", 
 CLAIMS = {
     "swiglu": Claim(peers=(STOCK,), target=1.03, saved_peers=(STOCK,)),
     "swiglu, save_memory": Claim(peers=(STOCK,), target=1.03, saved_peers=(STOCK,), saved_target=0.65),
+    "swiglu, fused": Claim(peers=(STOCK,), target=1.03, saved_peers=(STOCK,)),
+    "swiglu, fused, save_memory": Claim(peers=(STOCK,), target=1.03, saved_peers=(STOCK,), saved_target=0.65),
+    "geglu_new, fused": Claim(peers=(T5,), target=1.03, saved_peers=(T5,)),
     "geglu_new, save_memory": Claim(peers=(T5,), target=1.03, saved_peers=(T5,), saved_target=0.65),
 }
 BESIDE = {
-    "swiglu to dense": Claim(peers=(DENSE,), target=1.05),
-    "swiglu to compiled": Claim(peers=(COMPILED,), target=1.0),
+    "swiglu, fused, to dense": Claim(peers=(DENSE,), target=1.05),
+    "swiglu, fused, to compiled": Claim(peers=(COMPILED,), target=1.0),
 }
-MEANS = {"swiglu": 0.97, "swiglu, save_memory": 0.97, "geglu_new, save_memory": 0.97}
+MEANS = dict.fromkeys(CLAIMS, 0.97)
 
 
 class FusedFFN(nn.Module):
@@ -74,17 +78,18 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     stock: Any = llama_ffns({STOCK: nn.SiLU()}, hidden, width)[STOCK]
     t5, made = _t5(hidden, width), dict[str, Any]()
     llama = (stock.gate_proj.weight, stock.up_proj.weight, stock.down_proj.weight)
-    for name, key, weights in (
-        ("swiglu", "swiglu", llama), ("swiglu", "swiglu, save_memory", llama),
-        ("geglu_new", "geglu_new, save_memory", (t5.wi_0.weight, t5.wi_1.weight, t5.wo.weight)),
-    ):  # fmt: skip
-        made[key] = FusedFFN(hidden, width, name, weights)
-        if key.endswith("save_memory"):
+    weights = {"swiglu": llama, "geglu_new": (t5.wi_0.weight, t5.wi_1.weight, t5.wo.weight)}
+    for key in CLAIMS:
+        name, *ways = key.split(", ")
+        made[key] = FusedFFN(hidden, width, name, weights[name])
+        if "save_memory" in ways:
             watch_out(made[key].out_proj)
-    made |= {"swiglu to dense": made["swiglu"], STOCK: stock, T5: t5, DENSE: _dense(hidden, width)}
+        if "fused" in ways and has_compiler("cpu"):
+            fuse(made[key])
+    made |= {"swiglu, fused, to dense": made["swiglu, fused"], STOCK: stock, T5: t5, DENSE: _dense(hidden, width)}
     made = {key: module.to(dtype) for key, module in made.items()}
-    if (hidden, width) == COMPILED_WIDTH and (shutil.which("g++") or torch.cuda.is_available()):
-        made |= {COMPILED: torch.compile(stock), "swiglu to compiled": made["swiglu"]}
+    if (hidden, width) == COMPILED_WIDTH and has_compiler("cpu"):
+        made |= {COMPILED: torch.compile(stock), "swiglu, fused, to compiled": made["swiglu, fused"]}
     x = torch.randn(1, shape["tokens"], hidden).to(dtype).requires_grad_()
     return trained(made, x)
 

@@ -1,4 +1,4 @@
-"""Gated FFNs that keep only ``[g | u]`` for the backward pass, and compute the product phi(g) u again.
+"""Gated FFNs with less memory, and with kernels that compute phi(g) u or its gradient in one pass.
 
 An out-projection keeps its input, the product, for the gradient of its weight. Within `save_memory` it keeps instead
 what the product is made of, which the activation keeps anyway.
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.activation.fused import find_fused
 from hf_glu.activation.gating import Product, product_of
-from hf_glu.errors import NoSiteError
+from hf_glu.activation.module import GatedActivation
+from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.layers.sites import convertible_sites
+from hf_glu.registry import registry
 
 
 def save_memory(model: nn.Module) -> int:
@@ -31,6 +34,34 @@ def save_memory(model: nn.Module) -> int:
     for site in sites:
         watch_out(site.out_proj)
     return len(sites)
+
+
+def fuse(model: nn.Module) -> int:
+    """Have the gates of ``model`` computed in one pass while it trains; return how many are.
+
+    Kernels are Liger's on an accelerator, where ``liger-kernel`` is installed and has the activation (SiLU, tanh GELU),
+    else made by torch's compiler when they are first needed. On a CPU values stay the same bit by bit, gradients up to
+    rounding. Experts, and gates with parameters of their own, go on as they are. Calling it again changes nothing.
+
+    Raises:
+        NoSiteError: there is no such gate.
+        OptionError: there are neither such kernels nor a compiler.
+    """
+    gates = [module for module in model.modules() if isinstance(module, GatedActivation) and is_fusible(module)]
+    if not gates:
+        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
+    device = next(iter(model.parameters())).device.type
+    for act in gates:
+        if find_fused(str(registry[act.name].gate), device) is None:
+            raise OptionError(f"hf_glu.fuse has no kernels for {act.name} on {device}, and torch finds no compiler")
+    for act in gates:
+        act.fused = True
+    return len(gates)
+
+
+def is_fusible(act: GatedActivation) -> bool:
+    """Tell whether an activation is phi(g) u with a phi that has no parameters."""
+    return act.phi is not None and next(iter(act.phi.parameters()), None) is None
 
 
 def watch_out(out_proj: nn.Module) -> None:
