@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.cache_utils import DynamicCache
 
 from hf_glu.activation.wrapped import Shift, Wrapper
+from hf_glu.context.reading import Reading
 from hf_glu.context.routed import Routed
-from hf_glu.context.states import ROLLBACK, load_state, store_states
+from hf_glu.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
 from hf_glu.errors import OptionError
 from hf_glu.registry import STATEFUL, Derived, registry
-from hf_glu.scan import bidirectional, spread_decays, stateful
+from hf_glu.scan import bidirectional, spread_decays, stateful, step
 from hf_glu.state_options import StateOptions
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Memory(Shift):
     beta: Tensor
     decay: Tensor
     options: StateOptions | None = None
+    known: tuple[list[tuple[int, int]], tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Make the parameters of ``width`` channels."""
@@ -75,11 +78,29 @@ class Memory(Shift):
         if self.options is None:
             return gate
         reading = self.current()
+        if reading is not None and reading.length == 1 and (trail := self._trail(reading)) is not None:
+            state = trail.newest()
+            return step(gate.view(state.shape), *self._constants(), state, trail.room()).view_as(gate)
         if reading is not None and reading.rows is not None:
             routed = Routed.of(reading)
             return routed.scatter(self._walk(routed.gather(gate), routed.valid, routed.restart, routed))
         valid, restart = (reading.valid, reading.restart) if reading is not None else (None, None)
         return self._walk(self.sequences(gate), valid, restart).reshape(gate.shape)
+
+    def _trail(self, reading: Reading) -> Trail | None:
+        """Return the states that one more token goes on from; None where there is more to do, or more to learn."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.cache is None or reading.rows is not None:
+            return None
+        return trail_of(self.cache, self.slot) if isinstance(self.cache, DynamicCache) else None
+
+    def _constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return alpha - beta, beta and 1 - decay, computed again only where a parameter has changed."""
+        now = [_stamp(tensor) for tensor in (self._parameters or self._buffers).values()]
+        if self.known is None or self.known[0] != now:
+            own = [tensor.detach() for tensor in (self.alpha, self.beta, self.decay)]
+            alpha, beta, decay = (tensor.float() for tensor in own)
+            self.known = now, (alpha - beta, beta, 1 - decay.sigmoid()), own  # which keeps the addresses in use
+        return self.known[1]
 
     def _walk(self, x: Tensor, valid: Tensor | None, restart: Tensor | None, routed: Routed | None = None) -> Tensor:
         """Return z of ``x``, both ``[B, T, W]``; the states after each token go into the cache."""
@@ -95,6 +116,12 @@ class Memory(Shift):
             states = states if routed is None else routed.after_each(states, start, ROLLBACK + 1)
             store_states(self.cache, self.slot, states)
         return z
+
+
+def _stamp(tensor: Tensor | None) -> tuple[int, int]:
+    """Return what changes when a tensor does."""
+    assert tensor is not None
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 WRAPPER = Wrapper(prefix="stateful_", flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory)

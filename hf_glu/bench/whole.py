@@ -1,7 +1,7 @@
 """Whole models: a fine-tuning step of a BERT of MiniLM's shape, and decoding with a Llama of SmolLM-135M's.
 
 Weights are random: times don't depend on them. A fine-tuning step is forward, backward and AdamW on 32 texts of 32
-tokens; decoding is a prompt of 16 tokens and then 8 tokens, one after the other, with the cache, batch 1.
+tokens; decoding is a prompt of 16 tokens and then 32 tokens, one after the other, with the cache, batch 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LLAMA = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
-BATCH, LENGTH, PROMPT, NEW = 32, 32, 16, 8
+BATCH, LENGTH, PROMPT, NEW = 32, 32, 16, 32
 EXPERTS, TOP_K, LAYERS = 8, 2, 6  # of the models with experts, which have fewer layers
 DENSE, FULL, ISO, LEAN = "dense gelu", "geglu, width kept", "swiglu, iso width", "swiglu, iso width, save_memory"
 STOCK = "stock Llama"

@@ -24,10 +24,13 @@ from hf_glu.errors import OptionError
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
 PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
+FOUND = "_hf_glu_readers"  # where a module keeps the paths of its readers
 
 
 def watch_context(model: nn.Module) -> None:
     """Have every reader in ``model`` told of its tokens and cache; does nothing the second time."""
+    for module in model.modules():
+        module.__dict__.pop(FOUND, None)
     for name, _ in named_readers(model):
         stack, block = _around(model, name)
         _hook(stack, before_stack)
@@ -48,13 +51,28 @@ def readers(module: nn.Module) -> list[Reader]:
     """Return the readers below a module."""
     if torch.compiler.is_compiling():
         return [found for _, found in named_readers(module)]
-    found, left = {}, [module]  # each layer of each token asks: `modules()` would take longer than the states
-    while left:
-        part = left.pop()
-        if isinstance(part, Reader):
-            found[id(part)] = part
-        left.extend([child for child in reversed(part._modules.values()) if child is not None])
-    return list(found.values())
+    # each layer of each token asks, and a walk would take longer than the states
+    found = _follow(module, module.__dict__.get(FOUND))
+    if found is None:
+        names = dict(named_readers(module))
+        module.__dict__[FOUND] = tuple(tuple(name.split(".")) if name else () for name in names)
+        found = list(names.values())
+    return found
+
+
+def _follow(module: nn.Module, paths: tuple[tuple[str, ...], ...] | None) -> list[Reader] | None:
+    """Return the readers at ``paths``; None where one isn't there any more (PEFT wraps what it trains)."""
+    if paths is None:
+        return None
+    found = []
+    for path in paths:
+        part: nn.Module | None = module
+        for name in path:
+            part = None if part is None else part._modules.get(name)
+        if not isinstance(part, Reader):
+            return None
+        found.append(part)
+    return found
 
 
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
@@ -141,12 +159,15 @@ def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell the readers of a layer which cache there is."""
-    found, inputs = readers(block), by_name(block, args, kwargs)
+    found, inputs = readers(block), by_name(block, args, kwargs) if args else kwargs
     cache = cache_of(inputs)
     for reader in found:
         reader.cache = cache
-    for reader in {reader.slot: reader for reader in found}.values():  # where PEFT trains a copy, the copy
-        reader.begin(inputs)
+    beginning = {
+        reader.slot: reader for reader in found if type(reader).begin is not Reader.begin
+    }  # where PEFT trains a copy, the copy
+    for reader in beginning.values():
+        reader.begin(by_name(block, args, kwargs))
 
 
 class Carrying:

@@ -37,10 +37,36 @@ def tokens_seen(cache: Any) -> int | None:
         return None
 
 
-class StateCache(InPlace):
-    """What a cache becomes; ``hf_glu_states`` are ``[B, S, W]``, the newest last."""
+class Trail:
+    """The last states of one slot, as they are given ``[B, S, W]``, the newest last."""
 
-    hf_glu_states: dict[str, Tensor]
+    def __init__(self, states: Tensor) -> None:
+        self.buffer, self.end = states, states.shape[1]
+
+    @property
+    def states(self) -> Tensor:
+        """What can be taken back, and the state before: ``[B, S, W]``."""
+        return self.buffer[:, max(0, self.end - ROLLBACK - 1) : self.end]
+
+    def newest(self) -> Tensor:
+        """Return the newest state, ``[B, 1, W]``."""
+        return self.buffer[:, self.end - 1 : self.end]
+
+    def room(self) -> Tensor:
+        """Return where to write one more state, ``[B, 1, W]``; from then on it is the newest."""
+        if self.end == self.buffer.shape[1]:  # copied once in many tokens
+            kept = self.states[:, -ROLLBACK:]
+            self.end = kept.shape[1]
+            self.buffer = kept.new_empty(kept.shape[0], 2 * (ROLLBACK + 1), kept.shape[2])
+            self.buffer[:, : self.end] = kept
+        self.end += 1
+        return self.newest()
+
+
+class StateCache(InPlace):
+    """What a cache becomes; ``hf_glu_states`` are the states by the slots of what has them."""
+
+    hf_glu_states: dict[str, Trail]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the sequences for beam search."""
@@ -69,11 +95,11 @@ class StateCache(InPlace):
             OptionError: more than `ROLLBACK` of them, whose states are gone.
         """
         count = abs(int(tokens_to_remove))
-        for state in self.hf_glu_states.values():
-            if count >= state.shape[1]:
+        for trail in self.hf_glu_states.values():
+            if count >= (kept := trail.states.shape[1]):
                 raise OptionError(
                     f"{count} tokens can't be taken back: the cache keeps the states of the last {ROLLBACK} "
-                    f"({state.shape[1] - 1} here); draft fewer tokens"
+                    f"({kept - 1} here); draft fewer tokens"
                 )
         super().crop(tokens_to_remove)  # type: ignore[misc]
         if count:
@@ -81,16 +107,19 @@ class StateCache(InPlace):
 
 
 def _change(cache: StateCache, function: Callable[[Tensor], Tensor]) -> None:
-    cache.hf_glu_states = {slot: function(state) for slot, state in cache.hf_glu_states.items()}
+    cache.hf_glu_states = {slot: Trail(function(trail.states)) for slot, trail in cache.hf_glu_states.items()}
+
+
+def trail_of(cache: Any, slot: str) -> Trail | None:
+    """Return the states of ``slot``, None where there are none yet."""
+    states: dict[str, Trail] | None = getattr(cache, "hf_glu_states", None)
+    return states.get(slot) if states else None
 
 
 def load_state(cache: Any, slot: str) -> Tensor | None:
     """Return the newest state of ``slot``, ``[B, W]``; None where there is none yet."""
-    states = getattr(cache, "hf_glu_states", None)
-    if not states or slot not in states:
-        return None
-    state: Tensor = states[slot][:, -1]
-    return state
+    trail = trail_of(cache, slot)
+    return None if trail is None else trail.states[:, -1]
 
 
 def store_states(cache: Any, slot: str, states: Tensor) -> None:
@@ -99,10 +128,8 @@ def store_states(cache: Any, slot: str, states: Tensor) -> None:
         cache.hf_glu_states = {}
         become(cache, StateCache)
     if not isinstance(cache, DynamicCache):  # of fixed size, and nothing is ever taken back from it
-        cache.hf_glu_states[slot] = states[:, -1:].clone()
+        cache.hf_glu_states[slot] = Trail(states[:, -1:].clone())
         return
-    before = cache.hf_glu_states.get(slot)
-    if before is None:
-        before = torch.zeros_like(states[:, :1])
-    kept = torch.cat([before, states[:, -ROLLBACK - 1 :]], dim=1)[:, -ROLLBACK - 1 :]
-    cache.hf_glu_states[slot] = kept
+    trail = cache.hf_glu_states.get(slot)
+    before = torch.zeros_like(states[:, :1]) if trail is None else trail.states
+    cache.hf_glu_states[slot] = Trail(torch.cat([before, states[:, -ROLLBACK - 1 :]], dim=1)[:, -ROLLBACK - 1 :])

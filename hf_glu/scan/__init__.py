@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from hf_glu.errors import OptionError, nearest
-from hf_glu.scan import operator as _operator  # noqa: F401  (registers)
+from hf_glu.scan import operator
 from hf_glu.scan.linear import BACKENDS, backend_for, sides
 from hf_glu.scan.traced import traced
 
-__all__ = ["bidirectional", "spread_decays", "stateful"]
+__all__ = ["bidirectional", "spread_decays", "stateful", "step"]
 
 
 def stateful(
@@ -54,22 +54,29 @@ def stateful(
     if backend == "walk" and gate.device.type != "cpu":
         raise OptionError(f"backend 'walk' runs on a CPU, not on {gate.device}; choose 'parallel' or None")
     if gate.shape[1] == 1 and start is not None and valid is None and restart is None and not torch.is_grad_enabled():
-        return _one(gate, alpha, beta, decay, start)
+        alpha, beta, decay = (parameter.to(start.dtype) for parameter in (alpha, beta, decay))
+        out = torch.empty_like(state := start.unsqueeze(1))
+        return step(gate, alpha - beta, beta, 1 - decay, state, out), out
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
     if torch.compiler.is_exporting():  # into a graph for any runtime, which has no such operator
         return traced(gate, alpha, beta, decay, start, valid, restart, reverse)
-    z, trail = torch.ops.hf_glu.stateful(gate, alpha, beta, decay, start, valid, restart, reverse, backend)
+    seen = torch.compiler.is_compiling() or torch.is_grad_enabled() or type(gate) is not Tensor
+    run = torch.ops.hf_glu.stateful if seen else operator.value  # what the operator does, without its dispatch
+    z, trail = run(gate, alpha, beta, decay, start, valid, restart, reverse, backend)
     return z, sides(trail, reverse)[0].transpose(0, 1)
 
 
-def _one(gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `stateful` does for one token, with no operator around it: decoding calls this for each layer."""
-    state = start.unsqueeze(1)
+def step(gate: Tensor, share: Tensor, beta: Tensor, gain: Tensor, state: Tensor, out: Tensor) -> Tensor:
+    """Return what `stateful` gives for one token ``[B, 1, W]``, with no gradient, no operator and no checks around it.
+
+    Decoding calls this for each layer. ``share`` is alpha - beta, ``gain`` 1 - decay, all in the state's precision; the
+    state after the token goes into ``out``.
+    """
     wide = gate.to(state.dtype)
-    change = wide.sigmoid() - state
-    z = torch.addcmul(torch.addcmul(wide, alpha.to(state.dtype), state), beta.to(state.dtype), change)
-    return z.to(gate.dtype), torch.addcmul(state, 1 - decay, change)
+    openness = wide.sigmoid()
+    torch.lerp(state, openness, gain, out=out)
+    return torch.addcmul(torch.addcmul(wide, beta, openness), share, state).to(gate.dtype)
 
 
 def bidirectional(

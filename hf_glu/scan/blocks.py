@@ -87,6 +87,9 @@ def forward(gate: Gate, gates: Tensor, z: Tensor, trail: Tensor) -> None:
     if not gates.numel():
         return
     steps, rows = gate.backend.block(*gates.shape)
+    if steps >= gates.shape[0] and rows >= gates.shape[1]:
+        _forward(gate, gates, z, *sides(trail, gate.reverse))
+        return
     for part in split(rows, 1, gate, gates, z, *sides(trail, gate.reverse)):
         for block in ordered(split(steps, 0, *part), gate.reverse):
             _forward(*block)

@@ -26,7 +26,7 @@ def _gate(
     return gate.masked(valid, restart)
 
 
-def _value(
+def value(
     gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, start: Tensor | None, valid: Tensor | None,
     restart: Tensor | None, reverse: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -99,7 +99,7 @@ def _register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable
 
 _PARAMETERS = "Tensor gate, Tensor alpha, Tensor beta, Tensor decay"
 _OPTIONS = "Tensor? valid, Tensor? restart, bool reverse, str backend"
-_register("hf_glu::stateful", f"({_PARAMETERS}, Tensor? start, {_OPTIONS}) -> (Tensor, Tensor)", _value, _fake)
+_register("hf_glu::stateful", f"({_PARAMETERS}, Tensor? start, {_OPTIONS}) -> (Tensor, Tensor)", value, _fake)
 _register(
     "hf_glu::stateful_backward",
     f"(Tensor dz, Tensor? dtrail, {_PARAMETERS}, Tensor trail, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
