@@ -17,7 +17,7 @@ from hf_glu.activation.blocks import differentiable, fusible
 from hf_glu.activation.fused import Fused
 from hf_glu.activation.mixing import kernel_of
 from hf_glu.activation.ownership import is_sole_owner
-from hf_glu.activation.products import fill_gradient, product
+from hf_glu.activation.products import by_layout, fill_gradient, product
 from hf_glu.functional import gated
 
 
@@ -27,6 +27,7 @@ def gate(phi: nn.Module, x: Tensor, *, contiguous: bool, fused: Fused | None = N
     ``contiguous``: phi gives other bits for a view than for a copy, and is to be given a copy. ``fused``: what computes
     the same in one pass.
     """
+    contiguous = contiguous and by_layout(phi, x)
     # a leaf is no projection's: experts compute their activations again themselves, and once is enough
     lean = torch.is_grad_enabled() and x.requires_grad and not x.is_leaf and x.shape[-1] % 2 == 0 and fusible(x)
     if not lean or any(True for _ in phi.parameters()):

@@ -31,11 +31,10 @@ SIZE = 2**18  # elements of a block for each thread: smaller ones cost more to s
 def product(phi: nn.Module, contiguous: bool, x: Tensor, opened: Tensor | None = None) -> Tensor:
     """Return y of ``x``, bit by bit what `hf_glu.functional.gated` gives; phi(g) goes into ``opened``, too."""
     kernel, width = kernel_of(phi), x.shape[-1] // 2
-    copied = contiguous and by_layout(phi, width)
     y = x.new_empty((*x.shape[:-1], width))
     for x_b, y_b, opened_b in blocks(x, y, opened):
         g, u = x_b.split(width, -1)
-        if copied:
+        if contiguous:
             g = g.contiguous()
         value = y_b if opened_b is None else opened_b
         kernel.value(g, value) if kernel else value.copy_(phi(g))
@@ -43,16 +42,17 @@ def product(phi: nn.Module, contiguous: bool, x: Tensor, opened: Tensor | None =
     return y
 
 
-def by_layout(phi: nn.Module, width: int) -> bool:
-    """Tell whether phi of a view of this width has other bits than phi of a copy."""
-    return width % (VECTOR * torch.get_num_threads()) != 0 or isinstance(phi, OTHER_LIBRARY)
+def by_layout(phi: nn.Module, x: Tensor) -> bool:
+    """Tell whether phi of a view of half of ``x`` has other bits than phi of a copy."""
+    if x.device.type != "cpu":
+        return False
+    return x.shape[-1] // 2 % (VECTOR * torch.get_num_threads()) != 0 or isinstance(phi, OTHER_LIBRARY)
 
 
 def fill_gradient(
     phi: nn.Module, contiguous: bool, x: Tensor, d: Tensor, dx: Tensor, opened: Tensor | None = None
 ) -> None:
     """Fill ``dx``, which may be ``x``; ``opened`` is phi(g), where torch has a kernel and that is known."""
-    copied = contiguous and by_layout(phi, d.shape[-1])
     kernel, width = kernel_of(phi) or ROUNDED.get(type(phi)), d.shape[-1]
     value = slope = None
     for x_b, d_b, dx_b, opened_b in blocks(x, d, dx, opened):
@@ -62,7 +62,7 @@ def fill_gradient(
         torch.mul(d_b, u, out=slope)
         if kernel:
             if opened_b is None:
-                kernel.value(g.contiguous() if copied else g, opened_b := value)
+                kernel.value(g.contiguous() if contiguous else g, opened_b := value)
             torch.mul(d_b, opened_b, out=du)
             kernel.slope(slope, g, opened_b, dg)
         else:

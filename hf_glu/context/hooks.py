@@ -21,16 +21,15 @@ from hf_glu.context.reader import Reader
 from hf_glu.context.reading import Reading, read
 from hf_glu.context.states import self_attention, tokens_seen
 from hf_glu.errors import OptionError
+from hf_glu.finding import find, forget
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
 PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
-FOUND = "_hf_glu_readers"  # where a module keeps the paths of its readers
 
 
 def watch_context(model: nn.Module) -> None:
     """Have every reader in ``model`` told of its tokens and cache; does nothing the second time."""
-    for module in model.modules():
-        module.__dict__.pop(FOUND, None)
+    forget(model)
     for name, _ in named_readers(model):
         stack, block = _around(model, name)
         _hook(stack, before_stack)
@@ -47,32 +46,14 @@ def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
             yield name, module
 
 
+def is_reader(module: nn.Module) -> bool:
+    """Tell whether a module is one."""
+    return isinstance(module, Reader)
+
+
 def readers(module: nn.Module) -> list[Reader]:
     """Return the readers below a module."""
-    if torch.compiler.is_compiling():
-        return [found for _, found in named_readers(module)]
-    # each layer of each token asks, and a walk would take longer than the states
-    found = _follow(module, module.__dict__.get(FOUND))
-    if found is None:
-        names = dict(named_readers(module))
-        module.__dict__[FOUND] = tuple(tuple(name.split(".")) if name else () for name in names)
-        found = list(names.values())
-    return found
-
-
-def _follow(module: nn.Module, paths: tuple[tuple[str, ...], ...] | None) -> list[Reader] | None:
-    """Return the readers at ``paths``; None where one isn't there any more (PEFT wraps what it trains)."""
-    if paths is None:
-        return None
-    found = []
-    for path in paths:
-        part: nn.Module | None = module
-        for name in path:
-            part = None if part is None else part._modules.get(name)
-        if not isinstance(part, Reader):
-            return None
-        found.append(part)
-    return found
+    return find(module, is_reader)  # type: ignore[return-value]
 
 
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:

@@ -109,6 +109,17 @@ class Bank(OwnedModule):
         out = out if self.out_bias is None else out + self.out_bias.to(out.dtype)[which]
         return out if scale is None else out * scale.unsqueeze(1)
 
+    def one(self, x: Tensor, expert: int) -> Tensor:
+        """Return one expert's output, both ``[N, H]``, without a gradient of its own."""
+        in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (self.in_bias, self.out_bias))
+        hidden = self.acts[0](linear(x, self.in_proj, in_bias, expert)).to(x.dtype)
+        return linear(hidden, self.out_proj, out_bias, expert)
+
+    def is_plain(self) -> bool:
+        """Tell whether nobody has wrapped or hooked this bank, and `one` gives what it gives."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or self.reads
+        return type(self) is Bank and type(self.in_proj) is nn.Parameter and not hooked
+
     def extra_repr(self) -> str:
         """Show the group in the model's printout."""
         return f"{self.count} x {self.name}, width={self.width}"

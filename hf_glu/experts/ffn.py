@@ -5,6 +5,7 @@ Shapes: T tokens, H hidden size, k experts a token.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from hf_glu.experts.bank import Bank, choose_backend
 from hf_glu.experts.loop import Combine, Dispatch, sum_rows
 from hf_glu.experts.losses import Scale, inject
 from hf_glu.experts.router import Router, Routing
+
+FEW = 16  # pairs of token and expert
 
 
 class ExpertFFN(OwnedModule):
@@ -103,6 +106,8 @@ class ExpertFFN(OwnedModule):
 
     def _compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         experts, graded = routing.experts.reshape(-1), torch.is_grad_enabled()
+        if not graded and self._is_few(tokens, len(experts)):
+            return self._few(tokens, routing)
         order = experts.argsort(stable=True)
         back = order.argsort().view_as(routing.experts)
         source, scale = order // routing.experts.shape[1], routing.weights.reshape(-1)[order]
@@ -112,6 +117,29 @@ class ExpertFFN(OwnedModule):
             rows = Dispatch.apply(tokens, source, back)
             return Combine.apply(self._each(rows, counts, scale, which), source, back)
         return sum_rows(self._each(tokens.index_select(0, source), counts, None, which) * scale.unsqueeze(1), back)
+
+    def _is_few(self, tokens: Tensor, pairs: int) -> bool:
+        """Tell whether sorting would take longer than the experts: while decoding on a CPU."""
+        cpu = tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        plain = all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
+        few = len(tokens) == 1 or (len(self.banks) > 1 and pairs <= FEW)
+        return few and pairs > 0 and cpu and plain and self.options.backend is None and not torch.jit.is_tracing()
+
+    def _few(self, tokens: Tensor, routing: Routing) -> Tensor:
+        """Compute one expert after the other, the same sums in the same order."""
+        ranks = routing.experts.shape[1]
+        chosen = [expert for row in routing.experts.tolist() for expert in row]
+        order = sorted(range(len(chosen)), key=chosen.__getitem__)
+        sizes = Counter(chosen[pair] for pair in order)
+        rows = tokens[[pair // ranks for pair in order]] if len(tokens) > 1 else tokens.expand(len(order), -1)
+        owners = [(bank, own) for bank in self.banks for own in range(bank.count)]  # type: ignore[arg-type]
+        parts = []
+        for expert, own in zip(sizes, rows.split(list(sizes.values())), strict=True):
+            bank, number = owners[expert]
+            parts.append(bank.one(own, number))
+        back = sorted(range(len(order)), key=order.__getitem__)
+        outputs = torch.cat(parts)[back].view(*routing.experts.shape, -1)
+        return (outputs * routing.weights.unsqueeze(-1)).sum(1)
 
     def _rows(self, source: Tensor, total: int) -> Tensor | None:
         """Return ``source`` where the experts read the text, and its tokens are the ``total`` ones given."""

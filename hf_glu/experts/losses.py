@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.finding import find, forget
+
 
 class Scale:
     """What the routers' losses are multiplied by in the backward pass."""
@@ -68,6 +70,7 @@ def add_to_loss(loss: Tensor, extra: Tensor, scales: list[Scale]) -> Tensor:
 
 def watch(model: nn.Module) -> None:
     """Let ``model`` add its routers' losses to the loss that it returns; does nothing the second time."""
+    forget(model)
     if add_router_losses not in model._forward_hooks.values():
         model.register_forward_pre_hook(reset_losses)
         model.register_forward_hook(add_router_losses)
@@ -78,8 +81,13 @@ def watch(model: nn.Module) -> None:
         model._ddp_params_and_buffers_to_ignore = sorted({*ignored, *loads})  # type: ignore[assignment]
 
 
+def injects(module: nn.Module) -> bool:
+    """Tell whether a module injects a loss: it has a `Scale`."""
+    return isinstance(module.__dict__.get("scale"), Scale)
+
+
 def _experts(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(getattr(module, "scale", None), Scale)]
+    return find(model, injects)
 
 
 def reset_losses(model: nn.Module, args: Any) -> None:
