@@ -14,8 +14,9 @@ from torch import nn
 
 import hf_glu
 from hf_glu.bench.ffn import FusedFFN
+from hf_glu.bench.memory import saved_bytes
 from hf_glu.bench.steps import trained
-from hf_glu.bench.timing import interleave, saved_bytes
+from hf_glu.bench.timing import interleave
 from hf_glu.config import iso_width
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from comparing import assert_same
+from pico import FAMILIES
 from torch import nn
 
 from hf_glu import cli
-from hf_glu.bench import activations, experts, ffn, running, scan, timing
+from hf_glu.bench import activations, experts, ffn, running, scan, start, timing
+from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.bench.result import BenchResult, Row, mean_ratios, physical_cores
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
-from hf_glu.bench.timing import Spread, interleave, saved_bytes
+from hf_glu.bench.timing import Spread, interleave
 from hf_glu.errors import OptionError, UnknownNameError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
@@ -90,6 +94,27 @@ def test_saved_bytes():
         assert saved_bytes(lambda: x.exp()) == 10 * 4 * 4
 
 
+def test_peak_bytes_are_the_most_at_a_time():
+    def call():
+        first = torch.empty(1000)
+        second = torch.empty(2000)
+        del first
+        third = torch.empty(500)
+        return second, third
+
+    assert peak_bytes(call) == 3000 * 4
+    assert peak_bytes(lambda: torch.empty(1000)) == 1000 * 4
+    row = peak_rows(call)[1]
+    assert (row.saved_bytes, row.saved_ratio, row.saved_met) == (3000 * 4, 3.0, False)
+
+
+def peak_rows(call):
+    made = {"lean": Contender(call=lambda: torch.empty(1000), peak=True), "ours": Contender(call=call, peak=True)}
+    claims = {"ours": Claim(peers=("lean",), saved_peers=("lean",), saved_target=2)}
+    cell = Cell(shape={}, build=lambda: made, claims=claims)
+    return running.measure("fake", cell, BenchOptions(rounds=1))
+
+
 def cell_of(calls, claims):
     return Cell(shape={"tokens": 1}, build=lambda: {k: Contender(call=v) for k, v in calls.items()}, claims=claims)
 
@@ -113,6 +138,40 @@ def test_a_claim_is_against_the_fastest_peer(staged):
     assert rows["good"].ratio.median == pytest.approx(1.05)
     assert [rows[name].met for name in rows] == [None, None, True, False]
     assert rows["bad"].to_dict()["met"] is False
+
+
+def test_a_limit_holds_on_whatever_machine(staged):
+    claims = {"a": Claim(peers=("b",), target=3.0, limit=1.5), "b": Claim(peers=("a",), limit=1.5)}
+    assert [row.met for row in staged({"a": 2.0, "b": 1.0}, claims)] == [False, True]
+    claims = {"a": Claim(peers=("b",), target=1.9, limit=2.5)}
+    assert [row.met for row in staged({"a": 2.0, "b": 1.0}, claims)] == [False, None]
+
+
+def test_a_device_that_is_not_there_is_named(capsys):
+    assert cli.run(["bench", "ffn", "--device", "cudda"]) == 2
+    assert "no device 'cudda'" in capsys.readouterr().err
+
+
+def test_starting_is_processes_and_a_conversion(tmp_path):
+    first, second = start.cells(BenchOptions(model=str(tmp_path)))
+    assert second.shape["of"] == tmp_path.name
+    contenders = first.build()
+    assert set(start.STARTED) < set(contenders)
+    contenders["hf-glu --help"].call()
+    contenders["import hf_glu"].call()
+    assert start.STARTED["hf-glu --help"].limit == 0.5
+    model: Any = FAMILIES["bert"].make()
+    model.save_pretrained(tmp_path)
+    made = second.build()
+    made["load"].call()
+    made["convert to geglu"].call()
+    made["convert to geglu"].call()  # a copy each time
+
+
+def test_a_process_that_fails_is_no_time(monkeypatch):
+    monkeypatch.setitem(start.CODE, "broken", "raise SystemExit(3)")
+    with pytest.raises(subprocess.CalledProcessError):
+        start.processes()["broken"].call()
 
 
 def test_what_is_kept_is_against_the_leanest_peer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from hf_glu.activation import registry
 from hf_glu.activation.fused import find_fused, has_compiler
 from hf_glu.activation.gating import Gate, product_of
 from hf_glu.bench.ffn import FusedFFN
-from hf_glu.bench.timing import saved_bytes
+from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.functional import gated
 from hf_glu.layers.lean import begin, end, watch_out
 
+needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="torch finds no C++ compiler")
 NAMES = ("swiglu", "geglu", "reglu", "glu", "bilinear", "geglu_new", "relu2glu", "tanh_glu")
 HIDDEN, WIDTH, TOKENS = 16, 48, 37
 
@@ -94,7 +96,7 @@ def test_save_memory_keeps_the_pre_activations_only(name):
     kept = saved_bytes(lambda: lean(x), lean.parameters())
     assert kept == rows * (HIDDEN + 2 * WIDTH)
     assert saved_bytes(lambda: plain(x), plain.parameters()) == kept + rows * WIDTH
-    assert not lean.out_proj.__dict__.get("_hf_glu_hooks")
+    assert not lean.out_proj.__dict__.get("_hf_glu_swap")
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
@@ -123,7 +125,7 @@ def test_an_exception_in_the_out_projection_leaves_no_hook_behind():
     ffn.out_proj.weight = nn.Parameter(torch.randn(HIDDEN, WIDTH + 1))
     with pytest.raises(RuntimeError):
         ffn(torch.randn(2, HIDDEN, requires_grad=True))
-    assert "_hf_glu_hooks" not in ffn.out_proj.__dict__
+    assert "_hf_glu_swap" not in ffn.out_proj.__dict__
     kept = saved_bytes(lambda: (torch.randn(4, 4, requires_grad=True) * 2).exp())
     assert kept == 64  # nobody packs any more
     assert end in ffn.out_proj._forward_hooks.values()
@@ -132,6 +134,26 @@ def test_an_exception_in_the_out_projection_leaves_no_hook_behind():
 def test_a_dense_model_has_nothing_to_save():
     with pytest.raises(NoSiteError, match="convert"):
         hf_glu.save_memory(FAMILIES["bert"].make())
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_compiler)])
+def test_save_memory_lets_the_product_go(fused):
+    plain = make_ffn()
+    plain.act.fused = fused
+    lean = copy.deepcopy(plain)
+    watch_out(lean.out_proj)
+    x = torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
+    for ffn in (plain, lean):
+        ffn(x).sum().backward()  # imports and compiles what it needs
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [peak_bytes(lambda ffn=ffn: [ffn(x) for _ in range(4)]) for ffn in (plain, lean)]
+        assert kept[0] - kept[1] == 3 * 2 * TOKENS * WIDTH * 4  # the last is there until its out-projection is done
+        once, often = (peak_bytes(lambda n=n: [lean(x).sum().backward() for _ in range(n)]) for n in (1, 4))
+        assert often == once  # no cycle keeps anything
+    finally:
+        gc.enable()
 
 
 def overwritten(keep: str = "", *, hidden: int = HIDDEN, dim: int = 3, bias: bool = True, graph: bool = False) -> bool:
@@ -176,9 +198,6 @@ def test_transforms_of_torch_func_see_the_formula():
     leaf = x.clone().requires_grad_()
     gated(leaf, act.phi).sum().backward()
     torch.testing.assert_close(found, leaf.grad)
-
-
-needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="torch finds no C++ compiler")
 
 
 @needs_compiler

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_glu
 from hf_glu.bench.ffn import FusedFFN
+from hf_glu.bench.memory import saved_bytes
 from hf_glu.bench.steps import llama_ffns
-from hf_glu.bench.timing import saved_bytes
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.layers.lean import watch_out
 from hf_glu.scale import (

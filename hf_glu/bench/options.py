@@ -15,6 +15,7 @@ BENCHES = {
     "ffn": "hf_glu.bench.ffn",
     "scan": "hf_glu.bench.scan",
     "sparsity": "hf_glu.bench.sparsity",
+    "start": "hf_glu.bench.start",
     "whole": "hf_glu.bench.whole",
 }
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
@@ -36,11 +37,12 @@ class BenchOptions:
     threads: int | None = option(None, "Threads of torch: the physical cores.")
     rounds: int = option(9, "Rounds; each runs every contender once.")
     warmup: int = option(2, "Calls of each contender before the rounds.")
+    device: str = option("cpu", "Where: cpu, or the accelerator, such as cuda.")
     dtype: str = option("float32", "Of weights and inputs: " + ", ".join(DTYPE_NAMES) + ".")
     tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
     hidden: int | None = option(None, "Hidden size: the bench's own.")
     width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
-    model: str | None = option(None, "Of devices: the folder of a converted model.")
+    model: str | None = option(None, "Of devices: the folder of a converted model; of start: of a dense one.")
     task: str | None = option(None, "Of devices: the task that it answers, such as movie_reviews.")
     dataset: str | None = option(None, "Of devices: the task's dataset, a local folder.")
     rows: int | None = option(None, "Of devices: validation examples that count: all.")

@@ -28,7 +28,8 @@ class Row:
         peer: what it is compared with; None: nothing.
         ratio: of its seconds to its peer's, round by round.
         target: the most that the median of ``ratio`` may be; None: no claim.
-        saved_bytes: what autograd keeps for the backward pass; None: there is none.
+        limit: the most that the median of ``seconds`` may be; None: no claim.
+        saved_bytes: what autograd keeps for the backward pass, or the peak of a call; None: neither.
         saved_peer, saved_ratio, saved_target: the same for these bytes.
         facts: further numbers about it, by what they are.
     """
@@ -40,6 +41,7 @@ class Row:
     peer: str | None = None
     ratio: Spread | None = None
     target: float | None = None
+    limit: float | None = None
     saved_bytes: int | None = None
     saved_peer: str | None = None
     saved_ratio: float | None = None
@@ -48,8 +50,13 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the time's target is met; None: there is none."""
-        return None if self.target is None or self.ratio is None else self.ratio.median <= self.target
+        """Whether the time's target and limit are met; None: there are none."""
+        verdicts = []
+        if self.target is not None and self.ratio is not None:
+            verdicts.append(self.ratio.median <= self.target)
+        if self.limit is not None:
+            verdicts.append(self.seconds.median <= self.limit)
+        return all(verdicts) if verdicts else None
 
     @property
     def saved_met(self) -> bool | None:
@@ -146,11 +153,12 @@ def _core(number: int) -> tuple[str, str] | None:
         return None
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """Return what the measurements depend on, as of now."""
+    device = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {
         "cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": "cpu",
+        "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": device,
         "system": platform.platform(terse=True), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, check_name
 from hf_glu.bench.result import BenchResult, Row, machine, mean_ratios, physical_cores
-from hf_glu.bench.timing import Timing, interleave, saved_bytes
+from hf_glu.bench.timing import Timing, interleave
+from hf_glu.errors import OptionError, nearest
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -26,12 +28,14 @@ class Contender:
         call: what is timed.
         forward: the forward pass alone, where there is a backward pass to keep tensors for.
         parameters: which don't count as kept.
+        peak: whether its memory is the most that a call has at a time, and not what ``forward`` keeps.
         facts: further numbers about it, by what they are.
     """
 
     call: Callable[[], object]
     forward: Callable[[], Tensor] | None = None
     parameters: tuple[Tensor, ...] = ()
+    peak: bool = False
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -42,11 +46,13 @@ class Claim:
     Attributes:
         peers: the contenders of which the fastest in the run is the peer.
         target: the largest ratio of their times; None: shown without a claim.
+        limit: the most seconds that a call may take, on whatever machine.
         saved_peers, saved_target: the same for what is kept for the backward pass, with the leanest.
     """
 
     peers: tuple[str, ...]
     target: float | None = None
+    limit: float | None = None
     saved_peers: tuple[str, ...] = ()
     saved_target: float | None = None
 
@@ -75,6 +81,7 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
     """
     check_name(name)
     options = options or BenchOptions()
+    check_device(options.device)
     rows: list[Row] = []
     module = import_module(BENCHES[name])
     with _threads(options.threads or physical_cores()):
@@ -83,7 +90,14 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
                 on_cell(cell)
             rows += measure(name, cell, options)
         means = mean_ratios(rows, getattr(module, "MEANS", {}))
-        return BenchResult(bench=name, machine=machine(), rows=tuple(rows), means=means)
+        return BenchResult(bench=name, machine=machine(options.device), rows=tuple(rows), means=means)
+
+
+def check_device(name: str) -> None:
+    """Raise OptionError unless there is such a device."""
+    known = ["cpu", *(str(torch.accelerator.current_accelerator()) for _ in range(torch.accelerator.is_available()))]
+    if name not in known:
+        raise OptionError(f"there is no device {name!r} here; {nearest(name, known)}")
 
 
 @contextmanager
@@ -98,10 +112,12 @@ def _threads(count: int) -> Iterator[None]:
 
 def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
     """Return the rows of a cell."""
-    contenders = cell.build()
+    with torch.device(options.device) if options.device != "cpu" else nullcontext():
+        contenders = cell.build()
     saved = {name: saved_bytes(c.forward, c.parameters) for name, c in contenders.items() if c.forward}
     calls = {name: contender.call for name, contender in contenders.items()}
     timing = interleave(calls, rounds=options.rounds, warmup=options.warmup)
+    saved |= {name: peak_bytes(contender.call) for name, contender in contenders.items() if contender.peak}
     return [_row(bench, cell, name, timing, saved, c.facts) for name, c in contenders.items()]
 
 
@@ -112,7 +128,7 @@ def _row(
     claim = cell.claims.get(name)
     if claim is not None:
         peer = timing.fastest(each for each in claim.peers if each in timing.seconds)
-        row |= {"peer": peer, "ratio": timing.ratio(name, peer), "target": claim.target}
+        row |= {"peer": peer, "ratio": timing.ratio(name, peer), "target": claim.target, "limit": claim.limit}
         lean = min((each for each in claim.saved_peers if each in saved), key=saved.__getitem__, default=None)
         if lean is not None and name in saved:
             ratio = saved[name] / saved[lean]

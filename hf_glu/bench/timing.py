@@ -9,13 +9,11 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 
@@ -105,10 +103,18 @@ def interleave(
 
 
 def _turn(call: Callable[[], object], repeats: int, clock: Clock) -> float:
+    wait()
     start = clock()
     for _ in range(repeats):
         call()
+    wait()
     return (clock() - start) / repeats
+
+
+def wait() -> None:
+    """Return when an accelerator, where there is one in use, has done all that it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 @contextmanager
@@ -122,30 +128,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class _Kept:
-    """A tensor that autograd keeps; it goes when its node goes."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) -> int:
-    """Return the bytes that autograd keeps between ``forward`` and its backward pass.
-
-    A storage that is kept twice, or by two views, counts once; those of ``parameters`` don't count.
-    """
-    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
-
-    def pack(tensor: Tensor) -> _Kept:
-        held = _Kept(tensor)
-        kept.add(held)
-        return held
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-        out = forward()
-    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    storages = {s.data_ptr(): s.nbytes() for s in (held.tensor.untyped_storage() for held in kept)}
-    del out
-    return sum(size for address, size in storages.items() if address not in own)

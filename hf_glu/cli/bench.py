@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hf_glu.bench.running import Cell
 
 # the columns of a bench that claims something
-CLAIMED = ["#target", "", "#MB saved", "#ratio", "#target", ""]
+CLAIMED = ["#target", "", "#MB", "#ratio", "#target", ""]
 
 
 @app.command()
@@ -106,10 +106,16 @@ def _times(row: tables.Data) -> list[str]:
 def _claims(row: tables.Data) -> list[str]:
     saved = row["saved_bytes"]
     return [
-        tables.number(row["target"], ".2f"), _verdict(row["met"]), "-" if saved is None else f"{saved / 1e6:.1f}",
+        _target(row), _verdict(row["met"]), "-" if saved is None else f"{saved / 1e6:.1f}",
         tables.number(row["saved_ratio"], ".2f"), tables.number(row["saved_target"], ".2f"),
         _verdict(row["saved_met"]),
     ]  # fmt: skip
+
+
+def _target(row: tables.Data) -> str:
+    limit = row["limit"]
+    parts = [tables.number(row["target"], ".2f")] if row["target"] is not None or limit is None else []
+    return ", ".join([*parts, *([] if limit is None else [f"{limit:g} s"])])
 
 
 def _fact(value: float | None) -> str:

@@ -6,7 +6,6 @@ what the product is made of, which the activation keeps anyway.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -77,21 +76,33 @@ def begin(out_proj: nn.Module, args: tuple[Any, ...]) -> None:
         return
     made = product_of(args[0])
     if made is not None:
-        hooks = torch.autograd.graph.saved_tensors_hooks(partial(_pack, args[0], made), _unpack)
+        swap = _Swap(args[0], made)
+        hooks = torch.autograd.graph.saved_tensors_hooks(swap.pack, _unpack)
         hooks.__enter__()
-        out_proj.__dict__["_hf_glu_hooks"] = hooks
+        out_proj.__dict__["_hf_glu_swap"] = hooks, swap
 
 
 def end(out_proj: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Keep everything again."""
-    hooks = out_proj.__dict__.pop("_hf_glu_hooks", None)
+    hooks, swap = out_proj.__dict__.pop("_hf_glu_swap", (None, None))
     if hooks is not None:
         hooks.__exit__(None, None, None)
+        swap.product = None  # the graph keeps what packs for it, and so would keep the product
 
 
-def _pack(product: Tensor, made: Product, kept: Tensor) -> Any:
-    same = kept.data_ptr() == product.data_ptr() and kept.numel() == product.numel() and kept.is_contiguous()
-    return (made, kept.shape) if same else kept
+class _Swap:
+    """Packs what an out-projection keeps."""
+
+    def __init__(self, product: Tensor, made: Product) -> None:
+        self.product: Tensor | None = product
+        self.made = made
+
+    def pack(self, kept: Tensor) -> Any:
+        """Return what the product is made of in its place, and all else as it is."""
+        product = self.product
+        assert product is not None
+        same = kept.data_ptr() == product.data_ptr() and kept.numel() == product.numel() and kept.is_contiguous()
+        return (self.made, kept.shape) if same else kept
 
 
 def _unpack(kept: Any) -> Tensor:
