@@ -16,8 +16,9 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_glu
 from hf_glu.activation import registry
+from hf_glu.activation.fused import has_compiler
 from hf_glu.checkpoint import REPORT_FILE, load_model
-from hf_glu.errors import CheckpointError, DataError, OptionError, TrainingError, UnknownNameError
+from hf_glu.errors import CheckpointError, DataError, NoSiteError, OptionError, TrainingError, UnknownNameError
 from hf_glu.finetuning import finetune_and_report
 from hf_glu.reporting import write_report
 from hf_glu.tasks import SUITES, TASKS
@@ -250,6 +251,35 @@ def test_other_ways_to_train(change, bases, datasets):
     finally:
         torch.use_deterministic_algorithms(False)
     assert math.isfinite(results["training"]["loss"])
+
+
+@pytest.mark.parametrize(("family", "peft"), [("bert", "none"), ("t5", "none"), ("bert", "gates")])
+def test_saving_memory_trains_the_same(family, peft, bases, datasets):
+    job = JobOptions(model=bases[family], task="sst2", dataset=str(datasets / "glue"), to=EXACT[family], peft=peft)
+    plain, lean = (run_job(job, replace(OPTIONS, save_memory=save)) for save in (False, True))
+    assert plain["training"]["loss"] == lean["training"]["loss"]
+    assert plain["metrics"] == lean["metrics"]
+
+
+@pytest.mark.skipif(not has_compiler("cpu"), reason="torch finds no C++ compiler")
+def test_fused_gates_train_the_same_up_to_rounding(bases, datasets):
+    job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu")
+    plain, fused = (run_job(job, replace(OPTIONS, fuse=fuse))["training"]["loss"] for fuse in (False, True))
+    assert fused == pytest.approx(plain, rel=1e-5)
+
+
+def test_lora_keeps_what_it_is_given(bases, datasets):
+    job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu", peft="lora")
+    with pytest.raises(OptionError, match="peft=lora"):
+        run_job(job, replace(OPTIONS, save_memory=True))
+    assert math.isfinite(run_job(job, replace(OPTIONS, fuse=has_compiler("cpu")))["training"]["loss"])
+
+
+@pytest.mark.parametrize("change", [{"save_memory": True}, {"fuse": True}])
+def test_a_dense_model_has_no_gates_to_save_or_fuse(change, bases, datasets):
+    job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"))
+    with pytest.raises(NoSiteError, match="convert"):
+        run_job(job, replace(OPTIONS, **change))
 
 
 @pytest.mark.slow

@@ -135,6 +135,8 @@ class Job:
     def wrap(self) -> None:
         """Leave to training what ``job.peft`` says."""
         if self.job.peft == "lora":
+            if self.options.save_memory:
+                raise OptionError("save_memory is not for peft=lora, whose matrices keep what they are given")
             from peft import get_peft_model
 
             settings = lora_config(self.model, rank=self.job.lora_rank, targets=self.job.lora_targets)

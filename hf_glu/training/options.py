@@ -50,6 +50,8 @@ class TrainingOptions:
     log_every: int = option(10, "Steps between lines of log.jsonl.")
     anneal: float | None = option(None, "Share of the steps after which a learnable_ activation is its target.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    save_memory: bool = option(False, "Gated FFNs keep their pre-activations only: a third less, the same results.")
+    fuse: bool = option(False, "Gates' gradients by kernels that are compiled at the first step, or Liger's.")
     compile: bool = option(False, "Train with torch.compile.")
     deterministic: bool = option(False, "Deterministic algorithms only.")
     tracker: str = option("none", "none, tensorboard, trackio or wandb.")
