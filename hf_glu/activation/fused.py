@@ -8,7 +8,6 @@ Shapes: x ``[..., 2 W]`` = ``[g | u]``, y and d ``[..., W]``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,21 +18,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.activation.elementwise import build_elementwise
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A gated activation's kernels.
-
-    Attributes:
-        backend: whose they are.
-        gradient: writes ``[dg | du]`` over its first argument x, given d.
-        value: returns y of x; None: the plain way is as fast, and keeps the bits.
-    """
-
-    backend: str
-    gradient: Callable[[Tensor, Tensor], object]
-    value: Callable[[Tensor], Tensor] | None = None
+from hf_glu.activation.gating import Fused
 
 
 @cache

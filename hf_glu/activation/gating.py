@@ -7,6 +7,7 @@ Shapes: x ``[..., 2 W]`` = ``[g | u]``, y ``[..., W]``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.blocks import differentiable, fusible
-from hf_glu.activation.fused import Fused
 from hf_glu.activation.mixing import kernel_of
 from hf_glu.activation.ownership import is_sole_owner
 from hf_glu.activation.products import by_layout, fill_gradient, product
 from hf_glu.functional import gated
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A gated activation's kernels, each one pass (`hf_glu.activation.fused`).
+
+    Attributes:
+        backend: whose they are.
+        gradient: writes ``[dg | du]`` over its first argument x, given d.
+        value: returns y of x; None: the plain way is as fast, and keeps the bits.
+    """
+
+    backend: str
+    gradient: Callable[[Tensor, Tensor], object]
+    value: Callable[[Tensor], Tensor] | None = None
 
 
 def gate(phi: nn.Module, x: Tensor, *, contiguous: bool, fused: Fused | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
-from hf_glu.activation.fused import find_fused
-from hf_glu.activation.gating import gate
+from hf_glu.activation.gating import Fused, gate
 from hf_glu.functional import split_gate_up
 from hf_glu.registry import registry
 
@@ -65,7 +64,7 @@ class GatedActivation(OwnedActivation):
         self.formula = entry.formula
         self.phi = None
         self.contiguous = entry.gate not in LAYOUT_FREE
-        self.fused = False
+        self.fused: Callable[[str], Fused | None] | None = None  # its kernels on a device
         if entry.formula is None:
             assert entry.gate is not None
             self.phi = build_elementwise(entry.gate) if phi is None else phi
@@ -75,7 +74,7 @@ class GatedActivation(OwnedActivation):
         if self.formula is not None:
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
-        fused = find_fused(str(registry[self.name].gate), x.device.type) if self.fused else None
+        fused = self.fused(x.device.type) if self.fused else None
         return gate(self.phi, x, contiguous=self.contiguous, fused=fused)
 
     def configure(self, options: GluConfig, width: int) -> None:

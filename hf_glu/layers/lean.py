@@ -6,6 +6,7 @@ what the product is made of, which the activation keeps anyway.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,11 +51,12 @@ def fuse(model: nn.Module) -> int:
     if not gates:
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     device = next(iter(model.parameters())).device.type
-    for act in gates:
-        if find_fused(str(registry[act.name].gate), device) is None:
+    kernels = [partial(find_fused, str(registry[act.name].gate)) for act in gates]
+    for act, find in zip(gates, kernels, strict=True):
+        if find(device) is None:
             raise OptionError(f"hf_glu.fuse has no kernels for {act.name} on {device}, and torch finds no compiler")
-    for act in gates:
-        act.fused = True
+    for act, find in zip(gates, kernels, strict=True):
+        act.fused = find
     return len(gates)
 
 
