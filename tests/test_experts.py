@@ -96,6 +96,31 @@ def test_both_backends_are_the_same_with_gradients(dtype):
         assert_same(found[0], found[1], "trained")
 
 
+@pytest.mark.parametrize("groups", [GROUPS, "swiglu*6"])
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_few_tokens_are_computed_as_many_are(groups, tokens, monkeypatch):
+    ffn, calls, plain = make_ffn(groups).eval(), [], ExpertFFN._few
+    monkeypatch.setattr(ExpertFFN, "_few", lambda *args: calls.append(1) or plain(*args))
+    x = torch.randn(1, tokens, 16)
+    with torch.no_grad():
+        few = ffn(x)
+        assert bool(calls) == (tokens == 1 or "," in groups)
+        calls.clear()
+        monkeypatch.setattr(ExpertFFN, "_is_few", lambda *args: False)
+        torch.testing.assert_close(few, ffn(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(few, reference(ffn, x[0])[None], rtol=1e-5, atol=1e-5)
+    assert not calls
+
+
+def test_a_bank_that_somebody_watches_is_called():
+    ffn, calls = make_ffn().eval(), []
+    ffn.banks[0].register_forward_hook(lambda *args: calls.append(1))
+    with torch.no_grad():
+        for token in torch.randn(20, 1, 1, 16):
+            ffn(token)
+    assert calls
+
+
 def test_gradients_in_double_precision():
     ffn = make_ffn("relu,silu*2,swiglu*2", hidden=3, width=4, dtype=torch.float64, top_k=2)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)

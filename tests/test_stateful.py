@@ -287,6 +287,46 @@ def test_assisted_generation_and_what_cant_be_taken_back(name):
     torch.testing.assert_close(model(tokens, past_key_values=cache).logits.detach(), whole, **CLOSE)
 
 
+def one_by_one(model: Any, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    found = []
+    for token in tokens.split(1, dim=1):
+        with torch.no_grad():
+            out = model(token, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits)
+    return torch.cat(found, 1), cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("learnable", [True, False])
+def test_many_tokens_one_by_one(dtype, learnable, monkeypatch):
+    monkeypatch.setattr("hf_glu.context.states.ROLLBACK", 4)  # states are moved many times
+    model = awake("llama", state={"learnable": learnable}).to(dtype)
+    tokens = ids(2, 40)
+    close = {"rtol": 0.1, "atol": 0.5} if dtype == torch.bfloat16 else CLOSE
+    found, cache = one_by_one(model, tokens[:, :30], None)
+    torch.testing.assert_close(found, logits(model, tokens)[:, :30], **close)
+    copied = copy.deepcopy(cache)
+    cache.crop(-4)
+    changed = (tokens + 1)[:, 26:]  # another end, from where the states still are
+    again, _ = one_by_one(model, changed, cache)
+    torch.testing.assert_close(again, logits(model, torch.cat([tokens[:, :26], changed], 1))[:, 26:], **close)
+    rest, _ = one_by_one(model, tokens[:, 30:], copied)
+    torch.testing.assert_close(rest, logits(model, tokens)[:, 30:], **close)
+
+
+def test_changed_parameters_count_from_the_next_token_on():
+    model, tokens = awake("llama"), ids(1, 12)
+    one_by_one(model, tokens, None)
+    for change in (lambda t: t.mul_(-2), lambda t: t.set_(t.clone() + 1)):
+        with torch.no_grad():
+            for memory in memories(model):
+                for tensor in memory.parameters():
+                    change(tensor)
+        found, _ = one_by_one(model, tokens, None)
+        torch.testing.assert_close(found, logits(model, tokens), **CLOSE)
+
+
 def test_a_static_cache_by_hand():
     model, tokens = awake("gpt2"), ids(2, 10)
     cache = StaticCache(config=model.config, max_cache_len=16)

@@ -81,7 +81,7 @@ SILU = frozenset({"silu", "swish"})
 
 
 def _liger(name: str, device: str) -> Fused | None:
-    if device == "cpu" or name not in SILU | TANH_GELU or not find_spec("liger_kernel"):
+    if device != "cuda" or name not in SILU | TANH_GELU or not find_spec("liger_kernel"):
         return None
     return liger_silu() if name in SILU else liger_gelu()
 

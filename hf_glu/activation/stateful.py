@@ -13,7 +13,7 @@ Shapes: B sequences, T tokens, W channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Memory(Shift):
     beta: Tensor
     decay: Tensor
     options: StateOptions | None = None
-    known: tuple[list[tuple[int, int]], tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
+    known: tuple[list[Any], tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Make the parameters of ``width`` channels."""
@@ -80,7 +80,7 @@ class Memory(Shift):
         reading = self.current()
         if reading is not None and reading.length == 1 and (trail := self._trail(reading)) is not None:
             state = trail.newest()
-            return step(gate.view(state.shape), *self._constants(), state, trail.room()).view_as(gate)
+            return step(gate.view(state.shape), *self._constants(state.dtype), state, trail.room()).view_as(gate)
         if reading is not None and reading.rows is not None:
             routed = Routed.of(reading)
             return routed.scatter(self._walk(routed.gather(gate), routed.valid, routed.restart, routed))
@@ -93,13 +93,13 @@ class Memory(Shift):
             return None
         return trail_of(self.cache, self.slot) if isinstance(self.cache, DynamicCache) else None
 
-    def _constants(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return alpha - beta, beta and 1 - decay, computed again only where a parameter has changed."""
-        now = [_stamp(tensor) for tensor in (self._parameters or self._buffers).values()]
+        now = [dtype, *(_stamp(tensor) for tensor in (self._parameters or self._buffers).values())]
         if self.known is None or self.known[0] != now:
             own = [tensor.detach() for tensor in (self.alpha, self.beta, self.decay)]
-            alpha, beta, decay = (tensor.float() for tensor in own)
-            self.known = now, (alpha - beta, beta, 1 - decay.sigmoid()), own  # which keeps the addresses in use
+            alpha, beta, decay = own[0].to(dtype), own[1].to(dtype), own[2].float().sigmoid().to(dtype)
+            self.known = now, (alpha - beta, beta, 1 - decay), own  # which keeps the addresses in use
         return self.known[1]
 
     def _walk(self, x: Tensor, valid: Tensor | None, restart: Tensor | None, routed: Routed | None = None) -> Tensor:

@@ -159,7 +159,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return {
         "cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": device,
-        "system": platform.platform(terse=True), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
+        "system": platform.system(), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
     }  # fmt: skip
 
 
