@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import hf_glu
+from hf_glu.activation.fused import has_compiler
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.experts.ffn import banks_of, find_experts
 
@@ -25,6 +26,7 @@ LLAMA = {
 BATCH, LENGTH, PROMPT, NEW = 32, 32, 16, 32
 EXPERTS, TOP_K, LAYERS = 8, 2, 6  # of the models with experts, which have fewer layers
 DENSE, FULL, ISO, LEAN = "dense gelu", "geglu, width kept", "swiglu, iso width", "swiglu, iso width, save_memory"
+FUSED = f"{FULL}, fused"
 STOCK = "stock Llama"
 MIXTRALS = tuple(f"stock Mixtral, {name}" for name in ("grouped_mm", "eager"))
 MIXED = "swiglu*2,geglu*2,reglu*2,glu*2"
@@ -42,6 +44,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
             ISO: Claim(peers=(DENSE,), target=1.05, saved_peers=(DENSE,), saved_target=1.0),
             LEAN: Claim(peers=(DENSE,), target=1.05, saved_peers=(DENSE,), saved_target=1.0),
             FULL: Claim(peers=(DENSE,), target=round(ratio, 3), saved_peers=(DENSE,)),
+            FUSED: Claim(peers=(DENSE,), target=round(ratio, 3), saved_peers=(DENSE,)),
         },
     )  # fmt: skip
     yield Cell(
@@ -76,10 +79,13 @@ def bert_steps(dtype: str) -> dict[str, Contender]:
     models = {
         DENSE: make_bert("gelu"),
         FULL: make_bert("geglu"),
+        FUSED: make_bert("geglu"),
         ISO: make_bert("swiglu", "iso"),
         LEAN: make_bert("swiglu", "iso"),
     }
     hf_glu.save_memory(models[LEAN])
+    if has_compiler("cpu"):
+        hf_glu.fuse(models[FUSED])
     ids = torch.randint(5, 20000, (BATCH, LENGTH))
     labels = torch.randint(0, 2, (BATCH,))
     return {name: _step(model.train().to(DTYPES[dtype]), ids, labels) for name, model in models.items()}
