@@ -154,7 +154,7 @@ def test_a_device_that_is_not_there_is_named(capsys):
 
 def test_starting_is_processes_and_a_conversion(tmp_path):
     first, second = start.cells(BenchOptions(model=str(tmp_path)))
-    assert second.shape["of"] == tmp_path.name
+    assert second.shape["of"] == "model given"
     contenders = first.build()
     assert set(start.STARTED) < set(contenders)
     contenders["hf-glu --help"].call()

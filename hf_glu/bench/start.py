@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import hf_glu
@@ -45,7 +44,7 @@ CONVERTED = {"convert to geglu": Claim(peers=(LOAD,), limit=2.0)}
 def cells(options: BenchOptions) -> Iterator[Cell]:
     """Yield the processes, then the conversion."""
     yield Cell(shape={"of": "processes"}, build=processes, claims=STARTED)
-    name = Path(options.model).name if options.model else "BERT, MiniLM's shape"
+    name = "model given" if options.model else "BERT, MiniLM's shape"
     with TemporaryDirectory() as scratch:
         if not options.model:
             make_bert("gelu").save_pretrained(scratch)
