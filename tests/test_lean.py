@@ -186,6 +186,11 @@ def test_the_gradient_is_written_over_what_nobody_else_has(dim, bias):
         assert not overwritten(keep, dim=dim, bias=bias)
 
 
+def test_a_torch_that_counts_no_references_writes_nothing_over(monkeypatch):
+    monkeypatch.setattr("hf_glu.activation.ownership.KNOWN", False)
+    assert not overwritten()
+
+
 def test_a_graph_that_is_used_twice_gives_the_same_twice():
     ffn, x = make_ffn(), torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
     loss = ffn(x).square().sum()

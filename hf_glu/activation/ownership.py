@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 
 Count = tuple[int, ...]
+# none of these is torch's public interface; without one of them nothing is written over
+KNOWN = (
+    hasattr(torch.Tensor, "_use_count")
+    and hasattr(torch._C, "_storage_Use_Count")
+    and hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph")
+)
 
 
 def is_sole_owner(x: Tensor) -> bool:
     """Tell so of a tensor that the running backward pass of a custom function has unpacked into one variable."""
-    if torch._C._autograd._get_current_graph_task_keep_graph() or not x.is_contiguous():
+    if not KNOWN or not x.is_contiguous() or torch._C._autograd._get_current_graph_task_keep_graph():
         return False
     return count(x) == alone(x._base is not None)
 
