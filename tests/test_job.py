@@ -276,10 +276,11 @@ def test_lora_keeps_what_it_is_given(bases, datasets):
 
 
 @pytest.mark.parametrize("change", [{"save_memory": True}, {"fuse": True}])
-def test_a_dense_model_has_no_gates_to_save_or_fuse(change, bases, datasets):
-    job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"))
+def test_a_dense_model_has_no_gates_to_save_or_fuse(change, bases, datasets, tmp_path):
+    job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), output=str(tmp_path / "run"))
     with pytest.raises(NoSiteError, match="convert"):
         run_job(job, replace(OPTIONS, **change))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

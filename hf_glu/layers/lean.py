@@ -36,12 +36,16 @@ def save_memory(model: nn.Module) -> int:
     return len(sites)
 
 
-def fuse(model: nn.Module) -> int:
+def fuse(model: nn.Module, *, device: str | None = None) -> int:
     """Have the gates of ``model`` computed in one pass while it trains; return how many are.
 
     Kernels are Liger's on an accelerator, where ``liger-kernel`` is installed and has the activation (SiLU, tanh GELU),
     else made by torch's compiler when they are first needed. On a CPU values stay the same bit by bit, gradients up to
     rounding. Experts, and gates with parameters of their own, go on as they are. Calling it again changes nothing.
+
+    Args:
+        model: whose gates.
+        device: the type of device that it will train on; None: where it is.
 
     Raises:
         NoSiteError: there is no such gate.
@@ -50,7 +54,7 @@ def fuse(model: nn.Module) -> int:
     gates = [module for module in model.modules() if isinstance(module, GatedActivation) and is_fusible(module)]
     if not gates:
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
-    device = next(iter(model.parameters())).device.type
+    device = device or next(iter(model.parameters())).device.type
     kernels = [partial(find_fused, str(registry[act.name].gate)) for act in gates]
     for act, find in zip(gates, kernels, strict=True):
         if find(device) is None:

@@ -14,6 +14,7 @@ from hf_glu.conversion import freeze_mix
 from hf_glu.errors import OptionError
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.jsonio import write_json
+from hf_glu.layers.lean import fuse, save_memory
 from hf_glu.tasks.loading import head, load_task, own_task
 from hf_glu.tasks.submission import write_predictions
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
@@ -103,6 +104,10 @@ class Job:
         self.report = convert_for(self.model, job, self.texts, self.tokenizer)
         self.converted = snapshot(self.model)
         self.wrap()
+        if options.save_memory:
+            save_memory(self.model)
+        if options.fuse:
+            fuse(self.model, device=self.accelerator.device.type)
         if options.anneal is not None and not mixes(self.model):
             raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
         counts = {**count_parameters(self.model), "active": active_parameters(self.model)}

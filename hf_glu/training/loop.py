@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_glu.errors import TrainingError
-from hf_glu.layers.lean import fuse, save_memory
 from hf_glu.training import checkpoints
 from hf_glu.training.accelerating import is_sharded
 from hf_glu.training.annealing import anneal
@@ -94,9 +93,6 @@ class Loop:
         optimizer = torch.optim.AdamW(groups)
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        for way, wanted in ((save_memory, options.save_memory), (fuse, options.fuse)):
-            if wanted:
-                way(model)
         self.schedule = make_schedule(self.optimizer, options, self.steps)
 
     def run(self, *, resume: bool = False) -> TrainingResult:
