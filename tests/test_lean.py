@@ -264,6 +264,14 @@ def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
     assert not any("fused" in key for key in ffn.state_dict())
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_compiled_model_has_the_formula(fused):
+    ffn, x = make_ffn(), torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
+    ffn.act.fused = partial(find_fused, "silu") if fused else None
+    compiled = torch.compile(ffn, backend="eager", fullgraph=True)
+    assert_same(compiled(x), ffn(x), "exact")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["swiglu", "geglu_new", "geglu"])
 def test_fused_gates_on_a_gpu(name):

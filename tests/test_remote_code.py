@@ -156,9 +156,7 @@ def test_it_computes_the_same_and_a_broken_one_would_be_seen(tmp_path):
         garbage, "hf_glu_activation_module.py", "        self.formula = entry.formula\n",
         '        self.formula = entry.formula\n        self.register_buffer("one", torch.ones(()), persistent=False)\n',
     )  # fmt: skip
-    edit(
-        garbage, "hf_glu_activation_module.py", "contiguous=self.contiguous)", "contiguous=self.contiguous) * self.one"
-    )
+    edit(garbage, "hf_glu_activation_module.py", "fused=fused)", "fused=fused) * self.one")
     overwritten = shutil.copytree(folders["all"], tmp_path / "overwritten")  # a start value written over a loaded one
     edit(
         overwritten, "hf_glu_activation_stateful.py", "init.constant_(self.alpha, self.options.alpha)",

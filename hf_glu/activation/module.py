@@ -74,7 +74,7 @@ class GatedActivation(OwnedActivation):
         if self.formula is not None:
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
-        fused = self.fused(x.device.type) if self.fused else None
+        fused = self.fused(x.device.type) if self.fused and not torch.compiler.is_compiling() else None
         return gate(self.phi, x, contiguous=self.contiguous, fused=fused)
 
     def configure(self, options: GluConfig, width: int) -> None:
