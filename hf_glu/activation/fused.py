@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.elementwise import build_elementwise, same_function
 from hf_glu.activation.gating import Fused
 
 
@@ -59,9 +59,7 @@ def _compiled(name: str, device: str) -> Fused | None:
         u.copy_(du)
 
     over = _compile(gradient)
-    return Fused(
-        "compile", lambda x, d: over(*_rows(x).chunk(2, -1), _rows(d)), None if device == "cpu" else _compile(value)
-    )
+    return Fused(lambda x, d: over(*_rows(x).chunk(2, -1), _rows(d)), None if device == "cpu" else _compile(value))
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,15 +73,13 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-# Liger's kernels take float32 gates inside; https://github.com/linkedin/Liger-Kernel
-TANH_GELU = frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"})
-SILU = frozenset({"silu", "swish"})
-
-
 def _liger(name: str, device: str) -> Fused | None:
-    if device != "cuda" or name not in SILU | TANH_GELU or not find_spec("liger_kernel"):
+    """Return what https://github.com/linkedin/Liger-Kernel has."""
+    if device != "cuda" or not find_spec("liger_kernel"):
         return None
-    return liger_silu() if name in SILU else liger_gelu()
+    if same_function(name, "silu"):
+        return liger_silu()
+    return liger_gelu() if same_function(name, "gelu_new") else None
 
 
 def liger_silu() -> Fused | None:
@@ -92,7 +88,7 @@ def liger_silu() -> Fused | None:
     value, gradient = (getattr(ops, f"swiglu_fused_gate_up_{way}", None) for way in ("forward", "backward"))
     if not value or not gradient:
         return None
-    return Fused("liger", lambda x, d: gradient(x, d.contiguous(), True), lambda x: value(x)[1])
+    return Fused(lambda x, d: gradient(x, d.contiguous(), True), lambda x: value(x)[1])
 
 
 def liger_gelu() -> Fused:
@@ -105,4 +101,4 @@ def liger_gelu() -> Fused:
     def over(x: Tensor, d: Tensor) -> None:
         torch.cat(ops.geglu_backward(*halves(x), d.contiguous()), -1, out=x)
 
-    return Fused("liger", over, lambda x: ops.geglu_forward(*halves(x))[2])
+    return Fused(over, lambda x: ops.geglu_forward(*halves(x))[2])

@@ -26,12 +26,10 @@ class Fused:
     """A gated activation's kernels, each one pass (`hf_glu.activation.fused`).
 
     Attributes:
-        backend: whose they are.
         gradient: writes ``[dg | du]`` over its first argument x, given d.
         value: returns y of x; None: the plain way is as fast, and keeps the bits.
     """
 
-    backend: str
     gradient: Callable[[Tensor, Tensor], object]
     value: Callable[[Tensor], Tensor] | None = None
 

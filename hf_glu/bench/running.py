@@ -95,7 +95,9 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
 
 def check_device(name: str) -> None:
     """Raise OptionError unless there is such a device."""
-    known = ["cpu", *(str(torch.accelerator.current_accelerator()) for _ in range(torch.accelerator.is_available()))]
+    known = ["cpu"]
+    if torch.accelerator.is_available():
+        known.append(str(torch.accelerator.current_accelerator()))
     if name not in known:
         raise OptionError(f"there is no device {name!r} here; {nearest(name, known)}")
 

@@ -113,9 +113,9 @@ def _claims(row: tables.Data) -> list[str]:
 
 
 def _target(row: tables.Data) -> str:
-    limit = row["limit"]
-    parts = [tables.number(row["target"], ".2f")] if row["target"] is not None or limit is None else []
-    return ", ".join([*parts, *([] if limit is None else [f"{limit:g} s"])])
+    limits = [] if row["limit"] is None else [f"{row['limit']:g} s"]
+    targets = [] if row["target"] is None else [f"{row['target']:.2f}"]
+    return ", ".join(targets + limits) or "-"
 
 
 def _fact(value: float | None) -> str:

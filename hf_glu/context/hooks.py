@@ -144,10 +144,8 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     cache = cache_of(inputs)
     for reader in found:
         reader.cache = cache
-    beginning = {
-        reader.slot: reader for reader in found if type(reader).begin is not Reader.begin
-    }  # where PEFT trains a copy, the copy
-    for reader in beginning.values():
+    beginning = [reader for reader in found if type(reader).begin is not Reader.begin]
+    for reader in {reader.slot: reader for reader in beginning}.values():  # where PEFT trains a copy, the copy
         reader.begin(by_name(block, args, kwargs))
 
 
