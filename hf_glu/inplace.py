@@ -22,6 +22,11 @@ def become(item: Any, mixin: type[InPlace]) -> None:
         item.__class__ = _joined(mixin, type(item))
 
 
+def stock_class(item: Any, mixin: type[InPlace]) -> type:
+    """Return the class that ``item`` had before it became a ``mixin``; its class where it isn't one."""
+    return type(item).__bases__[1] if isinstance(item, mixin) else type(item)
+
+
 _CLASSES: dict[tuple[type, type], type] = {}
 
 

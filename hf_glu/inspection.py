@@ -30,7 +30,7 @@ from hf_glu.functional import split_gate_up
 from hf_glu.layers.mixers import gate_begin
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import describe_site
-from hf_glu.scan import stateful
+from hf_glu.scan import decays, stateful
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,7 +149,7 @@ class _Gate:
 
     def before_memory(self, memory: Memory, args: tuple[Any, ...]) -> None:
         """Keep the state that the memory is about to go on from."""
-        self.start = load_state(memory.cache, memory.slot)
+        self.start = load_state(memory.cache(), memory.slot)
 
     def of_mixer(self, projected: Tensor) -> Tensor:
         """Return g from a mixer's in-projection."""
@@ -222,7 +222,7 @@ def _states(memory: Memory, g: Tensor, start: Tensor | None) -> Tensor:
     """Return the states after each token: ``[B, T, W]``."""
     assert memory.options is not None
     reading = memory.current() or Reading(*g.shape[:2])
-    decay = memory.decay.float().sigmoid()
+    decay = decays(memory.decay)
     run = partial(stateful, g, memory.alpha, memory.beta, decay, valid=reading.valid, restart=reading.restart)
     if memory.options.direction == "both":
         return torch.lerp(run()[1], run(reverse=True)[1], 0.5)

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, R size of the context vector.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,13 +61,10 @@ def modulation(
             raise OptionError(f"threshold and slope are numbers or [batch], got {list(amount.shape)}")
     sources = _sources(model) if vector is not None else []
     handles = _hooks(model, threshold, slope, layers)
+    handles += [source.register_forward_hook(lambda *_: vector) for source in sources]
     try:
-        for source in sources:
-            source.imposed = vector
         yield
     finally:
-        for source in sources:
-            source.imposed = None
         for handle in handles:
             handle.remove()
 
@@ -84,14 +82,29 @@ def context_vector(model: nn.Module, **inputs: Any) -> Tensor:
     Raises:
         NoSiteError: it has none.
     """
-    last = _sources(model)[-1]
-    last.recorded = []
+    found: list[Tensor] = []
+    caller = threading.get_ident()
+
+    def record(source: ContextSource, args: Any, vector: Tensor) -> None:
+        reading = source.current()
+        if threading.get_ident() == caller:
+            found.append(_at_last(vector, None if reading is None else reading.valid))
+
+    handle = _sources(model)[-1].register_forward_hook(record)
     try:
         with evaluating(model):
             model(**inputs)
-        return last.recorded[-1]
+        return found[-1]
     finally:
-        last.recorded = None
+        handle.remove()
+
+
+def _at_last(vector: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the vector at the last token of each sequence that is no padding: ``[B, 1, R]``."""
+    if valid is None or vector.shape[1] == 1:
+        return vector[:, -1:]
+    last = valid.shape[1] - 1 - valid.flip(1).int().argmax(1)
+    return vector.gather(1, last.view(-1, 1, 1).expand(-1, 1, vector.shape[2]))
 
 
 def _sources(model: nn.Module) -> list[ContextSource]:

@@ -386,7 +386,7 @@ def test_copies_and_pickles_and_half_precision(tmp_path):
         with torch.no_grad():
             memories(other)[0].alpha += 1
         assert (logits(other, tokens) - logits(model, tokens)).abs().max() > 0
-    assert all(memory.reading is None and memory.cache is None for memory in memories(model))
+    assert all(memory.current() is None and memory.cache() is None for memory in memories(model))
     half = copy.deepcopy(model).bfloat16()
     assert torch.isfinite(logits(half, tokens)).all()
 

@@ -16,13 +16,6 @@ from torch import Tensor
 SIZE, LARGE = 2**16, 2**22
 
 
-def fusible(x: Tensor, *others: Tensor | None) -> bool:
-    """Tell whether ``x`` can be worked on in blocks: not while torch traces, nor where a subclass has its own rules."""
-    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in (x, *others) if tensor is not None)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    return plain and not traced and x.numel() > 0 and x.device.type != "meta"
-
-
 def rows_of(x: Tensor, size: int | None = None) -> int:
     """Return how many rows of ``x`` ``[N, W]`` make a block, of ``size`` elements a thread on a CPU (None: `SIZE`)."""
     size = (size or SIZE) * torch.get_num_threads() if x.device.type == "cpu" else LARGE
@@ -47,11 +40,3 @@ def put(out: Tensor, operation: Callable[..., Tensor], buffer: Tensor) -> None:
         operation(out=out)
     else:
         out.copy_(operation(out=buffer))
-
-
-def differentiable(ctx: Any, y: Tensor, inputs: tuple[Tensor | None, ...], gradient: Tensor) -> list[Tensor | None]:
-    """Return the gradients of the tensors among ``inputs`` (the last of a function's) so that these have gradients."""
-    needed = ctx.needs_input_grad[-len(inputs) :]
-    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if tensor is not None and need]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True, materialize_grads=True))
-    return [next(found) if need else None for need in needed]

@@ -1,6 +1,6 @@
 """phi(g) * u and its gradient in one pass each: Liger's kernels, or what torch's compiler makes of the formula.
 
-Which there are depends on the device; where there is none, the plain way goes on (`hf_glu.activation.products`).
+Which there are depends on the device; where there is none, the plain way goes on.
 
 Shapes: x ``[..., 2 W]`` = ``[g | u]``, y and d ``[..., W]``.
 """
@@ -15,16 +15,44 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
-from hf_glu.activation.elementwise import build_elementwise, same_function
 from hf_glu.activation.gating import Fused
+from hf_glu.activation.known import is_known
+
+
+def find_fused(phi: nn.Module, device: str) -> Fused | None:
+    """Return the kernels of phi(g) * u on a type of device: Liger's where it has them, else compiled ones.
+
+    None where phi isn't exactly what its class makes of no arguments, or where there are no kernels.
+    """
+    kind: Callable[[], nn.Module] = type(phi)
+    return _kernels(kind, device) if is_standard(phi) else None
+
+
+def is_standard(phi: nn.Module) -> bool:
+    """Return whether phi is known exactly, and has the constants that its class has by default."""
+    kind: Callable[[], nn.Module] = type(phi)
+    return is_known(phi) and _constants(phi) == _default_constants(kind)
 
 
 @cache
-def find_fused(name: str, device: str) -> Fused | None:
-    """Return the kernels of phi's ``name`` on a type of device: Liger's where it has them, else compiled ones."""
-    found = (make(name, device) for make in (_liger, _compiled))
+def _default_constants(kind: Callable[[], nn.Module]) -> list[str] | None:
+    try:
+        return _constants(kind())
+    except TypeError:  # it takes arguments
+        return None
+
+
+def _constants(phi: nn.Module) -> list[str]:
+    own = ((name, value) for name, value in vars(phi).items() if not name.startswith("_") and name != "training")
+    return [f"{name}={getattr(value, '__func__', value)}" for name, value in own]
+
+
+@cache
+def _kernels(kind: Callable[[], nn.Module], device: str) -> Fused | None:
+    found = (make(kind, device) for make in (_liger, _compiled))
     return next((fused for fused in found if fused), None)
 
 
@@ -41,25 +69,27 @@ def has_compiler(device: str) -> bool:
         return False
 
 
-def _compiled(name: str, device: str) -> Fused | None:
+def _compiled(kind: Callable[[], nn.Module], device: str) -> Fused | None:
     if not has_compiler(device):
         return None
-    phi = build_elementwise(name)
+    phi = kind()
 
     def value(x: Tensor) -> Tensor:
         g, u = x.chunk(2, -1)
         y: Tensor = phi(g) * u
         return y
 
-    # two views of one tensor: written to as a whole, each element would be computed for both halves
-    def gradient(g: Tensor, u: Tensor, d: Tensor) -> None:
+    # into halves one by one: written as a whole, each element would be computed for both
+    def gradient(g: Tensor, u: Tensor, d: Tensor, dg: Tensor, du: Tensor) -> None:
         opened, pull, *_ = torch.func.vjp(phi, g)
-        du = d * opened
-        g.copy_(pull(d * u)[0])
-        u.copy_(du)
+        du.copy_(d * opened)
+        dg.copy_(pull(d * u)[0])
 
-    over = _compile(gradient)
-    return Fused(lambda x, d: over(*_rows(x).chunk(2, -1), _rows(d)), None if device == "cpu" else _compile(value))
+    def fill(x: Tensor, d: Tensor, dx: Tensor) -> None:
+        compiled(*_rows(x).chunk(2, -1), _rows(d), *_rows(dx).chunk(2, -1))
+
+    compiled = _compile(gradient)
+    return Fused(fill, None if device == "cpu" else _compile(value))
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,13 +103,13 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _liger(name: str, device: str) -> Fused | None:
+def _liger(kind: Callable[[], nn.Module], device: str) -> Fused | None:
     """Return what https://github.com/linkedin/Liger-Kernel has."""
     if device != "cuda" or not find_spec("liger_kernel"):
         return None
-    if same_function(name, "silu"):
+    if kind in (nn.SiLU, SiLUActivation):
         return liger_silu()
-    return liger_gelu() if same_function(name, "gelu_new") else None
+    return liger_gelu() if kind in (NewGELUActivation, GELUTanh) else None
 
 
 def liger_silu() -> Fused | None:
@@ -88,7 +118,11 @@ def liger_silu() -> Fused | None:
     value, gradient = (getattr(ops, f"swiglu_fused_gate_up_{way}", None) for way in ("forward", "backward"))
     if not value or not gradient:
         return None
-    return Fused(lambda x, d: gradient(x, d.contiguous(), True), lambda x: value(x)[1])
+
+    def fill(x: Tensor, d: Tensor, dx: Tensor) -> None:
+        gradient(dx.copy_(x), d.contiguous(), True)  # which writes over what it is given
+
+    return Fused(fill, lambda x: value(x)[1])
 
 
 def liger_gelu() -> Fused:
@@ -96,9 +130,9 @@ def liger_gelu() -> Fused:
     ops = import_module("liger_kernel.ops.geglu")
 
     def halves(x: Tensor) -> list[Tensor]:
-        return [half.contiguous() for half in x.chunk(2, -1)]
+        return [half.clone(memory_format=torch.contiguous_format) for half in x.chunk(2, -1)]
 
-    def over(x: Tensor, d: Tensor) -> None:
-        torch.cat(ops.geglu_backward(*halves(x), d.contiguous()), -1, out=x)
+    def fill(x: Tensor, d: Tensor, dx: Tensor) -> None:
+        torch.cat(ops.geglu_backward(*halves(x), d.contiguous()), -1, out=dx)
 
-    return Fused(over, lambda x: ops.geglu_forward(*halves(x))[2])
+    return Fused(fill, lambda x: ops.geglu_forward(*halves(x))[2])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import build_elementwise, is_elementwise
-from hf_glu.activation.mixing import mix
+from hf_glu.activation.mixing import mix, recomputed_mix
 from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
 from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, MIXES, Activation, Derived, registry, unmixed, unwrapped
 
@@ -90,7 +90,8 @@ class LearnableMix(OwnedActivation):
         """Apply the mix."""
         rows = x.reshape(-1, x.shape[-1])
         channel, row = self.weights(rows)
-        return mix(tuple(self.functions), rows, channel, row).view(x.shape)
+        combine = recomputed_mix if self.saves_memory else mix
+        return combine(tuple(self.functions), rows, channel, row).view(x.shape)
 
     def weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the coefficients of each channel ``[K, W]`` and of each row of ``x``: ``[N, K]``; or None."""

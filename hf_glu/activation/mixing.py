@@ -1,4 +1,4 @@
-"""sum_k a_k phi_k(x) with a gradient that keeps x and the coefficients only, and computes the functions again.
+"""sum_k a_k phi_k(x); on request so that it keeps x and the coefficients only, and computes the functions again.
 
 Coefficients are of each channel, of each row, or the sum of both. With d the gradient of y:
 
@@ -9,71 +9,21 @@ Shapes: N rows, W channels, K functions; x and y ``[N, W]``, channel ``[K, W]``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers.activations import SiLUActivation
 
-from hf_glu.activation.blocks import differentiable, exact, fusible, rows_of, split
-
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """torch's own kernels of a function.
-
-    Attributes:
-        value: fills its second argument with y = phi(x).
-        slope: fills its last argument, which may be y, with d phi'(x), from d, x and y.
-    """
-
-    value: Callable[[Tensor, Tensor], object]
-    slope: Callable[[Tensor, Tensor, Tensor, Tensor], object]
-
-
-_SILU = Kernel(
-    lambda x, y: aten.silu.out(x, out=y), lambda d, x, y, out: aten.silu_backward.grad_input(d, x, grad_input=out)
-)
-_GELU = Kernel(
-    lambda x, y: aten.gelu.out(x, out=y), lambda d, x, y, out: aten.gelu_backward.grad_input(d, x, grad_input=out)
-)
-_RELU = Kernel(
-    lambda x, y: torch.clamp_min(x, 0, out=y),
-    lambda d, x, y, out: aten.threshold_backward.grad_input(d, y, 0, grad_input=out),
-)
-_TANH = Kernel(
-    lambda x, y: torch.tanh(x, out=y), lambda d, x, y, out: aten.tanh_backward.grad_input(d, y, grad_input=out)
-)
-_SIGMOID = Kernel(
-    lambda x, y: torch.sigmoid(x, out=y), lambda d, x, y, out: aten.sigmoid_backward.grad_input(d, y, grad_input=out)
-)
-# by a module's class, or by the function that it holds as ``act``; the rest goes through autograd, block by block
-KERNELS: dict[Any, Kernel] = {
-    nn.SiLU: _SILU, SiLUActivation: _SILU, functional.gelu: _GELU, nn.ReLU: _RELU, nn.Tanh: _TANH, nn.Sigmoid: _SIGMOID,
-}  # fmt: skip
-
-
-def kernel_of(function: nn.Module) -> Kernel | None:
-    """Return torch's kernel of an elementwise module, None where it is written otherwise."""
-    return KERNELS.get(getattr(function, "act", type(function)))
+from hf_glu.activation.blocks import exact, rows_of, split
+from hf_glu.activation.kernels import Kernel, kernel_of
+from hf_glu.activation.known import is_known
+from hf_glu.autodiff import differentiable, needs_formula
 
 
 def mix(functions: Sequence[nn.Module], x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
     """Return sum_k (channel_k + row_k) phi_k(x); of the coefficients, one may be None."""
-    own = any(True for function in functions for _ in function.parameters())
-    if own or not fusible(x, channel, row):
-        return plain(functions, x, channel, row)
-    y: Tensor = Mix.apply(tuple(functions), x, channel, row)
-    return y
-
-
-def plain(functions: Sequence[nn.Module], x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
-    """Return the same by operations that autograd and the compiler follow."""
     terms = [a * function(x) for function, a in zip(functions, _coefficients(channel, row), strict=True)]
     return sum(terms[1:], terms[0]).to(x.dtype)
 
@@ -87,7 +37,15 @@ def _coefficients(channel: Tensor | None, row: Tensor | None) -> Iterator[Any]:
         yield from (a + b for a, b in zip(channel, columns, strict=True))
 
 
-class Mix(torch.autograd.Function):
+def recomputed_mix(functions: Sequence[nn.Module], x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
+    """Return the same, block by block; the backward pass computes the functions again where all are known exactly."""
+    if not x.numel() or needs_formula(x, channel, row) or not all(is_known(function) for function in functions):
+        return mix(functions, x, channel, row)
+    y: Tensor = RecomputedMix.apply(tuple(functions), x, channel, row)
+    return y
+
+
+class RecomputedMix(torch.autograd.Function):
     """The mix, block by block."""
 
     @staticmethod
@@ -106,9 +64,9 @@ class Mix(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients; where they are to have gradients themselves, by autograd."""
         (d,), (x, channel, row) = gradients, ctx.saved_tensors
-        if torch.is_grad_enabled():
-            y = plain(ctx.functions, x, channel, row)
-            return None, *differentiable(ctx, y, (x, channel, row), d)
+        if torch.is_grad_enabled() or needs_formula(x, d):
+            formula = partial(mix, ctx.functions)
+            return None, *differentiable(formula, (x, channel, row), ctx.needs_input_grad[1:], (d,))
         worker, dx = _Worker(ctx.functions, x, channel), torch.empty_like(x, memory_format=torch.contiguous_format)
         drow = None if row is None else torch.empty_like(row, memory_format=torch.contiguous_format)
         dchannel = None if channel is None else torch.zeros_like(channel)

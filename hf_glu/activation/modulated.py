@@ -10,15 +10,14 @@ Shapes: B sequences, T tokens, H hidden size, W channels, R size of the context 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from hf_glu.activation.modulating import modulate
+from hf_glu.activation.modulating import modulate, recomputed_modulation
 from hf_glu.activation.module import OwnedModule
 from hf_glu.activation.wrapped import Shift, Wrapper
 from hf_glu.context import Reader
@@ -26,7 +25,7 @@ from hf_glu.context.reading import read_mask
 from hf_glu.context.states import load_state, store_states
 from hf_glu.context_options import ContextOptions
 from hf_glu.registry import MODULATED, Derived, registry
-from hf_glu.scan import spread_decays, stateful
+from hf_glu.scan import decays, spread_decays, stateful
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
@@ -59,16 +58,26 @@ class Modulation(Shift):
     def forward(self, gate: Tensor) -> Tensor:
         """Return the modulated gate."""
         reading = self.current()
-        if self.options is None or reading is None or reading.vector is None:
+        if self.options is None:
             return gate
+        if reading is None or reading.vector is None:  # a layer before the one that makes the vector
+            return _with_no_gradient(gate, self.threshold, self.slope)
         x = gate.unsqueeze(0) if reading.rows is not None else self.sequences(gate)
         rows = reading.vectors(*x.shape[:2])
         assert rows is not None
-        return modulate(x.flatten(0, 1), rows.to(gate.dtype), self.threshold, self.slope).reshape(gate.shape)
+        shift = recomputed_modulation if self.saves_memory else modulate
+        return shift(x.flatten(0, 1), rows.to(gate.dtype), self.threshold, self.slope).reshape(gate.shape)
 
     def neutral(self) -> bool:
         """Tell whether it does nothing."""
         return self.options is None or not (self.threshold.any() or self.slope.any())
+
+
+def _with_no_gradient(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Return ``x``; the parameters get gradients of 0, which those who train in several processes wait for."""
+    if not torch.is_grad_enabled():
+        return x
+    return x + sum((parameter.sum() * 0 for parameter in parameters), x.new_zeros(())).to(x.dtype)
 
 
 class ContextSource(Reader, OwnedModule):
@@ -88,8 +97,6 @@ class ContextSource(Reader, OwnedModule):
         self.options, self.pool = options, pool
         self.weight = nn.Parameter(torch.empty(options.size, hidden))
         self.decay = nn.Parameter(torch.empty(options.size)) if pool == "running" else None
-        self.imposed: Tensor | None = None  # another text's vector
-        self.recorded: list[Tensor] | None = None  # where the vectors after the last tokens go
         if self.weight.device.type != "meta":
             self.reset_parameters()
 
@@ -99,46 +106,36 @@ class ContextSource(Reader, OwnedModule):
         if self.decay is not None:
             init.copy_(self.decay, spread_decays(self.options.decay, len(self.decay)))
 
-    def begin(self, inputs: Mapping[str, Any]) -> None:
-        """Give the readers of its stack the context vector of what the block is given."""
-        hidden = inputs.get("hidden_states")
-        if self.reading is None or not isinstance(hidden, Tensor):
-            return
-        vector = self.vector(hidden, inputs)
-        if self.recorded is not None:
-            self.recorded.append(_at_last(vector, self.reading.valid))
-        self.reading.vector = vector if self.imposed is None else self.imposed
-
-    def vector(self, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Return c."""
-        reading, valid = self.reading, None
+    def forward(
+        self, hidden: Tensor, encoder_hidden: Tensor | None = None, encoder_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return c of what a block is given, ``[B, T, H]``."""
+        reading, cache = self.current(), self.cache()
+        valid = None if reading is None else reading.valid
         if self.pool == "encoder":
-            hidden, mask = inputs["encoder_hidden_states"], inputs.get("encoder_attention_mask")
-            valid = None if mask is None else _encoder_mask(mask, hidden)
-        elif reading is not None:
-            valid = reading.valid
+            assert encoder_hidden is not None
+            hidden, valid = (
+                encoder_hidden,
+                None if encoder_mask is None else _encoder_mask(encoder_mask, encoder_hidden),
+            )
         features = functional.linear(hidden, self.weight.to(hidden.dtype))
         if self.decay is None:
-            openness = features.sigmoid()
-            if valid is None:
-                return openness.mean(1, keepdim=True)
-            counts = valid.to(openness.dtype).unsqueeze(-1)
-            return (openness * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
+            return _mean(features.sigmoid(), valid)
         none = torch.zeros_like(self.decay)
-        restart = reading.restart if reading is not None else None
-        start, decay = load_state(self.cache, self.slot), self.decay.float().sigmoid()
-        _, states = stateful(features, none, none, decay, start=start, valid=valid, restart=restart)
-        if self.cache is not None:
-            store_states(self.cache, self.slot, states)
+        restart = None if reading is None else reading.restart
+        start = load_state(cache, self.slot)
+        _, states = stateful(features, none, none, decays(self.decay), start=start, valid=valid, restart=restart)
+        if cache is not None:
+            store_states(cache, self.slot, states)
         return states
 
 
-def _at_last(vector: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the vector at the last token of each sequence that is no padding: ``[B, 1, R]``."""
-    if valid is None or vector.shape[1] == 1:
-        return vector[:, -1:]
-    last = valid.shape[1] - 1 - valid.flip(1).int().argmax(1)
-    return vector.gather(1, last.view(-1, 1, 1).expand(-1, 1, vector.shape[2]))
+def _mean(openness: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean over the valid tokens of ``[B, T, R]``: ``[B, 1, R]``."""
+    if valid is None:
+        return openness.mean(1, keepdim=True)
+    counts = valid.to(openness.dtype).unsqueeze(-1)
+    return (openness * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
 
 
 def _encoder_mask(mask: Tensor, hidden: Tensor) -> Tensor | None:

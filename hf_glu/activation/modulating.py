@@ -1,4 +1,4 @@
-"""(x - T c) (1 + S c) with a gradient that keeps x and c only.
+"""(x - T c) (1 + S c); on request with a gradient that keeps x and c only.
 
 With e = x - T c, f = S c and d the gradient of y = e + e f:
 
@@ -16,24 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_glu.activation.blocks import differentiable, exact, fusible, put, rows_of, split
+from hf_glu.activation.blocks import exact, put, rows_of, split
+from hf_glu.autodiff import differentiable, needs_formula
 
 
 def modulate(x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
     """Return the modulated x."""
-    if not fusible(x, vector, threshold, slope):
-        return plain(x, vector, threshold, slope)
-    y: Tensor = Modulate.apply(x, vector, threshold, slope)
-    return y
-
-
-def plain(x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
-    """Return the same by operations that autograd and the compiler follow."""
     shifted = x - functional.linear(vector, threshold.to(x.dtype))
     return torch.addcmul(shifted, shifted, functional.linear(vector, slope.to(x.dtype)))
 
 
-class Modulate(torch.autograd.Function):
+def recomputed_modulation(x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
+    """Return the same, block by block; the backward pass computes threshold and slope again."""
+    if not x.numel() or needs_formula(x, vector, threshold, slope):
+        return modulate(x, vector, threshold, slope)
+    y: Tensor = RecomputedModulation.apply(x, vector, threshold, slope)
+    return y
+
+
+class RecomputedModulation(torch.autograd.Function):
     """The modulation, block by block."""
 
     @staticmethod
@@ -51,8 +52,8 @@ class Modulate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients; where they are to have gradients themselves, by autograd."""
         (d,), (x, vector, threshold, slope) = gradients, ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (*differentiable(ctx, plain(x, vector, threshold, slope), ctx.saved_tensors, d),)
+        if torch.is_grad_enabled() or needs_formula(x, d):
+            return (*differentiable(modulate, ctx.saved_tensors, ctx.needs_input_grad, (d,)),)
         dx, p = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
         parts = _Parts(x, threshold, slope)
         for x_b, c, d_b, dx_b, p_b in split(parts.rows, x, vector, d, dx, p):

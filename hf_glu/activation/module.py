@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
-from hf_glu.activation.gating import Fused, gate
-from hf_glu.functional import split_gate_up
+from hf_glu.activation.fused import find_fused
+from hf_glu.activation.gating import by_layout, recomputed_gate
+from hf_glu.activation.known import is_bare, is_known
+from hf_glu.autodiff import needs_formula
+from hf_glu.functional import gated, split_gate_up, swiglu_oss
 from hf_glu.registry import registry
 
 if TYPE_CHECKING:
@@ -23,7 +26,12 @@ class OwnedModule(nn.Module):
 
     Constructors run on the meta device, so values are written there and nowhere else, with
     ``transformers.initialization``, which leaves alone what a checkpoint has loaded.
+
+    Attributes:
+        saves_memory: whether the backward pass computes again what need not be kept (`hf_glu.save_memory`).
     """
+
+    saves_memory: bool = False
 
     def reset_parameters(self) -> None:
         """Write the initial value of every parameter and buffer below this module."""
@@ -56,6 +64,7 @@ class GatedActivation(OwnedActivation):
     """
 
     gated = True
+    fuses: bool = False  # whether kernels of one pass are used in training (`hf_glu.fuse`)
 
     def __init__(self, name: str, phi: nn.Module | None = None) -> None:
         super().__init__()
@@ -64,7 +73,6 @@ class GatedActivation(OwnedActivation):
         self.formula = entry.formula
         self.phi = None
         self.contiguous = entry.gate not in LAYOUT_FREE
-        self.fused: Callable[[str], Fused | None] | None = None  # its kernels on a device
         if entry.formula is None:
             assert entry.gate is not None
             self.phi = build_elementwise(entry.gate) if phi is None else phi
@@ -74,8 +82,18 @@ class GatedActivation(OwnedActivation):
         if self.formula is not None:
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
-        fused = self.fused(x.device.type) if self.fused and not torch.compiler.is_compiling() else None
-        return gate(self.phi, x, contiguous=self.contiguous, fused=fused)
+        contiguous = self.contiguous and by_layout(self.phi, x)
+        if (self.saves_memory or self.fuses) and self.recomputes(x):
+            fused = find_fused(self.phi, x.device.type) if self.fuses else None
+            if fused or self.saves_memory:
+                return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused)
+        return gated(x, self.phi, contiguous=contiguous)
+
+    def recomputes(self, x: Tensor) -> bool:
+        """Return whether there will be a backward pass, and phi may be computed again there."""
+        assert self.phi is not None
+        graded = torch.is_grad_enabled() and x.requires_grad and x.numel() > 0 and x.shape[-1] % 2 == 0
+        return graded and not needs_formula(x) and is_known(self.phi)
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Hand the options on to the elementwise part."""
@@ -92,6 +110,14 @@ class GatedActivation(OwnedActivation):
     def extra_repr(self) -> str:
         """Show the name in the model's printout."""
         return f"{self.name!r}"
+
+
+def is_recomputable(act: nn.Module) -> bool:
+    """Return whether an activation is known exactly, has no parameters, and may be computed again."""
+    if type(act) is not GatedActivation:
+        return is_known(act)
+    formula = act.formula is swiglu_oss if act.phi is None else is_known(act.phi)
+    return formula and is_bare(act)
 
 
 def levels(act: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:

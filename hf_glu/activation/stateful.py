@@ -13,7 +13,7 @@ Shapes: B sequences, T tokens, W channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from hf_glu.context.routed import Routed
 from hf_glu.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
 from hf_glu.errors import OptionError
 from hf_glu.registry import STATEFUL, Derived, registry
-from hf_glu.scan import bidirectional, spread_decays, stateful, step
+from hf_glu.scan import bidirectional, decays, spread_decays, stateful, step
 from hf_glu.state_options import StateOptions
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Memory(Shift):
     beta: Tensor
     decay: Tensor
     options: StateOptions | None = None
-    known: tuple[list[Any], tuple[Tensor, Tensor, Tensor], list[Tensor]] | None = None
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Make the parameters of ``width`` channels."""
@@ -89,39 +88,30 @@ class Memory(Shift):
 
     def _trail(self, reading: Reading) -> Trail | None:
         """Return the states that one more token goes on from; None where there is more to do, or more to learn."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.cache is None or reading.rows is not None:
+        cache = self.cache()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or reading.rows is not None:
             return None
-        return trail_of(self.cache, self.slot) if isinstance(self.cache, DynamicCache) else None
+        return trail_of(cache, self.slot) if isinstance(cache, DynamicCache) else None
 
     def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return alpha - beta, beta and 1 - decay, computed again only where a parameter has changed."""
-        now = [dtype, *(_stamp(tensor) for tensor in (self._parameters or self._buffers).values())]
-        if self.known is None or self.known[0] != now:
-            own = [tensor.detach() for tensor in (self.alpha, self.beta, self.decay)]
-            alpha, beta, decay = own[0].to(dtype), own[1].to(dtype), own[2].float().sigmoid().to(dtype)
-            self.known = now, (alpha - beta, beta, 1 - decay), own  # which keeps the addresses in use
-        return self.known[1]
+        """Return alpha - beta, beta and 1 - decay, from what the parameters hold now."""
+        alpha, beta, decay = self.alpha.to(dtype), self.beta.to(dtype), decays(self.decay).to(dtype)
+        return alpha - beta, beta, 1 - decay
 
     def _walk(self, x: Tensor, valid: Tensor | None, restart: Tensor | None, routed: Routed | None = None) -> Tensor:
         """Return z of ``x``, both ``[B, T, W]``; the states after each token go into the cache."""
         assert self.options is not None
-        decay = self.decay.float().sigmoid()
+        decay, cache = decays(self.decay), self.cache()
         if self.options.direction == "both":
-            if self.cache is not None:
+            if cache is not None:
                 raise OptionError(f"{self.slot}: a state in both directions can't generate: use direction=forward")
             return bidirectional(x, self.alpha, self.beta, decay, valid=valid, restart=restart)
-        start = load_state(self.cache, self.slot)
+        start = load_state(cache, self.slot)
         z, states = stateful(x, self.alpha, self.beta, decay, start=start, valid=valid, restart=restart)
-        if self.cache is not None:
+        if cache is not None:
             states = states if routed is None else routed.after_each(states, start, ROLLBACK + 1)
-            store_states(self.cache, self.slot, states)
+            store_states(cache, self.slot, states)
         return z
-
-
-def _stamp(tensor: Tensor | None) -> tuple[int, int]:
-    """Return what changes when a tensor does."""
-    assert tensor is not None
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 WRAPPER = Wrapper(prefix="stateful_", flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory)

@@ -18,6 +18,7 @@ from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.config import GluConfig
 from hf_glu.context import Reading
+from hf_glu.context.passes import enter, leave
 from hf_glu.context_options import ContextOptions
 
 TOKENS, HIDDEN, WIDTH = 1024, 768, 2048
@@ -57,8 +58,18 @@ def gate(name: str, shape: dict[str, Any]) -> nn.Module:
     for module in act.modules():
         if isinstance(module, Modulation):
             vector = torch.rand(1, shape["tokens"], ContextOptions.size).to(DTYPES[shape["dtype"]])
-            module.reading = Reading(1, shape["tokens"], vector=vector.requires_grad_())
+            reading = Reading(1, shape["tokens"], vector=vector.requires_grad_())
+            module.register_forward_pre_hook(partial(_tell, reading))
+            module.register_forward_hook(_forget)
     return act
+
+
+def _tell(reading: Reading, module: nn.Module, args: Any) -> None:
+    enter(module, reading)
+
+
+def _forget(module: nn.Module, args: Any, output: Any) -> None:
+    leave(module)
 
 
 def ffns(shape: dict[str, Any]) -> dict[str, Contender]:

@@ -17,7 +17,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.fused import has_compiler
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
-from hf_glu.layers.lean import fuse, watch_out
+from hf_glu.layers.lean import fuse, keep_less
 
 WIDTHS, TOKENS = ((384, 1024), (768, 2048), (2048, 5504)), (256, 1024, 4096)
 COMPILED_WIDTH = (768, 2048)  # compiling takes longer than measuring
@@ -83,7 +83,7 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
         name, *ways = key.split(", ")
         made[key] = FusedFFN(hidden, width, name, weights[name])
         if "save_memory" in ways:
-            watch_out(made[key].out_proj)
+            keep_less(made[key].act, made[key].out_proj)
         if "fused" in ways and has_compiler("cpu"):
             fuse(made[key])
     made |= {"swiglu, fused, to dense": made["swiglu, fused"], STOCK: stock, T5: t5, DENSE: _dense(hidden, width)}

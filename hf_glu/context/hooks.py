@@ -1,9 +1,9 @@
-"""Telling a model's readers, before each forward pass, which tokens come and which cache there is.
+"""Telling a model's readers, in each forward pass, which tokens come and which cache there is.
 
 A stack (the innermost Transformers model around a reader) knows mask and positions; a block (its layer) knows the
-cache. The hooks are functions of this module that look for the readers when they are called, and hold nothing: copies
-and pickles of a model work like the model. Under gradient checkpointing a layer runs again after the forward pass, when
-another may have begun: what its readers knew is carried along (`Carrying`).
+cache. The hooks are functions of this module and hold nothing: copies and pickles of a model work like the model. What
+they tell is the running pass's (`hf_glu.context.passes`). Under gradient checkpointing a layer runs again after the
+forward pass, when another may have begun: the pass is carried along (`Carrying`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.context.passes import Pass, current_pass, enter, leave, within
 from hf_glu.context.reader import Reader
-from hf_glu.context.reading import Reading, read
+from hf_glu.context.reading import read
 from hf_glu.context.states import self_attention, tokens_seen
 from hf_glu.errors import OptionError
-from hf_glu.finding import find, forget
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
 PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
 
 
+SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of blocks: ours, and Transformers' own
+
+
 def watch_context(model: nn.Module) -> None:
-    """Have every reader in ``model`` told of its tokens and cache; does nothing the second time."""
-    forget(model)
+    """Have every reader in ``model`` told of its tokens and cache; does nothing the second time.
+
+    Raises:
+        OptionError: an FFN is given its texts in chunks.
+    """
     for name, _ in named_readers(model):
         stack, block = _around(model, name)
         _hook(stack, before_stack)
@@ -37,6 +43,9 @@ def watch_context(model: nn.Module) -> None:
             stack.register_forward_hook(after_stack, always_call=True)
         if block is not None:
             _hook(block, before_block)
+        for chunking in _chunking(model, name):
+            refuse_chunks(chunking, (), {})
+            _hook(chunking, refuse_chunks)
 
 
 def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
@@ -46,14 +55,22 @@ def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
             yield name, module
 
 
-def is_reader(module: nn.Module) -> bool:
-    """Tell whether a module is one."""
-    return isinstance(module, Reader)
+def _chunking(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Yield the modules around a reader that can give their FFN a text in chunks."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:end]))
+        if hasattr(module, CHUNKS):
+            yield module
 
 
-def readers(module: nn.Module) -> list[Reader]:
-    """Return the readers below a module."""
-    return find(module, is_reader)  # type: ignore[return-value]
+def refuse_chunks(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raise where a layer gives its FFN chunks of the text: what one chunk reads depends on those before."""
+    if getattr(layer, CHUNKS):
+        raise OptionError(
+            f"{type(layer).__name__} gives its FFN {getattr(layer, CHUNKS)} tokens at a time, and activations that "
+            f"read the text need all of them: set {CHUNKS} to 0"
+        )
 
 
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
@@ -125,54 +142,48 @@ def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"{type(stack).__name__} has activations that read the text, whose states a paged cache doesn't keep: "
             "generate without continuous batching"
         )
-    reading = read(inputs, partial(tokens_seen, cache_of(inputs)))
-    for reader in readers(stack):
-        reader.reading, reader.cache = reading, None
+    enter(stack, read(inputs, partial(tokens_seen, cache_of(inputs))))
     if stack.training:
         _carry(stack)
 
 
 def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Let go of masks and caches."""
-    for reader in readers(stack):
-        reader.reading = reader.cache = None
+    leave(stack)
 
 
 def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Tell the readers of a layer which cache there is."""
-    found, inputs = readers(block), by_name(block, args, kwargs) if args else kwargs
-    cache = cache_of(inputs)
-    for reader in found:
-        reader.cache = cache
-    beginning = [reader for reader in found if type(reader).begin is not Reader.begin]
-    for reader in {reader.slot: reader for reader in beginning}.values():  # where PEFT trains a copy, the copy
-        reader.begin(by_name(block, args, kwargs))
+    """Note which cache a layer has, and the context vector of what it is given, where that is made here."""
+    now = current_pass()
+    if now is None:
+        return
+    inputs = by_name(block, args, kwargs) if args else kwargs
+    now.cache = cache_of(inputs)
+    source = block._modules.get(SOURCE)
+    if source is not None and now.reading is not None and isinstance(hidden := inputs.get("hidden_states"), Tensor):
+        encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+        now.reading.vector = source(hidden, encoded, mask)
 
 
 class Carrying:
-    """A checkpointing function that takes along what the readers of a layer knew."""
+    """A checkpointing function that takes along the pass in which a layer runs."""
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self.plain = plain
 
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call ``function`` as the plain one does, with the readers' present knowledge each time it runs."""
-        layer = next((part for part in getattr(function, "args", ()) if isinstance(part, nn.Module)), None)
-        if layer is None:
-            layer = getattr(function, "__self__", None)
-        known = next((reader.reading for reader in readers(layer)), None) if isinstance(layer, nn.Module) else None
+        """Call ``function`` as the plain one does, within the present pass each time it runs."""
+        now = current_pass()
         # the vector as an argument, which is how a reentrant checkpoint finds what its gradients belong to
-        vector = None if known is None else known.vector
-        return self.plain(partial(_run_again, function, layer, known), vector, *args, **kwargs)
+        vector = None if now is None or now.reading is None else now.reading.vector
+        return self.plain(partial(_run_again, function, now), vector, *args, **kwargs)
 
 
-def _run_again(
-    function: Any, layer: Any, known: Reading | None, vector: Tensor | None, *args: Any, **kwargs: Any
-) -> Any:
-    for reader in readers(layer) if known is not None else ():
-        assert known is not None
-        reader.reading, reader.cache = replace(known, vector=vector), None
-    return function(*args, **kwargs)
+def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    if known is None or known.reading is None:
+        return function(*args, **kwargs)
+    with within(replace(known, reading=replace(known.reading, vector=vector), cache=None)):
+        return function(*args, **kwargs)
 
 
 def _carry(stack: nn.Module) -> None:

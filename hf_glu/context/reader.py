@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_glu.context.passes import current_pass
 from hf_glu.context.reading import Reading
-from hf_glu.errors import TrainingError
+from hf_glu.errors import OptionError, TrainingError
 
 
 class Reader(nn.Module):
-    """A module that is told, before each forward pass of its model, which tokens come.
+    """A module that reads which tokens the running pass of its model has (`hf_glu.context.passes`).
 
     Attributes:
         slot: its name in the model: the key of its states in a cache.
-        reading: the tokens; None outside of the model's forward.
-        cache: where its states are kept; None: nowhere.
     """
 
     slot: str = ""
-    reading: Reading | None = None
-    cache: Any = None
-
-    def begin(self, inputs: Mapping[str, Any]) -> None:
-        """Do what there is to do before its block runs; ``inputs`` are the block's, by name."""
 
     def current(self) -> Reading | None:
-        """Return what is known about the tokens.
+        """Return what is known about the tokens; None outside of the model's forward.
 
         Raises:
             TrainingError: a layer is computed once more in the backward pass by a checkpointing that is not
                 Transformers' own, which doesn't know any more which tokens were padding.
         """
-        if self.reading is None and self.slot and not torch.compiler.is_compiling():
+        now = current_pass()
+        if now is None and self.slot and not torch.compiler.is_compiling():
             if torch._C._current_graph_task_id() != -1:
                 raise TrainingError(
                     f"{self.slot} is computed again in the backward pass without its model: use the model's own "
                     "gradient_checkpointing_enable()"
                 )
-        return self.reading
+        return None if now is None else now.reading
+
+    def cache(self) -> Any:
+        """Return where its states are kept, None: nowhere."""
+        now = current_pass()
+        return None if now is None else now.cache
 
     def sequences(self, x: Tensor) -> Tensor:
-        """Return ``x`` as ``[B, T, W]``: some families hand their FFNs the tokens of all sequences in one row."""
+        """Return ``x`` as ``[B, T, W]``: some families hand their FFNs the tokens of all sequences in one row.
+
+        Raises:
+            OptionError: ``x`` has some of a text's tokens only, so that nothing is known of those before.
+        """
         reading = self.current()
-        if x.ndim == 3:
-            return x
-        if x.ndim == 2 and reading is not None and x.shape[0] == reading.batch * reading.length:
+        if reading is None:
+            return x if x.ndim == 3 else x.reshape(-1, 1, x.shape[-1])
+        if x.ndim == 2 and x.shape[0] == reading.batch * reading.length:
             return x.view(reading.batch, reading.length, -1)
-        return x.reshape(-1, 1, x.shape[-1])
+        if x.ndim != 3 or x.shape[:2] != (reading.batch, reading.length):
+            raise OptionError(
+                f"{self.slot or type(self).__name__} reads texts of {reading.length} tokens, and is given a part, "
+                f"{list(x.shape)}: set chunk_size_feed_forward to 0"
+            )
+        return x

@@ -5,29 +5,23 @@ Shapes: B sequences of T tokens, N of which are given; L: the most that one sequ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from hf_glu.context.reader import Reader
+from hf_glu.context.passes import current_pass, within
 from hf_glu.context.reading import Reading
 
 
-@contextmanager
-def told(act: nn.Module, rows: Tensor | None) -> Iterator[None]:
-    """Have the readers in ``act`` know that they get the tokens ``rows`` only; None: nobody knows which."""
-    found = [module for module in act.modules() if isinstance(module, Reader)]
-    known = [(reader, reader.current()) for reader in found]
-    for reader, reading in known:
-        reader.reading = None if rows is None or reading is None else replace(reading, rows=rows)
-    try:
-        yield
-    finally:
-        for reader, reading in known:
-            reader.reading = reading
+def told(rows: Tensor | None) -> AbstractContextManager[None]:
+    """Have readers know, in a block, that they get the tokens ``rows`` only; None: nobody knows which."""
+    now = current_pass()
+    if now is None:
+        return nullcontext()
+    known = None if rows is None or now.reading is None else replace(now.reading, rows=rows)
+    return within(replace(now, reading=known))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,13 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
+from hf_glu.activation.known import is_bare
+from hf_glu.activation.module import is_recomputable
+from hf_glu.autodiff import needs_formula
 from hf_glu.config import GluConfig
 from hf_glu.context.routed import told
 from hf_glu.expert_options import ExpertOptions, Group
-from hf_glu.experts.loop import Loop, linear, spans_of
+from hf_glu.experts.loop import Loop, linear, plain_loop, spans_of
 from hf_glu.registry import GATED, unwrapped
 
 STD = 0.02
@@ -116,9 +119,8 @@ class Bank(OwnedModule):
         return linear(hidden, self.out_proj, out_bias, expert)
 
     def is_plain(self) -> bool:
-        """Tell whether nobody has wrapped or hooked this bank, and `one` gives what it gives."""
-        hooked = self._forward_hooks or self._forward_pre_hooks or self.reads
-        return type(self) is Bank and type(self.in_proj) is nn.Parameter and not hooked
+        """Return whether nobody has wrapped, hooked or offloaded this bank, so that `one` gives what it gives."""
+        return type(self) is Bank and is_bare(self) and type(self.in_proj) is nn.Parameter and not self.reads
 
     def extra_repr(self) -> str:
         """Show the group in the model's printout."""
@@ -152,7 +154,7 @@ def _read(bank: Bank, sizes: Sequence[int], scale: Tensor | None, tokens: Tensor
     in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
     parts = []
     for expert, span in enumerate(starmap(slice, pairwise(accumulate(sizes, initial=0)))):
-        with told(bank.acts[expert], None if tokens is None else tokens[span]):
+        with told(None if tokens is None else tokens[span]):
             hidden = bank.acts[expert](linear(x[span], in_proj, in_bias, expert)).to(x.dtype)
         parts.append(linear(hidden, out_proj, out_bias, expert))
     out = torch.cat(parts)
@@ -163,12 +165,12 @@ def _loop(
     bank: Bank, sizes: Sequence[int], scale: Tensor | None, x: Tensor, in_proj: Tensor, out_proj: Tensor
 ) -> Tensor:
     in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
-    spans = spans_of(sizes)
     if torch.is_grad_enabled():
-        own = dict(bank.act.named_parameters())
-        scale = x.new_ones(len(x)) if scale is None else scale
-        inputs = (x, scale, in_proj, out_proj, in_bias, out_bias, *own.values())
-        return Loop.apply(bank.act, list(own), spans, *inputs)
+        inputs = (x, x.new_ones(len(x)) if scale is None else scale, in_proj, out_proj, in_bias, out_bias)
+        known = is_recomputable(bank.act) and not needs_formula(*inputs)
+        y: Tensor = Loop.apply(bank.act, sizes, *inputs) if known else plain_loop(bank.act, sizes, *inputs)
+        return y
+    spans = spans_of(sizes)
     parts = [bank.act(linear(x[rows], in_proj, in_bias, expert)).to(x.dtype) for expert, rows in spans]
     parts = [linear(part, out_proj, out_bias, expert) for part, (expert, _) in zip(parts, spans, strict=True)]
     out = torch.cat(parts) if parts else x.new_empty(0, out_proj.shape[1])

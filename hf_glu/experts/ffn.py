@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from hf_glu.activation import OwnedModule
 from hf_glu.config import GluConfig
-from hf_glu.context.hooks import readers
+from hf_glu.context.passes import current_pass
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts.bank import Bank, choose_backend
-from hf_glu.experts.loop import Combine, Dispatch, sum_rows
+from hf_glu.experts.loop import combine, dispatch, sum_rows
 from hf_glu.experts.losses import Scale, inject
 from hf_glu.experts.router import Router, Routing
 
@@ -114,8 +114,8 @@ class ExpertFFN(OwnedModule):
         which = self._rows(source, len(tokens))
         counts = experts.new_zeros(routing.logits.shape[1]).scatter_add_(0, experts, torch.ones_like(experts))
         if graded:
-            rows = Dispatch.apply(tokens, source, back)
-            return Combine.apply(self._each(rows, counts, scale, which), source, back)
+            rows = dispatch(tokens, source, back)
+            return combine(self._each(rows, counts, scale, which), source, back)
         return sum_rows(self._each(tokens.index_select(0, source), counts, None, which) * scale.unsqueeze(1), back)
 
     def _is_few(self, tokens: Tensor, pairs: int) -> bool:
@@ -145,7 +145,8 @@ class ExpertFFN(OwnedModule):
         """Return ``source`` where the experts read the text, and its tokens are the ``total`` ones given."""
         if not self.reads:
             return None
-        reading = readers(self)[0].current()
+        now = current_pass()
+        reading = None if now is None else now.reading
         return source if reading is not None and reading.batch * reading.length == total else None
 
     def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None, which: Tensor | None) -> Tensor:

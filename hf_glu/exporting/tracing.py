@@ -9,16 +9,16 @@ Shapes: T tokens, N of which chose an expert, k experts a token, E experts, H hi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from hf_glu.context import Reader
+from hf_glu.context.passes import current_pass, within
 from hf_glu.experts import ExpertFFN
 from hf_glu.experts.bank import Bank
 from hf_glu.experts.ffn import banks_of
@@ -73,7 +73,7 @@ def _expert(bank: Any, expert: int, x: Tensor, mine: Tensor | None = None) -> Te
         return bank(expert, x)
     act = bank.acts[expert if bank.reads else 0]
     hidden = _linear(x, bank.in_proj, bank.in_bias, expert)
-    with _told(act, mine):
+    with _told(mine):
         units = act(hidden).to(x.dtype)
     return _linear(units, bank.out_proj, bank.out_bias, expert)
 
@@ -82,20 +82,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tens
     return functional.linear(x, weight[expert], None if bias is None else bias[expert].to(x.dtype))
 
 
-@contextmanager
-def _told(act: nn.Module, mine: Tensor | None) -> Iterator[None]:
-    """Have the readers in ``act`` take all tokens but ``mine`` for padding; None: as they are told anyway."""
-    found = [module for module in act.modules() if isinstance(module, Reader)]
-    known = [reader.reading for reader in found]
-    for reader, reading in zip(found, known, strict=True):
-        if reading is not None and mine is not None:
-            own = mine.view(reading.batch, reading.length)
-            reader.reading = replace(reading, valid=own if reading.valid is None else own & reading.valid)
-    try:
-        yield
-    finally:
-        for reader, reading in zip(found, known, strict=True):
-            reader.reading = reading
+def _told(mine: Tensor | None) -> AbstractContextManager[None]:
+    """Have readers take all tokens but ``mine`` for padding; None: as they are told anyway."""
+    now = current_pass()
+    if now is None or now.reading is None or mine is None:
+        return nullcontext()
+    reading = now.reading
+    own = mine.view(reading.batch, reading.length)
+    valid = own if reading.valid is None else own & reading.valid
+    return within(replace(now, reading=replace(reading, valid=valid)))
 
 
 def native_experts(bank: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hf_glu.experts import ExpertFFN
 from hf_glu.layers.sites import Site
 
 # what may stand in an FFN's own module beside its parts
-_BESIDE = (nn.Dropout, nn.Identity)
+BESIDE = (nn.Dropout, nn.Identity)
 
 
 class FirstOnly(nn.Module):
@@ -30,7 +30,7 @@ def own_module(site: Site) -> bool:
     paths = [path for path in (site.row.gate, site.row.in_proj, site.row.act, site.row.out_proj) if path]
     if not site.name or any("." in path for path in paths):
         return False
-    return all(name in paths or isinstance(child, _BESIDE) for name, child in site.anchor.named_children())
+    return all(name in paths or isinstance(child, BESIDE) for name, child in site.anchor.named_children())
 
 
 def make_experts(

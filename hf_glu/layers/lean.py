@@ -1,39 +1,51 @@
-"""Gated FFNs with less memory, and with kernels that compute phi(g) u or its gradient in one pass.
+"""Gated FFNs that keep less for the backward pass, and kernels that compute phi(g) u or its gradient in one pass.
 
-An out-projection keeps its input, the product, for the gradient of its weight. Within `save_memory` it keeps instead
-what the product is made of, which the activation keeps anyway.
+An out-projection keeps its input, the product, for the gradient of its weight. With `save_memory` it keeps instead what
+the product was made of, which the activation keeps anyway.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation.fused import find_fused
+from hf_glu.activation.fused import find_fused, is_standard
 from hf_glu.activation.gating import Product, product_of
-from hf_glu.activation.module import GatedActivation
+from hf_glu.activation.module import GatedActivation, OwnedModule
 from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.inplace import InPlace, become
 from hf_glu.layers.sites import convertible_sites
-from hf_glu.registry import registry
 
 
 def save_memory(model: nn.Module) -> int:
-    """Have the gated FFNs of ``model`` keep a third less for the backward pass; return how many do.
+    """Have the FFNs of ``model`` keep less for the backward pass; return how many do.
 
-    The results stay the same bit by bit. Calling it again changes nothing.
+    A gate keeps ``[g | u]`` only, a third less than the formula; a mix of activations, or a modulation, its input only.
+    They are computed again in the backward pass, by one function of their own each, with fresh gradients; where that
+    might give anything else (an activation that isn't known exactly, hooks, transforms of torch), the formula is kept.
+    Values stay the same bit by bit, gradients up to rounding. Calling it again changes nothing.
 
     Raises:
-        NoSiteError: there is no FFN that multiplies by an up half with an activation of hf_glu's.
+        NoSiteError: there is no FFN with an activation of hf_glu's.
     """
-    sites = [site for site in convertible_sites(model) if site.widened and site.kind == "dense"]
+    sites = [site for site in convertible_sites(model) if site.activation]
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     for site in sites:
-        watch_out(site.out_proj)
+        keep_less(site.act, site.out_proj if site.widened else None)
     return len(sites)
+
+
+def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
+    """Have an activation, and the out-projection that takes what it gives, compute again what they need not keep."""
+    for module in act.modules():
+        if isinstance(module, OwnedModule):
+            module.saves_memory = True
+    if out_proj is not None:
+        become(out_proj, LeanOut)
 
 
 def fuse(model: nn.Module, *, device: str | None = None) -> int:
@@ -55,45 +67,35 @@ def fuse(model: nn.Module, *, device: str | None = None) -> int:
     if not gates:
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     device = device or next(iter(model.parameters())).device.type
-    kernels = [partial(find_fused, str(registry[act.name].gate)) for act in gates]
-    for act, find in zip(gates, kernels, strict=True):
-        if find(device) is None:
+    for act in gates:
+        assert act.phi is not None
+        if find_fused(act.phi, device) is None:
             raise OptionError(f"hf_glu.fuse has no kernels for {act.name} on {device}, and torch finds no compiler")
-    for act, find in zip(gates, kernels, strict=True):
-        act.fused = find
+    for act in gates:
+        act.fuses = True
     return len(gates)
 
 
 def is_fusible(act: GatedActivation) -> bool:
-    """Tell whether an activation is phi(g) u with a phi that has no parameters."""
-    return act.phi is not None and next(iter(act.phi.parameters()), None) is None
+    """Return whether an activation is phi(g) u with a phi that is known exactly."""
+    return act.phi is not None and is_standard(act.phi)
 
 
-def watch_out(out_proj: nn.Module) -> None:
-    """Have one out-projection do so."""
-    if begin not in out_proj._forward_pre_hooks.values():
-        out_proj.register_forward_pre_hook(begin)
-        out_proj.register_forward_hook(end, always_call=True)
+class LeanOut(InPlace):
+    """What an out-projection becomes that keeps how its input was made in place of its input."""
 
-
-def begin(out_proj: nn.Module, args: tuple[Any, ...]) -> None:
-    """Swap the product, as it is about to be kept, for what it is made of."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return
-    made = product_of(args[0])
-    if made is not None:
-        swap = _Swap(args[0], made)
-        hooks = torch.autograd.graph.saved_tensors_hooks(swap.pack, _unpack)
-        hooks.__enter__()
-        out_proj.__dict__["_hf_glu_swap"] = hooks, swap
-
-
-def end(out_proj: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Keep everything again."""
-    hooks, swap = out_proj.__dict__.pop("_hf_glu_swap", (None, None))
-    if hooks is not None:
-        hooks.__exit__(None, None, None)
-        swap.product = None  # the graph keeps what packs for it, and so would keep the product
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Apply the projection."""
+        run: Callable[..., Any] = super().forward  # type: ignore[misc]
+        made = None if torch.compiler.is_compiling() else product_of(x)
+        if made is None or not torch.is_grad_enabled() or not made.is_unchanged(x):
+            return run(x, *args, **kwargs)
+        swap = _Swap(x, made)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(swap.pack, _unpack):
+                return run(x, *args, **kwargs)
+        finally:
+            swap.product = None  # the graph keeps what packs for it, and so would keep the product
 
 
 class _Swap:
@@ -104,11 +106,11 @@ class _Swap:
         self.made = made
 
     def pack(self, kept: Tensor) -> Any:
-        """Return what the product is made of in its place, and all else as it is."""
+        """Return how the product was made in its place, and all else as it is."""
         product = self.product
         assert product is not None
         same = kept.data_ptr() == product.data_ptr() and kept.numel() == product.numel() and kept.is_contiguous()
-        return (self.made, kept.shape) if same else kept
+        return (self.made, kept.shape) if same and kept.dtype == product.dtype else kept
 
 
 def _unpack(kept: Any) -> Tensor:

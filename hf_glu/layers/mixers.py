@@ -4,10 +4,12 @@ The mixer multiplies its scan's output by silu(g), g being a part of its in-proj
 the scan, or of a norm. Its class is subclassed in place: while its own forward runs, its in-projection is followed by
 what a wrapped silu does to g; for any other activation, g is replaced by a constant, and the scan's output multiplied
 by the activation instead. The convolution's activation, the scan and its kernels stay as they are.
+What one call hands from one part to another is kept by thread: two may run one model at once.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from hf_glu.errors import TrainingError
 from hf_glu.inplace import InPlace, become
 
 ONE = 1.2784645427610738  # silu of it is 1
+_local = threading.local()  # mixer: the one that runs; gate: its g, between the in-projection and what it gates
 
 
 class _Around:
@@ -40,7 +43,7 @@ class _Projected(_Around):
         width, begin = mixer.intermediate_size, mixer.gate_begin
         before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
         if mixer.owns:
-            mixer.gate, gate = gate, torch.full_like(gate, ONE)
+            _local.gate, gate = gate, torch.full_like(gate, ONE)
         else:
             gate = mixer.act.shifted(gate)
         return torch.cat([before, gate, after], dim=-1)
@@ -51,7 +54,7 @@ class _Gated(_Around):
 
     def __call__(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         mixer = self.mixer
-        opened, mixer.gate = mixer.act(mixer.gate), None
+        opened, _local.gate = mixer.act(_local.gate), None
         if gate is not None:
             return self.plain(x * opened.to(x.dtype), None)
         one = functional.silu(torch.tensor(ONE, dtype=opened.dtype, device=opened.device))
@@ -64,13 +67,15 @@ class GatedMixer(InPlace, nn.Module):
     Attributes:
         gate_begin: where in the in-projection's output the gate begins.
         owns: whether the activation isn't a silu, so that the scan's own must do nothing.
-        gate: g, between the in-projection and what it gates.
     """
 
-    running: bool = False
     owns: bool
     gate_begin: int
-    gate: Tensor | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether this thread runs the forward."""
+        return getattr(_local, "mixer", None) is self
 
     @property
     def in_proj(self) -> Any:
@@ -94,14 +99,14 @@ class GatedMixer(InPlace, nn.Module):
         Raises:
             TrainingError: a fused kernel took the whole mixer over, which knows no gate but silu.
         """
-        self.running = True
+        _local.mixer, _local.gate = self, None
         try:
             out = super().forward(*args, **kwargs)
-            if self.gate is not None:
+            if _local.gate is not None:
                 raise TrainingError("a fused kernel of Mamba's has no gate but silu: uninstall it, or stay with silu")
             return out
         finally:
-            self.running, self.gate = False, None
+            _local.mixer, _local.gate = None, None
 
 
 def own_gate(mixer: Any) -> None:

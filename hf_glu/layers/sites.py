@@ -66,14 +66,14 @@ class Site:
     def hidden(self) -> int:
         """Size of the FFN's input."""
         if self.kind == "experts":
-            return int(_follow(self.anchor, self.row.out_proj).shape[1])
+            return int(follow(self.anchor, self.row.out_proj).shape[1])
         return in_features(self.in_proj)
 
     @property
     def width(self) -> int:
         """Number of hidden units (of the product, where gated)."""
         if self.kind == "experts":
-            return int(_follow(self.anchor, self.row.out_proj).shape[2])
+            return int(follow(self.anchor, self.row.out_proj).shape[2])
         return in_features(self.out_proj)
 
     @property
@@ -118,7 +118,7 @@ def find_sites(model: nn.Module) -> list[Site]:
         for row in SITE_TABLE:
             if not _matches(module, row) or (row.exclusive and _model_type(model) not in row.families):
                 continue
-            key = id(_follow(module, row.out_proj))
+            key = id(follow(module, row.out_proj))
             if key not in seen:
                 seen.add(key)
                 sites.append(Site(name=name, row=row, anchor=module, layer=layer_of(name), stack=_stack(name, model)))
@@ -141,7 +141,7 @@ def find_mixers(model: nn.Module) -> list[Site]:
     return [
         Site(name=name, row=MIXER, anchor=module, layer=layer_of(name), stack=None)
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "A_log", None), nn.Parameter) and isinstance(_follow(module, "act"), nn.Module)
+        if isinstance(getattr(module, "A_log", None), nn.Parameter) and isinstance(follow(module, "act"), nn.Module)
     ]
 
 
@@ -150,7 +150,7 @@ def convertible_sites(model: nn.Module) -> list[Site]:
     return find_sites(model) or find_mixers(model)
 
 
-def _follow(module: nn.Module, path: str) -> Any:
+def follow(module: nn.Module, path: str) -> Any:
     """Return what ``path`` leads to, or None."""
     found: Any = module
     for part in path.split("."):
@@ -165,18 +165,18 @@ def _matches(module: nn.Module, row: SiteRow) -> bool:
         or (row.absent and hasattr(module, row.absent))
     ):
         return False
-    if not isinstance(_follow(module, row.act), nn.Module):
+    if not isinstance(follow(module, row.act), nn.Module):
         return False
-    in_proj, out_proj = _follow(module, row.in_proj), _follow(module, row.out_proj)
+    in_proj, out_proj = follow(module, row.in_proj), follow(module, row.out_proj)
     if row.kind == "experts":
         return all(isinstance(part, nn.Parameter) and part.ndim == 3 for part in (in_proj, out_proj))
     if not isinstance(in_proj, LINEAR) or not isinstance(out_proj, LINEAR):
         return False
     ratio = 2 if row.kind == "packed" else 1
     if row.gate is not None:
-        gate = _follow(module, row.gate)
+        gate = follow(module, row.gate)
         return isinstance(gate, LINEAR) and out_features(gate) == out_features(in_proj) == in_features(out_proj)
-    act = _follow(module, row.act)
+    act = follow(module, row.act)
     if row.kind == "dense" and isinstance(act, OwnedActivation) and out_features(in_proj) == 2 * in_features(out_proj):
         return act.gated
     return out_features(in_proj) == ratio * in_features(out_proj)

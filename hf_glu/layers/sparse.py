@@ -13,12 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
+from hf_glu.activation.known import is_bare
+from hf_glu.activation.module import is_recomputable
 from hf_glu.errors import NoSiteError, OptionError
-from hf_glu.inplace import InPlace, become
-from hf_glu.layers.expert_sites import own_module
-from hf_glu.layers.linear import weight_rows
-from hf_glu.layers.sites import Site, convertible_sites
+from hf_glu.inplace import InPlace, become, stock_class
+from hf_glu.layers.expert_sites import BESIDE, own_module
+from hf_glu.layers.forward import projections
+from hf_glu.layers.lean import LeanOut
+from hf_glu.layers.linear import LINEAR, AnyLinear, weight_rows
+from hf_glu.layers.sites import Site, convertible_sites, follow
 
 MOST_TOKENS = 4  # more of them open too many units between them
 MOST_OPEN = 0.4  # measured: a gather costs more than it saves beyond
@@ -27,8 +32,9 @@ MOST_OPEN = 0.4  # measured: a gather costs more than it saves beyond
 def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: int = MOST_TOKENS) -> int:
     """Have the FFNs of ``model`` that are gated by a ReLU skip closed units at inference; return how many do.
 
-    Outputs differ by rounding. Each FFN keeps a copy of its out-projection with a row for each unit, and GPT-2's of its
-    in-projection. Calling it again changes the two numbers.
+    Outputs differ by rounding. Each unit's weights are laid next to each other in memory, in the model's own
+    parameters, and read there at each call: nothing is kept beside them. An FFN whose projections are wrapped, hooked or offloaded
+    (adapters, parametrizations) is computed as usual. Calling it again changes the two numbers.
 
     Args:
         model: with ``reglu``, ``relu2glu`` or another gate that is 0 below 0, in modules of their own (GPT-2, T5, Llama
@@ -48,7 +54,17 @@ def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: i
     for site in sites:
         become(site.anchor, SkipZeros)
         site.anchor.__dict__["hf_glu_units"] = Units(site, most_open, most_tokens)
+        for linear in projections(site):
+            lay_out(linear, by_input=linear is site.out_proj)
     return len(sites)
+
+
+@torch.no_grad()
+def lay_out(linear: AnyLinear, *, by_input: bool) -> None:
+    """Lay the weights of each input, or of each output, next to each other in memory; values and shape stay."""
+    transposed = by_input != isinstance(linear, Conv1D)  # whose weight is [in, out]
+    weight = linear.weight.data
+    linear.weight.data = weight.T.contiguous().T if transposed else weight.contiguous()
 
 
 def _skippable(site: Site) -> bool:
@@ -81,10 +97,11 @@ class SkipZeros(InPlace):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Apply the FFN, closed units left out where that pays."""
-        tokens = x.numel() // x.shape[-1]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not 0 < tokens <= self.hf_glu_units.most_tokens:
+        units, tokens = self.hf_glu_units, x.numel() // x.shape[-1]
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not 0 < tokens <= units.most_tokens
+        if whole or args or kwargs or not units.are_readable():
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        return self.hf_glu_units(x.reshape(tokens, -1)).view(x.shape)
+        return units(x.reshape(tokens, -1)).view(x.shape)
 
 
 class Units:
@@ -92,45 +109,53 @@ class Units:
 
     def __init__(self, site: Site, most_open: float, most_tokens: int) -> None:
         self.site, self.most_open, self.most_tokens = site, most_open, most_tokens
-        self._known: tuple[Any, ...] = ()
-        self._rows: tuple[Any, ...] = ()
+
+    def are_readable(self) -> bool:
+        """Return whether the FFN is still what it was, its projections plain maps and its gate known exactly.
+
+        Then what is read here is what calling them would compute.
+        """
+        row, anchor = self.site.row, self.site.anchor
+        linears = [follow(anchor, path) for path in (row.in_proj, row.out_proj, row.gate) if path]
+        idle = all(_is_idle(part) for part in anchor.modules() if isinstance(part, BESIDE))
+        return idle and all(is_plain(linear) for linear in linears) and is_recomputable(follow(anchor, row.act))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the FFN's output for ``x``, both ``[N, H]``."""
-        gate, gate_bias, up, up_bias, out, out_bias = self.rows()
-        opened = gate_of(self.site)(functional.linear(x, gate, gate_bias))
+        site, out = self.site, self.site.out_proj
+        (gate, gate_bias), (up, up_bias) = self.halves()
+        opened = gate_of(site)(functional.linear(x, gate, gate_bias))
         active = (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
         if len(active) > self.most_open * len(gate):
             units = opened * functional.linear(x, up, up_bias)
-            return self.site.out_proj(units.to(self.site.out_proj.weight.dtype)).to(x.dtype)
+            return out(units.to(out.weight.dtype)).to(x.dtype)
         bias = None if up_bias is None else up_bias[active]
-        units = opened[:, active].mul_(functional.linear(x, up.index_select(0, active), bias)).to(out.dtype)
-        if len(x) == 1:  # reads the rows in place
-            found = functional.embedding_bag(active.unsqueeze(0), out, per_sample_weights=units, mode="sum")
+        rows = weight_rows(out).T  # [W, H]
+        units = opened[:, active].mul_(functional.linear(x, up.index_select(0, active), bias)).to(rows.dtype)
+        if len(x) == 1 and rows.is_contiguous():  # reads the rows in place
+            found = functional.embedding_bag(active.unsqueeze(0), rows, per_sample_weights=units, mode="sum")
         else:
-            found = units @ out.index_select(0, active)
-        return (found if out_bias is None else found + out_bias).to(x.dtype)
+            found = units @ rows.index_select(0, active)
+        return (found if out.bias is None else found + out.bias).to(x.dtype)
 
-    def rows(self) -> tuple[Any, ...]:
-        """Return gate and up rows ``[W, H]``, out rows ``[W, H]``, each with its bias; made anew where they change."""
-        site = self.site
-        linears = [site.in_proj, site.out_proj]
-        if site.row.gate is not None:
-            linears.insert(0, site.anchor.get_submodule(site.row.gate))
-        known = tuple((each.weight.data_ptr(), each.weight._version, each.weight.dtype) for each in linears)
-        if known != self._known:
-            into = [part for each in linears[:-1] for part in _halves(each, len(linears) == 2)]
-            out = site.out_proj
-            self._rows = (*into, weight_rows(out).detach().T.contiguous(), out.bias)
-            self._known = known
-        return self._rows
+    def halves(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Return the gate's and the up half's rows ``[W, H]``, each with its bias."""
+        ins = projections(self.site)[:-1]
+        if len(ins) == 2:
+            return [(weight_rows(linear), linear.bias) for linear in ins]
+        (fused,) = ins
+        biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
+        return list(zip(weight_rows(fused).chunk(2), biases, strict=True))
 
 
-def _halves(linear: Any, fused: bool) -> list[Tensor | None]:
-    """Return the rows and biases of a projection, those of its halves where it gives ``[g | u]``."""
-    rows, bias = weight_rows(linear).detach().contiguous(), linear.bias
-    if not fused:
-        return [rows, bias]
-    halves = rows.chunk(2)
-    biases = (None, None) if bias is None else bias.chunk(2)
-    return [halves[0], biases[0], halves[1], biases[1]]
+def is_plain(linear: nn.Module) -> bool:
+    """Return whether a projection is the plain map of its weight and bias, which are there."""
+    if stock_class(linear, LeanOut) not in LINEAR or not is_bare(linear):
+        return False
+    return type(linear.weight) is nn.Parameter and linear.weight.device.type != "meta"
+
+
+def _is_idle(beside: nn.Module) -> bool:
+    """Return whether a module that stands beside an FFN's parts does nothing now."""
+    drops = isinstance(beside, nn.Dropout) and beside.training and beside.p > 0
+    return type(beside) in BESIDE and is_bare(beside) and not drops

@@ -15,12 +15,13 @@ import math
 import torch
 from torch import Tensor
 
+from hf_glu.autodiff import is_transformed
 from hf_glu.errors import OptionError, nearest
 from hf_glu.scan import operator
 from hf_glu.scan.linear import BACKENDS, backend_for, sides
 from hf_glu.scan.traced import traced
 
-__all__ = ["bidirectional", "spread_decays", "stateful", "step"]
+__all__ = ["bidirectional", "decays", "spread_decays", "stateful", "step"]
 
 
 def stateful(
@@ -59,7 +60,8 @@ def stateful(
         return step(gate, alpha - beta, beta, 1 - decay, state, out), out
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
-    if torch.compiler.is_exporting():  # into a graph for any runtime, which has no such operator
+    # a graph for any runtime has no such operator, nor do torch's transforms know it
+    if torch.compiler.is_exporting() or is_transformed(gate, alpha, beta, decay, start):
         return traced(gate, alpha, beta, decay, start, valid, restart, reverse)
     seen = torch.compiler.is_compiling() or torch.is_grad_enabled() or type(gate) is not Tensor
     run = torch.ops.hf_glu.stateful if seen else operator.value  # what the operator does, without its dispatch
@@ -92,6 +94,11 @@ def bidirectional(
         for reverse in (False, True)
     )
     return torch.lerp(forth, back, 0.5)
+
+
+def decays(logits: Tensor) -> Tensor:
+    """Return the decays sigmoid(logits), in float32 at least: near 1, half precision has none between."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 def spread_decays(ends: tuple[float, float], count: int) -> Tensor:

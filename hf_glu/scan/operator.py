@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_glu.autodiff import differentiable, is_transformed
 from hf_glu.scan import blocks
 from hf_glu.scan.linear import BACKENDS, ends, sides
+from hf_glu.scan.traced import traced
 
 
 def state_dtype(gate: Tensor) -> torch.dtype:
@@ -72,22 +75,42 @@ def _fake_gradients(dz: Tensor, dtrail: Tensor | None, gate: Tensor, *_: Any) ->
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     gate, alpha, beta, decay, start, valid, restart, ctx.reverse, ctx.backend = inputs
     ctx.set_materialize_grads(False)  # the states' gradient is nearly always None, and costs nothing then
-    ctx.start = None if start is None else start.dtype
-    ctx.save_for_backward(gate, alpha, beta, decay, output[1], valid, restart)
+    ctx.save_for_backward(gate, alpha, beta, decay, output[1], start, valid, restart)
 
 
 def _backward(ctx: Any, dz: Tensor | None, dtrail: Tensor | None) -> tuple[Tensor | None, ...]:
-    gate, alpha, beta, decay, trail, valid, restart = ctx.saved_tensors
+    gate, alpha, beta, decay, trail, start, valid, restart = ctx.saved_tensors
+    if torch.is_grad_enabled() or is_transformed(gate, dz, dtrail):
+        formula = partial(_formula, valid=valid, restart=restart, reverse=ctx.reverse)
+        inputs, needed = (gate, alpha, beta, decay, start), ctx.needs_input_grad[:5]
+        return *differentiable(formula, inputs, needed, (dz, dtrail)), None, None, None, None
     dz = torch.zeros_like(gate) if dz is None else dz
     dgate, sums, dstart = torch.ops.hf_glu.stateful_backward(
         dz, dtrail, gate, alpha, beta, decay, trail, valid, restart, ctx.reverse, ctx.backend
     )
     dalpha, dbeta, ddecay = (total.to(p.dtype) for total, p in zip(sums, (alpha, beta, decay), strict=True))
-    return dgate, dalpha, dbeta, ddecay, None if ctx.start is None else dstart.to(ctx.start), None, None, None, None
+    return dgate, dalpha, dbeta, ddecay, None if start is None else dstart.to(start.dtype), None, None, None, None
+
+
+def _formula(
+    gate: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    start: Tensor | None,
+    valid: Tensor | None,
+    restart: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return what `value` does, by operations that have derivatives of any order."""
+    z, states = traced(gate, alpha, beta, decay, start, valid, restart, reverse)
+    first = torch.zeros_like(states[:, 0]) if start is None else start.to(states.dtype)
+    parts = [first.unsqueeze(0), states.transpose(0, 1)]
+    return z, torch.cat(parts[::-1] if reverse else parts)
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
-    raise NotImplementedError("a stateful gate has no second derivative: don't pass create_graph=True")
+    raise NotImplementedError("hf_glu::stateful_backward has no derivative: hf_glu.scan.stateful has")
 
 
 def _register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -142,7 +142,7 @@ class _Watched:
 
     def read(self, shift: Modulation, args: Any) -> None:
         """Keep the context vectors after the texts' last tokens: padding leaves a running one as it is."""
-        reading = shift.reading
+        reading = shift.current()
         if reading is not None and reading.vector is not None:
             self.vectors[self.batch] = reading.vector[:, -1].float().cpu()
 
