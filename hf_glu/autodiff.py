@@ -18,8 +18,10 @@ def is_transformed(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():
         return True
-    duals = (torch.autograd.forward_ad.unpack_dual(tensor) for tensor in tensors if tensor is not None)
-    return any(dual.tangent is not None for dual in duals)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in given):  # of batched gradients
+        return True
+    return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in given)
 
 
 def needs_formula(*tensors: Tensor | None) -> bool:

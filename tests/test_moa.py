@@ -14,11 +14,13 @@ from hf_glu import cli
 from hf_glu.activation import modulating
 from hf_glu.activation.blocks import SIZE
 from hf_glu.activation.learnable import mixes
-from hf_glu.activation.mixing import mix, plain
+from hf_glu.activation.mixing import mix, recomputed_mix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.config import GluConfig
 from hf_glu.context import Reading
+from hf_glu.context.passes import Pass, within
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError
+from hf_glu.layers.lean import keep_less
 
 FUNCTIONS = ("silu", "relu", "gelu", "tanh", "sigmoid", "gelu_new", "linear", "relu2")
 COUNT = len(FUNCTIONS)
@@ -216,8 +218,40 @@ def test_gradcheck(kept, monkeypatch):
     monkeypatch.setattr("hf_glu.activation.blocks.SIZE", 12)
     x, channel, row = (tensor.requires_grad_() for tensor in arguments(torch.float64, 5))
     given = (x, None if kept == "row" else channel, None if kept == "channel" else row)
-    assert gradcheck(lambda *tensors: mix(built(), *tensors), given)
-    assert gradgradcheck(lambda *tensors: mix(built(), *tensors), given)
+    for function in (mix, recomputed_mix):
+        assert gradcheck(
+            lambda *tensors, way=function: way(built(), *tensors), given, check_batched_grad=True, fast_mode=True
+        )
+        assert gradgradcheck(
+            lambda *tensors, way=function: way(built(), *tensors), given, check_batched_grad=True, fast_mode=True
+        )
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize(
+    "name", ["moa_gelu", "moa_swiglu", "learnable_geglu", "stateful_moa_swiglu", "modulated_moa_relu"]
+)
+def test_second_derivatives_where_the_coefficients_come_from_the_input(name, saves):
+    act = ACT2FN[name]
+    act.configure(GluConfig(), 4)
+    awake(act)
+    act.double()
+    if saves:
+        keep_less(act, None)
+    x = torch.randn(2, 3, 8 if act.gated else 4, dtype=torch.float64, requires_grad=True)
+    vector = torch.rand(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    given = (x, vector, *act.parameters())
+
+    def function(x, vector, *_):
+        with within(Pass(act, Reading(2, 3, vector=vector))):
+            return act(x)
+
+    assert gradcheck(function, given, check_batched_grad=True, fast_mode=True)
+    assert gradgradcheck(function, given, fast_mode=True)
+    loss = function(*given).square().sum()
+    found = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
+    for ours, expected in zip(found, torch.autograd.grad(loss, given, materialize_grads=True), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -231,7 +265,7 @@ def test_the_gradient_is_autograds(threads, dtype, tolerance):
     torch.set_num_threads(threads)
     try:
         found = []
-        for function, to in ((mix, dtype), (plain, torch.float64)):
+        for function, to in ((recomputed_mix, dtype), (mix, torch.float64)):
             x, channel, row = (tensor.to(torch.float32 if to == dtype else to) for tensor in exact)
             x = x.to(to)
             given = [tensor.detach().requires_grad_() for tensor in (x, channel, row)]
@@ -251,10 +285,11 @@ def test_the_same_bits_again_and_in_inference():
     found = []
     for _ in range(2):
         x.grad = None
-        y = mix(built(), x.requires_grad_(), channel, row)
+        y = recomputed_mix(built(), x.requires_grad_(), channel, row)
         y.sum().backward()
         with torch.inference_mode():
-            found.append({"y": y.detach(), "grad": x.grad, "inference": mix(built(), x, channel, row).clone()})
+            again = recomputed_mix(built(), x, channel, row).clone()
+            found.append({"y": y.detach(), "grad": x.grad, "inference": again})
     assert_same(found[1], found[0], "bitwise")
     assert_same(found[0]["inference"], found[0]["y"], "bitwise")
 
@@ -266,10 +301,10 @@ def test_autocast():
     for key in ("threshold", "slope"):
         torch.nn.init.normal_(act.phi.shift.get_parameter(key))
     x = torch.randn(2, 5, 128)
-    act.phi.shift.reading = Reading(2, 5, vector=torch.rand(2, 5, 8))
-    exact = act(x).detach()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = act(x.bfloat16().requires_grad_())
+    with within(Pass(act, Reading(2, 5, vector=torch.rand(2, 5, 8)))):
+        exact = act(x).detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = act(x.bfloat16().requires_grad_())
     y.sum().backward()
     scale = exact.abs().max().double()
     assert_same(y.detach().double() / scale, exact.double() / scale, "bf16")
@@ -287,10 +322,11 @@ def test_modulation_has_the_gradient_of_autograd(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     shapes = ((5, 6), (5, 2), (6, 2), (6, 2))
     given = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
-    assert_same(modulating.modulate(*given).detach(), modulating.plain(*given).detach(), "formula")
     monkeypatch.setattr("hf_glu.activation.blocks.SIZE", 12)
-    assert gradcheck(modulating.modulate, given)
-    assert gradgradcheck(modulating.modulate, given)
+    assert_same(modulating.recomputed_modulation(*given).detach(), modulating.modulate(*given).detach(), "formula")
+    for function in (modulating.modulate, modulating.recomputed_modulation):
+        assert gradcheck(function, given, check_batched_grad=True, check_forward_ad=True, fast_mode=True)
+        assert gradgradcheck(function, given, check_batched_grad=True, fast_mode=True)
 
 
 @pytest.mark.slow

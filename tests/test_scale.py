@@ -16,7 +16,7 @@ from hf_glu.bench.ffn import FusedFFN
 from hf_glu.bench.memory import saved_bytes
 from hf_glu.bench.steps import llama_ffns
 from hf_glu.errors import NoSiteError, OptionError
-from hf_glu.layers.lean import watch_out
+from hf_glu.layers.lean import keep_less
 from hf_glu.scale import (
     Shape,
     conversion_cost,
@@ -74,7 +74,7 @@ def test_an_ffn_keeps_what_the_formula_says(dtype):
     )  # fmt: skip
     weights = (torch.randn(width, hidden), torch.randn(width, hidden), torch.randn(hidden, width))
     fused, lean = FusedFFN(hidden, width, "geglu", weights), FusedFFN(hidden, width, "geglu", weights)
-    watch_out(lean.out_proj)
+    keep_less(lean.act, lean.out_proj)
     for ffn, module in (("native", native), ("dense", dense), ("fused", fused), ("fused", lean)):
         module.to(dtype)
         shape = Shape(hidden=hidden, width=width, layers=1, heads=1, kv_heads=1, vocab=1, ffn=ffn)

@@ -222,11 +222,20 @@ def test_one_token_without_gradient_is_the_operators():
         assert_same(one, other, "exact")
 
 
-def test_a_second_derivative_is_refused():
-    gate, *parameters, _ = inputs()
-    (first,) = torch.autograd.grad(stateful(gate, *parameters)[0].sum(), gate, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        first.sum().backward()
+@pytest.mark.parametrize("reverse", [False, True])
+def test_derivatives_of_every_kind(reverse):
+    *leaves, start = inputs(times=3, width=2)
+    valid, restart = (mask[:, :3] for mask in masks())
+
+    def function(*tensors):
+        *given, start = tensors
+        return stateful(*given, start=start, valid=valid, restart=restart, reverse=reverse)
+
+    given = (*leaves, start)
+    assert torch.autograd.gradcheck(function, given, check_batched_grad=True, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, given, check_batched_grad=True, fast_mode=True)
+    found = torch.func.vmap(lambda gate: stateful(gate.unsqueeze(0), *leaves[1:])[0].squeeze(0))(leaves[0])
+    assert_same(found, stateful(*leaves)[0], "formula")
 
 
 def test_a_walk_is_refused_where_torch_would_not_go_in_order():

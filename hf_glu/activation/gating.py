@@ -122,7 +122,7 @@ class RecomputedGate(torch.autograd.Function):
             return None, None, None, *differentiable(formula, (x,), (True,), (d,))
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         if ctx.fused:
-            ctx.fused.gradient(x, d, dx)
+            ctx.fused.gradient(x.detach(), d.detach(), dx)
         else:
             fill_gradient(ctx.phi, ctx.contiguous, x, d, dx)
         return None, None, None, dx

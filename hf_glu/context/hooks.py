@@ -27,6 +27,7 @@ CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "ca
 PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
 
 
+TIME_FIRST = ("fsmt", "xlnet")  # model types that hand their layers [T, B, H]
 SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of blocks: ours, and Transformers' own
 
 
@@ -34,16 +35,18 @@ def watch_context(model: nn.Module) -> None:
     """Have every reader in ``model`` told of its tokens and cache; does nothing the second time.
 
     Raises:
-        OptionError: an FFN is given its texts in chunks.
+        OptionError: an FFN is given its texts in chunks, or transposed.
     """
-    for name, _ in named_readers(model):
+    for name, reader in named_readers(model):
         stack, block = _around(model, name)
+        if reader.needs_sequences:
+            _refuse_transposed(stack)
         _hook(stack, before_stack)
         if after_stack not in stack._forward_hooks.values():
             stack.register_forward_hook(after_stack, always_call=True)
         if block is not None:
             _hook(block, before_block)
-        for chunking in _chunking(model, name):
+        for chunking in _chunking(model, name) if reader.needs_sequences else ():
             refuse_chunks(chunking, (), {})
             _hook(chunking, refuse_chunks)
 
@@ -53,6 +56,11 @@ def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
     for name, module in model.named_modules():
         if isinstance(module, Reader):
             yield name, module
+
+
+def _refuse_transposed(stack: Any) -> None:
+    if (kind := getattr(stack.config, "model_type", "")) in TIME_FIRST:
+        raise OptionError(f"{kind} hands its FFNs the texts transposed, which activations that read them can't have")
 
 
 def _chunking(model: nn.Module, name: str) -> Iterator[nn.Module]:

@@ -17,9 +17,11 @@ class Reader(nn.Module):
 
     Attributes:
         slot: its name in the model: the key of its states in a cache.
+        needs_sequences: whether it must be given whole texts, in the order of their tokens.
     """
 
     slot: str = ""
+    needs_sequences: bool = True
 
     def current(self) -> Reading | None:
         """Return what is known about the tokens; None outside of the model's forward.
@@ -46,7 +48,7 @@ class Reader(nn.Module):
         """Return ``x`` as ``[B, T, W]``: some families hand their FFNs the tokens of all sequences in one row.
 
         Raises:
-            OptionError: ``x`` has some of a text's tokens only, so that nothing is known of those before.
+            OptionError: ``x`` isn't what the text's tokens are: a part of them, or what a family has pooled of them.
         """
         reading = self.current()
         if reading is None:
@@ -55,7 +57,7 @@ class Reader(nn.Module):
             return x.view(reading.batch, reading.length, -1)
         if x.ndim != 3 or x.shape[:2] != (reading.batch, reading.length):
             raise OptionError(
-                f"{self.slot or type(self).__name__} reads texts of {reading.length} tokens, and is given a part, "
-                f"{list(x.shape)}: set chunk_size_feed_forward to 0"
+                f"{self.slot or type(self).__name__} reads texts, {reading.batch} of {reading.length} tokens here, and is "
+                f"given {list(x.shape)}: it needs the whole of them (no chunks, no pooling, no routing in the family)"
             )
         return x

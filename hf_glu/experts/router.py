@@ -47,6 +47,7 @@ class Router(Reader, OwnedModule):
         options: of the experts.
     """
 
+    needs_sequences = False
     steps: Tensor | None
     load: Tensor | None
 

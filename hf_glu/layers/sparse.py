@@ -33,8 +33,8 @@ def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: i
     """Have the FFNs of ``model`` that are gated by a ReLU skip closed units at inference; return how many do.
 
     Outputs differ by rounding. Each unit's weights are laid next to each other in memory, in the model's own
-    parameters, and read there at each call: nothing is kept beside them. An FFN whose projections are wrapped, hooked or offloaded
-    (adapters, parametrizations) is computed as usual. Calling it again changes the two numbers.
+    parameters, and read there at each call: nothing is kept beside them. An FFN whose projections are wrapped,
+    hooked or offloaded (adapters, parametrizations) is computed as usual. Calling it again changes the two numbers.
 
     Args:
         model: with ``reglu``, ``relu2glu`` or another gate that is 0 below 0, in modules of their own (GPT-2, T5, Llama
