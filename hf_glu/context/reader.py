@@ -57,7 +57,7 @@ class Reader(nn.Module):
             return x.view(reading.batch, reading.length, -1)
         if x.ndim != 3 or x.shape[:2] != (reading.batch, reading.length):
             raise OptionError(
-                f"{self.slot or type(self).__name__} reads texts, {reading.batch} of {reading.length} tokens here, and is "
-                f"given {list(x.shape)}: it needs the whole of them (no chunks, no pooling, no routing in the family)"
+                f"{self.slot or type(self).__name__} reads texts, {reading.batch} of {reading.length} tokens here, and "
+                f"is given {list(x.shape)}: it needs the whole of them (no chunks, no pooling, no routing in the family)"
             )
         return x
