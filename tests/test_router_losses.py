@@ -18,6 +18,7 @@ from hf_glu.errors import TrainingError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import find_experts
 from hf_glu.experts.router import Router
+from hf_glu.experts.shares import cross_entropies
 from hf_glu.plugin.trainers import LOSSES
 from hf_glu.training.job import Job
 from hf_glu.training.loop import Loop
@@ -53,13 +54,14 @@ def outside(model, rows, **more):
 
 
 # how a micro-batch's loss is made: by the model, its mean over the number of parts; by the model, divided by the step's
-# items; a tuple; outside of the model
+# items; a tuple; outside of the model, left alone or not
 WAYS = {
     "mean": lambda model, rows, parts: model(input_ids=rows, labels=rows).loss / parts,
     "items": lambda model, rows, parts: (
         model(input_ids=rows, labels=rows, num_items_in_batch=parts * rows[:, 1:].numel()).loss
     ),
     "tuple": lambda model, rows, parts: model(input_ids=rows, labels=rows, return_dict=False)[0] / parts,
+    "alone": lambda model, rows, parts: outside(model, rows) / parts,
     "outside": lambda model, rows, parts: hf_glu.with_router_losses(outside(model, rows), model) / parts,
 }
 
@@ -186,24 +188,55 @@ def test_our_own_loop(task, accumulate, tmp_path, monkeypatch):
     assert weight(train, monkeypatch) == pytest.approx(1, rel=1e-4)
 
 
-def test_a_loss_outside_that_was_left_alone_is_refused_where_its_scale_matters():
+def squares(model):
+    return functional.mse_loss(model(input_ids=ROWS).logits[..., 0], ROWS / 50)
+
+
+def test_another_loss_outside_is_refused_where_its_scale_matters():
     model = made("gpt2")
-    expected = step(model, "outside", ROWS, 1)
+    hf_glu.with_router_losses(squares(model), model).backward()
+    expected = gradients(model)
     model.zero_grad()
-    outside(model, ROWS).backward()  # one mean loss, which isn't scaled
+    squares(model).backward()  # one mean loss, which isn't scaled
     assert_same(gradients(model), expected, "trained")
     with pytest.raises(TrainingError, match="with_router_losses"):
-        outside(model, ROWS)
+        squares(model)
     model.zero_grad(set_to_none=False)
     with torch.autocast("cpu", torch.float16):
-        loss = outside(model, ROWS)
+        loss = squares(model)
     with pytest.raises(TrainingError, match="float16"):
         (loss * 65536).backward()
     model.zero_grad()
     with torch.autocast("cpu", torch.float16):
-        loss = hf_glu.with_router_losses(outside(model, ROWS), model)
+        loss = hf_glu.with_router_losses(squares(model), model)
     loss.backward()
     assert gradients(model).keys() == expected.keys()
+
+
+LOSSES_OF_LOGITS = {
+    "mean": (lambda z, y: functional.cross_entropy(z, y), 1),
+    "sum": (lambda z, y: functional.cross_entropy(z, y, reduction="sum") / 40, 6 / 40),
+    "weighted": (lambda z, y: (functional.cross_entropy(z, y, reduction="none") * torch.arange(6)).sum(), 15),
+    "scaled": (lambda z, y: 65536 * functional.cross_entropy(z, y), 65536),
+    "smoothed": (lambda z, y: functional.cross_entropy(z, y, label_smoothing=0.1), None),
+    "and more": (lambda z, y: functional.cross_entropy(z, y) + z.square().mean(), None),
+    "squares": (lambda z, y: functional.mse_loss(z[:, 0], y.float()), None),
+    "each class": (lambda z, y: functional.binary_cross_entropy_with_logits(z, z.detach().sigmoid() / 2), None),
+}
+
+
+@pytest.mark.parametrize("classes", [2, 3, 50])
+@pytest.mark.parametrize("kind", LOSSES_OF_LOGITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_cross_entropies_weigh_is_read_off_their_gradient(kind, classes, dtype):
+    loss, expected = LOSSES_OF_LOGITS[kind]
+    logits = (4 * torch.randn(6, classes, generator=torch.Generator().manual_seed(0))).to(dtype).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits.float(), torch.arange(6) % classes), logits)
+    found = cross_entropies(logits, gradient)
+    if expected is None or (kind == "weighted" and classes == 2):
+        assert found is None
+    else:
+        assert float(found) == pytest.approx(expected, rel=1e-4 if dtype == torch.float32 else 1e-2)
 
 
 def test_a_loss_that_ignores_the_count_of_items_takes_the_routers_along(monkeypatch):

@@ -11,13 +11,16 @@ isn't linear in the tokens, is a mean over the micro-batches that it is taken in
 
 Who adds them: the model, where it returns a loss (`watch`); Transformers' Trainer and our own loop, where the loss is
 computed outside; elsewhere `with_router_losses`. Each expert FFN injects the gradient of its loss where its output's
-gradient passes (`inject`), times the gradient that the sum got: right under checkpointing, too. A loss outside the
-model that nobody has added them to weighs them with 1, which is right for one mean loss that is not scaled, and is
-refused where it is known to be wrong: under accumulation, and in float16, which needs a scaled loss.
+gradient passes (`inject`), times the gradient that the sum got: right under checkpointing, too.
+
+Beside a loss outside that nobody has added them to, they weigh what the cross-entropies of the logits in it weigh (see
+`cross_entropies`). Where it is made of something else, they weigh 1, right for one mean that is not scaled, and it
+is refused where that is known to be wrong: under accumulation, and in float16, which needs a scaled loss.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from hf_glu.context.hooks import by_name
 from hf_glu.errors import TrainingError
-from hf_glu.experts.shares import ITEMS, share, shifts, traced
+from hf_glu.experts.shares import ITEMS, cross_entropies, share, shifts, traced
 from hf_glu.finding import find, forget
 
 ADD = "add the routers' losses to it: loss = hf_glu.with_router_losses(loss, model)"
@@ -169,13 +172,26 @@ def _add(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> An
         labels, shifted = inputs.get("labels"), shifts(model)
     plain = type(output) is tuple and labels is not None  # return_dict=False
     loss = output[0] if plain else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor) or not loss.requires_grad or not pending(model):
+    found = pending(model)
+    if loss is None and found:
+        logits, scales = getattr(output, "logits", None), [experts.scale for experts in found]
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(partial(_read, logits.detach(), scales))
+    if not isinstance(loss, Tensor) or not loss.requires_grad or not found:
         return output
     loss = with_router_losses(loss, model, share(loss, inputs.get(ITEMS), labels, shifted=shifted))
     if plain:
         return (loss, *output[1:])
     output.loss = loss
     return output
+
+
+def _read(logits: Tensor, scales: list[Scale], gradient: Tensor) -> None:
+    """Let the cross-entropies of ``logits`` in a loss that nobody has added the routers' losses to weigh them."""
+    alone = [scale for scale in scales if scale.value is None and scale.default is None]
+    weight = cross_entropies(logits, gradient) if alone else None
+    for scale in alone:
+        scale.value = weight
 
 
 def pending(model: nn.Module) -> list[Any]:
