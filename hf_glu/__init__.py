@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_glu.conversion import revert as revert
     from hf_glu.conversion import split_experts as split_experts
     from hf_glu.conversion import to_native as to_native
+    from hf_glu.experts.losses import with_router_losses as with_router_losses
     from hf_glu.experts.statistics import active_parameters as active_parameters
     from hf_glu.experts.statistics import expert_statistics as expert_statistics
     from hf_glu.exporting import export as export
@@ -82,6 +83,7 @@ _LAZY = {
     "train_all": "hf_glu.training.gates",
     "train_only_gates": "hf_glu.training.gates",
     "verify": "hf_glu.verification",
+    "with_router_losses": "hf_glu.experts.losses",
 }
 
 __all__ = ["__version__", "is_registered", "register", "scoped", "unregister", *_LAZY]

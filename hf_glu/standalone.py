@@ -21,7 +21,7 @@ from hf_glu.layers.fields import activation_of, default_activation, sync_derived
 from hf_glu.layers.pretrained import initialize, refuse_mismatch
 from hf_glu.layers.sites import convertible_sites
 from hf_glu.layers.source import governing_configs
-from hf_glu.layers.tensor_parallel import replicate_widened
+from hf_glu.layers.tensor_parallel import replicate
 
 OWED = "_hf_glu_owed"  # in a config that says dense for now, and in copies of it: the activation of ours
 
@@ -61,7 +61,7 @@ class GluModel(PreTrainedModel):
                     linear._is_hf_initialized = False
             if model is self:
                 super().post_init()
-            replicate_widened(model, built)
+            replicate(model, built)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

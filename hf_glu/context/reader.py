@@ -58,6 +58,6 @@ class Reader(nn.Module):
         if x.ndim != 3 or x.shape[:2] != (reading.batch, reading.length):
             raise OptionError(
                 f"{self.slot or type(self).__name__} reads texts, {reading.batch} of {reading.length} tokens here, and "
-                f"is given {list(x.shape)}: it needs the whole of them (no chunks, no pooling, no routing in the family)"
+                f"is given {list(x.shape)}: it needs all their tokens, in no chunks, pooled or routed by no family"
             )
         return x

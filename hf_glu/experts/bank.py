@@ -98,8 +98,8 @@ class Bank(OwnedModule):
         The first ``counts[0]`` rows of ``x`` go to expert 0, and so on; row i is the model's token ``tokens[i]``.
         """
         weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
-        if self.reads:
-            return _read(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, tokens, *weights)
+        if self.reads or in_proj.dtype != out_proj.dtype:
+            return _each(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, tokens, *weights)
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
             return _loop(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, *weights)
         counts = torch.as_tensor(counts, device=x.device)
@@ -114,8 +114,9 @@ class Bank(OwnedModule):
 
     def one(self, x: Tensor, expert: int) -> Tensor:
         """Return one expert's output, both ``[N, H]``, without a gradient of its own."""
-        in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (self.in_bias, self.out_bias))
-        hidden = self.acts[0](linear(x, self.in_proj, in_bias, expert)).to(x.dtype)
+        in_bias = None if self.in_bias is None else self.in_bias.to(x.dtype)
+        out_bias = None if self.out_bias is None else self.out_bias.to(self.out_proj.dtype)
+        hidden = self.acts[0](linear(x, self.in_proj, in_bias, expert)).to(self.out_proj.dtype)
         return linear(hidden, self.out_proj, out_bias, expert)
 
     def is_plain(self) -> bool:
@@ -143,19 +144,26 @@ def choose_backend(x: Tensor, *weights: Tensor) -> str:
     cpu = x.device.type == "cpu"
     known = (torch.bfloat16, torch.float16, torch.float32) if cpu else (torch.bfloat16,)
     rows = [weight.shape[dim] * weight.element_size() for weight in weights for dim in (1, 2)]
-    takes = x.dtype in known and all(size % ALIGNMENT == 0 for size in rows)
+    alike = len({x.dtype, *(weight.dtype for weight in weights)}) == 1
+    takes = x.dtype in known and alike and all(size % ALIGNMENT == 0 for size in rows)
     better = not (cpu and torch.is_grad_enabled()) and not (torch.compiler.is_compiling() and x.dtype == torch.float32)
     return "grouped" if takes and better else "loop"
 
 
-def _read(bank: Bank, sizes: Sequence[int], scale: Tensor | None, tokens: Tensor | None, *weights: Tensor) -> Tensor:
-    """Return the outputs of experts that read the text; those without a token, too, whose states go on."""
+def _each(bank: Bank, sizes: Sequence[int], scale: Tensor | None, tokens: Tensor | None, *weights: Tensor) -> Tensor:
+    """Return the outputs of experts one after the other.
+
+    So those are computed that read the text (also those without a token, whose states go on), and those whose
+    out-projection is in another dtype, which the outputs then have.
+    """
     x, in_proj, out_proj = weights
-    in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
+    in_bias = None if bank.in_bias is None else bank.in_bias.to(x.dtype)
+    out_bias = None if bank.out_bias is None else bank.out_bias.to(out_proj.dtype)
     parts = []
     for expert, span in enumerate(starmap(slice, pairwise(accumulate(sizes, initial=0)))):
+        act = bank.acts[expert if bank.reads else 0]
         with told(None if tokens is None else tokens[span]):
-            hidden = bank.acts[expert](linear(x[span], in_proj, in_bias, expert)).to(x.dtype)
+            hidden = act(linear(x[span], in_proj, in_bias, expert)).to(out_proj.dtype)
         parts.append(linear(hidden, out_proj, out_bias, expert))
     out = torch.cat(parts)
     return out if scale is None else out * scale.unsqueeze(1)

@@ -85,8 +85,13 @@ class ExpertFFN(OwnedModule):
             self.loss = loss.detach()
             if torch.is_grad_enabled():  # not in the first pass of a layer that checkpointing repeats
                 out = inject(out, loss, self.scale, self.router.loads(routing), self.router.load)
-        out = out.to(x.dtype).view(*x.shape[:-1], self.hidden)
+        out = out.to(self._dtype(x)).view(*x.shape[:-1], self.hidden)
         return out if self.dropout is None else self.dropout(out)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Return the outputs' dtype: the input's, or that of out-projections which the family keeps in another."""
+        bank = banks_of(self.banks)[0]
+        return x.dtype if bank.in_proj.dtype == bank.out_proj.dtype else bank.out_proj.dtype
 
     def _routed(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Return the weighted outputs of the routed experts: ``[T, H]``."""

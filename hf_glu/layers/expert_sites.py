@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
+from hf_glu.layers.class_rules import carry_rules
 from hf_glu.layers.sites import Site
 
 # what may stand in an FFN's own module beside its parts
 BESIDE = (nn.Dropout, nn.Identity)
+# an FFN's parameters by what they take the place of
+IN, OUT = (rf"(banks|shared)\.\d+\.{kind}_(proj|bias)$" for kind in ("in", "out"))
 
 
 class FirstOnly(nn.Module):
@@ -36,13 +40,27 @@ def own_module(site: Site) -> bool:
 def make_experts(
     site: Site, options: ExpertOptions, *, bias: bool, width: int, acts: GluConfig | None = None
 ) -> ExpertFFN:
-    """Return fresh experts for a site, on its device and in its dtype."""
-    weight = site.out_proj.weight
+    """Return fresh experts for a site, on its device and in the dtypes of its projections."""
+    weight = site.in_proj.weight
     dropout = next((child for child in site.anchor.children() if isinstance(child, nn.Dropout)), None)
     with torch.device(weight.device):
         kept = dropout if own_module(site) else None
         made = ExpertFFN(site.hidden, width, options, bias=bias, acts=acts, dropout=kept)
-    return made.to(dtype=weight.dtype).train(site.anchor.training)
+    made.to(dtype=weight.dtype).train(site.anchor.training)
+    for name, parameter in made.named_parameters():
+        if re.search(OUT, name):
+            parameter.data = parameter.data.to(site.out_proj.weight.dtype)
+    return made
+
+
+def _carry(model: nn.Module, site: Site) -> None:
+    """Let the class rules for a site's projections hold for those of the experts in its place."""
+    place = site.name if own_module(site) else f"{site.name}.{site.row.in_proj}".lstrip(".")
+    ins = [path for path in (site.row.gate, site.row.in_proj) if path]
+    for paths, kind in ((ins, IN), ([site.row.out_proj], OUT)):
+        for path in paths:
+            old = [f"{site.name}.{path}.{part}".lstrip(".") for part in ("weight", "bias")]
+            carry_rules(model, old, place, kind)
 
 
 def put_experts(model: nn.Module, site: Site, experts: ExpertFFN) -> None:
@@ -52,6 +70,7 @@ def put_experts(model: nn.Module, site: Site, experts: ExpertFFN) -> None:
         ConversionError: the family's parts can't be replaced one by one.
     """
     experts.router.label = site.name
+    _carry(model, site)
     if own_module(site):
         owner, _, attribute = site.name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, experts)

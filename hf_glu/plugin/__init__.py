@@ -21,6 +21,7 @@ HOOKED = {
     "transformers.activations": "hf_glu.plugin.names",
     "transformers.configuration_utils": "hf_glu.plugin.configs",
     "transformers.modeling_utils": "hf_glu.plugin.models",
+    "transformers.trainer": "hf_glu.plugin.trainers",
 }
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()

@@ -9,7 +9,7 @@ from typing import Any
 from hf_glu.layers.build import build_ffns
 from hf_glu.layers.fields import sync_derived
 from hf_glu.layers.pretrained import initialize, refuse_mismatch
-from hf_glu.layers.tensor_parallel import replicate_widened
+from hf_glu.layers.tensor_parallel import replicate
 from hf_glu.plugin.loading import converters, forget_converters
 from hf_glu.plugin.patching import Patches, require
 from hf_glu.plugin.publishing import install_push
@@ -34,7 +34,7 @@ def install(module: ModuleType, patches: Patches) -> None:
     def post_init(self: Any) -> None:
         built = build_ffns(self, self.config)
         plain_post_init(self)
-        replicate_widened(self, built)
+        replicate(self, built)
 
     @wraps(plain_initialize)
     def initialize_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_glu.errors import TrainingError
+from hf_glu.experts.losses import with_router_losses
 from hf_glu.training import checkpoints
 from hf_glu.training.accelerating import is_sharded
 from hf_glu.training.annealing import anneal
@@ -150,7 +151,7 @@ class Loop:
             weight = count_items(self.features, rows) / total if part else 0.0
             inputs = collate(self.features, self.tokenizer, rows, self.accelerator.device)
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
-                loss = self.loss_of(self.model, inputs) * weight
+                loss = with_router_losses(self.loss_of(self.model, inputs), self.model) * weight
                 self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
             losses.append(loss.detach().float())
         self.progress.tokens += sum(self.lengths[row] for row in self._rows(batch))

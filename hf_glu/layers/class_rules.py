@@ -1,0 +1,49 @@
+"""Rules that a Transformers class has for parameters and modules by name, where ours have other names.
+
+A widened in-projection keeps its name. Experts don't: what was said of a projection by name is said of theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hf_glu.errors import ConversionError
+
+# lists of patterns that are looked for in a parameter's name
+PATTERNS = (
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+    "_keys_to_ignore_on_load_missing",
+    "_keys_to_ignore_on_load_unexpected",
+)
+# those of parameters that are one: a mapping of names once a model is built, of what names begin with before
+TIES = ("all_tied_weights_keys", "_tied_weights_keys")
+NO_SPLIT = "_no_split_modules"
+
+
+def carry_rules(model: Any, old: Iterable[str], place: str, kind: str) -> None:
+    """Let the rules of ``model`` that hold for the parameters ``old`` hold for those that take their place.
+
+    Args:
+        model: whose class has the rules.
+        old: names.
+        place: of the module that they are in now.
+        kind: what their names in it look like.
+
+    Raises:
+        ConversionError: a parameter of ``old`` is tied to another.
+    """
+    old = list(old)
+    ties: dict[str, str] = next((pairs for name in TIES if (pairs := getattr(model, name, None)) is not None), {})
+    tied = [name for name in old if any(re.match(each, name) for pair in ties.items() for each in pair)]
+    if tied:
+        raise ConversionError(f"{type(model).__name__} ties {tied[0]} to another parameter: experts would part them")
+    ours = re.sub(r"\d+", r"\\d+", re.escape(place)) + r"\." + kind
+    for attribute in PATTERNS:
+        patterns = getattr(model, attribute, None) or ()
+        if any(re.search(pattern, name) for pattern in patterns for name in old):
+            setattr(model, attribute, {*patterns, ours})
+    if unsplit := getattr(model, NO_SPLIT, None):
+        setattr(model, NO_SPLIT, {*unsplit, "ExpertFFN"})

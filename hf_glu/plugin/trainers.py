@@ -1,0 +1,65 @@
+"""Hook of ``transformers.trainer``: what a Trainer computes outside of its model takes the routers' losses along.
+
+That is the loss of label smoothing, of ``compute_loss_func``, of a subclass' ``compute_loss``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from types import ModuleType
+from typing import Any
+
+from hf_glu.experts.losses import injects, with_router_losses
+from hf_glu.experts.shares import share, shifts, traced
+from hf_glu.finding import find
+from hf_glu.plugin.patching import Patches, require
+
+# each may call those before it, whose result Trainer may multiply
+LOSSES = ("label_smoother", "compute_loss_func", "compute_loss")
+
+
+def install(module: ModuleType, patches: Patches) -> None:
+    """Wrap ``Trainer.training_step``; passes through where a model has no experts of ours."""
+    trainer_class = require(module, "Trainer")
+    plain = require(trainer_class, "training_step", "model", "inputs", "num_items_in_batch")
+
+    @wraps(plain)
+    def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        if not find(model, injects):
+            return plain(self, model, inputs, num_items_in_batch, **kwargs)
+        items = None if num_items_in_batch is None else traced(num_items_in_batch)
+        labels, shifted = inputs.get("shift_labels"), False
+        if labels is None:
+            labels, shifted = inputs.get("labels"), shifts(self.model)
+
+        def accompany(loss: Any) -> Any:
+            return with_router_losses(loss, model, share(loss, items, labels, shifted=shifted))
+
+        known = {name: getattr(self, name, None) for name in LOSSES}
+        wrapped = {name: partial(_call, each, accompany) for name, each in known.items() if each is not None}
+        with _replaced(self, wrapped):
+            return plain(self, model, inputs, items, **kwargs)
+
+    patches.set(trainer_class, "training_step", training_step)
+
+
+def _call(function: Callable[..., Any], accompany: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what ``function`` does, with the routers' losses in its loss."""
+    found = function(*args, **kwargs)
+    return (accompany(found[0]), *found[1:]) if isinstance(found, tuple) else accompany(found)
+
+
+@contextmanager
+def _replaced(owner: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Give ``owner`` other attributes of its own for a while."""
+    own = vars(owner)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            own.pop(name, None)
+        own.update(before)
