@@ -1,0 +1,264 @@
+"""Random cases against independent answers: a bounded run of `recipes/fuzz`, the same cases each time.
+
+``make fuzz`` runs the same pieces at length.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+from fuzz import __main__ as everything
+from fuzz import activations, conversions, decoding, formulas, models, networks, oddities, running
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+import hf_glu
+from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.errors import ConversionError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # such as torch's about its own forward mode
+# choices that hypothesis makes, which it can simplify, and seeds, which differ more
+RANDOM = st.one_of(st.randoms(use_true_random=False), st.integers(0, 2**32 - 1).map(Random))
+
+
+def bounded(count, *, shrink=True):
+    """Return settings of a test that tries the same ``count`` cases each time."""
+    phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
+    return settings(
+        max_examples=count, derandomize=True, database=None, deadline=None, phases=phases,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+def holds(piece, random, **more):
+    case = piece.draw(random)
+    note(repr(case))
+    found = running.attempt(lambda case: piece.check(case, **more), case)
+    assert not found.bad, "\n".join([repr(case), *found.bad])
+
+
+@bounded(400)
+@given(RANDOM)
+def test_activations_are_their_formulas(random):
+    holds(activations, random)
+
+
+@bounded(60)
+@given(RANDOM)
+def test_whatever_a_user_adds_is_taken_for_what_it_is(random):
+    holds(oddities, random)
+
+
+@bounded(80)
+@given(RANDOM)
+def test_ffns_are_their_formulas(random):
+    holds(networks, random)
+
+
+def test_conversions_keep_their_promises_and_load():
+    shelf = conversions.Shelf(every=4)
+
+    @bounded(70, shrink=False)
+    @given(RANDOM)
+    def each(random):
+        holds(conversions, random, shelf=shelf)
+
+    try:
+        each()
+    finally:
+        last = shelf.finish()
+    assert last.comparisons
+    assert not last.bad, "\n".join(last.bad)
+
+
+@bounded(60, shrink=False)
+@given(RANDOM)
+def test_models_that_read_the_text_read_it_alike_however_it_comes(random):
+    holds(decoding, random)
+
+
+def test_the_formulas_are_of_all_names():
+    assert set(formulas.ELEMENTWISE) == set(elementwise_names())
+    registered = {entry.name: entry.gate for entry in hf_glu.activations().entries}
+    assert registered == {**formulas.GATES, "swiglu_oss": None}
+    assert set(formulas.KINKS) - {"swiglu_oss"} <= set(formulas.ELEMENTWISE)
+
+
+SEED = {"seed": 3, "dtype": torch.float32}
+ACTIVATION = activations.Case(
+    name=formulas.Name("swiglu"), options={}, width=8, lead=(2, 5), layout="contiguous", origin="leaf", companion="",
+    tool="first", training=True, autocast=False, **SEED,
+)  # fmt: skip
+NETWORK = networks.Case(
+    family="gpt2", name=formulas.Name("swiglu"), options={}, switch="nothing", between="nothing", lead=(2, 5),
+    tool="first", training=True, frozen=False, **SEED,
+)  # fmt: skip
+CONVERSION = conversions.Case(
+    source=models.Source("pico", "bert"), target=formulas.Name("own"), options={}, calibrated=False, frozen=False,
+    tied=False, **SEED,
+)  # fmt: skip
+DECODING = decoding.Case(
+    source=models.Source("pico", "gpt2"), name=formulas.Name("own", ("stateful_",)), options={}, way="rows", batch=2,
+    length=6, **SEED,
+)  # fmt: skip
+
+
+def bad(piece, case):
+    return running.attempt(piece.check, case).bad
+
+
+def test_another_function_is_found(monkeypatch):
+    assert not bad(activations, ACTIVATION)
+    monkeypatch.setitem(formulas.ELEMENTWISE, "silu", formulas.ELEMENTWISE["gelu"])
+    assert any("value" in line for line in bad(activations, ACTIVATION))
+
+
+class Doubled(torch.autograd.Function):
+    """The identity, with a gradient that is twice too large."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return 2 * d
+
+
+def test_a_wrong_gradient_and_an_overwritten_input_are_found(monkeypatch):
+    build = activations.build
+
+    def wrong(case):
+        act = build(case)
+        act.register_forward_hook(lambda module, inputs, y: Doubled.apply(y))
+        return act
+
+    monkeypatch.setattr(activations, "build", wrong)
+    assert any("gradient of the input" in line for line in bad(activations, ACTIVATION))
+
+    def overwrites(case):
+        act = build(case)
+        act.register_forward_hook(lambda module, inputs, y: (inputs[0].data.add_(1), y)[1])
+        return act
+
+    monkeypatch.setattr(activations, "build", overwrites)
+    assert any("the input afterwards" in line for line in bad(activations, ACTIVATION))
+
+
+def test_wrong_ffns_are_found(monkeypatch):
+    assert not bad(networks, NETWORK)
+    monkeypatch.setitem(networks.BETWEEN, "nothing", networks.BETWEEN["after the out-projection"])
+    wrong = networks.Between(networks.BETWEEN["nothing"].put)  # doubles what comes out, and doesn't say so
+    monkeypatch.setitem(networks.BETWEEN, "nothing", wrong)
+    assert any("value" in line for line in bad(networks, NETWORK))
+
+
+def test_broken_promises_and_half_refusals_are_found(monkeypatch):
+    assert not bad(conversions, CONVERSION)
+    convert = hf_glu.convert
+
+    def off(model, *args, **more):
+        report = convert(model, *args, **more)
+        model.get_input_embeddings().weight.data.mul_(1.1)
+        return report
+
+    monkeypatch.setattr(hf_glu, "convert", off)
+    assert any("promised exact" in line for line in bad(conversions, CONVERSION))
+
+    def refused(model, *args, **more):
+        convert(model, *args, **more)
+        raise ConversionError("too late")
+
+    monkeypatch.setattr(hf_glu, "convert", refused)
+    assert any("refused (too late), but changed" in line for line in bad(conversions, CONVERSION))
+
+
+def test_models_that_load_or_revert_otherwise_are_found(monkeypatch):
+    kind = type(models.make(CONVERSION.source))
+    load, revert = kind.from_pretrained, hf_glu.revert
+
+    def other(folder, **more):
+        model, info = load(folder, **more)
+        model.get_input_embeddings().weight.data[:, 0] += 1e-3
+        return model, info
+
+    monkeypatch.setattr(kind, "from_pretrained", other)
+    assert any("loaded, tensors differ" in line for line in bad(conversions, CONVERSION))
+    monkeypatch.undo()
+
+    def half(model):
+        revert(model)
+        model.get_input_embeddings().weight.data.mul_(1.01)
+
+    monkeypatch.setattr(hf_glu, "revert", half)
+    assert any("revert: outputs are off" in line for line in bad(conversions, CONVERSION))
+
+
+def test_a_shelf_finds_what_loads_otherwise(tmp_path):
+    shelf, source = conversions.Shelf(), models.Source("pico", "gpt2")
+    for changes in (False, True):
+        model = models.make(source)
+        inputs, folder = models.inputs_of(model), tmp_path / str(changes)
+        model.save_pretrained(folder)
+        right = {key: value + changes for key, value in models.outputs(model, inputs).items()}
+        shelf.put(folder, type(model).__name__, inputs, right, f"changed: {changes}")
+    assert [line.rpartition(": ")[2] for line in shelf.finish().bad] == ["True"]
+
+
+def test_answers_that_differ_count_unless_the_stock_model_gives_them_too(monkeypatch):
+    assert not bad(decoding, DECODING)
+
+    def differs(model, tokens, random):
+        reads = any(name.endswith(("alpha", "threshold")) for name in model.state_dict())
+        return torch.tensor(float(reads)), torch.tensor(0.0)
+
+    monkeypatch.setitem(decoding.WAYS, "rows", differs)
+    assert bad(decoding, DECODING)
+    monkeypatch.setitem(decoding.WAYS, "rows", lambda model, tokens, random: (torch.ones(1), torch.zeros(1)))
+    found = decoding.check(DECODING)
+    assert not found.bad
+    assert found.undecided == 1
+
+
+def test_a_run_says_what_was_bad_and_exits_with_1(capsys, monkeypatch):
+    def check(case):
+        found = running.Tally()
+        found.same("the answer", torch.tensor(float(case == 3)), torch.tensor(0.0))
+        if case == 4:
+            raise ValueError("unforeseen")
+        return found
+
+    numbers = iter(range(6))
+    monkeypatch.setattr("sys.argv", ["piece", "--count", "6", "--seed", "10"])
+    with pytest.raises(SystemExit) as stopped:
+        running.main("piece", lambda random: next(numbers), check, 100)
+    assert stopped.value.code == 1
+    said = capsys.readouterr().out
+    assert "BAD piece --seed 13 --count 1" in said
+    assert "the answer: off by 1 of 1" in said
+    assert "ValueError: unforeseen" in said
+    assert "piece: 6 cases, 6 comparisons, 0 undecided, 0 refused, 2 bad" in said
+
+
+def test_all_pieces_run_and_one_bad_one_is_told(monkeypatch, capsys):
+    asked = []
+
+    class Done:
+        returncode = 0
+
+    def run(command, check):
+        asked.append(command[-5:])
+        done = Done()
+        done.returncode = int("fuzz.networks" in command)
+        return done
+
+    monkeypatch.setattr(everything.subprocess, "run", run)
+    monkeypatch.setattr("sys.argv", ["fuzz", "--scale", "0.01", "--seed", "7"])
+    assert everything.main() == 1
+    assert "bad: networks" in capsys.readouterr().out
+    assert ["fuzz.activations", "--seed", "7", "--count", "60"] in asked
+    monkeypatch.setattr("sys.argv", ["fuzz", "nothing"])
+    with pytest.raises(SystemExit):
+        everything.main()
