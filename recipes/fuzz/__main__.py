@@ -9,9 +9,14 @@ from pathlib import Path
 
 # piece -> cases: some 60,000 comparisons, 2,000 conversions, 20,000 mutated configs, 300 kills
 COUNTS = {
-    "activations": 6000, "oddities": 300, "networks": 1500, "conversions": 2000, "decoding": 600, "configs": 20000,
+    "activations": 6000,
+    "oddities": 300,
+    "networks": 1500,
+    "conversions": 2000,
+    "decoding": 600,
+    "configs": 20000,
     "kills": 300,
-}  # fmt: skip
+}
 
 
 def main() -> int:

@@ -120,12 +120,19 @@ def draw(random: Random) -> Case:
     origins = ORIGINS if once and dtype in (torch.float32, torch.float64) else ORIGINS[:-1]
     companions = [companion for companion in COMPANIONS if once or companion != "kept"]
     return Case(
-        name=name, options=draw_options(random, name, width), width=width, lead=lead,
+        name=name,
+        options=draw_options(random, name, width),
+        width=width,
+        lead=lead,
         layout="contiguous" if functional else random.choice(layouts),
-        origin="leaf" if plain else random.choice(origins), companion="" if plain else random.choice(companions),
-        tool=tool, dtype=dtype, training=random.random() < 0.5,
-        autocast=dtype == torch.float32 and not plain and random.random() < 0.15, seed=random.randrange(10**6),
-    )  # fmt: skip
+        origin="leaf" if plain else random.choice(origins),
+        companion="" if plain else random.choice(companions),
+        tool=tool,
+        dtype=dtype,
+        training=random.random() < 0.5,
+        autocast=dtype == torch.float32 and not plain and random.random() < 0.15,
+        seed=random.randrange(10**6),
+    )
 
 
 @torch.no_grad()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import warnings
 from dataclasses import dataclass, replace
@@ -24,13 +21,13 @@ from .activations import draw_name, draw_options
 from .formulas import Name
 from .models import Source
 from .running import Tally, main
+from .shelf import Shelf
 
 # promise -> the most that outputs may differ, relative to the largest; in bf16 one rounding of a GEMM is more
 PROMISED = {"exact": 1e-5, "exact up to rounding": 1e-4}
 HALF = 3e-2
 WRITTEN_BY_SAVING = {"architectures", "dtype"}
 LAYERS = (None, None, None, "0", "1", [1], "every 2", "encoder", "decoder 0", {"decoder": "all"}, "0-1")
-FRESH_EVERY = 8  # of so many saved models, one is loaded in a fresh process
 
 
 @dataclass(frozen=True)
@@ -98,11 +95,15 @@ def draw(random: Random) -> Case:
     if source.family == "mixtral" and random.random() < 0.7:
         target, options = None, {"experts": options.get("experts", "own*2"), "layers": options["layers"]}
     return Case(
-        source=source, target=target, options={key: value for key, value in options.items() if value is not None},
+        source=source,
+        target=target,
+        options={key: value for key, value in options.items() if value is not None},
         calibrated=calibrated and target is not None,
-        dtype=torch.bfloat16 if random.random() < 0.1 else torch.float32, frozen=random.random() < 0.1,
-        tied=random.random() < 0.05, seed=random.randrange(1000),
-    )  # fmt: skip
+        dtype=torch.bfloat16 if random.random() < 0.1 else torch.float32,
+        frozen=random.random() < 0.1,
+        tied=random.random() < 0.05,
+        seed=random.randrange(1000),
+    )
 
 
 def _gated(dense: str) -> str:
@@ -226,65 +227,6 @@ def _reverted(said: str, model: Any, inputs: Any, before: dict[str, torch.Tensor
     differs = sorted(key for key in keys if config.get(key) != config_before.get(key))
     tally.expect(not differs, f"{said}, revert: the config differs in {differs}")
     return tally
-
-
-_FRESH = """
-import sys, torch, hf_glu, transformers
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-torch.set_num_threads(1)
-for folder in sys.argv[1:]:
-    try:
-        known = torch.load(folder + "/known.pt", weights_only=True)
-        model, info = getattr(transformers, known["class"]).from_pretrained(folder, output_loading_info=True)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.data = parameter.data.clone()
-            found = model.eval()(**known["inputs"])
-        bad = [str(key) for key, value in info.items() if value]
-        same = {key: torch.equal(found[key].nan_to_num(), value.nan_to_num()) for key, value in known["outputs"].items()}
-        bad += [key for key, right in same.items() if not right]
-        print("differs in", bad) if bad else print("same")
-    except Exception as error:
-        print(type(error).__name__, str(error).replace(chr(10), " ")[:300])
-"""
-
-
-class Shelf:
-    """Saved models that wait for a fresh process, which loads all of them."""
-
-    def __init__(self, every: int = FRESH_EVERY) -> None:
-        self.every, self.seen, self.waiting = every, 0, {}
-
-    def __contains__(self, folder: Path) -> bool:
-        return folder in self.waiting
-
-    def wants(self) -> bool:
-        """Tell whether the next model is to be put here."""
-        self.seen += 1
-        return self.seen % self.every == 0
-
-    def put(self, folder: Path, name: str, inputs: Any, outputs: dict[str, torch.Tensor], said: str) -> None:
-        """Keep a saved model with what it computes."""
-        torch.save({"class": name, "inputs": inputs, "outputs": outputs}, folder / "known.pt")
-        self.waiting[folder] = said
-
-    def finish(self) -> Tally:
-        """Load all in one fresh process, compare, and clear."""
-        tally, folders = Tally(), list(self.waiting)
-        for start in range(0, len(folders), 100):
-            part = folders[start : start + 100]
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", _FRESH, *map(str, part)], capture_output=True, text=True,
-                check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
-            lines = [*done.stdout.splitlines(), *[done.stderr[-300:]] * len(part)][: len(part)]
-            for folder, line in zip(part, lines, strict=True):
-                tally.expect(line == "same", f"in a fresh process: {line}\n    {self.waiting[folder]}")
-        for folder in folders:
-            shutil.rmtree(folder)
-        self.waiting.clear()
-        return tally
 
 
 def quiet() -> None:

@@ -88,14 +88,27 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
 }
 CONSTANTS = {"prelu": ("weight",), "xielu": ("alpha_p", "alpha_n", "beta", "eps")}
 KINKS = {
-    "gelu_10": (10.0,), "hardswish": (-3.0, 3.0), "leaky_relu": (0.0,), "prelu": (0.0,), "relu": (0.0,),
-    "relu2": (0.0,), "relu6": (0.0, 6.0), "sqrtsoftplus": (20.0,), "mish": (20.0,), "xielu": (0.0,),
+    "gelu_10": (10.0,),
+    "hardswish": (-3.0, 3.0),
+    "leaky_relu": (0.0,),
+    "prelu": (0.0,),
+    "relu": (0.0,),
+    "relu2": (0.0,),
+    "relu6": (0.0, 6.0),
+    "sqrtsoftplus": (20.0,),
+    "mish": (20.0,),
+    "xielu": (0.0,),
     "swiglu_oss": (-7.0, 7.0),
-}  # fmt: skip
+}
 GATES = {
-    "glu": "sigmoid", "bilinear": "linear", "reglu": "relu", "geglu": "gelu", "geglu_new": "gelu_new",
-    "swiglu": "silu", "relu2glu": "relu2",
-}  # fmt: skip
+    "glu": "sigmoid",
+    "bilinear": "linear",
+    "reglu": "relu",
+    "geglu": "gelu",
+    "geglu_new": "gelu_new",
+    "swiglu": "silu",
+    "relu2glu": "relu2",
+}
 
 
 def _oss(g: Tensor, u: Tensor) -> Tensor:
@@ -148,9 +161,15 @@ class Name:
 
 
 def evaluate(
-    name: Name, x: Tensor, constants: Constants, *, kind: str = "softmax", direction: str = "forward",
-    valid: Tensor | None = None, vector: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    name: Name,
+    x: Tensor,
+    constants: Constants,
+    *,
+    kind: str = "softmax",
+    direction: str = "forward",
+    valid: Tensor | None = None,
+    vector: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return the activation of ``x`` ``[..., W]`` or ``[..., 2 W]``, and what its N was given.
 
     Args:

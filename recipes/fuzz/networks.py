@@ -59,13 +59,9 @@ BETWEEN = {
         lambda i, a, o: o.register_forward_pre_hook(lambda m, x: (x[0].mul_(0.5),)), after=0.5
     ),
     "pre-hook": Between(lambda i, a, o: o.register_forward_pre_hook(lambda m, x: (x[0] * 0.5,)), after=0.5),
-    "after the in-projection": Between(
-        lambda i, a, o: i.register_forward_hook(lambda m, x, y: y * 2), before=2.0
-    ),
-    "after the out-projection": Between(
-        lambda i, a, o: o.register_forward_hook(lambda m, x, y: y * 2), end=2.0
-    ),
-}  # fmt: skip
+    "after the in-projection": Between(lambda i, a, o: i.register_forward_hook(lambda m, x, y: y * 2), before=2.0),
+    "after the out-projection": Between(lambda i, a, o: o.register_forward_hook(lambda m, x, y: y * 2), end=2.0),
+}
 SWITCHES = ("nothing", "nothing", "save_memory", "save_memory", "skip_zeros", "fuse")
 CLOSING = ("relu", "relu2")  # gates that skip_zeros knows
 
@@ -113,13 +109,18 @@ def draw(random: Random) -> Case:
     asked = [tool for tool in ASKED if tool != "checkpointed" or not name.wrappers]
     tokens = (1, 2, 4) if switch == "skip_zeros" else (2, 5)
     return Case(
-        family=random.choice(("gpt2", "t5") if switch == "skip_zeros" else ("gpt2", "t5", "bert")), name=name,
-        options=draw_options(random, name, WIDTH), switch=switch, between=random.choice(sorted(BETWEEN)),
+        family=random.choice(("gpt2", "t5") if switch == "skip_zeros" else ("gpt2", "t5", "bert")),
+        name=name,
+        options=draw_options(random, name, WIDTH),
+        switch=switch,
+        between=random.choice(sorted(BETWEEN)),
         lead=random.choice(((1, random.choice(tokens)), (random.choice(tokens), 1))),
         tool="values" if switch == "skip_zeros" else random.choice(asked),
         dtype=random.choice((torch.float64, torch.float32, torch.float32, torch.bfloat16)),
-        training=random.random() < 0.5, frozen=random.random() < 0.2, seed=random.randrange(10**6),
-    )  # fmt: skip
+        training=random.random() < 0.5,
+        frozen=random.random() < 0.2,
+        seed=random.randrange(10**6),
+    )
 
 
 class Spread(nn.Module):
@@ -139,10 +140,8 @@ class Spread(nn.Module):
 PARTS: dict[str, tuple[Callable[[Any], nn.Module], tuple[str, str, str]]] = {
     "gpt2": (lambda model: model.transformer.h[0].mlp, ("c_fc", "act", "c_proj")),
     "t5": (lambda model: model.encoder.block[0].layer[1].DenseReluDense, ("wi", "act", "wo")),
-    "bert": (
-        lambda model: Spread(model.bert.encoder.layer[0]), ("first.dense", "first.intermediate_act_fn", "second")
-    ),
-}  # fmt: skip
+    "bert": (lambda model: Spread(model.bert.encoder.layer[0]), ("first.dense", "first.intermediate_act_fn", "second")),
+}
 QUIET = {"gpt2": {"resid_pdrop": 0.0}, "t5": {"dropout_rate": 0.0}, "bert": {}}
 
 

@@ -71,9 +71,13 @@ def largest(difference: Tensor) -> float:
 
 
 def run(
-    name: str, draw: Callable[[Random], Any], check: Callable[[Any], Tally], count: int, seed: int = 0,
+    name: str,
+    draw: Callable[[Random], Any],
+    check: Callable[[Any], Tally],
+    count: int,
+    seed: int = 0,
     finish: Callable[[], Tally] = Tally,
-) -> Tally:  # fmt: skip
+) -> Tally:
     """Try ``count`` cases, print every bad one, and return what came of all; ``finish`` checks what was left."""
     total, cases, began = Tally(), 0, time.monotonic()
     for number in range(seed, seed + count):
@@ -107,9 +111,12 @@ def attempt(check: Callable[[Any], Tally], case: Any) -> Tally:
 
 
 def main(
-    name: str, draw: Callable[[Random], Any], check: Callable[[Any], Tally], count: int,
+    name: str,
+    draw: Callable[[Random], Any],
+    check: Callable[[Any], Tally],
+    count: int,
     finish: Callable[[], Tally] = Tally,
-) -> None:  # fmt: skip
+) -> None:
     """Run a piece from the command line; exit with 1 if anything was bad."""
     parser = argparse.ArgumentParser(prog=f"python -m recipes.fuzz.{name}", description=f"{count} cases unless told.")
     parser.add_argument("--count", type=int, default=count, help="how many cases")
