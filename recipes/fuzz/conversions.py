@@ -151,7 +151,10 @@ def check(case: Case, shelf: Shelf | None = None) -> Tally:
     tied = case.tied and tie(model)
     if case.frozen:
         model.requires_grad_(False)
-    before, known = models.outputs(model, inputs), models.snapshot(model)
+    try:
+        before, known = models.outputs(model, inputs), models.snapshot(model)
+    except (RuntimeError, ValueError):  # the stock model can't do that: DeBERTa in bf16
+        return Tally(undecided=1)
     target, options = arguments(case, model)
     said = f"convert(model, {target!r}, { ({key: value for key, value in options.items() if key != 'calibration'}) })"
     try:
@@ -188,7 +191,7 @@ def _saved(case: Case, said: str, model: Any, inputs: Any, after: dict[str, torc
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     try:
         model.save_pretrained(folder)
-        if shelf is not None and shelf.wants():
+        if shelf is not None and case.dtype == torch.float32 and shelf.wants():
             shelf.put(folder, type(model).__name__, inputs, after, f"{case}\n    {said}")
             return tally
         loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
@@ -200,11 +203,23 @@ def _saved(case: Case, said: str, model: Any, inputs: Any, after: dict[str, torc
         right, tensors = model.state_dict(), loaded.state_dict()
         tally.expect(models.same_tensors(right, tensors), f"{said}: loaded, tensors differ")
         off = models.difference(after, models.outputs(models.aligned(loaded), inputs))
-        tally.expect(off == 0, f"{said}: loaded, outputs are off by {off:.3g}")
+        if off and not _stock_loads_alike(case, inputs):
+            tally.undecided += 1
+        else:
+            tally.expect(off == 0, f"{said}: loaded, outputs are off by {off:.3g}")
     finally:
         if shelf is None or folder not in shelf:
             shutil.rmtree(folder)
     return tally
+
+
+def _stock_loads_alike(case: Case, inputs: Any) -> bool:
+    """Tell whether the stock model computes the same, bit by bit, when it is loaded: not with buffers in bf16."""
+    stock = models.make(case.source).to(case.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        stock.save_pretrained(folder)
+        loaded = models.aligned(type(stock).from_pretrained(folder))
+    return models.difference(models.outputs(stock, inputs), models.outputs(loaded, inputs)) == 0
 
 
 def _reverted(said: str, model: Any, inputs: Any, before: dict[str, torch.Tensor], known: dict[str, Any]) -> Tally:
