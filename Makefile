@@ -1,9 +1,10 @@
-# `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`.
+# `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`, `make fuzz`.
 #
 # PYTHON      the Python (>= 3.11) that the virtual environment is made from; a torch that it has is reused
 # TORCH_SPEC  what to install where there is no torch, such as torch==2.13.0
 # PIP_ARGS    further options of pip install, such as an index with CPU builds of torch
 # DEMO_ARGS   options of the demo, such as --to swiglu --full
+# FUZZ_ARGS   options of the random cases, such as conversions --scale 0.1 --seed 7
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,10 +12,11 @@ TORCH_SPEC ?= torch==2.13.0
 PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n 2
+FUZZ_ARGS ?=
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow quality style clean
+.PHONY: demo test test-slow fuzz quality style clean
 
 demo: $(VENV)/.train
 	@rm -rf runs/demo
@@ -25,6 +27,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m recipes.fuzz $(FUZZ_ARGS)
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Properties that random cases are tried against; `python -m recipes.fuzz` runs all of them at length."""
