@@ -36,8 +36,8 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
 
     folder = resolve(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         text = is_text_to_text(config, form)
         kind = transformers.AutoModelForSeq2SeqLM if text else transformers.AutoModelForSequenceClassification
         set_seed(seed)
