@@ -67,13 +67,18 @@ def load_model(
 
 
 def _read_config(folder: Path) -> Any:
-    """Return a checkpoint's config without what it says of code: nothing of that is run, or goes on from here."""
+    """Return a checkpoint's config; nothing of the code that it names is run."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    forget_code(config)
+    return config
+
+
+def forget_code(config: Any) -> None:
+    """Take out of a config what it says of the code of the checkpoint that it was loaded from."""
     for name in REFERENCES:
         config.__dict__.pop(name, None)
-    return config
 
 
 def load_skeleton(source: str | os.PathLike[str]) -> Any:

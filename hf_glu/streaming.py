@@ -60,7 +60,7 @@ def convert_stream(
 
     What comes out is what `hf_glu.convert_checkpoint` writes, with the shards of the source; memory holds one tensor at
     a time. Transformers loads the source before and the result afterwards without weights, so that names, shapes and
-    completeness are right. Nothing is measured: `hf_glu.verify` compares the two. Needs Accelerate.
+    completeness are right. Nothing is measured: `hf_glu.verify` compares the two.
 
     Raises:
         CheckpointError: files that are missing, broken, of another model or can't be written; weights that aren't

@@ -249,13 +249,19 @@ def test_why_it_needs_the_plugin_is_the_truth(tmp_path):
 def test_code_in_the_folder_is_an_alternative(tmp_path):
     saved(tmp_path, "gated")
     assert "remote" not in parts_of(describe(tmp_path))
-    with_code = parts_of(describe(tmp_path, repo_id="me/mine", auto_map={"AutoModelForMaskedLM": "flat.Model"}))
+    with_code = parts_of(
+        describe(tmp_path, repo_id="me/mine", auto_map={"AutoModelForMaskedLM": "modeling_hf_glu.Model"})
+    )
     assert 'from_pretrained("me/mine", trust_remote_code=True)' in with_code["remote"]
     assert "import hf_glu" not in with_code["remote"]
-    assert "remote" not in parts_of(describe(tmp_path, auto_map={"AutoModel": "flat.Model"}))  # of another class
+    assert "remote" not in parts_of(
+        describe(tmp_path, auto_map={"AutoModel": "modeling_hf_glu.Model"})
+    )  # of another class
     config = json.loads((tmp_path / "config.json").read_text())
-    write_json(tmp_path / "config.json", {**config, "auto_map": {"AutoModelForMaskedLM": "flat.Model"}})
+    write_json(tmp_path / "config.json", {**config, "auto_map": {"AutoModelForMaskedLM": "modeling_hf_glu.Model"}})
     assert "remote" in parts_of(describe(tmp_path))
+    write_json(tmp_path / "config.json", {**config, "auto_map": {"AutoModelForMaskedLM": "somebodys.Model"}})
+    assert "remote" not in parts_of(describe(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -435,7 +441,7 @@ def leaves(data, path=()):
     """Yield the path of every number in plain data."""
     if isinstance(data, (dict, list)):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from texts(value, (*path, key))
+            yield from leaves(value, (*path, key))
     elif isinstance(data, (int, float)) and not isinstance(data, bool):
         yield path
 

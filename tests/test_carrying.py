@@ -32,7 +32,7 @@ CODE = (
     "Notes.ipynb",
 )
 CONFIGS = {
-    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Slow", None]}, "name_or_path": "/home/me/secret/x"},
+    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Slow", None]}, "name_or_path": "/Users/me/secret/x"},
     "processor_config.json": {"image_processor": {"auto_map": {"AutoImageProcessor": "evil.Images"}, "size": 3}},
     "inner/preprocessor_config.json": {"auto_map": "evil.Old", "size": 3},
 }
@@ -81,7 +81,7 @@ def test_a_push_carries_nobodys_code(code, hub, evil, marker):
     assert_harmless(files, marker, ours=made.code)
     assert bool(made.code) == code
     assert {*CODE, "auto_map of tokenizer_config.json", "custom_pipelines of config.json"} <= {*made.left_out}
-    assert b"/home/me" not in files["tokenizer_config.json"]
+    assert b"/Users/me" not in files["tokenizer_config.json"]
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ RESULTS = {"metrics": {}, "main": [], "examples": {}, "training": {}}
 
 def test_old_results_lose_their_paths_when_they_are_pushed(hub, folder):
     (folder / "results.json").write_text(json.dumps(RESULTS | {"note": f"from {folder}/x.csv", "runs": [str(folder)]}))
-    (folder / "vocab.json").write_text(json.dumps({"auto_map": 3, "/home/me/x": 4, str(folder.name): 5}))
+    (folder / "vocab.json").write_text(json.dumps({"auto_map": 3, "/Users/me/x": 4, str(folder.name): 5}))
     before = (folder / "vocab.json").read_bytes()
     push_unchecked(folder)
     files = hub.repos[REPO].files()
@@ -178,15 +178,15 @@ def test_old_results_lose_their_paths_when_they_are_pushed(hub, folder):
 
 
 PATHS = {
-    "/home/me/model": "model",
-    "/home/me/my model/": "my model",
-    "see /home/me/x, and /a/b/c.csv;": "see x, and c.csv;",
-    "train=/home/x/a.csv,val=/home/x/b.csv": "train=a.csv,val=b.csv",
+    "/Users/me/model": "model",
+    "/Users/me/my model/": "my model",
+    "see /Users/me/x, and /a/b/c.csv;": "see x, and c.csv;",
+    "train=/Users/x/a.csv,val=/Users/x/b.csv": "train=a.csv,val=b.csv",
     "C:\\Users\\me\\x": "x",
     "\\\\server\\share\\x": "x",
     "at C:/Users/me/x.csv": "at x.csv",
     "~/models/x": "x",
-    "file:///home/me/x": "x",
+    "file:///Users/me/x": "x",
     "https://huggingface.co/me/it": "https://huggingface.co/me/it",
     "google-bert/bert-base": "google-bert/bert-base",
     "silu(g) * u / 2": "silu(g) * u / 2",

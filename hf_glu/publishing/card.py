@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.errors import DataError, HfGluError
+from hf_glu.plugin.configs import is_remote_code
 from hf_glu.provenance import CARD_FILE
 from hf_glu.publishing import wording
 from hf_glu.publishing.facts import Facts, read_facts
@@ -85,7 +86,7 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
         repo_id=repo_id,
         auto_class=auto_class,
         plugin=wording.needs_plugin(facts),
-        remote_code=auto_class in facts["config"].get("auto_map", {}),
+        remote_code=is_remote_code((facts["config"].get("auto_map") or {}).get(auto_class)),
         refused=wording.refused_name(facts),
         summary=wording.summary(facts),
         traits=wording.traits(facts),

@@ -46,7 +46,7 @@ def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[
         if is_code(path.name) or any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
             left_out.append(path.name)
             continue
-        if not path.name.endswith(".safetensors"):  # which are weights, wherever they lie
+        if not (path.name.endswith(".safetensors") and path.is_file()):  # weights may lie anywhere
             check_inside(path, root or folder)
         if path.is_dir():
             inner, outer = list_files(path, root or folder)
