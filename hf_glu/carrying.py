@@ -102,19 +102,25 @@ def clean_json(source: Path, target: Path, *, ours: bool = False) -> list[str]:
     Args:
         source, target: the files.
         ours: whether hf_glu writes such files: all texts are looked at, else those that are called a path.
+
+    Raises:
+        CheckpointError: it is nested too deeply.
     """
     content = source.read_bytes()
     try:
         data = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError):
+        cleaned = without_code(data)
+        cleaned = without_paths(cleaned) if ours else _without_named_paths(cleaned)
+        found = references(data)
+        if cleaned != data:
+            content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    except ValueError:  # no library reads it either
         target.write_bytes(content)
         return []
-    cleaned = without_code(data)
-    cleaned = without_paths(cleaned) if ours else _without_named_paths(cleaned)
-    if cleaned != data:
-        content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    except RecursionError:
+        raise CheckpointError(f"{source} is nested too deeply to be looked through: remove it") from None
     target.write_bytes(content)
-    return references(data)
+    return found
 
 
 def _without_named_paths(data: Any, key: str = "") -> Any:

@@ -52,8 +52,9 @@ def load_model(
     try:
         config = _read_config(folder)
         model_class = _model_class(config)
-        options = {"dtype": "auto", "config": config, "ignore_mismatched_sizes": True, **options}
+        options = {"dtype": "auto", "ignore_mismatched_sizes": True, **options}
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
+        forget_code(model.config)
     except HfGluError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:

@@ -203,7 +203,15 @@ def test_paths_become_names_and_all_else_stays():
 
 
 def test_json_that_needs_nothing_or_cannot_be_read_stays_as_it_is(tmp_path):
-    for content in (b'{"a":   1}', b"{", b"\xff", b"[" * 100_000):
+    for content in (b'{"a":   1}', b"{", b"\xff"):
         (tmp_path / "a.json").write_bytes(content)
         assert clean_json(tmp_path / "a.json", tmp_path / "b.json") == []
         assert (tmp_path / "b.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("depth", [900, 5_000, 500_000])
+def test_json_that_is_too_deep_to_look_through_is_refused(depth, tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"x":' * depth + b'{"auto_map": {}}' + b"}" * depth)
+    with pytest.raises(CheckpointError, match="too deeply"):
+        clean_json(tmp_path / "a.json", tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()

@@ -88,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG} must hold a JSON object, got {type(config).__name__}")
