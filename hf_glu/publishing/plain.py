@@ -23,7 +23,7 @@ _LICENSE_WORD = re.compile(r"[\w.+-]{1,96}")
 _FITS = {
     "license": _LICENSE_WORD,
     "license_name": _LICENSE_WORD,
-    "license_link": re.compile(r"https?://[\w.:/%#?&=~+-]+|[\w./-]+"),
+    "license_link": re.compile(r"https?://[\w.:/%#?&=~+-]+|\w[\w./-]*"),
     "language": re.compile(r"[A-Za-z][A-Za-z0-9-]{1,31}"),
 }
 
