@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_glu.carrying import REFERENCES, check_inside, clean_json, is_code
 from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
@@ -45,21 +46,40 @@ def load_model(
     Raises:
         CheckpointError: it can't be found or loaded, or some of its weights are missing.
     """
-    import transformers
     from safetensors import SafetensorError
 
     folder = resolve(source, revision=revision, token=token)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = _read_config(folder)
         model_class = _model_class(config)
-        model, info = model_class.from_pretrained(folder, output_loading_info=True, **{"dtype": "auto", **options})
+        options = {"dtype": "auto", "ignore_mismatched_sizes": True, **options}
+        model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
+        forget_code(model.config)
     except HfGluError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source} lacks weights of {model_class.__name__}, such as {missing[0]}")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise CheckpointError(f"{source} has {name} of shape {list(found)}, where its config says {list(wanted)}")
     return model
+
+
+def _read_config(folder: Path) -> Any:
+    """Return a checkpoint's config; nothing of the code that it names is run."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    forget_code(config)
+    return config
+
+
+def forget_code(config: Any) -> None:
+    """Take out of a config what it says of the code of the checkpoint that it was loaded from."""
+    for name in REFERENCES:
+        config.__dict__.pop(name, None)
 
 
 def load_skeleton(source: str | os.PathLike[str]) -> Any:
@@ -69,11 +89,10 @@ def load_skeleton(source: str | os.PathLike[str]) -> Any:
         CheckpointError: it can't be found, or its config can't be built.
     """
     import torch
-    from transformers import AutoConfig
 
     folder = resolve(source)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = _read_config(folder)
         with torch.device("meta"):
             return _model_class(config)._from_config(config)
     except HfGluError:
@@ -105,7 +124,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
         raise CheckpointError(f"{source} has no tokenizer, which texts need")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
     give_pad_token(tokenizer)
@@ -177,7 +196,13 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
-    """Copy what belongs to a checkpoint beside weights, config and card (but for ``keep``): tokenizer, subfolders."""
+    """Copy what belongs to a checkpoint beside weights, config and card (but for ``keep``): tokenizer, subfolders.
+
+    Code stays behind, and what configs say of it.
+
+    Raises:
+        CheckpointError: a link that leads out of ``source``.
+    """
     for path in sorted(source.iterdir()):
         if (
             (path.name in _WRITTEN_ANEW and path.name not in keep)
@@ -186,10 +211,19 @@ def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] =
             or path.name.endswith(_WEIGHTS)
         ):
             continue
-        if path.is_dir():
-            shutil.copytree(path, destination / path.name, dirs_exist_ok=True)
-        else:
-            shutil.copy2(path, destination / path.name)
+        _copy(path, destination / path.name, source)
+
+
+def _copy(path: Path, target: Path, root: Path) -> None:
+    check_inside(path, root)
+    if path.is_dir():
+        target.mkdir(exist_ok=True)
+        for inner in sorted(path.iterdir()):
+            _copy(inner, target / inner.name, root)
+    elif path.suffix == ".json":
+        clean_json(path, target)
+    elif not is_code(path.name):
+        shutil.copy2(path, target)
 
 
 def convert_checkpoint(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.activation import registry
+from hf_glu.carrying import without_paths
 from hf_glu.jsonio import write_json
 from hf_glu.provenance import REPORT_FILE, base_of
 from hf_glu.publishing.card import write_card
@@ -45,7 +46,7 @@ def finetune_and_report(
     }
     if job.output and ours.main:
         folder = Path(job.output)
-        write_json(folder / REPORT_FILE, result)
+        write_json(folder / REPORT_FILE, without_paths(result))  # it goes along when the model is pushed
         write_card(folder)
     return result
 

@@ -5,22 +5,22 @@ Only the in-projections of converted FFNs are computed; every other tensor's byt
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from hf_glu.checkpoint import check_destination, copy_other_files, load_skeleton, staged_folder
+from hf_glu.checkpoint import check_destination, copy_other_files, load_model, staged_folder
 from hf_glu.conversion import plan
 from hf_glu.conversion.entries import config_entries
+from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.steps import Plan, Step, Target
 from hf_glu.errors import CheckpointError
@@ -29,36 +29,10 @@ from hf_glu.jsonio import write_json
 from hf_glu.provenance import REPORT_FILE, base_of
 from hf_glu.registry import GATED, registry
 from hf_glu.routes import Route
+from hf_glu.shards import INDEX, SINGLE, Output, Stored, read_header, read_parts, read_shards, read_tensor, write_shard
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHUNK = 2**24
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """One tensor in a shard: where its bytes are."""
-
-    dtype: str
-    shape: list[int]
-    begin: int
-    size: int
-
-    def read(self, file: BinaryIO) -> Tensor:
-        """Return the tensor."""
-        file.seek(self.begin)
-        data = bytearray(file.read(self.size))
-        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Output:
-    """One tensor to write; ``make`` writes its bytes."""
-
-    dtype: str
-    shape: list[int]
-    size: int
-    make: Callable[[BinaryIO, BinaryIO], None]
+Shards = Mapping[str, Mapping[str, Stored]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,75 +59,46 @@ def convert_stream(
     """Convert the safetensors checkpoint ``source`` into the new folder ``destination``, shard by shard.
 
     What comes out is what `hf_glu.convert_checkpoint` writes, with the shards of the source; memory holds one tensor at
-    a time. Nothing is measured: `hf_glu.verify` compares the two.
+    a time. Transformers loads the source before and the result afterwards without weights, so that names, shapes and
+    completeness are right. Nothing is measured: `hf_glu.verify` compares the two.
 
     Raises:
-        CheckpointError: a file that is missing, truncated or can't be written; weights that aren't safetensors.
+        CheckpointError: files that are missing, broken, of another model or can't be written; weights that aren't
+            safetensors.
         HfGluError: as `hf_glu.plan`.
     """
     folder, base = resolve(source), base_of(source, base_model)
     check_destination(destination)
-    skeleton = load_skeleton(folder)
+    shards = read_shards(folder)
+    skeleton = _load_shapes(folder)
+    check_convertible(skeleton)
     planned = plan(skeleton, target, layers=layers, exclude=exclude)
-    shards = _shards(folder)
     changes = _changes(skeleton, planned, {key for keys in shards.values() for key in keys})
     with staged_folder(destination) as stage:
-        weight_map: dict[str, str] = {}
-        total = 0
-        for shard, tensors in shards.items():
-            sizes = _convert_shard(folder / shard, stage / shard, tensors, changes)
-            weight_map |= dict.fromkeys(sizes, shard)
-            total += sum(sizes.values())
-        if (folder / INDEX).is_file():
-            write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _convert_shards(folder, stage, shards, changes)
         for entry in config_entries(skeleton, planned):
             entry.write()
         skeleton.config.architectures = skeleton.config.architectures or [type(skeleton).__name__]
         skeleton.config.save_pretrained(stage)
         copy_other_files(folder, stage, keep=("generation_config.json",))
+        _load_shapes(stage)
         sites = tuple(SiteReport(step=step, relative_error=None) for step in planned.steps)
         report = Report(plan=planned, sites=sites, differences=None)
         write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
     return report
 
 
-def _shards(folder: Path) -> dict[str, dict[str, _Stored]]:
-    """Return the tensors that each shard has."""
-    if (folder / INDEX).is_file():
-        try:
-            weight_map: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder / INDEX} is no index of shards: {error}") from error
-        shards = {shard: _read_header(folder / shard) for shard in dict.fromkeys(weight_map.values())}
-        for key, shard in weight_map.items():
-            if key not in shards[shard]:
-                raise CheckpointError(f"{folder / shard} lacks {key}, which the index says it has")
-        return shards
-    if (folder / SINGLE).is_file():
-        return {SINGLE: _read_header(folder / SINGLE)}
-    raise CheckpointError(f"{folder} has no {SINGLE} and no {INDEX}: streaming reads safetensors only")
+def _load_shapes(folder: Path) -> Any:
+    """Return the model of a checkpoint on the meta device, after loading it there: no weight is read.
 
-
-def _read_header(path: Path) -> dict[str, _Stored]:
-    """Return the tensors of a safetensors file (https://github.com/huggingface/safetensors#format)."""
-    if not path.is_file():
-        raise CheckpointError(f"the shard {path} is missing")
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length) if length < size else b"")
-        stored = {
-            key: _Stored(dtype=entry["dtype"], shape=entry["shape"], begin=8 + length + begin, size=end - begin)
-            for key, entry in header.items()
-            if key != "__metadata__"
-            for begin, end in [entry["data_offsets"]]
-        }
-    except (struct.error, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file") from error
-    if any(tensor.begin + tensor.size > size for tensor in stored.values()):
-        raise CheckpointError(f"{path} is truncated: it has {size} bytes, its header says more")
-    return stored
+    Raises:
+        CheckpointError: the names and shapes of the weights aren't the model's, or some are missing.
+    """
+    model = load_model(folder, device_map="meta", use_safetensors=True)
+    named = getattr(model.config, "transformers_weights", None)
+    if named not in (None, SINGLE, INDEX):
+        raise CheckpointError(f"the config of {folder} names {named} as the weights, which isn't streamed")
+    return model
 
 
 def _changes(skeleton: Any, planned: Plan, keys: set[str]) -> dict[str, _Change]:
@@ -182,58 +127,48 @@ def _change(step: Step, *, has_bias: bool) -> _Change:
     )
 
 
-def _convert_shard(
-    source: Path, destination: Path, tensors: Mapping[str, _Stored], changes: Mapping[str, _Change]
-) -> dict[str, int]:
-    """Write one shard; return the size of each of its tensors in bytes."""
-    outputs = {key: output for name, stored in tensors.items() for key, output in _outputs(name, stored, changes)}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for key, output in outputs.items():
-        header[key] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": [offset, offset + output.size]}
-        offset += output.size
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with source.open("rb") as file, destination.open("wb") as out:
-        out.write(struct.pack("<Q", len(encoded)) + encoded)
-        for output in outputs.values():
-            output.make(file, out)
-    return {key: output.size for key, output in outputs.items()}
+def _convert_shards(folder: Path, stage: Path, shards: Shards, changes: Mapping[str, _Change]) -> None:
+    """Write the converted shards and their index."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard, tensors in shards.items():
+        outputs = {
+            name: output
+            for key, stored in tensors.items()
+            for name, output in _outputs(folder / shard, key, stored, changes)
+        }
+        try:
+            write_shard(stage / shard, outputs)
+        except (SafetensorError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"{folder / shard} can't be converted: {error}") from error
+        written = {name: output.stored for name, output in outputs.items()}
+        if read_header(stage / shard) != written:
+            raise CheckpointError(f"{shard} can't be read back as it was written")
+        weight_map |= dict.fromkeys(written, shard)
+        total += sum(stored.size for stored in written.values())
+    if list(shards) != [SINGLE]:
+        write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _outputs(key: str, stored: _Stored, changes: Mapping[str, _Change]) -> Iterator[tuple[str, _Output]]:
+def _outputs(path: Path, key: str, stored: Stored, changes: Mapping[str, _Change]) -> Iterator[tuple[str, Output]]:
     """Yield what becomes of one tensor of a shard."""
     module, _, kind = key.rpartition(".")
     change = changes.get(module) if kind in ("weight", "bias") else None
     if change is None:
-        yield key, _Output(dtype=stored.dtype, shape=stored.shape, size=stored.size, make=partial(_copy, stored))
+        yield key, Output(stored=stored, parts=partial(read_parts, path, key, stored))
         return
     if stored.dtype not in DTYPES:
         raise CheckpointError(f"{key} has the dtype {stored.dtype}: convert the unquantized checkpoint")
     bias, axis = kind == "bias", int(change.transposed and kind == "weight")
     wide = [extent * 2 if number == axis else extent for number, extent in enumerate(stored.shape)]
-    make = partial(_widen, stored, change, bias=bias)
-    yield key, _Output(dtype=stored.dtype, shape=wide, size=2 * stored.size, make=make)
+    yield (
+        key,
+        Output(
+            stored=replace(stored, shape=wide, size=2 * stored.size),
+            parts=lambda: iter([change.widen(read_tensor(path, key), bias=bias)]),
+        ),
+    )
     if change.adds_bias and not bias:
-        extra = _Stored(dtype=stored.dtype, shape=[stored.shape[axis]], begin=0, size=0)
-        size = wide[axis] * DTYPES[stored.dtype].itemsize
-        make = partial(_widen, extra, change, bias=True)
-        yield f"{module}.bias", _Output(dtype=stored.dtype, shape=[wide[axis]], size=size, make=make)
-
-
-def _copy(stored: _Stored, file: BinaryIO, out: BinaryIO) -> None:
-    file.seek(stored.begin)
-    left = stored.size
-    while left:
-        part = file.read(min(left, CHUNK))
-        if not part:
-            raise CheckpointError(f"{file.name} ended while it was read")
-        out.write(part)
-        left -= len(part)
-
-
-def _widen(stored: _Stored, change: _Change, file: BinaryIO, out: BinaryIO, *, bias: bool) -> None:
-    """Write ``[gate | up]``; a tensor without bytes of its own is the zero bias that a bias-free family gets."""
-    dense = stored.read(file) if stored.size else torch.zeros(stored.shape, dtype=DTYPES[stored.dtype])
-    wide = change.widen(dense, bias=bias).contiguous()
-    out.write(wide.flatten().view(torch.uint8).numpy().data)
+        zeros = torch.zeros(stored.shape[axis], dtype=DTYPES[stored.dtype])
+        made = replace(stored, shape=[wide[axis]], size=wide[axis] * stored.itemsize)
+        yield f"{module}.bias", Output(stored=made, parts=lambda: iter([change.widen(zeros, bias=True)]))

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
     ("errors", "jsonio", "inplace", "finding", "autodiff"),
-    ("entry",),
+    ("entry", "carrying"),
     (
         "selection",
         "registry",
@@ -35,7 +35,7 @@ LEVELS = (
     ("layers",),
     ("probe", "routes"),
     ("plugin", "conversion", "standalone"),
-    ("hub", "launch"),
+    ("hub", "launch", "shards"),
     ("provenance",),
     ("checkpoint", "doctor", "tasks"),
     ("verification", "inspection", "steering", "training", "coverage", "streaming", "exporting"),

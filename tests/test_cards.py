@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ import torch
 import transformers
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from markdown_it import MarkdownIt
 from pico import FAMILIES, LAYERS, VOCAB, make_native
 from taskdata import make_rows, save_base
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.errors import CheckpointError, DataError, OptionError
+from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError
 from hf_glu.finetuning import finetune_and_report
 from hf_glu.jsonio import write_json
 from hf_glu.provenance import CARD_FILE, REPORT_FILE, base_of, naming
@@ -247,13 +249,19 @@ def test_why_it_needs_the_plugin_is_the_truth(tmp_path):
 def test_code_in_the_folder_is_an_alternative(tmp_path):
     saved(tmp_path, "gated")
     assert "remote" not in parts_of(describe(tmp_path))
-    with_code = parts_of(describe(tmp_path, repo_id="me/mine", auto_map={"AutoModelForMaskedLM": "flat.Model"}))
+    with_code = parts_of(
+        describe(tmp_path, repo_id="me/mine", auto_map={"AutoModelForMaskedLM": "modeling_hf_glu.Model"})
+    )
     assert 'from_pretrained("me/mine", trust_remote_code=True)' in with_code["remote"]
     assert "import hf_glu" not in with_code["remote"]
-    assert "remote" not in parts_of(describe(tmp_path, auto_map={"AutoModel": "flat.Model"}))  # of another class
+    assert "remote" not in parts_of(
+        describe(tmp_path, auto_map={"AutoModel": "modeling_hf_glu.Model"})
+    )  # of another class
     config = json.loads((tmp_path / "config.json").read_text())
-    write_json(tmp_path / "config.json", {**config, "auto_map": {"AutoModelForMaskedLM": "flat.Model"}})
+    write_json(tmp_path / "config.json", {**config, "auto_map": {"AutoModelForMaskedLM": "modeling_hf_glu.Model"}})
     assert "remote" in parts_of(describe(tmp_path))
+    write_json(tmp_path / "config.json", {**config, "auto_map": {"AutoModelForMaskedLM": "somebodys.Model"}})
+    assert "remote" not in parts_of(describe(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -523,3 +531,108 @@ def test_the_project_has_cards_and_none_without_results():
     assert len(names) >= 3
     assert {path.stem for path in COMMITTED.glob("*.md")} == names | {"README"}
     assert all(f"`{name}`" in (COMMITTED / "README.md").read_text() for name in names)
+
+
+HOSTILE = (
+    "x\n\n# H\n\n- i\n\n<script>alert(1)</script>![i](http://e.example/x.png)[l](javascript:alert(1))[m][n]|`c`|"
+    "``d``| http://e.example www.e.example me@e.example "
+    "<http://e.example>\r\n---\n```\n<!-- \0\x1b[31m\u202e\u200b\ud800 \\"
+)
+
+
+def texts(data, path=()):
+    """Yield the path of each text in plain data, and of each key."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+        if isinstance(data, dict):
+            yield (*path, key), True
+        if isinstance(value, (dict, list)):
+            yield from texts(value, (*path, key))
+        elif isinstance(value, str):
+            yield (*path, key), False
+
+
+def spoiled(facts, path, is_key, text):
+    found = copy.deepcopy(facts)
+    inside = found
+    for key in path[:-1]:
+        inside = inside[key]
+    if is_key:
+        inside[path[-1] + text] = inside.pop(path[-1])
+    else:
+        inside[path[-1]] = text if inside[path[-1]] is None else inside[path[-1]] + text
+    return found
+
+
+def shape_of(card):
+    """Return what a card's Markdown is made of, but for its words."""
+    body = card.partition("\n---\n")[2].rpartition("\n\n<!--")[0]
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    inner = [token for each in tokens for token in each.children or ()]
+    rows = Counter(token.type for token in tokens)
+    return {
+        "blocks": {
+            kind: rows[kind] for kind in ("heading_open", "tr_open", "td_open", "fence", "hr", "list_item_open")
+        },
+        "markup": [token.type for token in (*tokens, *inner) if "html" in token.type or token.type == "image"],
+        "links": {token.attrGet("href") for token in inner if token.type == "link_open"},
+    }
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_nothing_in_others_files_is_more_than_words(path):
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    expected = shape_of(render_card(facts))
+    assert not expected["markup"]
+    shown = 0
+    for place, is_key in list(texts(facts)):
+        try:
+            card = render_card(spoiled(facts, place, is_key, HOSTILE))
+        except (HfGluError, AttributeError, KeyError, TypeError, ValueError):
+            continue  # refused: `describe` makes one line of it
+        found = shape_of(card)
+        assert not found["markup"], place
+        assert found["links"] <= expected["links"], place
+        same = {kind: count for kind, count in found["blocks"].items() if count != expected["blocks"][kind]}
+        assert not same or place[0] in ("config", "run", "conversion", "comparison"), (place, same)
+        assert found["blocks"]["hr"] == 0
+        assert not re.search("[\x00-\x09\x0b-\x1f\u202e\u200b\ud800]", card)
+        assert not re.search(r"://e\.|\bwww\.|<script|javascript:|!\[|me@e", card), place
+        assert ModelCard(card).data.to_dict()
+        shown += "alert(1)" in card
+    assert shown > 5, "the words should be there"
+
+
+def test_a_base_that_is_no_repository_is_no_link_and_its_license_must_be_one(tmp_path):
+    report = saved(tmp_path, "gated").to_dict()
+    base = {
+        "name": "me/x](javascript:alert(1))",
+        "repository": True,
+        "license": "mit\n---\n# H",
+        "language": ["en", 3],
+        "license_link": "javascript:alert(1)",
+        "license_name": "my-own",
+    }
+    write_json(tmp_path / REPORT_FILE, {**report, "base": base})
+    card = describe(tmp_path)
+    assert "](javascript" not in card
+    assert not shape_of(card)["links"]
+    data = ModelCard(card).data
+    assert (data.base_model, data.license, data.language, data.license_name) == (None, None, None, "my-own")
+    assert "license_link" not in data.to_dict()
+
+
+@pytest.mark.parametrize("name", ["X; import os", "X\nimport os", "", 3, ["X"], None])
+def test_the_code_to_copy_imports_a_class(name, tmp_path):
+    saved(tmp_path, "gated")
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, "architectures": [name]})
+    assert "from transformers import AutoModel\n" in describe(tmp_path)
+
+
+def test_result_files_of_another_kind_are_one_line(tmp_path):
+    report = saved(tmp_path, "gated").to_dict()
+    for entries in ({"sites": 3}, {"sites": [3]}, {"parameters_before": "many"}, {"base": [1]}):
+        write_json(tmp_path / REPORT_FILE, {**report, **entries})
+        with pytest.raises(DataError, match="no card can be made") as raised:
+            describe(tmp_path)
+        assert "\n" not in str(raised.value)

@@ -8,9 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_glu.errors import DataError, HfGluError
+from hf_glu.plugin.configs import is_remote_code
 from hf_glu.provenance import CARD_FILE
 from hf_glu.publishing import wording
 from hf_glu.publishing.facts import Facts, read_facts
+from hf_glu.publishing.plain import cell, fitting, plain
 from hf_glu.registry import GATED
 
 TEMPLATE = files("hf_glu") / "templates" / "model_card.md"
@@ -45,10 +48,17 @@ def describe(folder: Path, *, repo_id: str | None = None, auto_map: Mapping[str,
     Raises:
         CheckpointError, DataError: no config, or a file that can't be read.
     """
-    facts = read_facts(folder)
-    if auto_map is not None:
-        facts["config"]["auto_map"] = dict(auto_map)
-    return render_card(facts, repo_id=repo_id)
+    try:
+        facts = read_facts(folder)
+        if auto_map is not None:
+            facts["config"]["auto_map"] = dict(auto_map)
+        return render_card(facts, repo_id=repo_id)
+    except HfGluError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the files in {folder} aren't what hf_glu writes: no card can be made of them ({error!r})"
+        ) from error
 
 
 def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
@@ -59,12 +69,16 @@ def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
 
 
 def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
-    """Return the card of a checkpoint of which ``facts`` are known (see `hf_glu.publishing.facts.read_facts`)."""
+    """Return the card of a checkpoint of which ``facts`` are known (see `hf_glu.publishing.facts.read_facts`).
+
+    They come from others' files: all that they say is made `plain`, here and once.
+    """
     from huggingface_hub import ModelCard
 
+    facts = {**plain(facts), "carried": fitting(facts["carried"])}
     repo_id = repo_id or facts["name"]
-    architecture = next(iter(facts["config"].get("architectures", [])), "")
-    auto_class = _head(facts)[0] or architecture
+    architecture = wording.architecture(facts)
+    auto_class = _head(facts)[0] or architecture or "AutoModel"
     card = ModelCard.from_template(
         _metadata(facts, repo_id.rpartition("/")[2]),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -72,7 +86,7 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
         repo_id=repo_id,
         auto_class=auto_class,
         plugin=wording.needs_plugin(facts),
-        remote_code=auto_class in facts["config"].get("auto_map", {}),
+        remote_code=is_remote_code((facts["config"].get("auto_map") or {}).get(auto_class)),
         refused=wording.refused_name(facts),
         summary=wording.summary(facts),
         traits=wording.traits(facts),
@@ -100,7 +114,7 @@ def _mark(text: str) -> str:
 
 
 def _head(facts: Facts) -> tuple[str | None, str | None]:
-    architecture = next(iter(facts["config"].get("architectures", [])), "")
+    architecture = wording.architecture(facts)
     return next((head for end, head in HEADS.items() if architecture.endswith(end)), (None, None))
 
 
@@ -115,7 +129,7 @@ def _metadata(facts: Facts, title: str) -> Any:
     tags += [SEQ2SEQ] if auto_class == "AutoModelForSeq2SeqLM" else []
     tags += ["sentence-transformers"] if facts["sentence_transformers"] else []
     known: dict[str, Any] = {
-        "base_model": base["name"] if base and base["repository"] else None,
+        "base_model": base["name"] if base and wording.is_repository(base) else None,
         "library_name": "transformers",
         "pipeline_tag": "sentence-similarity" if facts["sentence_transformers"] else task,
         "tags": list(dict.fromkeys(tags)),
@@ -172,7 +186,7 @@ def _conversion_rows(facts: Facts) -> list[tuple[str, str]]:
         ),
         ("parameters", f"{conversion['parameters_before']:,} before, {after}"),
     ]
-    return [(name, value.replace("|", "\\|")) for name, value in rows if value]
+    return [(name, cell(value)) for name, value in rows if value]
 
 
 def _results(facts: Facts) -> dict[str, Any]:
@@ -192,7 +206,7 @@ def _results(facts: Facts) -> dict[str, Any]:
     return {
         "examples": ", ".join(f"{count:,} ({split})" for split, count in counts.items()),
         "train": f"{results['examples']['train']:,}",
-        "rows": [(name, _metrics(row.get("before")), _metrics(row["metrics"])) for name, row in rows],
+        "rows": [(name, cell(_metrics(row.get("before"))), cell(_metrics(row["metrics"]))) for name, row in rows],
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None) + peft,
         "seconds": f"{training['seconds']:,.0f}",
         "hardware": run["hardware"],
@@ -207,7 +221,7 @@ def _comparison(comparison: Facts) -> dict[str, Any]:
     for row in comparison["variants"]:
         name, spread, difference, p = (row.get(key) for key in ("name", "std", "difference", "p_value"))
         rows.append((
-            f"**{name}**" if name == comparison["mine"] else name,
+            cell(f"**{name}**" if name == comparison["mine"] else name),
             f"{row['mean']:.2%}",
             "-" if spread is None else f"{spread:.2%}",
             "-" if difference is None else f"{100 * difference:+.2f} points",

@@ -72,7 +72,7 @@ def _auto_class(folder: Path, name: str) -> str:
     import transformers
 
     auto_map = read_config(folder).get("auto_map", {})
-    config_class = type(transformers.AutoConfig.from_pretrained(folder))
+    config_class = type(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
     for auto in auto_map:
         served = getattr(getattr(transformers, auto, None), "_model_mapping", {}).get(config_class, ())
         if name in [made.__name__ for made in (served if isinstance(served, (tuple, list)) else (served,))]:

@@ -13,7 +13,7 @@ from hf_glu.checkpoint import load_model
 from hf_glu.errors import CheckpointError
 from hf_glu.hub import resolve
 from hf_glu.publishing.checking import check_loads, expected_outputs
-from hf_glu.publishing.staging import check_folder, complete, stage_folder
+from hf_glu.publishing.staging import check_folder, clean_stage, complete, stage_folder
 from hf_glu.publishing.upload import Target, commit
 
 MESSAGE = "Push with hf_glu"
@@ -31,7 +31,7 @@ class Published:
         revision: the branch.
         files: the files and their bytes.
         code: those of them that load the model where hf_glu isn't installed.
-        left_out: what of the folder isn't the model's.
+        left_out: what of the source isn't the model's, or is somebody's code.
         checked: how the model was loaded in fresh processes, where it gave bitwise the same outputs.
     """
 
@@ -67,6 +67,9 @@ def push(
     Nothing is sent before a fresh process has loaded the files and computed the same, bit by bit. All files come in
     one commit, after the upload of the large ones, so that the repository never has half a push; what an earlier push
     has left there (shards, code) goes in the same commit. A card that its owner has written there stays.
+
+    What the source has of code, and says of it in its configs, stays behind (``left_out``) and is never run. So do
+    local paths.
 
     Going back is a push, too: ``push("user/name@COMMIT", "user/name")``.
 
@@ -148,6 +151,7 @@ def _publish(
             source.save_pretrained(stage, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage)
+        left_out += clean_stage(stage, folder)
         written = complete(stage, folder or stage, repo_id=target.repo, code=code, tags=tuple(tags))
         checked: tuple[str, ...] = ()
         if check:

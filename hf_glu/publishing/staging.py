@@ -1,11 +1,13 @@
 """What a push consists of: a checkpoint's files in a folder of their own, with code and a card beside them.
 
-The user's folder is only read. Weights are linked, all else is copied, since code and card change it.
+The user's folder is only read. Weights are linked, all else is copied, since code and card change it. What the folder
+has of code stays there: that which is pushed was written by hf_glu for this very model, and nobody else's is run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from fnmatch import fnmatch
 from hashlib import sha256
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import hf_glu
+from hf_glu.carrying import check_inside, clean_json, is_code
 from hf_glu.config import GluConfig
 from hf_glu.errors import CheckpointError
 from hf_glu.jsonio import write_json
+from hf_glu.provenance import REPORT_FILE
 
 CARD, CONFIG, MANIFEST = "README.md", "config.json", "hf_glu_push.json"
 # hidden; of a training run (whose card says what ``run.json`` does, but for local paths); of an earlier push itself
@@ -24,19 +28,28 @@ LEFT_OUT = (
     "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl", "run.json", "log.jsonl", MANIFEST,
 )  # fmt: skip
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".ot", ".h5", ".msgpack")
+TEXT = (".json", ".jsonl", ".md", ".txt", ".html", ".csv", ".yaml", ".yml", ".toml", ".jinja")
+OURS = (REPORT_FILE, "results.json")
 # what Transformers loads by itself where it is there: none of these may stay in a repository from an earlier push
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 
 
-def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the files of a checkpoint, and what of its folder is left out, as paths relative to it."""
+def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
+    """Return the files of a checkpoint, and what of its folder is left out, as paths relative to it.
+
+    Raises:
+        CheckpointError: a link that leads out of the folder, other than one to weights.
+    """
     files: list[str] = []
     left_out: list[str] = []
     for path in sorted(folder.iterdir()):
-        if any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
+        if is_code(path.name) or any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
             left_out.append(path.name)
-        elif path.is_dir():
-            inner, outer = list_files(path)
+            continue
+        if not (path.name.endswith(".safetensors") and path.is_file()):  # weights may lie anywhere
+            check_inside(path, root or folder)
+        if path.is_dir():
+            inner, outer = list_files(path, root or folder)
             files += [f"{path.name}/{name}" for name in inner]
             left_out += [f"{path.name}/{name}" for name in outer]
         else:
@@ -75,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG} must hold a JSON object, got {type(config).__name__}")
@@ -102,18 +115,52 @@ def _check_weights(folder: Path, files: list[str]) -> None:
 
 
 def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
-    """Fill ``stage`` with the files of ``folder``, but for code and card that an earlier push made: they come anew."""
-    earlier = read_manifest(folder / MANIFEST)
-    made = {*earlier.get("code", ()), *([CARD] if earlier.get("card") else ())}
+    """Fill ``stage`` with the files of ``folder``, but for a card that an earlier push made: it comes anew."""
+    earlier = read_manifest(folder / MANIFEST).get("card")
     for name in files:
-        if name in made and (name != CARD or digest(folder / CARD) == earlier["card"]):
+        source, target = folder / name, stage / name
+        if name == CARD and earlier and digest(source) == earlier:
             continue
-        source, target = (folder / name).resolve(), stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors"):
-            _link(source, target)
+            _link(source.resolve(), target)
         else:
             shutil.copy(source, target)
+
+
+def clean_stage(stage: Path, folder: Path | None) -> list[str]:
+    """Take code, what configs say of it, and local paths out of what is to be pushed; return what was left out.
+
+    Args:
+        stage: what is to be pushed, which is written to.
+        folder: where it comes from; None: from memory.
+
+    Raises:
+        CheckpointError: another text names a folder of this machine.
+    """
+    left_out: list[str] = []
+    places = _places(folder)
+    for path in sorted(stage.rglob("*")):
+        name = path.relative_to(stage).as_posix()
+        if is_code(name) and path.is_file():
+            path.unlink()
+            left_out.append(name)
+        elif path.suffix == ".json":
+            left_out += [f"{entry} of {name}" for entry in clean_json(path, path, ours=name in OURS)]
+        if path.suffix in TEXT and (found := places.search(path.read_text(encoding="utf-8", errors="replace"))):
+            raise CheckpointError(
+                f"{name} names {found[0]}, a folder of this machine: take that out, or the file (`hf-glu report` "
+                "writes a report anew)"
+            )
+    return left_out
+
+
+def _places(folder: Path | None) -> re.Pattern[str]:
+    """Return what finds the folder that something comes from, the one above, and the home of whoever pushes."""
+    roots = (folder.absolute(), folder.resolve()) if folder else ()
+    places = {place for root in roots for place in (root, root.parent)} | {Path.home()}
+    deep = sorted(str(place) for place in places if len(place.parts) > 2)  # /root may stand in anybody's text
+    return re.compile(rf"(?:{'|'.join(map(re.escape, deep))})(?![\w.-])" if deep else "(?!)")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -153,10 +200,6 @@ def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple
     from hf_glu.publishing.card import describe, is_generated
     from hf_glu.publishing.flat import write_code
 
-    config = read_config(stage)
-    if (auto_map := config.pop("auto_map", None)) is not None:
-        kept = {auto: name for auto, name in auto_map.items() if _has_code(name, stage)}
-        write_json(stage / CONFIG, {**config, **({"auto_map": kept} if kept else {})})
     written = write_code(stage) if code else []
     card = stage / CARD
     generated = not card.is_file() or is_generated(card.read_text(encoding="utf-8", errors="replace"))
@@ -168,12 +211,6 @@ def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple
     known = {"hf_glu": hf_glu.__version__, "card": digest(card) if generated else None, "code": written}
     write_json(stage / MANIFEST, known)
     return written
-
-
-def _has_code(reference: Any, folder: Path) -> bool:
-    """Tell whether the code that an ``auto_map`` names is in ``folder``, or in another repository."""
-    names = [reference] if isinstance(reference, str) else [name for name in reference if name]
-    return all("--" in name or (folder / f"{name.rpartition('.')[0]}.py").is_file() for name in names)
 
 
 def _add_tags(card: Path, tags: tuple[str, ...]) -> None:
@@ -195,5 +232,8 @@ def stale_files(there: list[str], pushed: list[str], earlier: dict[str, Any]) ->
         pushed: those that are pushed now.
         earlier: the manifest of the push before.
     """
-    gone, code = set(there) - set(pushed), set(earlier.get("code", ()))
-    return sorted(name for name in gone if name in code or any(fnmatch(name, pattern) for pattern in WEIGHTS))
+    named = earlier.get("code")
+    gone, code = set(there) - set(pushed), named if isinstance(named, list) else ()
+    return sorted(
+        name for name in gone if (name in code and is_code(name)) or any(fnmatch(name, pattern) for pattern in WEIGHTS)
+    )

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import hf_glu
 from hf_glu.errors import OptionError, PublishingError
 from hf_glu.hub import invalid_name, network_errors, reachable, refusal, unreachable
-from hf_glu.publishing.staging import CARD, MANIFEST, digest, list_files, read_manifest, stale_files
+from hf_glu.publishing.staging import CARD, MANIFEST, digest, read_manifest, stale_files
 
 # seconds before trying again; inside of each try the client itself repeats a failed upload, five times within 23 s
 WAITS = (2.0, 8.0)
@@ -150,7 +150,7 @@ def _commit(stage: Path, target: Target, message: str, description: str | None) 
     if target.private and not head.private:
         raise PublishingError(f"{repo} exists and is public, which a push can't change: give another name")
     there = [file.rfilename for file in head.siblings]
-    names = [*list_files(stage)[0], MANIFEST]
+    names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
     with tempfile.TemporaryDirectory() as scratch:
         earlier = _read_earlier(api, repo, head.sha, there, Path(scratch))
         if CARD in there and _is_theirs(stage, earlier, api, repo, head.sha, Path(scratch)):

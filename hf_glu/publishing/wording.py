@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.config import GluConfig
+from hf_glu.hub import invalid_name
 from hf_glu.layers.fields import plain_name
 from hf_glu.layers.table import ACTIVATION_FIELDS
 from hf_glu.publishing.facts import Facts
@@ -67,11 +68,17 @@ def refused_name(facts: Facts) -> str | None:
     return next((name for name in named if registry.find(name)), None)
 
 
+def architecture(facts: Facts) -> str:
+    """Return the class that the config names, nothing where that can't be one."""
+    named = facts["config"].get("architectures")
+    first = named[0] if isinstance(named, list) and named else ""
+    return first if isinstance(first, str) and first.isidentifier() else ""
+
+
 def summary(facts: Facts) -> str:
     """Return the one sentence that says what the model is."""
     base, trained = facts["base"], facts["run"]
-    architecture = next(iter(facts["config"].get("architectures", [])), facts["config"].get("model_type", "model"))
-    what = _link(base) if base else f"A `{architecture}`"
+    what = _link(base) if base else f"A `{architecture(facts) or facts['config'].get('model_type', 'model')}`"
     if facts["conversion"]:
         clause = f", whose {_conversion(facts)}"
     else:
@@ -83,7 +90,12 @@ def summary(facts: Facts) -> str:
 
 def _link(base: Facts) -> str:
     name = base["name"]
-    return f"[{name}](https://huggingface.co/{name})" if base["repository"] else f"`{name}`"
+    return f"[{name}](https://huggingface.co/{name})" if is_repository(base) else f"`{name}`"
+
+
+def is_repository(base: Facts) -> bool:
+    """Tell whether a base is said to be on the Hub, under a name that can be one there."""
+    return bool(base.get("repository")) and not invalid_name(base["name"])
 
 
 def _conversion(facts: Facts) -> str:

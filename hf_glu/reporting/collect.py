@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_glu.carrying import without_paths
 from hf_glu.errors import CheckpointError, DataError
 
 Data = dict[str, Any]
@@ -100,7 +101,7 @@ class Collected:
 
 
 def collect(folder: str | os.PathLike[str]) -> Collected:
-    """Return what is in a folder.
+    """Return what is in a folder, with names in place of local paths: a report is shown to others.
 
     Raises:
         CheckpointError: there is no such folder, or a file in it can't be read.
@@ -111,7 +112,7 @@ def collect(folder: str | os.PathLike[str]) -> Collected:
         raise CheckpointError(f"{folder} is no folder: give the folder that a run, suite or comparison was written to")
     for kind, name in _INDEX.items():
         if (path / name).is_file():
-            index = read_object(path / name)
+            index = without_paths(read_object(path / name))
             return Collected(kind=kind, index=index, runs=_runs_below(path, index))
     if _is_run(path):
         return Collected(kind=RUN, index={}, runs={path.absolute().name: _read_run(path)})
@@ -195,13 +196,13 @@ def _is_run(folder: Path) -> bool:
 
 def _read_run(folder: Path, results: Data | None = None) -> Run:
     about, log, final = (folder / name for name in _OF_RUN)
-    lines = read_lines(log) if log.is_file() else []
+    lines = without_paths(read_lines(log)) if log.is_file() else []
     return Run(
         name=folder.absolute().name,
-        about=read_object(about) if about.is_file() else {},
+        about=without_paths(read_object(about)) if about.is_file() else {},
         steps=[line for line in lines if number(line.get("loss")) is not None],
         evaluations=[line for line in lines if "evaluation" in line or "score" in line],
-        results=read_object(final) if final.is_file() else results,
+        results=without_paths(read_object(final)) if final.is_file() else results,
     )
 
 

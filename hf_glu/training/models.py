@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_glu.checkpoint import first_line
+from hf_glu.checkpoint import first_line, forget_code
 from hf_glu.conversion import Report, convert, plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.hub import resolve
@@ -36,12 +36,13 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
 
     folder = resolve(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         text = is_text_to_text(config, form)
         kind = transformers.AutoModelForSeq2SeqLM if text else transformers.AutoModelForSequenceClassification
         set_seed(seed)
         model = kind.from_pretrained(folder, dtype=torch.float32, **({} if text else _head(task)))
+        forget_code(model.config)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         if isinstance(error, OptionError):
             raise

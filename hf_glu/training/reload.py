@@ -25,7 +25,7 @@ def main(scratch: str) -> None:
     order = json.loads((place / "order.json").read_text(encoding="utf-8"))
     kind = AutoModelForSeq2SeqLM if order["text"] else AutoModelForSequenceClassification
     model = kind.from_pretrained(order["folder"])
-    tokenizer = AutoTokenizer.from_pretrained(order["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(order["folder"], trust_remote_code=False)
     data = load_from_disk(str(place / "data"))
     features = Features(task=MOVIES, raw=None, data=data, owners=list(range(len(data))), text=order["text"])
     found = predict(model, features, tokenizer, batch_size=order["batch_size"])
