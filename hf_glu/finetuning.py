@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.carrying import without_paths
+from hf_glu.errors import OptionError
 from hf_glu.jsonio import write_json
 from hf_glu.provenance import REPORT_FILE, base_of
 from hf_glu.publishing.card import write_card
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
+
+_log = logging.getLogger(__name__)
 
 
 def finetune_and_report(
@@ -27,19 +31,23 @@ def finetune_and_report(
         HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
     """
     start = time.perf_counter()
+    if baseline and not job.conversion:
+        raise OptionError("baseline is the dense model beside a converted one: give the activation with to")
     if job.to:
         registry[job.to]
     base = base_of(job.model, job.base_model)
     ours = Job(job, options, resume=resume)  # says what can't be before the baseline is trained
-    dense = run_job(replace(job, to=None, output=None, random=False), options) if baseline and job.to else None
+    if not job.output and ours.main:
+        _log.warning("without an output folder the model is trained and evaluated, and not kept")
+    dense = run_job(replace(job.dense(), output=None, predict=False), options) if baseline else None
     outcome = ours.run()
     result = {
         "model": job.title,
         "base": base,
         "task": ours.entry["task"],
-        "activation": job.to,
+        "activation": job.conversion,
         "options": ours.entry["options"] | {"mixed_precision": options.mixed_precision()},
-        "rows": _rows(dense, outcome, job.to),
+        "rows": _rows(dense, outcome, job.conversion),
         "dense": dense,
         "outcome": outcome,
         "seconds": time.perf_counter() - start,

@@ -54,6 +54,16 @@ def _read(config: Path | None, given: dict[str, Any]) -> tuple[Any, Any]:
     return job, options
 
 
+def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
+    """Raise OptionError for a flag that would be ignored."""
+    if only and not suite:
+        raise OptionError("--only chooses tasks of a suite: give --suite")
+    if resume and not job.output:
+        raise OptionError("--resume goes on with the run in a folder: give it with --output")
+    if suite and baseline:
+        raise OptionError("a suite has no baseline beside it: run it once more without --to, into another --output")
+
+
 @app.command()
 @with_flags(JobOptions, TrainingOptions)
 def finetune(
@@ -70,6 +80,7 @@ def finetune(
     from hf_glu.training.suite import run_suite
 
     job, options = _read(config, given)
+    _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
     if suite:
         _emit(run_suite(suite, job, options, only=only), tables.suite, json=json)
         return
@@ -88,11 +99,16 @@ def compare(
     json: Json = False,
 ) -> None:
     """Fine-tune several activations with several seeds on one task: mean, spread, paired test, plot."""
+    from hf_glu.training.comparing import OF_VARIANTS
     from hf_glu.training.comparing import compare as run
 
     job, options = _read(config, given)
+    if (option := next((key for key in OF_VARIANTS if key in given), None)) is not None:
+        raise OptionError(f"{option} does nothing in a comparison: --variants and --seeds say it")
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
+    if not job.output:
+        raise OptionError("compare needs a folder for its runs: give it with --output")
     result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options)
     _emit({**result, "report": _try_report(Path(str(job.output)))}, tables.comparison, json=json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -48,8 +49,10 @@ def from_texts(task: Task, texts: Sequence[str]) -> list[Any]:
         return [text.strip() for text in texts]
     if task.form == "regression":
         return [_number(text) for text in texts]
-    numbers = {text.lower(): number for number, text in enumerate(task.texts)}
-    return [numbers.get(text.strip().lower(), NO_ANSWER) for text in texts]
+    exact = {text: number for number, text in enumerate(task.texts)}
+    lower = Counter(text.lower() for text in task.texts)
+    loose = {text.lower(): number for text, number in exact.items() if lower[text.lower()] == 1}
+    return [exact.get(text.strip(), loose.get(text.strip().lower(), NO_ANSWER)) for text in texts]
 
 
 def _number(text: str) -> float:

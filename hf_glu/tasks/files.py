@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_glu.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # names that files give a split, beside the split's own
 OTHER_NAMES = {"validation": ("val", "dev"), "train": (), "test": ()}
 
@@ -27,7 +30,7 @@ def find_splits(folder: Path, splits: tuple[str, ...], *, config: str = "") -> d
     if not folder.is_dir():
         raise DataError(f"there is no dataset folder {folder}")
     places = [folder / config] if config and (folder / config).is_dir() else [folder, folder / "data"]
-    files = [path for place in places for path in sorted(place.glob("*")) if path.suffix in FORMATS]
+    files = [path for place in places for path in sorted(place.glob("*")) if path.suffix in READERS]
     found: dict[str, list[Path]] = {}
     for split in splits:
         names = (split, *OTHER_NAMES.get(split, ()))
@@ -36,7 +39,7 @@ def find_splits(folder: Path, splits: tuple[str, ...], *, config: str = "") -> d
             found[split] = mine
     if not found:
         raise DataError(
-            f"{places[0]} has no file of the splits {', '.join(splits)} ({', '.join(FORMATS)}), such as train.jsonl"
+            f"{places[0]} has no file of the splits {', '.join(splits)} ({', '.join(READERS)}), such as train.jsonl"
         )
     return found
 
@@ -47,27 +50,96 @@ def _stem(path: Path) -> str:
 
 
 def read_files(files: Mapping[str, list[Path]]) -> dict[str, Dataset]:
-    """Read the files of each split.
+    """Read the files of each split, as they are now: nothing is cached, no value is guessed to be another one.
+
+    A csv's values are texts (``NA`` and ``01``, too), an empty one is None; json's and parquet's have their own types.
 
     Raises:
         DataError: a file that is missing, of an unknown kind, or can't be read; kinds that are mixed.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    from datasets import concatenate_datasets
 
     every = [path for paths in files.values() for path in paths]
     for path in every:
         if not path.is_file():
             raise DataError(f"there is no file {path}")
-        if path.suffix not in FORMATS or path.suffix != every[0].suffix:
-            raise DataError(f"{path}: files must be all of one kind of {', '.join(FORMATS)}")
-    suffix = every[0].suffix
-    options = {"sep": "\t", "quoting": 3} if suffix == ".tsv" else {}
+        if path.suffix not in READERS or path.suffix != every[0].suffix:
+            raise DataError(f"{path}: files must be all of one kind of {', '.join(READERS)}")
     read = {}
-    for split, paths in files.items():  # one by one: the splits may differ in their columns
+    for split, paths in files.items():
+        parts = []
+        for path in paths:
+            try:
+                parts.append(READERS[path.suffix](path))
+            except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise DataError(f"{path} can't be read as {path.suffix[1:]}: {cause}") from error
         try:
-            read[split] = load_dataset(FORMATS[suffix], data_files=[str(path) for path in paths], **options)["train"]
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            cause = str(error.__cause__ or error).splitlines()[0]
-            raise DataError(f"{paths[0]} can't be read as {suffix[1:]}: {cause}") from error
+            read[split] = concatenate_datasets(parts)
+        except ValueError as error:
+            raise DataError(f"{paths[0]} and {paths[-1]} have different columns") from error
     return read
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _read_table(path: Path, **options: Any) -> Dataset:
+    """Read a csv or tsv file; a header of fewer columns than a row has is an error, not an index."""
+    import pandas
+    from datasets import Dataset
+
+    frame = pandas.read_csv(
+        path, header=None, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig", **options
+    )
+    cells = frame.astype(object).where(frame.notna(), None)
+    header = ["" if name is None else str(name).strip() for name in cells.iloc[0]]
+    if len(set(header)) < len(header):
+        raise ValueError(f"the header has a column twice: {', '.join(header)}")
+    return Dataset.from_dict({name: cells[number].iloc[1:].tolist() for number, name in enumerate(header)})
+
+
+def _read_json(path: Path) -> Dataset:
+    """Read one list of objects, or an object a line."""
+    from datasets import Dataset
+
+    rows = _rows(path.read_text(encoding="utf-8-sig"))
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError('rows must be objects, such as {"text": ..., "label": ...}')
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return Dataset.from_dict(columns, on_mixed_types="use_json")
+
+
+def _rows(text: str) -> list[Any]:
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return whole if isinstance(whole, list) else [whole]
+
+
+def _read_parquet(path: Path) -> Dataset:
+    from datasets import Dataset
+    from pyarrow.parquet import ParquetFile
+
+    return Dataset(ParquetFile(path).read())
+
+
+READERS: dict[str, Callable[[Path], Dataset]] = {
+    ".csv": _read_table,
+    ".tsv": partial(_read_table, sep="\t", quoting=csv.QUOTE_NONE),
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+}

@@ -28,7 +28,7 @@ from hf_glu.experts.bank import Bank
 from hf_glu.experts.native import MixedBank
 from hf_glu.layers.sites import layer_of
 from hf_glu.selection import STACKS
-from hf_glu.tasks.loading import LABEL
+from hf_glu.tasks.checking import LABEL
 from hf_glu.training.curves import Mixing, curve_rows, modulation_of, modulation_row
 from hf_glu.training.features import Features
 from hf_glu.training.parts import activations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,18 +11,34 @@ import numpy as np
 from accelerate import PartialState
 
 from hf_glu.activation import registry
+from hf_glu.activation.elementwise import SAME_FUNCTION
 from hf_glu.checkpoint import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
 from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.jsonio import write_json
 from hf_glu.training.features import is_text_to_text
-from hf_glu.training.job import calibration_texts, read_tasks, run_job
-from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.saving import RESULTS, RUN
+from hf_glu.training.job import run_job
+from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
+from hf_glu.training.record import (
+    FREE,
+    MADE_OF,
+    RECORD_FILE,
+    Record,
+    check_same,
+    fingerprint,
+    make_record,
+    option_record,
+)
+from hf_glu.training.saving import RUN, known_results
+from hf_glu.training.sources import calibration_texts, read_tasks, task_name
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
+# what variants and seeds say
+OF_VARIANTS = ("to", "width", "random", "experts", "top_k", "seed")
+# what a fitted conversion depends on, beside model, data and versions
+OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +56,21 @@ class Variant:
     to: str | None
     width: str
     random: bool
+
+    @property
+    def meaning(self) -> tuple[Any, ...]:
+        """What the variant is, however it is called: ``silu_glu`` is ``swiglu``, too."""
+        entry = registry[self.to] if self.to else None
+        name = entry and (entry.gate or entry.name)
+        same = next((min(names) for names in SAME_FUNCTION if name in names), name)
+        return same, int(self.width) if self.width.isdecimal() else self.width, self.random
+
+    def job(self, job: JobOptions, folder: Path, seed: int) -> JobOptions:
+        """Return the job of this variant with a seed."""
+        output = str(folder / f"{self.name.replace(':', '-')}-seed{seed}")
+        if self.to is None:
+            return replace(job.dense(), output=output)
+        return replace(job, output=output, to=self.to, width=self.width, random=self.random)
 
 
 def read_variant(text: str) -> Variant:
@@ -62,7 +92,8 @@ def read_variant(text: str) -> Variant:
 def compare(variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
     """Fine-tune each variant with each seed; return ``compare.json``'s content.
 
-    What is finished in ``job.output`` is not run again. The first variant is the baseline.
+    What is finished in ``job.output`` is not run again; where that is made of another model, data or options, nothing
+    is run. The first variant is the baseline.
 
     Raises:
         HfGluError: as `run_job`.
@@ -70,48 +101,84 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
     chosen = [read_variant(text) for text in variants]
     if not chosen or not seeds or not job.output:
         raise OptionError("a comparison needs variants, seeds and an output folder")
+    _check_chosen(chosen, seeds, job, options)
     folder = Path(job.output).expanduser().absolute()
-    _check_folder(folder, job)
+    runs = {
+        (variant.name, seed): (variant, variant.job(job, folder, seed), replace(options, seed=seed))
+        for seed in seeds  # seed by seed: what is interrupted has compared all variants so far
+        for variant in chosen
+    }
+    known = _known_results(folder, job, options, [run[1:] for run in runs.values()])
     found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in chosen}
-    for seed in seeds:  # seed by seed: what is interrupted has compared all variants so far
-        for variant in chosen:
-            found[variant.name].append(_run(variant, seed, job, options, folder))
-        if PartialState().is_main_process:
+    for (name, _), (variant, mine, its) in runs.items():
+        place = str(mine.output)
+        found[name].append(known[place] if place in known else _run(variant, mine, its, folder))
+        if PartialState().is_main_process and name == chosen[-1].name:
             write_json(folder / COMPARISON, _table(found, seeds, job))
     return _table(found, seeds, job)
 
 
-def _check_folder(folder: Path, job: JobOptions) -> None:
-    if (folder / COMPARISON).is_file():
-        known = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
-        for key, now in (("model", job.title), ("task", job.task)):
-            if known[key] != now:
-                raise CheckpointError(f"{folder} has a comparison with {key}={known[key]!r}, not {now!r}")
+def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, options: TrainingOptions) -> None:
+    """Raise OptionError where a row or a seed would count twice, or an option would be ignored."""
+    given = {**job.to_dict(), **options.to_dict()}
+    defaults = {**JobOptions().to_dict(), **TrainingOptions().to_dict()}
+    for key in OF_VARIANTS:
+        if given[key] != defaults[key]:
+            raise OptionError(f"{key}={given[key]!r} does nothing in a comparison, whose variants and seeds say it")
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise OptionError(f"the seed {twice[0]} is given twice: its runs would be the same")
+    meant: dict[Any, str] = {}
+    for variant in chosen:
+        if variant.meaning in meant:
+            raise OptionError(f"the variants {meant[variant.meaning]} and {variant.name} are the same")
+        meant[variant.meaning] = variant.name
 
 
-def _run(variant: Variant, seed: int, job: JobOptions, options: TrainingOptions, folder: Path) -> dict[str, Any]:
-    place = folder / f"{variant.name.replace(':', '-')}-seed{seed}"
-    if (place / RESULTS).is_file():
-        known: dict[str, Any] = json.loads((place / RESULTS).read_text(encoding="utf-8"))
-        return known
-    mine = replace(job, output=str(place), to=variant.to, width=variant.width, random=variant.random)
+def _known_results(
+    folder: Path, job: JobOptions, options: TrainingOptions, runs: list[tuple[JobOptions, TrainingOptions]]
+) -> dict[str, dict[str, Any]]:
+    """Return the results of the runs that are finished, by their folder.
+
+    Raises:
+        CheckpointError: a run in ``folder``, one of these or another, is made of something else.
+    """
+    for mine, _ in runs:
+        mine.check()
+    made_of = make_record(job.dense(), options)
+    found = {}
+    for mine, its in runs:
+        place = Path(str(mine.output))
+        if (known := known_results(place, {**made_of, "options": option_record(mine, its)})) is not None:
+            found[str(mine.output)] = known
+    for run in sorted(folder.glob(f"*/{RUN}")):
+        check_same(run.parent, made_of, FREE | {"activation", "seed", *OF_CONVERSION})
+    return found
+
+
+def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Path) -> dict[str, Any]:
+    made_of = make_record(job, options)
     with PartialState().main_process_first():
-        base = _fitted_base(variant, job, folder)
-    if base:
-        mine = replace(mine, model=str(base), base_model=job.title, to=None, width="keep")
-    return run_job(mine, replace(options, seed=seed), resume=(place / RUN).is_file())
+        base = _fitted_base(variant, job, made_of, folder)
+    mine = replace(job.dense(), model=str(base), base_model=job.title) if base else job
+    return run_job(mine, options, resume=(Path(str(job.output)) / RUN).is_file(), made_of=made_of)
 
 
-def _fitted_base(variant: Variant, job: JobOptions, folder: Path) -> Path | None:
-    """Return the checkpoint of a variant whose conversion is fitted: once for all seeds, for it takes minutes."""
+def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Path) -> Path | None:
+    """Return the checkpoint of a variant whose conversion is fitted: once for all seeds, for it takes minutes.
+
+    Raises:
+        CheckpointError: the one that is there is made of something else, or was changed.
+    """
     if variant.to is None or variant.random:
         return None
+    mine = {**made_of, "options": {key: made_of["options"][key] for key in OF_FIT}}
     target = folder / CONVERTED / variant.name.replace(":", "-")
     if target.is_dir():
+        if check_same(target, mine, file=RECORD_FILE)["files"] != fingerprint(target):
+            raise CheckpointError(f"{target} was changed after it was written: remove it")
         return target
-    mine = replace(job, to=variant.to, width=variant.width)
     skeleton = load_skeleton(job.model)
-    choice: dict[str, Any] = {"width": mine.units, "layers": job.layers, "exclude": job.exclude}
+    choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if not plan(skeleton, variant.to, fitted=True, **choice).needs_calibration:
         return None
     texts = calibration_texts(job, read_tasks(job)[0], text=is_text_to_text(skeleton.config, job.form))
@@ -121,6 +188,7 @@ def _fitted_base(variant: Variant, job: JobOptions, folder: Path) -> Path | None
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         write_json(stage / REPORT_FILE, report.to_dict())
+        write_json(stage / RECORD_FILE, {MADE_OF: mine, "files": fingerprint(stage)})
     return target
 
 
@@ -139,7 +207,7 @@ def _table(found: dict[str, list[dict[str, Any]]], seeds: list[int], job: JobOpt
         })  # fmt: skip
     main = next(iter(found.values()))[0]["main"]
     return {
-        "task": job.task, "model": job.title, "metric": " and ".join(main), "seeds": seeds[: len(reference)],
+        "task": task_name(job), "model": job.title, "metric": " and ".join(main), "seeds": seeds[: len(reference)],
         "baseline": baseline, "variants": rows,
     }  # fmt: skip
 

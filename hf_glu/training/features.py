@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.errors import OptionError
+from hf_glu.tasks.answers import from_texts
 from hf_glu.tasks.inputs import unique_entities
 from hf_glu.tasks.prompts import rounded
-from hf_glu.tasks.table import Task
+from hf_glu.tasks.table import TASKS, Task
 
 IGNORED = -100
 Batch = dict[str, Tensor]
@@ -62,6 +63,22 @@ def is_text_to_text(config: Any, form: str) -> bool:
     if form == "text" and not config.is_encoder_decoder:
         raise OptionError(f"form=text needs an encoder-decoder such as T5, {config.model_type} is none")
     return form == "text" or (form == "auto" and config.is_encoder_decoder and "t5" in config.model_type)
+
+
+def check_answers(task: Task, tokenizer: Any) -> None:
+    """Raise OptionError where a text-to-text model couldn't write a task's answers, each as itself."""
+    if task.form == "regression" and TASKS.get(task.name) is not task:
+        raise OptionError(f"a text-to-text model writes STS-B's scores, not those of {task.name}: use form=classes")
+    if task.form not in ("classes", "choice"):
+        return
+    written = [
+        tokenizer.decode(tokenizer(text_target=text)["input_ids"], skip_special_tokens=True) for text in task.texts
+    ]
+    for number, (text, found) in enumerate(zip(task.texts, from_texts(task, written), strict=True)):
+        if found != number:
+            raise OptionError(
+                f"the tokenizer can't write the label {text!r}, only {written[number]!r}: use form=classes"
+            )
 
 
 def check_length(max_length: int, model_config: Any, tokenizer: Any) -> None:

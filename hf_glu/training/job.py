@@ -15,14 +15,13 @@ from hf_glu.errors import OptionError
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.jsonio import write_json
 from hf_glu.layers.lean import fuse, save_memory
-from hf_glu.tasks.loading import head, load_task, own_task
+from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
-from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
 from hf_glu.training import checkpoints
 from hf_glu.training.accelerating import is_sharded, make_accelerator, share_results, start_trackers
 from hf_glu.training.adaptive import snapshot
 from hf_glu.training.annealing import anneal
-from hf_glu.training.features import Features, check_length, join, make_features
+from hf_glu.training.features import Features, check_answers, check_length, join, make_features
 from hf_glu.training.gates import train_only_gates
 from hf_glu.training.loop import Loop, TrainingResult
 from hf_glu.training.measuring import validation_statistics
@@ -30,67 +29,51 @@ from hf_glu.training.models import convert_for, load_for_task
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.prediction import answer, evaluate, predict
+from hf_glu.training.record import Record, make_record
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
+from hf_glu.training.sources import Source, calibration_texts, check_predictable, read_diagnostics, read_tasks
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 
 
-Source = tuple[Task, dict[str, Any]]
-
-
-def read_tasks(job: JobOptions) -> list[Source]:
-    """Return the task of a job, or those of its mixture, with their rows.
-
-    Raises:
-        UnknownNameError, DataError, OptionError: it can't be had.
-    """
-    if job.mixture is not None:
-        tasks = [task for task in find_suite(job.mixture) if not task.model_of]
-        return [(task, load_task(task, job.dataset)) for task in tasks]
-    if job.task is None and job.dataset is None:
-        raise OptionError("give a task (such as sst2), or files of your own with dataset")
-    if job.task is None:
-        return [own_task(str(job.dataset), validation=job.validation)]
-    task = find_task(job.task)
-    if task.model_of:
-        raise OptionError(f"{task.name} has no training data: predict with {task.model_of} writes its predictions")
-    return [(task, load_task(task, job.dataset))]
-
-
-def calibration_texts(job: JobOptions, source: Source, *, text: bool) -> list[str]:
-    """Return the training texts that a conversion is fitted on."""
-    task, raw = source
-    rows = head(raw["train"], job.calibration)
-    return [task.prompt(row) if text else task.inputs(row)[0][0] for row in rows]
-
-
-def run_job(job: JobOptions, options: TrainingOptions, *, resume: bool = False) -> dict[str, Any]:
+def run_job(
+    job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
+) -> dict[str, Any]:
     """Convert (where ``job.to`` is given), fine-tune and evaluate; return the results as plain data.
 
     ``job.output`` holds the run's log from the first step on, and in the end the model, its tokenizer and
-    ``results.json``.
+    ``results.json``. ``made_of`` is its record, where it isn't that of ``job`` and ``options``.
 
     Raises:
         HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
     """
-    return Job(job, options, resume=resume).run()
+    return Job(job, options, resume=resume, made_of=made_of).run()
 
 
 class Job:
     """The parts of a job; see `run_job`."""
 
-    def __init__(self, job: JobOptions, options: TrainingOptions, *, resume: bool = False) -> None:
+    def __init__(
+        self, job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
+    ) -> None:
+        job.check()
         self.job, self.options, self.resume = job, options, resume
         self.folder = Path(job.output).expanduser().absolute() if job.output else None
-        self.entry = run_entry(job, options)
+        self.entry = run_entry(job, options, made_of or make_record(job, options))
         if self.folder is not None:
             check_run_folder(self.folder, self.entry, resume=resume)
         self.accelerator = make_accelerator(options, self.folder)
         self.sources = read_tasks(job)
         self.task, self.raw = self.sources[0]
+        if job.predict:
+            self.tests = [*self.sources, *read_diagnostics(job, self.sources)]
+            check_predictable(self.tests)
         self.model, self.tokenizer, self.text = load_for_task(job.model, self.task, form=job.form, seed=options.seed)
         if job.mixture and not self.text:
             raise OptionError(f"a mixture needs a text-to-text model such as T5, {job.model} is none")
+        if self.text:
+            for task, _ in self.sources:
+                check_answers(task, self.tokenizer)
         self.entry["text"] = self.text
         check_length(options.max_length, self.model.config, self.tokenizer)
         self.train = join([self.features(source, "train", self.rows(source)) for source in self.sources])
@@ -109,7 +92,7 @@ class Job:
         if options.fuse:
             fuse(self.model, device=self.accelerator.device.type)
         if options.anneal is not None and not mixes(self.model):
-            raise OptionError(f"anneal is for learnable activations, {job.to or 'the dense model'} has none")
+            raise OptionError(f"anneal is for learnable activations, {job.conversion or 'the dense model'} has none")
         counts = {**count_parameters(self.model), "active": active_parameters(self.model)}
         self.entry["parameters"] = {**counts, "before": dense}
         self.sharded = is_sharded(self.accelerator)
@@ -190,7 +173,7 @@ class Job:
     def evaluate(self, model: Any, title: str) -> tuple[dict[str, float], float]:
         """Return metrics and score on the validation splits."""
         size = self.options.eval_batch_size
-        title = f"{self.job.to or 'dense'}: {title}"
+        title = f"{self.job.conversion or 'dense'}: {title}"
         accelerator = None if self.alone else self.accelerator
         return evaluate(model, self.validation, self.tokenizer, batch_size=size, accelerator=accelerator, title=title)
 
@@ -201,9 +184,10 @@ class Job:
         """
         whole = copy.deepcopy(self.model).cpu() if self.sharded and self.main else None
         set_seed(self.options.seed, deterministic=self.options.deterministic)
+        title = f"{self.job.conversion or 'dense'}: fine-tune"
         loop = Loop(
             self.model, self.train, self.tokenizer, self.options, self.accelerator, folder=self.folder,
-            evaluate=lambda model: self.evaluate(model, "validate"), title=f"{self.job.to or 'dense'}: fine-tune",
+            evaluate=lambda model: self.evaluate(model, "validate"), title=title,
         )  # fmt: skip
         trained = loop.run(resume=self.resume)
         if self.sharded:
@@ -239,12 +223,8 @@ class Job:
 
     def predict_tests(self, folder: Path) -> None:
         """Write the leaderboards' files for the tasks' test splits, and for the diagnostics that this model answers."""
-        known = {task.name for task, _ in self.sources}
-        diagnostics = [task for task in TASKS.values() if task.model_of in known]
-        for task, raw in (*self.sources, *((task, load_task(task, self.job.dataset)) for task in diagnostics)):
+        for task, raw in self.tests:
             for split in task.test:
-                if split not in raw:
-                    raise OptionError(f"{task.name} has no test split {split} to predict")
                 features = make_features(
                     task, raw[split], self.tokenizer, max_length=self.options.max_length, text=self.text, labeled=False
                 )

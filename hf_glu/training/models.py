@@ -10,23 +10,22 @@ from accelerate.utils import set_seed
 
 from hf_glu.checkpoint import first_line, forget_code
 from hf_glu.conversion import Report, convert, plan
-from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.errors import CheckpointError, HfGluError, OptionError
+from hf_glu.experts.native import UNGATED
 from hf_glu.hub import resolve
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import find_sites
 from hf_glu.probe import give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.features import is_text_to_text
+from hf_glu.training.heads import load_classifier
 from hf_glu.training.options import JobOptions
-
-# form -> outputs of a classifier; None: one for each label
-HEADS = {"classes": None, "regression": 1, "choice": 1, "entity": 2}
 
 
 def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0) -> tuple[Any, Any, bool]:
     """Return a model for ``task`` with its tokenizer, and whether it is text-to-text.
 
-    A classifier's fresh head is the same for the same seed. Weights are in float32.
+    A classifier's new head is the same for the same seed. Weights are in float32.
 
     Raises:
         CheckpointError: the checkpoint can't be found or loaded.
@@ -39,24 +38,18 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         text = is_text_to_text(config, form)
-        kind = transformers.AutoModelForSeq2SeqLM if text else transformers.AutoModelForSequenceClassification
         set_seed(seed)
-        model = kind.from_pretrained(folder, dtype=torch.float32, **({} if text else _head(task)))
+        if text:
+            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+        else:
+            model = load_classifier(folder, config, task)
         forget_code(model.config)
+    except HfGluError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if isinstance(error, OptionError):
-            raise
         raise CheckpointError(f"{source} can't be loaded for {task.name}: {first_line(error)}") from error
     give_padding(model, tokenizer)
     return model, tokenizer, text
-
-
-def _head(task: Task) -> dict[str, Any]:
-    count = HEADS[task.form] or len(task.labels)
-    names = dict(enumerate(task.labels)) if count == len(task.labels) else {i: f"LABEL_{i}" for i in range(count)}
-    kind = {"regression": "regression", "choice": None}.get(task.form, "single_label_classification")
-    label2id = {name: number for number, name in names.items()}
-    return {"num_labels": count, "id2label": names, "label2id": label2id, "problem_type": kind}
 
 
 def give_padding(model: Any, tokenizer: Any) -> None:
@@ -79,12 +72,14 @@ def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tok
     Raises:
         HfGluError: as `hf_glu.convert`.
     """
-    if not job.to:
+    if not job.conversion:
         return None
     choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if job.experts:
-        shape = {"layers": job.layers, "exclude": job.exclude, "experts": job.experts, "top_k": job.top_k}
-        return convert(model, job.to, **shape)  # type: ignore[arg-type]
+        fitted = job.width != "keep" or UNGATED in job.experts
+        fit = {"calibration": texts(), "tokenizer": tokenizer} if fitted else {}
+        return convert(model, job.to, experts=job.experts, top_k=job.top_k, **choice, **fit)
+    assert job.to
     if job.random:
         return _random(model, job, choice)
     fitted = plan(model, job.to, fitted=True, **choice).needs_calibration

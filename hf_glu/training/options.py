@@ -17,6 +17,24 @@ TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 FORMS = ("auto", "classes", "text")
 PEFTS = ("none", "lora", "gates")
 
+# what says how to convert
+OF_CONVERSION = ("to", "width", "layers", "experts", "top_k", "exclude", "random")
+# an option that does nothing without (one of) others: it would be ignored silently
+NEEDED = {
+    "width": ("to",),
+    "layers": ("to", "experts"),
+    "exclude": ("to", "experts"),
+    "top_k": ("experts",),
+    "mixture_limit": ("mixture",),
+    "validation": ("dataset",),
+    "texts": ("dataset",),
+    "predict": ("output",),
+}
+EXCLUSIVE = (
+    ("task", "mixture"), ("task", "validation"), ("task", "texts"), ("mixture", "validation"), ("mixture", "texts"),
+    ("random", "experts"),
+)  # fmt: skip
+
 
 def option(default: Any, text: str) -> Any:
     """Return a dataclass field with the help that the command line shows."""
@@ -69,6 +87,8 @@ class TrainingOptions:
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
                 raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {value}")
+        if self.patience is not None and self.evaluate_every == 0:
+            raise OptionError("patience counts evaluations, and evaluate_every=0 leaves only the last one")
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("tracker", self.tracker, TRACKERS)
@@ -98,6 +118,7 @@ class JobOptions:
     mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
     dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")
     validation: str | None = option(None, "Validation file beside a DATASET of one's own; else a tenth of it.")
+    texts: str | None = option(None, "Columns that are the text in a DATASET of one's own, one or two: text,text2.")
     output: str | None = option(None, "New folder for model, tokenizer, log, results and card.")
     to: str | None = option(None, "Convert to this gated activation first.")
     width: str = option("keep", "Hidden units after the conversion: keep, iso (equal parameters) or a number.")
@@ -125,6 +146,33 @@ class JobOptions:
                 raise OptionError(f"{key} must be at least 1, got {value}")
         if self.random and not self.to:
             raise OptionError("random=True initialises converted FFNs: give the activation with to")
+
+    def check(self) -> None:
+        """Raise OptionError for an option that would be ignored."""
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        for key, needed in NEEDED.items():
+            if getattr(self, key) != defaults[key] and not any(getattr(self, name) for name in needed):
+                raise OptionError(f"{key}={getattr(self, key)!r} does nothing without {' or '.join(needed)}: give that")
+        for key, other in EXCLUSIVE:
+            if getattr(self, key) and getattr(self, other):
+                raise OptionError(f"{key} and {other} exclude each other: leave one of them out")
+        if self.peft != "lora" and (self.lora_rank, self.lora_targets) != (
+            defaults["lora_rank"],
+            defaults["lora_targets"],
+        ):
+            raise OptionError(f"lora_rank and lora_targets do nothing without peft=lora, which is {self.peft}")
+
+    @property
+    def conversion(self) -> str | None:
+        """What the conversion is called: its activation, else that of each expert; None: the model stays as it is."""
+        return self.to or self.experts
+
+    def dense(self) -> JobOptions:
+        """Return the same job without a conversion."""
+        plain: dict[str, Any] = {
+            each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION
+        }
+        return dataclasses.replace(self, **plain)
 
     @property
     def title(self) -> str:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,27 @@ import numpy as np
 import torch
 
 from hf_glu.errors import CheckpointError
-from hf_glu.jsonio import to_json, write_json
+from hf_glu.jsonio import write_json
 from hf_glu.training.features import Features
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.prediction import predict
+from hf_glu.training.record import FREE_IF_RESUMED, MADE_OF, Record, check_same
+from hf_glu.training.sources import task_name
 
 RUN, RESULTS = "run.json", "results.json"
 RELOADED_ROWS = 1000
-PACKAGES = ("hf_glu", "transformers", "torch", "accelerate", "datasets", "peft")
-# what a resumed run may have otherwise
-FREE = ("output", "checkpoint_every", "log_every", "eval_batch_size", "tracker", "mixed_precision", "predict")
 
 
-def run_entry(job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
+def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> dict[str, Any]:
     """Return what ``run.json`` says of a run before it begins."""
     return {
         "model": job.title,
-        "task": job.task or (f"mixture of {job.mixture}" if job.mixture else Path(str(job.dataset)).stem),
-        "activation": job.to,
+        "task": task_name(job),
+        "activation": job.conversion,
         "options": {**job.to_dict(), **options.to_dict()},
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": made_of["versions"],
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        MADE_OF: made_of,
     }
 
 
@@ -44,20 +43,29 @@ def check_run_folder(folder: Path, entry: dict[str, Any], *, resume: bool) -> No
     """Raise CheckpointError unless a run may write to ``folder``: a new one, or its own with ``resume``."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    known = folder / RUN
-    if not known.is_file():
+    if not (folder / RUN).is_file():
         raise CheckpointError(f"{folder} exists already and isn't an empty folder: choose another output")
     if (folder / RESULTS).is_file():
         raise CheckpointError(f"{folder} has a finished run: choose another output")
     if not resume:
         raise CheckpointError(f"{folder} has an unfinished run: --resume goes on with it, or choose another output")
-    before = json.loads(known.read_text(encoding="utf-8"))["options"]
-    now = json.loads(to_json(entry["options"]))
-    for key in now:
-        if key not in FREE and before.get(key) != now[key]:
-            raise CheckpointError(
-                f"{folder} has a run with {key}={before.get(key)!r}, not {now[key]!r}: it can't be resumed as such"
-            )
+    check_same(folder, entry[MADE_OF], FREE_IF_RESUMED, versions=False)
+
+
+def known_results(folder: Path, made_of: Record) -> dict[str, Any] | None:
+    """Return the results of the run in ``folder``; None where there is none, or one that can be resumed.
+
+    Raises:
+        CheckpointError: it is made of something else.
+    """
+    if not (folder / RUN).is_file():
+        return None
+    if not (folder / RESULTS).is_file():
+        check_same(folder, made_of, FREE_IF_RESUMED, versions=False)
+        return None
+    check_same(folder, made_of)
+    results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return results
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

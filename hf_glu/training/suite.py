@@ -19,7 +19,8 @@ from hf_glu.tasks.submission import zip_predictions
 from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import PREDICTIONS, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.saving import RESULTS, RUN
+from hf_glu.training.record import make_record
+from hf_glu.training.saving import RUN, known_results
 
 SUITE = "suite.json"
 Run = Callable[..., dict[str, Any]]
@@ -30,7 +31,8 @@ def run_suite(
 ) -> dict[str, Any]:
     """Run the tasks of ``suite``, each in a subfolder of ``job.output``; return their results and the suite's score.
 
-    Tasks that are finished are not run again; one that was interrupted is resumed. The folder holds ``suite.json``,
+    Tasks that are finished are not run again; one that was interrupted is resumed; one that was made of another model,
+    data or options is refused before anything is run. The folder holds ``suite.json``,
     ``results.csv``, ``results.md`` and, with ``job.predict``, the leaderboard's zip file.
 
     Args:
@@ -49,16 +51,18 @@ def run_suite(
             raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
     if not job.output:
         raise OptionError("a suite needs an output folder")
+    if job.task:
+        raise OptionError(f"a suite is all of its tasks: leave task={job.task} out, or choose some with only")
     folder = Path(job.output).expanduser().absolute()
-    _check_same(folder, suite, job)
+    _check_same(folder, suite)
+    jobs = {task.name: replace(job, task=task.name, output=str(folder / task.name)) for task in tasks}
+    known = {name: _known(Path(str(mine.output)), mine, options) for name, mine in jobs.items()}  # before any is run
     done: dict[str, Any] = {}
-    for task in tasks:
-        place = folder / task.name
-        if (place / RESULTS).is_file():
-            done[task.name] = json.loads((place / RESULTS).read_text(encoding="utf-8"))
-        elif not only or task.name in only:
-            mine = replace(job, task=task.name, output=str(place))
-            done[task.name] = run(mine, options, resume=(place / RUN).is_file())
+    for name, mine in jobs.items():
+        if (finished := known[name]) is not None:
+            done[name] = finished
+        elif not only or name in only:
+            done[name] = run(mine, options, resume=(folder / name / RUN).is_file())
         else:
             continue
         table = _table(suite, job, tasks, done)
@@ -69,12 +73,15 @@ def run_suite(
     return table
 
 
-def _check_same(folder: Path, suite: str, job: JobOptions) -> None:
+def _known(place: Path, job: JobOptions, options: TrainingOptions) -> dict[str, Any] | None:
+    return known_results(place, make_record(job, options)) if (place / RUN).is_file() else None
+
+
+def _check_same(folder: Path, suite: str) -> None:
     if (folder / SUITE).is_file():
         known = json.loads((folder / SUITE).read_text(encoding="utf-8"))
-        for key, now in (("suite", suite), ("model", job.title), ("activation", job.to)):
-            if known[key] != now:
-                raise CheckpointError(f"{folder} has a suite with {key}={known[key]!r}, not {now!r}: choose another")
+        if known["suite"] != suite:
+            raise CheckpointError(f"{folder} has the suite {known['suite']!r}, not {suite!r}: choose another")
     elif folder.exists() and any(path for path in folder.iterdir() if not (path / RUN).is_file()):
         raise CheckpointError(f"{folder} exists already and has no suite in it: choose another output")
 
@@ -84,7 +91,7 @@ def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any])
     missing = [name for name in averaged if name not in done]
     scores = [done[name]["score"] for name in averaged if name in done]
     return {
-        "suite": suite, "model": job.title, "activation": job.to, "tasks": done,
+        "suite": suite, "model": job.title, "activation": job.conversion, "tasks": done,
         "score": fmean(scores) if scores else None, "partial": bool(missing), "missing": missing,
     }  # fmt: skip
 
