@@ -242,3 +242,26 @@ def test_families_that_transpose_their_texts_are_refused(kind):
     target = "geglu" if kind == "XLNet" else "reglu"
     with pytest.raises(OptionError, match="transposed"):
         hf_glu.convert(model, f"stateful_{target}", check=False)
+
+
+def test_an_encoders_vector_needs_an_encoder():
+    config = transformers.OPTConfig(
+        vocab_size=61, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(OptionError, match="needs a decoder with an encoder"):
+        hf_glu.convert(transformers.OPTForCausalLM(config), "modulated_reglu", context={"pool": "encoder"}, check=False)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_states_that_arent_trained_let_the_rest_be(family):
+    model = make(family, f"stateful_{FAMILIES[family].exact}", state={"learnable": False, "alpha": 0.5}).train()
+    ids = torch.randint(5, VOCABULARY, (2, 6))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "mlp" in name)
+
+
+def test_experts_in_float64_know_their_padding():
+    model = make("gpt2", "geglu_new", experts=3).double().train()
+    ids, mask = list(prompts())[1]
+    model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    assert model.transformer.h[0].mlp.router.weight.grad.dtype == torch.float64

@@ -24,6 +24,7 @@ from hf_glu.context import Reader
 from hf_glu.context.reading import read_mask
 from hf_glu.context.states import load_state, store_states
 from hf_glu.context_options import ContextOptions
+from hf_glu.errors import OptionError
 from hf_glu.registry import MODULATED, Derived, registry
 from hf_glu.scan import decays, spread_decays, stateful
 
@@ -113,7 +114,8 @@ class ContextSource(Reader, OwnedModule):
         reading, cache = self.current(), self.cache()
         valid = None if reading is None else reading.valid
         if self.pool == "encoder":
-            assert encoder_hidden is not None
+            if encoder_hidden is None:
+                raise OptionError("context pool=encoder needs an encoder's output, and the layer is given none")
             hidden, valid = (
                 encoder_hidden,
                 None if encoder_mask is None else _encoder_mask(encoder_mask, encoder_hidden),

@@ -105,7 +105,7 @@ class Router(Reader, OwnedModule):
         if options.balance:
             softmax = options.router == "softmax"
             scores = logits.softmax(-1) if softmax else functional.normalize(logits.sigmoid(), p=1, dim=-1)
-            used = mean(functional.one_hot(routing.experts, logits.shape[1]).sum(1).float(), counts)
+            used = mean(functional.one_hot(routing.experts, logits.shape[1]).sum(1).to(scores.dtype), counts)
             loss = loss + options.balance * logits.shape[1] * (used * mean(scores, counts)).sum()
         return loss + options.z * mean(logits.logsumexp(-1).square(), counts) if options.z else loss
 
@@ -139,7 +139,7 @@ def mean(values: Tensor, counts: Tensor | None) -> Tensor:
     """Return the mean over the tokens that count: ``[...]`` of ``[T, ...]``."""
     if counts is None:
         return values.mean(0)
-    return torch.tensordot(counts, values, dims=([0], [0])) / counts.sum().clamp_min(1)
+    return torch.tensordot(counts.to(values.dtype), values, dims=([0], [0])) / counts.sum().clamp_min(1)
 
 
 def _has_nan(x: Tensor) -> bool:

@@ -76,7 +76,7 @@ def _pool(model: Any, stack: Any, block: nn.Module, site: Site, options: Context
         )
     )
     if options.pool == "encoder" and causal:
-        if site.stack != "decoder":
+        if site.stack != "decoder" or not getattr(model.config, "is_encoder_decoder", False):
             raise OptionError(f"context pool=encoder needs a decoder with an encoder, not {type(stack).__name__}")
         return "encoder"
     if options.pool == "mean" and causal:
