@@ -6,6 +6,8 @@ import copy
 import pickle
 from typing import Any
 
+import accelerate
+import peft
 import pytest
 import torch
 from comparing import assert_same, outputs
@@ -78,6 +80,72 @@ def test_weights_that_change_are_seen():
         first = site.anchor(x)
         site.out_proj.weight.mul_(2)
         torch.testing.assert_close(site.anchor(x), 2 * first, **CLOSE)
+
+
+def one_token(model: Any) -> torch.Tensor:
+    """Return what one token gives, without gradients, so that closed units may be skipped."""
+    ids = torch.full((1, 1), 7)
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def changed(model: Any, how: str) -> Any:
+    """Return ``model`` with its FFNs changed in one of the ways in which weights, or what is made of them, change."""
+    mlp = next(site.anchor for site in hf_glu.find_sites(model))
+    up, down = ("c_fc", "c_proj") if hasattr(mlp, "c_fc") else ("up_proj", "down_proj")
+    if how == "data":
+        for name in (up, down):
+            mlp.get_submodule(name).weight.data.mul_(1.5)
+    elif how == "another parameter":
+        mlp.get_submodule(down).weight = torch.nn.Parameter(-mlp.get_submodule(down).weight.detach().contiguous())
+    elif how == "hooks":
+        mlp.get_submodule(up).register_forward_hook(lambda module, args, out: out + 0.3)
+        mlp.get_submodule(down).register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    elif how == "activation":
+        mlp.act.register_forward_pre_hook(lambda module, args: (args[0] + 0.2,))
+    elif how == "parametrization":
+        torch.nn.utils.parametrizations.weight_norm(mlp.get_submodule(down))
+        mlp.get_submodule(down).parametrizations.weight.original0.data.mul_(2)
+    elif how == "dropout":
+        mlp.dropout.p = 1.0
+        mlp.train()
+    elif how == "offloaded":
+        accelerate.cpu_offload(model)
+    else:
+        given = peft.LoraConfig(target_modules=[up, down], init_lora_weights=False, fan_in_fan_out=up == "c_fc")
+        model = peft.get_peft_model(model, given).eval()
+        model = model.merge_and_unload() if how == "merged" else model
+    return model
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "data",
+        "another parameter",
+        "hooks",
+        "activation",
+        "parametrization",
+        "offloaded",
+        "adapter",
+        "merged",
+        "dropout",
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_whatever_changes_is_what_is_computed(name, how):
+    if (name, how) in {("gpt2", "parametrization"), ("llama", "dropout"), ("llama", "activation")}:
+        pytest.skip("Conv1D has no norm for it; Llama has no dropout there, and another name for its activation")
+    plain = make(name)
+    sparse = copy.deepcopy(plain)
+    hf_glu.skip_zeros(sparse, most_open=1.0)
+    first = one_token(sparse)
+    torch.manual_seed(1)
+    expected = one_token(changed(plain, how))
+    torch.manual_seed(1)
+    found = one_token(changed(sparse, how))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert how == "offloaded" or (found - first).abs().max() > 1e-4
 
 
 def test_training_saving_and_copies_are_as_before(tmp_path):

@@ -7,8 +7,9 @@ already are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from types import ModuleType
 
@@ -25,7 +26,9 @@ HOOKED = {
 }
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()
-_registered = False
+_lock = threading.RLock()  # never held while something is imported, which has locks of its own
+_kept = False  # by `register`, until `unregister`
+_scopes = 0  # blocks that threads are in now
 
 
 def register() -> None:
@@ -36,57 +39,74 @@ def register() -> None:
     Raises:
         IncompatibleTransformersError: the installed Transformers lacks something that is hooked.
     """
-    global _registered
-    _registered = True
-    for name in HOOKED:
-        if name not in _hooked:
-            _hooked.add(name)
-            wrapt.register_post_import_hook(_install, name)
-        elif name in sys.modules:
-            _install(sys.modules[name])
+    global _kept
+    _kept = True
+    _activate()
 
 
 def unregister() -> None:
     """Give Transformers back as it was. Models that were built go on working."""
-    global _registered
-    _registered = False
-    for patches in reversed(_patches.values()):
-        patches.undo()
-    _patches.clear()
+    global _kept
+    _kept = False
+    _deactivate()
 
 
 def is_registered() -> bool:
-    """Tell whether the plugin is active."""
-    return _registered
+    """Return whether the plugin is active."""
+    return _kept or _scopes > 0
 
 
 @contextmanager
 def scoped() -> Iterator[None]:
     """Have the plugin active inside of a ``with`` block, and all as it was before after it, also after an exception.
 
-    Activations that are added to the registry inside of the block are gone after it, too.
+    Activations that are added to the registry inside of the block are gone after it, too. Several threads may be in
+    such blocks at once: the plugin is active until the last has left, and each takes back what it has added itself.
     """
-    before = _registered
-    restore: Callable[[], None] | None = None
-    if "hf_glu.activation" in sys.modules:
-        restore = sys.modules["hf_glu.registry"].registry.snapshot()
-    register()
+    global _scopes
+    known = "hf_glu.activation" in sys.modules
+    with _lock:
+        _scopes += 1
     try:
-        yield
+        _activate()
+        with sys.modules["hf_glu.registry"].registry.scoped() if known else nullcontext():
+            yield
     finally:
-        if restore is not None:
-            restore()
-        if not before:
-            unregister()
+        with _lock:
+            _scopes -= 1
+            if not is_registered():
+                _deactivate()
+
+
+def _activate() -> None:
+    for name in HOOKED:
+        with _lock:
+            first = name not in _hooked
+            _hooked.add(name)
+        if first:
+            wrapt.register_post_import_hook(_install, name)
+        elif name in sys.modules:
+            _install(sys.modules[name])
+
+
+def _deactivate() -> None:
+    with _lock:
+        for patches in reversed(_patches.values()):
+            patches.undo()
+        _patches.clear()
 
 
 def _install(module: ModuleType) -> None:
     name = module.__name__
-    if not _registered or name in _patches:
+    if not is_registered() or name in _patches:
         return
-    patches = _patches[name] = Patches()
-    try:
-        import_module(HOOKED[name]).install(module, patches)
-    except BaseException:
-        _patches.pop(name).undo()
-        raise
+    ours = import_module(HOOKED[name])
+    with _lock:
+        if not is_registered() or name in _patches:
+            return
+        patches = _patches[name] = Patches()
+        try:
+            ours.install(module, patches)
+        except BaseException:
+            _patches.pop(name).undo()
+            raise
