@@ -25,7 +25,7 @@ from hf_glu.context.reading import Reading
 from hf_glu.context.routed import Routed
 from hf_glu.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
 from hf_glu.errors import OptionError
-from hf_glu.registry import STATEFUL, Derived, registry
+from hf_glu.registry import STATEFUL
 from hf_glu.scan import bidirectional, spread_decays, stateful, step
 from hf_glu.state_options import StateOptions
 
@@ -124,5 +124,6 @@ def _stamp(tensor: Tensor | None) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-WRAPPER = Wrapper(prefix="stateful_", flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory)
-registry.add_rule(Derived(pattern="stateful_N", equation=f"N(z) [* u], {Z}", paper="hf_glu", rule=WRAPPER.derive))
+Wrapper(prefix="stateful_", order=10, flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory).register(
+    f"N(z) [* u], {Z}"
+)

@@ -98,10 +98,8 @@ def _targets(target: Target) -> dict[str, str]:
     """Return the target of each selection of layers."""
     if not isinstance(target, str):
         check_by_layer(target)
-    targets = {"all": target} if isinstance(target, str) else dict(target)
-    for name in targets.values():
-        registry[name]
-    return targets
+    targets = {"all": target} if isinstance(target, str) else target
+    return {layers: registry[name].name for layers, name in targets.items()}
 
 
 def read_options(
