@@ -205,7 +205,7 @@ def convert_checkpoint(
     native: bool = False,
     experts: str | None = None,
     top_k: int | None = None,
-    check: bool = True,
+    check: bool | str = True,
     base_model: str | None = None,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.

@@ -245,12 +245,6 @@ class Registry:
 registry = Registry()
 
 
-def canonical(name: str) -> str:
-    """Return ``name`` with its wrappers in their order."""
-    reading = registry.read(name)
-    return name if reading is None else reading.name
-
-
 def unwrapped(name: str) -> str:
     """Return the activation inside of ``name``: ``swiglu`` of ``stateful_swiglu``."""
     reading = registry.read(name)

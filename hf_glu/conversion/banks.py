@@ -42,7 +42,7 @@ CHECK = 64  # random rows that our gate is compared with the family's own on
 
 def convert_banks(
     model: Any, experts: str | int | ExpertOptions, *, layers: Any, exclude: Any, calibration: Any, tokenizer: Any,
-    inputs: Mapping[str, Any] | None, check: bool, mix: Mapping[str, Any] | None,
+    inputs: Mapping[str, Any] | None, check: bool | str, mix: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """Give the experts of the chosen banks activations of their own, in place; see `hf_glu.convert`.
 
@@ -67,7 +67,7 @@ def convert_banks(
     if drops != (calibration is not None):
         raise OptionError("experts that lose their gate, and only those, need calibration= to be fitted on")
     batches = make_batches(model, calibration, tokenizer) if drops else []
-    comparison = Comparison(model, [], inputs) if check else None
+    comparison = Comparison(model, [], inputs, check=check) if check else None
     before = {bank.name: bank.parameters for bank in chosen}
     total = sum(parameter.numel() for parameter in model.parameters())
     options = _write(model, chosen, every, source, groups, mix)
@@ -84,7 +84,8 @@ def convert_banks(
         bytes_per_parameter=next(model.parameters()).element_size(),
     )  # fmt: skip
     reports = tuple(SiteReport(step=step, relative_error=None, fit=fits[step.site.name]) for step in steps)
-    return Report(plan=plan, sites=reports, differences=comparison.finish()[0] if comparison else None)
+    differences = comparison.finish(plan.promise)[0] if comparison else None
+    return Report(plan=plan, sites=reports, differences=differences)
 
 
 def _groups(experts: str | int | ExpertOptions, count: int) -> tuple[Group, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hf_glu.conversion.apply import carry_out
 from hf_glu.conversion.banks import convert_banks
 from hf_glu.conversion.dictionary import read_dictionary
 from hf_glu.conversion.guard import check_convertible
-from hf_glu.conversion.measure import Comparison
+from hf_glu.conversion.measure import REPORT, Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, one_after_the_other
 from hf_glu.conversion.steps import Target
@@ -39,12 +40,13 @@ def convert(
     top_k: int | None = None,
     drop: float = 0.0,
     inputs: Mapping[str, Any] | None = None,
-    check: bool = True,
+    check: bool | str = True,
 ) -> Report:
     """Convert ``model``'s feed-forward networks to gated activations, in place.
 
     The in-projection becomes ``[gate | up]`` (twice as many rows), the activation ``target``, and the config says so.
-    What the routes promise is measured on ``inputs`` and reported. Converting again to the same target changes nothing.
+    What the routes promise is measured on ``inputs`` and reported; what is above it raises. Converting again to the
+    same target changes nothing.
     Make the optimizer after the conversion: the projections' parameters are new ones.
 
     With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs (:mod:`hf_glu.conversion.
@@ -62,12 +64,16 @@ def convert(
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (:mod:`hf_glu.conversion.upcycling`), once it has
             ``width``; where the model has banks of them (Mixtral), their activations (:mod:`hf_glu.conversion.banks`).
         top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
-        inputs, check: what to compare the model on before and after (None: random token ids), and whether to.
+        inputs: what to compare the model on before and after; None: random token ids.
+        check: whether to; ``report``: a difference above what the routes promise is reported, and doesn't raise.
 
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
+        ConversionError: the model differs by more than was promised.
     """
     check_convertible(model)
+    if check not in (True, False, REPORT):
+        raise OptionError(f"check must be True, False or {REPORT!r}, got {check!r}")
     choice: dict[str, Any] = {"layers": layers, "exclude": exclude, "mix": mix}
     if experts is not None:
         choice |= {"drop": drop, "inputs": inputs, "state": state, "context": context, "check": check}
@@ -118,9 +124,10 @@ def _fitted_experts(
     first = plan(
         model, base, width=fitted["width"], bias=fitted["bias"], fitted=calibration is not None, **where
     )  # fmt: skip
-    comparison = Comparison(model, [], inputs) if choice["check"] else None
+    comparison = Comparison(model, [], inputs, check=choice["check"]) if choice["check"] else None
     narrow = carry_out(
         model, first, calibration, fitted["tokenizer"], fitted["distill_steps"], inputs, check=False
     )  # fmt: skip
     report = upcycle(model, target, options, **{**choice, "check": False})
-    return one_after_the_other(narrow, report, comparison.finish()[0] if comparison else None)
+    joined = one_after_the_other(narrow, report, None)
+    return replace(joined, differences=comparison.finish(joined.plan.promise)[0]) if comparison else joined

@@ -30,6 +30,7 @@ from hf_glu.selection import check_layers
 from hf_glu.state_options import StateOptions
 
 UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
+AWAKE_NOTE = "alpha and beta aren't 0: the state changes the function from the start"
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
 
 
@@ -78,6 +79,8 @@ def plan(
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
     steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
+    if not StateOptions.from_dict(options.state).neutral:
+        steps = tuple(_awake(step) for step in steps)
     steps = _with_mixes(steps, mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -182,6 +185,13 @@ def _step(
         iso=width == "iso", unbiased=unbiased,
         parameters_before=count, parameters_after=later + after * _wrapper_parameters(source, target, size),
     )  # fmt: skip
+
+
+def _awake(step: Step) -> Step:
+    """Return a step whose state has an effect from the start."""
+    if not step.changes or STATEFUL not in registry[step.target].flags:
+        return step
+    return replace(step, route=replace(step.route, promise=APPROXIMATE, note=AWAKE_NOTE))
 
 
 def _wrapper_parameters(source: str, target: str, size: int) -> int:

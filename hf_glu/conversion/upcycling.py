@@ -22,7 +22,7 @@ from hf_glu.conversion.copying import Source, fill, read_source
 from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import chosen_sites, read_options
+from hf_glu.conversion.planning import AWAKE_NOTE, chosen_sites, read_options
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
@@ -37,8 +37,9 @@ from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_field, write_activation
 from hf_glu.layers.sites import Site, convertible_sites, find_sites
 from hf_glu.layers.source import governing_configs
-from hf_glu.registry import LEARNABLE, MODULATED, unwrapped
+from hf_glu.registry import LEARNABLE, MODULATED, STATEFUL, unwrapped
 from hf_glu.routes import APPROXIMATE, EXACT, Route, find_route, mix_route, weakest
+from hf_glu.state_options import StateOptions
 
 COPY = Route(name="copy", promise=EXACT)
 OTHER_NOTE = "the function changes: learnable_ names are exact"
@@ -65,7 +66,8 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
 
 def upcycle(
     model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None, drop: float, inputs: Any,
-    check: bool, mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None, context: Mapping[str, Any] | None,
+    check: bool | str, mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None,
+    context: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """Turn the chosen FFNs into experts, in place; see `hf_glu.convert`.
 
@@ -84,7 +86,7 @@ def upcycle(
     named = [group.name for group in (*options.experts, *options.always_on)]
     acts = read_options(named, _mix([source.name for source in sources], options, mix), state, context)
     total = sum(parameter.numel() for parameter in model.parameters())
-    comparison = Comparison(model, [], inputs) if check else None
+    comparison = Comparison(model, [], inputs, check=check) if check else None
     bias = [s.bias is not None or any(r.up_bias for r in each) for s, each in zip(sources, routes, strict=True)]
     generator = torch.Generator().manual_seed(SEED)
     steps = []
@@ -96,7 +98,7 @@ def upcycle(
         experts = make_experts(site, options, bias=has_bias, width=site.width, acts=acts)
         fill(experts, source, found, generator, drop)
         put_experts(model, site, experts)
-        steps.append(_step(source, target, options, found, experts, drop))
+        steps.append(_step(source, target, options, found, experts, _changes(source, options, acts, drop)))
     for config in configs.values():
         write_experts(config, target, options, sources[0], acts=acts, layers=layers, bias=any(bias))
     give_dense_configs(model, sources[0].name if is_elementwise(sources[0].name) else "gelu")
@@ -107,7 +109,7 @@ def upcycle(
         parameters_after=sum(parameter.numel() for parameter in model.parameters()),
         bytes_per_parameter=next(model.parameters()).element_size(),
     )  # fmt: skip
-    differences = comparison.finish()[0] if comparison else None
+    differences = comparison.finish(plan.promise)[0] if comparison else None
     return Report(
         plan=plan, sites=tuple(SiteReport(step=step, relative_error=None) for step in steps), differences=differences
     )
@@ -140,18 +142,25 @@ def _mix(sources: list[str], options: ExpertOptions, given: Mapping[str, Any] | 
     return mix_options(sources, learnable, given) if learnable else None
 
 
+def _changes(source: Source, options: ExpertOptions, acts: GluConfig, drop: float) -> list[str]:
+    """Return what keeps the experts together from computing what the FFN did."""
+    notes = {
+        f"{drop:.0%} of each expert's units are initialised anew": drop > 0,
+        "narrower experts keep the units of the largest weights": any(
+            group.width and group.width < source.width for group in options.experts
+        ),
+        f"weights=ones adds {options.top_k} experts up": options.weights == "ones" and options.top_k > 1,
+        AWAKE_NOTE: STATEFUL in flags_of(options) and not StateOptions.from_dict(acts.state).neutral,
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
 def _step(
-    source: Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, drop: float
+    source: Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, changes: list[str]
 ) -> Step:
     site = source.site
-    narrow = any(group.width and group.width < source.width for group in options.experts)
-    changed = [APPROXIMATE] if drop or narrow else []
-    promise = weakest(*(route.promise for route in routes), *changed)
-    notes = list(dict.fromkeys(route.note for route in routes if route.note))
-    if drop:
-        notes.append(f"{drop:.0%} of each expert's units are initialised anew")
-    if narrow:
-        notes.append("narrower experts keep the units of the largest weights")
+    promise = weakest(*(route.promise for route in routes), *([APPROXIMATE] if changes else []))
+    notes = [*dict.fromkeys(route.note for route in routes if route.note), *changes]
     name = f"upcycled to {options.groups}, top {options.top_k}"
     return Step(
         site=site, source=source.name, target=target, route=Route(name=name, promise=promise, note="; ".join(notes)),
