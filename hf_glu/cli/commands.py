@@ -195,7 +195,10 @@ def coverage(
 
     from hf_glu.coverage import tiny
     from hf_glu.coverage.survey import Coverage, survey
+    from hf_glu.writing import check_file
 
+    if markdown:
+        check_file(markdown)
     types = tiny.model_types()
     for name in only or []:
         if name not in types:

@@ -61,7 +61,7 @@ def convert_banks(
     if len(sources) != 1:
         raise ConversionError(f"the banks have different activations, {', '.join(sorted(sources))}: choose layers")
     (source,) = sources
-    groups = _groups(experts, len(chosen[0].anchor.get_parameter("down_proj")))
+    groups = read_bank_groups(experts, len(chosen[0].anchor.get_parameter("down_proj")))
     routes = {group: _route(source, group) for group in groups}
     drops = any(group.name.startswith(UNGATED) for group in groups)
     if drops != (calibration is not None):
@@ -88,7 +88,8 @@ def convert_banks(
     return Report(plan=plan, sites=reports, differences=differences)
 
 
-def _groups(experts: str | int | ExpertOptions, count: int) -> tuple[Group, ...]:
+def read_bank_groups(experts: str | int | ExpertOptions, count: int) -> tuple[Group, ...]:
+    """Return the activations of a bank's ``count`` experts; raise where they aren't as many, or not gates."""
     if isinstance(experts, ExpertOptions):
         experts = experts.groups
     groups = read_groups(str(experts)) if not str(experts).isdecimal() else ()

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from hf_glu.conversion.apply import carry_out
-from hf_glu.conversion.banks import convert_banks
+from hf_glu.conversion.banks import convert_banks, read_bank_groups
 from hf_glu.conversion.dictionary import read_dictionary
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.measure import REPORT, Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, one_after_the_other
 from hf_glu.conversion.steps import Target
-from hf_glu.conversion.upcycling import expert_options, upcycle
+from hf_glu.conversion.upcycling import expert_options, expert_routes, upcycle
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts.bank import is_gated
@@ -86,6 +86,22 @@ def convert(
     choice |= {"state": state, "context": context, "fitted": calibration is not None}
     planned = plan(model, target, width=width, bias=bias, **choice)
     return carry_out(model, planned, calibration, tokenizer, distill_steps, inputs, check)
+
+
+def check_experts(
+    model: Any, target: Target | None, experts: str, top_k: int | None, *, layers: Any, exclude: str | None,
+    resized: bool,
+) -> None:  # fmt: skip
+    """Raise what `convert` to experts would, as far as that can be told of a model without weights."""
+    check_convertible(model)
+    if banks := find_banks(model):
+        read_bank_groups(experts, len(banks[0].anchor.get_parameter("down_proj")))
+        return
+    if not isinstance(target, str):
+        raise OptionError("experts take one target, such as swiglu")
+    options = expert_options(experts, read_dictionary(target, None)[0], top_k)  # type: ignore[arg-type]
+    if not resized:
+        expert_routes(model, str(target), options, layers=layers, exclude=exclude)
 
 
 def _to_experts(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_glu.activation import build_elementwise, registry
-from hf_glu.config import check_mix
+from hf_glu.config import check_by_layer, check_mix
 from hf_glu.conversion.steps import Target
 from hf_glu.errors import OptionError
 from hf_glu.registry import LEARNABLE
@@ -27,6 +27,8 @@ def read_dictionary(target: Target, mix: Mapping[str, Any] | None) -> tuple[Targ
         UnknownNameError: an unknown function.
     """
     check_mix(mix)
+    if not isinstance(target, str):
+        check_by_layer(target)
     names = {"": target} if isinstance(target, str) else dict(target)
     read = {layers: _read(name) for layers, name in names.items() if isinstance(name, str)}
     given = {functions for _, functions in read.values() if functions}

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_glu.errors import ConversionError
 from hf_glu.layers.forward import ffn_output
 from hf_glu.layers.sites import Site
-from hf_glu.probe import max_abs_difference, probe_inputs, run
+from hf_glu.probe import max_abs_difference, probe_inputs, run, try_run
 from hf_glu.routes import APPROXIMATE
 
 TOKENS = 256
@@ -78,7 +78,7 @@ class Comparison:
         self._inputs = probe_inputs(model) if inputs is None else dict(inputs)
         self._probe = SiteProbe(sites)
         with self._probe.recording():
-            self._before = run(model, self._inputs)
+            self._before = try_run(model, self._inputs)
         self._probe.reference()
 
     def finish(self, promise: str) -> tuple[dict[str, float], dict[str, float]]:

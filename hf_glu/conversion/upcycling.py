@@ -78,11 +78,9 @@ def upcycle(
         raise OptionError(f"drop must be a share of the units, 0 up to 1, got {drop}")
     check_convertible(model)
     check_values(model)
-    sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
-    check_alone(model, sites)
+    sources, routes = expert_routes(model, target, options, layers=layers, exclude=exclude)
+    sites = [source.site for source in sources]
     layers = selection_of(sites, convertible_sites(model))
-    sources = [read_source(model, site) for site in sites]
-    routes = [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
     named = [group.name for group in (*options.experts, *options.always_on)]
     acts = read_options(named, _mix([source.name for source in sources], options, mix), state, context)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -113,6 +111,20 @@ def upcycle(
     return Report(
         plan=plan, sites=tuple(SiteReport(step=step, relative_error=None) for step in steps), differences=differences
     )
+
+
+def expert_routes(
+    model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None
+) -> tuple[list[Source], list[list[Route]]]:
+    """Return the chosen FFNs, and how each expert is made of each; nothing is changed, and no weight is read.
+
+    Raises:
+        HfGluError: an expert that can't be made, or no FFN to make any of.
+    """
+    sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
+    check_alone(model, sites)
+    sources = [read_source(model, site) for site in sites]
+    return sources, [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
 
 
 def _route(source: Source, group: Group) -> Route:

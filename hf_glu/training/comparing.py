@@ -21,6 +21,7 @@ from hf_glu.training.features import is_text_to_text
 from hf_glu.training.job import calibration_texts, read_tasks, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.saving import RESULTS, RUN
+from hf_glu.writing import check_folder
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
@@ -70,7 +71,7 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
     chosen = [read_variant(text) for text in variants]
     if not chosen or not seeds or not job.output:
         raise OptionError("a comparison needs variants, seeds and an output folder")
-    folder = Path(job.output).expanduser().absolute()
+    folder = check_folder(job.output)
     _check_folder(folder, job)
     found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in chosen}
     for seed in seeds:  # seed by seed: what is interrupted has compared all variants so far

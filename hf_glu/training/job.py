@@ -31,6 +31,7 @@ from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.prediction import answer, evaluate, predict
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
+from hf_glu.writing import check_folder
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 
@@ -84,6 +85,7 @@ class Job:
         self.folder = Path(job.output).expanduser().absolute() if job.output else None
         self.entry = run_entry(job, options)
         if self.folder is not None:
+            check_folder(self.folder)
             check_run_folder(self.folder, self.entry, resume=resume)
         self.accelerator = make_accelerator(options, self.folder)
         self.sources = read_tasks(job)

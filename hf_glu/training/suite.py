@@ -20,6 +20,7 @@ from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import PREDICTIONS, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.saving import RESULTS, RUN
+from hf_glu.writing import check_folder
 
 SUITE = "suite.json"
 Run = Callable[..., dict[str, Any]]
@@ -49,7 +50,7 @@ def run_suite(
             raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
     if not job.output:
         raise OptionError("a suite needs an output folder")
-    folder = Path(job.output).expanduser().absolute()
+    folder = check_folder(job.output)
     _check_same(folder, suite, job)
     done: dict[str, Any] = {}
     for task in tasks:
