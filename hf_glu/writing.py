@@ -38,6 +38,8 @@ def _check(path: str | os.PathLike[str], target: Path) -> None:
     """Write a nameless file into the folder of ``target``, or the nearest one above it that there is."""
     try:
         above = next(folder for folder in target.parents if folder.exists())
+        if "\0" in str(target):
+            raise ValueError("there is a zero byte in its name")
         if above.is_dir() and any(len(os.fsencode(name)) > NAME for name in target.relative_to(above).parts):
             raise CheckpointError(f"{str(path)[:NAME]} can't be written: a name has at most {NAME} bytes")
         with tempfile.TemporaryFile(dir=above) as file:

@@ -99,9 +99,10 @@ def check_experts(
         return
     if not isinstance(target, str):
         raise OptionError("experts take one target, such as swiglu")
-    options = expert_options(experts, read_dictionary(target, None)[0], top_k)  # type: ignore[arg-type]
+    name = str(read_dictionary(target, None)[0])
+    options = expert_options(experts, name, top_k)
     if not resized:
-        expert_routes(model, str(target), options, layers=layers, exclude=exclude)
+        expert_routes(model, name, options, layers=layers, exclude=exclude)
 
 
 def _to_experts(

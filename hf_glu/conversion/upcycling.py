@@ -6,11 +6,12 @@ Every expert is a copy of the dense FFN, by the route to its activation. Weights
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import is_elementwise, same_function
@@ -124,7 +125,25 @@ def expert_routes(
     sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
     check_alone(model, sites)
     sources = [read_source(model, site) for site in sites]
+    check_memory(sources, options)
     return sources, [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
+
+
+def check_memory(sources: list[Source], options: ExpertOptions) -> None:
+    """Raise OptionError where the experts of these FFNs can't be held by this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    weights = [source.rows.numel() * source.rows.element_size() for source in sources if on_cpu(source.rows)]
+    needed = options.count * sum(weights)
+    if needed > memory:
+        raise OptionError(
+            f"{options.count:,} experts in {len(sources)} FFNs take more than {needed / 1e9:,.0f} GB, and this machine "
+            f"has {memory / 1e9:,.0f} GB of memory"
+        )
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Tell whether a tensor is in the machine's own memory, or is to be."""
+    return tensor.device.type in ("cpu", "meta")
 
 
 def _route(source: Source, group: Group) -> Route:
