@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_glu.errors import ConversionError
+from hf_glu.errors import ConversionError, OptionError
 from hf_glu.layers.forward import ffn_output
 from hf_glu.layers.sites import Site
 from hf_glu.probe import max_abs_difference, probe_inputs, run, try_run
@@ -74,6 +74,8 @@ class Comparison:
     def __init__(
         self, model: Any, sites: list[Site], inputs: Mapping[str, Any] | None, *, check: bool | str = True
     ) -> None:
+        if check not in (True, REPORT):
+            raise OptionError(f"check must be True, False or {REPORT!r}, got {check!r}")
         self._model, self._strict = model, check != REPORT
         self._inputs = probe_inputs(model) if inputs is None else dict(inputs)
         self._probe = SiteProbe(sites)

@@ -79,9 +79,7 @@ def plan(
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
     steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
-    if not StateOptions.from_dict(options.state).neutral:
-        steps = tuple(_awake(step) for step in steps)
-    steps = _with_mixes(steps, mix)
+    steps = _with_mixes(_awake(steps, options), mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
@@ -187,11 +185,16 @@ def _step(
     )  # fmt: skip
 
 
-def _awake(step: Step) -> Step:
-    """Return a step whose state has an effect from the start."""
-    if not step.changes or STATEFUL not in registry[step.target].flags:
-        return step
-    return replace(step, route=replace(step.route, promise=APPROXIMATE, note=AWAKE_NOTE))
+def _awake(steps: tuple[Step, ...], options: GluConfig) -> tuple[Step, ...]:
+    """Say so of steps whose states have an effect from the start."""
+    if StateOptions.from_dict(options.state).neutral:
+        return steps
+    return tuple(
+        replace(step, route=replace(step.route, promise=APPROXIMATE, note=AWAKE_NOTE))
+        if step.changes and STATEFUL in registry[step.target].flags
+        else step
+        for step in steps
+    )
 
 
 def _wrapper_parameters(source: str, target: str, size: int) -> int:
