@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_glu.carrying import REFERENCES, check_inside, clean_json, is_code
 from hf_glu.conversion import Report, convert, plan, to_native
+from hf_glu.conversion.converting import check_experts
 from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
 from hf_glu.errors import CheckpointError, HfGluError
@@ -18,6 +19,7 @@ from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
 from hf_glu.probe import give_pad_token
 from hf_glu.provenance import CARD_FILE, REPORT_FILE, base_of
+from hf_glu.writing import check_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".ot")
 _TOKENIZER_FILES = (
@@ -163,7 +165,7 @@ def first_line(error: Exception) -> str:
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:
     """Return the absolute path of ``destination``, or raise CheckpointError where something is there already."""
-    final = Path(destination).expanduser().absolute()
+    final = check_folder(destination)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise CheckpointError(f"{destination} exists already and isn't an empty folder: choose another destination")
     return final
@@ -239,7 +241,7 @@ def convert_checkpoint(
     native: bool = False,
     experts: str | None = None,
     top_k: int | None = None,
-    check: bool = True,
+    check: bool | str = True,
     base_model: str | None = None,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
@@ -265,7 +267,10 @@ def convert_checkpoint(
     skeleton = load_skeleton(folder)
     if native:
         dense_t5_sites(skeleton)
-    if experts is None and target is not None:
+    if experts is not None:
+        resized = fitted or width != "keep" or bias is not None
+        check_experts(skeleton, target, experts, top_k, layers=layers, exclude=exclude, resized=resized)
+    elif target is not None:
         plan(skeleton, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
     tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:

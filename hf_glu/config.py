@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hf_glu.context_options import ContextOptions
-from hf_glu.errors import OptionError, refuse_unknown
+from hf_glu.errors import OptionError, quoted, refuse_unknown
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.selection import LayerSpec, check_layers, selected
 from hf_glu.state_options import StateOptions
@@ -55,7 +55,8 @@ def check_by_layer(names: Any) -> None:
     if names is None:
         return
     if not isinstance(names, Mapping) or not names:
-        raise OptionError(f"activations by layer must be such as {{'0-3': 'geglu', '4,5': 'swiglu'}}, got {names!r}")
+        example = {"0-3": "geglu", "4,5": "swiglu"}
+        raise OptionError(f"an activation is a name, those by layer are such as {example}, got {quoted(names)}")
     for layers, name in names.items():
         if not isinstance(layers, str) or not isinstance(name, str):
             raise OptionError(f"activations by layer map such as '0-3' to a name, got {layers!r}: {name!r}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
+
+_LONGEST = 100  # characters that a message quotes
 
 
 class HfGluError(Exception):
@@ -58,13 +61,20 @@ def refuse_unknown(keys: Iterable[str], valid: Iterable[str], where: str) -> Non
     known = set(valid)
     for key in keys:
         if key not in known:
-            raise UnknownNameError(f"unknown key {key!r} in {where}; {nearest(key, known)}")
+            raise UnknownNameError(f"unknown key {quoted(key)} in {where}; {nearest(key, known)}")
+
+
+def quoted(value: object) -> str:
+    """Return a value as a message quotes it: its repr, the middle left out where it is long."""
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = _LONGEST
+    return short.repr(value)
 
 
 def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near."""
     names = sorted(valid)
-    close = get_close_matches(str(name), names, n=limit, cutoff=0.6)
+    close = get_close_matches(str(name)[:_LONGEST], names, n=limit, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "valid: " + ", ".join(names)

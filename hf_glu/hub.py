@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from hf_glu.errors import CheckpointError
+from hf_glu.errors import CheckpointError, quoted
 
 PROBE_SECONDS = 3.0
 _ADVICE = "give a local folder, or a repository id such as google-bert/bert-base-uncased"
@@ -30,7 +30,13 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None, toke
     Raises:
         CheckpointError: there is no such folder, repository or revision, or the Hub can't be reached.
     """
-    path = Path(source).expanduser()
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(f"{type(source).__name__} is no checkpoint: {_ADVICE}")
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte, no such user
+        raise CheckpointError(f"{quoted(str(source))} is no folder: {error}") from None
     if path.is_dir():
         return path
     if path.exists():

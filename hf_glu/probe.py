@@ -10,9 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.errors import OptionError
+from hf_glu.errors import HfGluError, OptionError
+from hf_glu.traits import longest_text, token_id, vocabulary
 
 LENGTH = 24
+IDS = ("input_ids", "inputs")  # the names that families have for token ids
+MORE = ("pixel_values", "input_features", "input_values", "inputs_embeds", "bbox")  # which others may be needed
+CHARACTERS = 256  # ids of a model without a vocabulary, which reads characters (CANINE)
+ELSE = ": give inputs={...} to compare it on, or check=False (--no-check)"
 
 
 def probe_inputs(model: Any, *, seed: int = 0, length: int = LENGTH) -> dict[str, Tensor]:
@@ -21,18 +26,18 @@ def probe_inputs(model: Any, *, seed: int = 0, length: int = LENGTH) -> dict[str
     Raises:
         OptionError: the model isn't a text model.
     """
-    config = model.config.get_text_config()
-    vocabulary = getattr(config, "vocab_size", None)
-    if not isinstance(vocabulary, int) or getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise OptionError(f"{type(model).__name__} doesn't take token ids: give inputs={{...}} to compare it on")
-    positions = getattr(config, "max_position_embeddings", None) or length
+    name, count = getattr(model, "main_input_name", "input_ids"), vocabulary(model.config)
+    if name not in IDS or (count is None and name not in signature(model.forward).parameters):
+        raise OptionError(f"{type(model).__name__} doesn't take token ids{ELSE}")
+    count = count or CHARACTERS
+    positions = longest_text(model.config) or length
     generator = torch.Generator().manual_seed(seed)
     shape = (1, min(length, positions - 4 if positions > 8 else positions))
-    ids = torch.randint(min(5, vocabulary - 1), vocabulary, shape, generator=generator)
-    eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    if eos is not None and 0 <= eos < vocabulary:
+    ids = torch.randint(min(5, count - 1), count, shape, generator=generator)
+    eos = token_id(model.config, "eos_token_id")
+    if eos is not None and eos < count:
         ids[:, -1] = eos  # BART's classification head reads the hidden state at the end-of-sequence token
-    inputs = with_decoder(model, {"input_ids": ids})
+    inputs = with_decoder(model, {name: ids})
     if type(model).__name__.endswith("MultipleChoice"):
         inputs = {key: value.unsqueeze(1) for key, value in inputs.items()}
     device = next(model.parameters()).device
@@ -62,14 +67,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the floating-point outputs (logits, hidden states) of ``model`` on ``inputs``."""
-    with evaluating(model):
+    """Return the floating-point outputs (logits, hidden states) of ``model`` on ``inputs``.
+
+    What a model draws at random (Reformer's hashes) is the same each time.
+    """
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(0)
         outputs = model(**inputs)
     return {
         key: value.detach().clone()
         for key, value in outputs.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
+
+
+def try_run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return `run`'s outputs.
+
+    Raises:
+        OptionError: the model doesn't take these inputs, or not them alone (CLIP reads images, too).
+    """
+    try:
+        return run(model, inputs)
+    except HfGluError:
+        raise
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError) as error:
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        more = [name for name in signature(model.forward).parameters if name in MORE and name not in inputs]
+        takes = f"; it takes {', '.join(more)}, too" if more else ""
+        raise OptionError(f"{type(model).__name__} doesn't run on {', '.join(inputs)} ({why}{takes}){ELSE}") from error
 
 
 def max_abs_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,19 +1,25 @@
-"""The one open registry of activations: an entry is all that a new activation needs."""
+"""The one open registry of activations, and the one grammar of their names.
+
+    name := wrapper* mix? base        stateful_moa_swiglu
+    base := entry | N | N_glu         N: an elementwise activation of Transformers, or an entry without a gate
+
+Each wrapper stands at most once; in whatever order they stand, one reading comes out, in which they nest by their
+``order``. A new base is an `Activation`, a new wrapper, mix or suffix a `Derived`: that is all that one needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest
+from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 GATED, LEARNABLE, ADAPTIVE, STATEFUL, MODULATED = "gated", "learnable", "adaptive", "stateful", "modulated"
-WRAPPERS = ("modulated_", "stateful_")  # what may stand before any name, and changes nothing at a conversion
-MIXES = ("learnable_", "moa_")  # a trained mix that starts as any activation
+LONGEST = 128  # characters of a name
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
@@ -55,60 +61,75 @@ class Activation:
         }
 
 
-def unwrapped(name: str) -> str:
-    """Return the activation inside of ``name``: ``swiglu`` of ``stateful_swiglu``."""
-    for prefix in WRAPPERS:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def unmixed(name: str) -> str:
-    """Return the activation that a mix is annealed to: ``swiglu`` of ``moa_swiglu``."""
-    for prefix in MIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def adds_wrappers(source: str, target: str) -> bool:
-    """Tell whether ``target`` is ``source`` with wrappers around it."""
-    return target.endswith(source) and unwrapped(target.removesuffix(source)) == "" and target != source
-
-
-def core(name: str) -> str:
-    """Return the elementwise activation at the heart of ``name``: ``silu`` of ``stateful_swiglu``."""
-    entry = registry.find(name)
-    return unwrapped((entry.gate if entry else None) or name)
-
-
-Rule = Callable[[str], Activation | None]
+Derive: TypeAlias = Callable[[str, str, Activation | None], Activation | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A family of names that a rule derives.
+    """A family of names: an affix at a name N.
 
     Attributes:
-        pattern: how such names look, such as ``N_glu``.
+        pattern: the affix and N, such as ``N_glu`` or ``stateful_N``.
+        place: ``wrapper`` or ``mix`` (prefixes), or ``suffix`` (of an elementwise base).
+        order: of a wrapper: those with a lower one are further outside.
         equation, paper: as of an `Activation`.
-        rule: returns the activation of a name, None where it isn't one of the family.
+        derive: (name, N, N's activation or None where that is Transformers' own) -> the activation called ``name``;
+            None where N can't have the affix.
     """
 
     pattern: str
+    place: Literal["wrapper", "mix", "suffix"]
     equation: str
     paper: str
-    rule: Rule = field(compare=False)
+    derive: Derive
+    order: int = 0
+
+    @property
+    def affix(self) -> str:
+        """What stands at N."""
+        return self.pattern.removeprefix("N") if self.place == "suffix" else self.pattern.removesuffix("N")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a listing shows, as plain data."""
         return {"pattern": self.pattern, "equation": self.equation, "paper": self.paper}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A name as its parts.
+
+    Attributes:
+        wrappers: prefixes, the outermost first.
+        mix: a prefix, or nothing.
+        base: the rest.
+    """
+
+    wrappers: tuple[str, ...] = ()
+    mix: str = ""
+    base: str
+
+    @property
+    def inner(self) -> str:
+        """The name without wrappers."""
+        return self.mix + self.base
+
+    @property
+    def name(self) -> str:
+        """The name in its canonical order."""
+        return "".join(self.wrappers) + self.inner
+
+
 class Registry:
-    """Activations by name, and rules that derive further ones (``N_glu``) from a name on request."""
+    """Activations by name, and families of names that are derived on request.
+
+    Attributes:
+        stock: returns Transformers' own names; set by :mod:`hf_glu.activation.elementwise`.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[str, Activation] = {}
-        self._rules: dict[str, Derived] = {}
+        self._families: dict[str, Derived] = {}
+        self.stock: Callable[[], Collection[str]] = tuple
 
     def add(self, activation: Activation) -> Activation:
         """Add an entry; adding the same one again is a no-op, another one under its name raises."""
@@ -117,47 +138,134 @@ class Registry:
             raise DuplicateNameError(f"the activation {activation.name!r} is already registered as {known.equation}")
         return known
 
-    def add_rule(self, derived: Derived) -> None:
-        """Add a family of names."""
-        if self._rules.setdefault(derived.pattern, derived).rule is not derived.rule:
-            raise DuplicateNameError(f"the rule {derived.pattern!r} is already registered")
+    def add_family(self, derived: Derived) -> None:
+        """Add a family of names; adding the same one again is a no-op."""
+        if self._families.setdefault(derived.pattern, derived) != derived:
+            raise DuplicateNameError(f"the names {derived.pattern!r} are already registered")
 
     @property
-    def rules(self) -> tuple[Derived, ...]:
+    def families(self) -> tuple[Derived, ...]:
         """The families of names."""
-        return tuple(self._rules.values())
+        return tuple(self._families.values())
 
     def remove(self, name: str) -> None:
         """Remove an entry."""
         if self._entries.pop(name, None) is None:
-            raise UnknownNameError(f"no activation {name!r} to remove; {nearest(name, self._entries)}")
+            raise UnknownNameError(f"no activation {quoted(name)} to remove; {nearest(name, self._entries)}")
+
+    def is_stock(self, name: str) -> bool:
+        """Tell whether Transformers itself has an activation of this name."""
+        return name not in self._entries and name in self.stock()
+
+    def read(self, name: object) -> Reading | None:
+        """Return the parts of a name, None where it follows the grammar to no base that there is."""
+        prefixes, base, problem = self._split(name)
+        if problem:
+            return None
+        mix = prefixes.pop().affix if prefixes and prefixes[-1].place == "mix" else ""
+        wrappers = sorted(prefixes, key=lambda wrapper: (wrapper.order, wrapper.affix))
+        return Reading(wrappers=tuple(wrapper.affix for wrapper in wrappers), mix=mix, base=base)
+
+    def _split(self, name: object) -> tuple[list[Derived], str, str]:
+        """Return the prefixes of a name, what follows them, and what is wrong with it (nothing: it is a base)."""
+        if not isinstance(name, str) or len(name) > LONGEST:
+            return [], "", f"a name is text of at most {LONGEST} characters"
+        known = [family for family in self.families if family.place != "suffix"]
+        found: list[Derived] = []
+        while not self._is_base(name):
+            prefix = max((f for f in known if name.startswith(f.affix)), key=lambda f: len(f.affix), default=None)
+            if prefix is None:
+                return found, name, "unknown"
+            if prefix in found:
+                return found, name, f"{prefix.affix} stands there twice"
+            if found and found[-1].place == "mix":
+                return found, name, f"after {found[-1].affix} comes no {prefix.affix}"
+            found.append(prefix)
+            name = name.removeprefix(prefix.affix)
+        return found, name, ""
+
+    def _is_base(self, name: str) -> bool:
+        return name in self._entries or self.is_stock(name) or self._suffixed(name) is not None
+
+    def _suffixed(self, name: str) -> Activation | None:
+        """Return the activation of an elementwise base with a suffix."""
+        for family in self.families:
+            plain = name.removesuffix(family.affix)
+            if family.place != "suffix" or plain == name or not name.isidentifier():
+                continue
+            entry = self._entries.get(plain)
+            if (entry is not None and GATED not in entry.flags) or self.is_stock(plain):
+                return family.derive(name, plain, entry)
+        return None
 
     def find(self, name: object) -> Activation | None:
-        """Return the entry or derived activation called ``name``, or None."""
-        if not isinstance(name, str):
+        """Return the activation called ``name``, under its canonical name; None: there is none, or not of ours."""
+        reading = self.read(name)
+        if reading is None:
             return None
-        if name in self._entries:
-            return self._entries[name]
-        return next((found for rule in self._rules.values() if (found := rule.rule(name))), None)
+        name = reading.base
+        found = self._entries.get(name) or self._suffixed(name)
+        for prefix in (reading.mix, *reversed(reading.wrappers)):
+            if prefix:
+                inner, name = name, prefix + name
+                if (found := self._families[f"{prefix}N"].derive(name, inner, found)) is None:
+                    return None
+        return found
+
+    def unknown(self, name: object, kind: Literal["", "gated ", "elementwise "] = "") -> UnknownNameError:
+        """Return the error that says what is wrong with a name of a ``kind``."""
+        prefixes, base, problem = self._split(name)
+        start = "".join(family.affix for family in prefixes)
+        if not problem:
+            problem = f"{base} can't have {prefixes[-1].affix}" if prefixes else f"{base} is Transformers' own"
+        elif problem == "unknown":
+            ours = [] if kind == "elementwise " else [*self._entries, *self._families]
+            stock = [] if kind == "gated " else [plain for plain in self.stock() if self.is_stock(plain)]
+            problem = nearest(name, [start + known for known in (*ours, *stock)])
+        return UnknownNameError(f"unknown {kind}activation {quoted(name)}; {problem}")
 
     def __getitem__(self, name: str) -> Activation:
         if found := self.find(name):
             return found
-        prefix = name.removesuffix(unmixed(unwrapped(name))) if isinstance(name, str) else ""
-        known = [prefix + entry for entry in self._entries] + list(self._rules)
-        raise UnknownNameError(f"unknown gated activation {name!r}; {nearest(name, known)}")
+        raise self.unknown(name, "gated ")
 
     def __iter__(self) -> Iterator[Activation]:
         return iter(tuple(self._entries.values()))
 
     def snapshot(self) -> Callable[[], None]:
-        """Return a function that restores the entries and rules of this moment."""
-        entries, rules = dict(self._entries), dict(self._rules)
+        """Return a function that restores the entries and families of this moment."""
+        entries, families = dict(self._entries), dict(self._families)
 
         def restore() -> None:
-            self._entries, self._rules = entries, rules
+            self._entries, self._families = entries, families
 
         return restore
 
 
 registry = Registry()
+
+
+def unwrapped(name: str) -> str:
+    """Return the activation inside of ``name``: ``swiglu`` of ``stateful_swiglu``."""
+    reading = registry.read(name)
+    return name if reading is None else reading.inner
+
+
+def unmixed(name: str) -> str:
+    """Return the activation that a mix is annealed to: ``stateful_swiglu`` of ``stateful_moa_swiglu``."""
+    reading = registry.read(name)
+    return name if reading is None else "".join(reading.wrappers) + reading.base
+
+
+def adds_wrappers(source: str, target: str) -> bool:
+    """Tell whether ``target`` is ``source`` with more wrappers around it."""
+    before, after = registry.read(source), registry.read(target)
+    if before is None or after is None:
+        return False
+    return before.inner == after.inner and set(before.wrappers) < set(after.wrappers)
+
+
+def core(name: str) -> str:
+    """Return the elementwise activation at the heart of ``name``: ``silu`` of ``stateful_swiglu``."""
+    entry = registry.find(name)
+    return unwrapped((entry.gate if entry else None) or name)

@@ -44,3 +44,8 @@ class StateOptions(Entry):
             raise OptionError(f"state learnable must be true or false, got {self.learnable!r}")
         if self.direction not in DIRECTIONS:
             raise OptionError(f"state direction must be one of {', '.join(DIRECTIONS)}, got {self.direction!r}")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether a gate with these options is at first what it is without a state."""
+        return self.alpha == 0 and self.beta == 0

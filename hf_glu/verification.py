@@ -11,7 +11,8 @@ import torch
 
 from hf_glu.checkpoint import load_model
 from hf_glu.errors import OptionError
-from hf_glu.probe import max_abs_difference, probe_inputs, run, with_decoder
+from hf_glu.probe import max_abs_difference, probe_inputs, try_run, with_decoder
+from hf_glu.traits import vocabulary
 
 # Exact conversions of real models measured 2e-6 to 3e-6: GEMMs of another shape add in another order.
 TOLERANCE = 1e-5
@@ -70,11 +71,14 @@ def verify(
         CheckpointError: a checkpoint can't be loaded.
         OptionError: the models have outputs of different kinds or shapes.
     """
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise OptionError(f"the tolerance must be at least 0, got {tolerance}")
     first, second = (_model(model) for model in (a, b))
+    sizes = [vocabulary(model.config) for model in (first, second)]
+    if inputs is None and None not in sizes and sizes[0] != sizes[1]:
+        raise OptionError(f"the models have {sizes[0]:,} and {sizes[1]:,} tokens: they don't read the same ids")
     given = probe_inputs(first) if inputs is None else with_decoder(first, inputs)
-    results = [run(model, {key: _to(model, value) for key, value in given.items()}) for model in (first, second)]
+    results = [try_run(model, {key: _to(model, value) for key, value in given.items()}) for model in (first, second)]
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (first, second)]
     return Verification(
         differences=max_abs_difference(*results), tolerance=tolerance, parameters=(counts[0], counts[1])

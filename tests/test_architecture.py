@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
-    ("errors", "jsonio", "inplace", "finding", "autodiff"),
+    ("errors", "jsonio", "inplace", "finding", "autodiff", "traits"),
+    ("writing",),
     ("entry", "carrying"),
     (
         "selection",

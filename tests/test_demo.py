@@ -1,8 +1,10 @@
 """The demo's pieces, and the real BERT where it is installed (`make test` installs it)."""
 
 import io
+import subprocess
 import sys
 import tarfile
+from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -71,7 +73,28 @@ def test_the_cache_is_used(tmp_path, monkeypatch):
     target = movies._cache_folder() / movies.MEMBER
     target.parent.mkdir(parents=True)
     target.write_text("cached")
+    monkeypatch.setitem(movies.SHA256, movies.MEMBER, sha256(b"cached").hexdigest())
     assert movies.fetch_reviews() == target
+
+
+def test_a_broken_file_in_the_cache_is_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(movies.SHA256, movies.MEMBER, sha256(b"words").hexdigest())
+    target = movies._cache_folder() / movies.MEMBER
+    target.parent.mkdir(parents=True)
+    target.write_text("wor")
+    inner = _archive(movies.MEMBER, b"words")
+
+    def download(command, **_):
+        Path(command[command.index("--dest") + 1], "v.tar.gz").write_bytes(_archive(movies.ARCHIVE, inner))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(movies.subprocess, "run", download)
+    assert movies.fetch_reviews().read_bytes() == b"words"
+    inner = _archive(movies.MEMBER, b"others")
+    target.write_text("wor")
+    with pytest.raises(DataError, match="isn't that of vaderSentiment"):
+        movies.fetch_reviews()
 
 
 def hidden_states(model):

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import nn
 from transformers.activations import ACT2FN, ClassInstantier, ClippedGELUActivation, GELUActivation
 
-from hf_glu.errors import UnknownNameError, nearest
 from hf_glu.registry import GATED, registry
+
+registry.stock = lambda: dict.keys(ACT2FN)  # not its own `keys`, which the plugin has answer with what is derived, too
 
 
 def is_elementwise(name: object) -> bool:
     """Tell whether there is an elementwise activation of this name: Transformers', or one of ours without a gate."""
     entry = registry.find(name)
-    return OrderedDict.__contains__(ACT2FN, name) if entry is None else GATED not in entry.flags
+    return isinstance(name, str) and registry.is_stock(name) if entry is None else GATED not in entry.flags
 
 
 def elementwise_names() -> list[str]:
     """Return the names of all elementwise activations that Transformers has now."""
-    return [name for name in ACT2FN if registry.find(name) is None]
+    return [name for name in ACT2FN if registry.is_stock(name)]
 
 
 def build_elementwise(name: str) -> nn.Module:
@@ -30,7 +29,7 @@ def build_elementwise(name: str) -> nn.Module:
         UnknownNameError: there is none of this name.
     """
     if not is_elementwise(name):
-        raise UnknownNameError(f"unknown elementwise activation {name!r}; {nearest(name, elementwise_names())}")
+        raise registry.unknown(name, "elementwise ")
     entry = registry.find(name)
     return ClassInstantier.__getitem__(ACT2FN, name) if entry is None else entry.factory()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from hf_glu.activation.elementwise import is_elementwise
 from hf_glu.activation.module import GatedActivation
 from hf_glu.functional import swiglu_oss
 from hf_glu.registry import GATED, Activation, Derived, Formula, registry
@@ -34,11 +33,8 @@ def _entry(name: str, equation: str, gate: str | None, paper: str, formula: Form
     )
 
 
-def _derive(name: str) -> Activation | None:
+def _derive(name: str, gate: str, _: Activation | None) -> Activation:
     """``N_glu``: N(g) * u for any elementwise N that Transformers has now."""
-    gate = name.removesuffix(SUFFIX)
-    if gate == name or not is_elementwise(gate):
-        return None
     return _entry(name, f"{gate}(g) * u", gate, SHAZEER)
 
 
@@ -47,6 +43,12 @@ for _row in _FAMILY:
 registry.add(
     _entry("swiglu_oss", "g * sigmoid(1.702 g) * (u + 1), g and u clamped at 7", None, GPT_OSS, formula=swiglu_oss)
 )
-registry.add_rule(
-    Derived(pattern="N_glu", equation="N(g) * u for any elementwise N in ACT2FN", paper=SHAZEER, rule=_derive)
+registry.add_family(
+    Derived(
+        pattern=f"N{SUFFIX}",
+        place="suffix",
+        equation="N(g) * u for any elementwise N in ACT2FN",
+        paper=SHAZEER,
+        derive=_derive,
+    )
 )

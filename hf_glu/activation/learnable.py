@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_glu.activation.elementwise import build_elementwise, is_elementwise
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.mixing import mix, recomputed_mix
 from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
-from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, MIXES, Activation, Derived, registry, unmixed, unwrapped
+from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, Activation, Derived, registry, unmixed, unwrapped
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
@@ -34,7 +34,7 @@ class LearnableMix(OwnedActivation):
     """sum_k a_k phi_k(x). Shapes: input and output ``[..., width]``.
 
     Args:
-        name: ``learnable_N``, or of another family of `hf_glu.registry.MIXES`.
+        name: ``learnable_N``, or of another family of mixes.
         functions: the dictionary; the mix starts at its first function. None: N and `DEFAULT_FUNCTIONS`.
         width: channels with coefficients of their own; None: one set for all.
     """
@@ -143,18 +143,12 @@ def mixes(model: nn.Module) -> list[LearnableMix]:
     return [module for module in model.modules() if isinstance(module, LearnableMix)]
 
 
-def base_of(name: str) -> str:
-    """Return the plain activation that a learnable one is annealed to; wrappers stay."""
-    inner = unwrapped(name)
-    return name.removesuffix(inner) + unmixed(inner)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of mixes: a prefix before any elementwise or gated name.
 
     Attributes:
-        prefix: one of `hf_glu.registry.MIXES`.
+        prefix: before the name.
         coefficient: what the trained coefficients are called in equations.
         note: says what they are.
         flags: of its entries.
@@ -173,21 +167,17 @@ class Family:
 
     def register(self) -> None:
         """Add the family to the registry."""
-        assert self.prefix in MIXES
         equation = self.equation("g", " [* u]")
-        registry.add_rule(Derived(pattern=f"{self.prefix}N", equation=equation, paper=PAPER, rule=self.derive))
+        pattern = f"{self.prefix}N"
+        registry.add_family(Derived(pattern=pattern, place="mix", equation=equation, paper=PAPER, derive=self.derive))
 
-    def derive(self, name: str) -> Activation | None:
-        """Return the activation of a name with the prefix, None where there is none."""
-        base = name.removeprefix(self.prefix)
-        if base in (name, "") or unmixed(unwrapped(base)) != base:
-            return None
-        entry = registry.find(base)
-        if entry is None and is_elementwise(base):
+    def derive(self, name: str, inner: str, entry: Activation | None) -> Activation | None:
+        """Return the activation ``name``, a mix that ends as ``inner``; None where that is no N(g) * u."""
+        if entry is None or GATED not in entry.flags:
             return Activation(
                 name=name, equation=self.equation("x"), paper=PAPER, flags=self.flags, factory=partial(self.make, name)
             )
-        if entry is None or GATED not in entry.flags or entry.gate is None:
+        if entry.gate is None:
             return None
         return Activation(
             name=name, equation=self.equation("g", " * u"), paper=PAPER, flags=self.flags | {GATED},

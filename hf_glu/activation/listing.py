@@ -35,4 +35,4 @@ class Listing:
 
 def activations() -> Listing:
     """Return all activations that hf_glu adds to Transformers' ``ACT2FN``."""
-    return Listing(entries=tuple(registry), rules=registry.rules, elementwise=tuple(elementwise_names()))
+    return Listing(entries=tuple(registry), rules=registry.families, elementwise=tuple(elementwise_names()))

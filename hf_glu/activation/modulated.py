@@ -25,7 +25,7 @@ from hf_glu.context.reading import read_mask
 from hf_glu.context.states import load_state, store_states
 from hf_glu.context_options import ContextOptions
 from hf_glu.errors import OptionError
-from hf_glu.registry import MODULATED, Derived, registry
+from hf_glu.registry import MODULATED
 from hf_glu.scan import decays, spread_decays, stateful
 
 if TYPE_CHECKING:
@@ -149,5 +149,6 @@ def _encoder_mask(mask: Tensor, hidden: Tensor) -> Tensor | None:
     return read_mask(mask, batch, length, None)
 
 
-WRAPPER = Wrapper(prefix="modulated_", flag=MODULATED, equation=EQUATION, paper=PAPER, shift=Modulation)
-registry.add_rule(Derived(pattern="modulated_N", equation=f"N({EQUATION}) [* u]", paper=PAPER, rule=WRAPPER.derive))
+Wrapper(prefix="modulated_", order=0, flag=MODULATED, equation=EQUATION, paper=PAPER, shift=Modulation).register(
+    f"N({EQUATION}) [* u]"
+)

@@ -25,7 +25,7 @@ from hf_glu.context.reading import Reading
 from hf_glu.context.routed import Routed
 from hf_glu.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
 from hf_glu.errors import OptionError
-from hf_glu.registry import STATEFUL, Derived, registry
+from hf_glu.registry import STATEFUL
 from hf_glu.scan import bidirectional, decays, spread_decays, stateful, step
 from hf_glu.state_options import StateOptions
 
@@ -114,5 +114,6 @@ class Memory(Shift):
         return z
 
 
-WRAPPER = Wrapper(prefix="stateful_", flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory)
-registry.add_rule(Derived(pattern="stateful_N", equation=f"N(z) [* u], {Z}", paper="hf_glu", rule=WRAPPER.derive))
+Wrapper(prefix="stateful_", order=10, flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory).register(
+    f"N(z) [* u], {Z}"
+)

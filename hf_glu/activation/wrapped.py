@@ -1,6 +1,6 @@
 """Names with a prefix that changes what the elementwise part is given: N(shift(g)) [* u] for any N.
 
-A wrapper starts without effect. Wrappers nest in the order of `hf_glu.registry.WRAPPERS`: the outermost shifts first.
+A wrapper starts without effect. Wrappers nest by their order in the registry: the outermost shifts first.
 
 Shapes: W channels.
 """
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hf_glu.activation.elementwise import build_elementwise, is_elementwise
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
 from hf_glu.context import Reader
 from hf_glu.functional import split_gate_up
-from hf_glu.registry import GATED, Activation, registry
+from hf_glu.registry import GATED, Activation, Derived, registry
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
@@ -42,6 +42,7 @@ class Wrapper:
 
     Attributes:
         prefix: before the name.
+        order: among wrappers; those with a lower one are further outside.
         flag: of its entries.
         equation: what the elementwise part is given.
         paper: where it comes from.
@@ -49,26 +50,35 @@ class Wrapper:
     """
 
     prefix: str
+    order: int
     flag: str
     equation: str
     paper: str
     shift: Callable[[], Shift]
 
-    def derive(self, name: str) -> Activation | None:
-        """Return the activation of a name with the prefix, None where there is none."""
-        base = name.removeprefix(self.prefix)
-        if base == name or base.startswith(self.prefix):
-            return None
-        entry = registry.find(base)
+    def register(self, equation: str) -> None:
+        """Add the family, which computes ``equation``, to the registry."""
+        pattern = f"{self.prefix}N"
+        registry.add_family(
+            Derived(
+                pattern=pattern,
+                place="wrapper",
+                order=self.order,
+                equation=equation,
+                paper=self.paper,
+                derive=self.derive,
+            )
+        )
+
+    def derive(self, name: str, inner: str, entry: Activation | None) -> Activation:
+        """Return the activation ``name``, which is this wrapper around ``inner``."""
         flags = frozenset({self.flag}) | (entry.flags if entry else frozenset())
         if entry is None or GATED not in flags:
-            if not is_elementwise(base):
-                return None
             return Activation(
-                name=name, equation=f"{base}({self.equation})", paper=self.paper, flags=flags,
-                factory=partial(WrappedGate, name, self),
+                name=name, equation=f"{inner}({self.equation})", paper=self.paper, flags=flags,
+                factory=partial(WrappedGate, name, inner, self),
             )  # fmt: skip
-        factory = partial(WrappedFormula, name, self) if entry.formula else partial(GatedActivation, name)
+        factory = partial(WrappedFormula, name, inner, self) if entry.formula else partial(GatedActivation, name)
         return Activation(
             name=name, equation=f"{entry.equation}, with {self.equation} for g", paper=self.paper, flags=flags,
             gate=None if entry.gate is None else self.prefix + entry.gate, formula=entry.formula, factory=factory,
@@ -80,9 +90,9 @@ class WrappedGate(OwnedActivation):
 
     gated = False
 
-    def __init__(self, name: str, wrapper: Wrapper) -> None:
+    def __init__(self, name: str, inner: str, wrapper: Wrapper) -> None:
         super().__init__()
-        self.name, self.base = name, name.removeprefix(wrapper.prefix)
+        self.name, self.base = name, inner
         self.shift = wrapper.shift()
         self.phi = build_elementwise(self.base)
 
@@ -115,11 +125,11 @@ class WrappedGate(OwnedActivation):
 class WrappedFormula(GatedActivation):
     """An entry's own formula of (shift(g), u)."""
 
-    def __init__(self, name: str, wrapper: Wrapper) -> None:
+    def __init__(self, name: str, inner: str, wrapper: Wrapper) -> None:
         super().__init__(name)
-        inner = registry[name.removeprefix(wrapper.prefix)].factory()
+        wrapped = registry[inner].factory()
         self.shift = wrapper.shift()
-        self.inner = inner.shift if isinstance(inner, WrappedFormula) else None
+        self.inner = wrapped.shift if isinstance(wrapped, WrappedFormula) else None
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Hand the options on."""

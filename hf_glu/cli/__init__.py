@@ -41,6 +41,10 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message())
     except HfGluError as error:
         return _fail(str(error), getattr(error, "exit_code", EXIT_BAD_INPUT))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _fail(f"there isn't enough memory: {(str(error).splitlines() or [''])[0]}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

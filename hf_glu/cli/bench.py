@@ -15,6 +15,7 @@ from hf_glu.cli.commands import Json, app
 from hf_glu.cli.fields import with_flags
 from hf_glu.errors import OptionError
 from hf_glu.jsonio import write_json
+from hf_glu.writing import check_file
 
 if TYPE_CHECKING:
     from hf_glu.bench.running import Cell
@@ -41,6 +42,8 @@ def bench(
         check_name(each)
     if save and not save.absolute().parent.is_dir():
         raise OptionError(f"--save {save}: there is no folder {save.parent}")
+    if save:
+        check_file(save)
     options = BenchOptions(**given)
     results: dict[str, Any] = {"benches": [run_bench(each, options, on_cell=_tell).to_dict() for each in name]}
     guarded = compare(before, results, tolerance) if before else None

@@ -89,6 +89,9 @@ def convert(
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
     check: Annotated[bool, typer.Option(help="Run the model before and after, and report the difference.")] = True,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Convert even where the difference is above the promise.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Tensor by tensor, for models larger than memory.")] = False,
     base_model: Annotated[str | None, typer.Option(help="Name of SRC for the card, where it is a folder.")] = None,
     json: Json = False,
@@ -123,7 +126,7 @@ def convert(
     else:
         report = hf_glu.convert_checkpoint(
             source, destination, target, width=units, layers=layers, exclude=exclude, calibration=texts, native=native,
-            experts=experts, top_k=top_k, check=check, base_model=base_model,
+            experts=experts, top_k=top_k, check="report" if check and lenient else check, base_model=base_model,
         )  # fmt: skip
     write_card(destination)
     tables.emit(report, tables.report, json=json)
@@ -192,7 +195,10 @@ def coverage(
 
     from hf_glu.coverage import tiny
     from hf_glu.coverage.survey import Coverage, survey
+    from hf_glu.writing import check_file
 
+    if markdown:
+        check_file(markdown)
     types = tiny.model_types()
     for name in only or []:
         if name not in types:

@@ -28,11 +28,13 @@ def gates(
     from hf_glu.reporting.drawing import require_matplotlib
     from hf_glu.reporting.gates import gates_page
     from hf_glu.reporting.page import write_page
+    from hf_glu.writing import check_file
 
     if not text.strip():
         raise OptionError("--text is empty: give a text that the model reads")
     if html is not None:
         require_matplotlib()
+        check_file(html)
     data = read_gates(model, text)
     if html is not None:
         data["html"] = str(write_page(gates_page(data), html, command="gates"))
@@ -52,11 +54,11 @@ def read_gates(source: str, text: str) -> dict[str, Any]:
     from hf_glu.checkpoint import load_model, load_tokenizer
     from hf_glu.inspection import record_gates
     from hf_glu.probe import evaluating, with_decoder
+    from hf_glu.traits import longest_text
 
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.float32)
-    positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS
-    limit = min(MAX_TOKENS, tokenizer.model_max_length, positions)
+    limit = min(MAX_TOKENS, tokenizer.model_max_length, longest_text(model.config) or MAX_TOKENS)
     encoded = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
     if not encoded["input_ids"].numel():
         raise DataError(f"the tokenizer of {source} makes no tokens of {text!r}")

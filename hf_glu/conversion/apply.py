@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_glu.activation import GatedActivation, build_elementwise, registry
+from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.learnable import LearnableMix
-from hf_glu.activation.module import innermost, levels
-from hf_glu.activation.wrapped import WrappedGate
+from hf_glu.activation.module import innermost
+from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig
 from hf_glu.context import watch_context
 from hf_glu.context_options import ContextOptions
@@ -30,7 +30,7 @@ from hf_glu.layers.build import configure, give_dense_configs, native_gate
 from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.forward import ffn_output, ffn_units, projections
 from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.mixers import own_gate
+from hf_glu.layers.mixers import gate_of, own_gate
 from hf_glu.layers.sites import Site
 from hf_glu.registry import GATED, core
 from hf_glu.routes import APPROXIMATE
@@ -38,7 +38,7 @@ from hf_glu.routes import APPROXIMATE
 
 def carry_out(
     model: Any, planned: Plan, calibration: Any, tokenizer: Any, distill_steps: int | None,
-    inputs: Mapping[str, Any] | None, check: bool,
+    inputs: Mapping[str, Any] | None, check: bool | str,
 ) -> Report:  # fmt: skip
     """Carry a plan out, in place; see `hf_glu.convert`."""
     fitted = calibration is not None
@@ -47,7 +47,7 @@ def carry_out(
     if not fitted and any(step.needs_fit for step in planned.steps):
         raise OptionError("fewer hidden units, or no bias, need calibration=: texts or tensors to fit the FFNs on")
     batches = None if calibration is None else make_batches(model, calibration, tokenizer)
-    comparison = Comparison(model, [step.site for step in planned.steps], inputs) if check else None
+    comparison = Comparison(model, [step.site for step in planned.steps], inputs, check=check) if check else None
     fits = {
         step.site.name: _convert_site(model, step, planned.options, batches, distill_steps)
         for step in tqdm(planned.steps, desc="fitting FFNs", disable=not fitted, leave=False)
@@ -58,7 +58,7 @@ def carry_out(
     place_sources(model, modulated(planned.steps), ContextOptions.from_dict(planned.context))
     watch_context(model)
     give_dense_configs(model, planned.steps[0].source)
-    differences, errors = comparison.finish() if comparison else (None, {})
+    differences, errors = comparison.finish(planned.promise) if comparison else (None, {})
     reports = [(step, errors.get(step.site.name), fits.get(step.site.name)) for step in planned.steps]
     sites = tuple(SiteReport(step=step, relative_error=error, fit=fitted) for step, error, fitted in reports)
     return Report(plan=planned, sites=sites, differences=differences)
@@ -106,7 +106,8 @@ def _apply(step: Step, kept: Tensor | None, options: GluConfig) -> None:
     site, target = step.site, step.target
     if kept is not None:
         _keep_units(site, kept)
-    old = site.act
+    own = gate_of(site.anchor) if site.kind == "mixer" else None
+    old = build_elementwise(own) if own else site.act
     if GATED in registry[target].flags and not site.native and not site.activation:
         _widen(site, step)
     if site.native or site.activation != target:
@@ -121,11 +122,11 @@ def _start_at(step: Step, old: nn.Module, options: GluConfig) -> None:
     """Hand the old activation itself on to the new one, where that contains it: it may have trained parameters."""
     site = step.site
     configure(site, options)
-    kept = old.phi if isinstance(old, GatedActivation) and old.phi is not None else old
-    for holder, part in levels(site.act):
-        if isinstance(part, WrappedGate) and isinstance(kept, WrappedGate) and part.name == kept.name and holder:
-            holder.phi = kept  # a wrapper around what is wrapped already
-            return
+    had: dict[type[nn.Module], nn.Module] = {type(shift): shift for shift in shifts(old)}
+    for module in site.act.modules():
+        for name, part in module.named_children():
+            if type(part) in had:  # more wrappers around what is wrapped already
+                setattr(module, name, had[type(part)])
     owner, inner = innermost(site.act)
     before = innermost(old)[1]
     if core(step.source) == core(step.target) and owner is not None:

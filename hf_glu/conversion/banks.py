@@ -42,7 +42,7 @@ CHECK = 64  # random rows that our gate is compared with the family's own on
 
 def convert_banks(
     model: Any, experts: str | int | ExpertOptions, *, layers: Any, exclude: Any, calibration: Any, tokenizer: Any,
-    inputs: Mapping[str, Any] | None, check: bool, mix: Mapping[str, Any] | None,
+    inputs: Mapping[str, Any] | None, check: bool | str, mix: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """Give the experts of the chosen banks activations of their own, in place; see `hf_glu.convert`.
 
@@ -61,13 +61,13 @@ def convert_banks(
     if len(sources) != 1:
         raise ConversionError(f"the banks have different activations, {', '.join(sorted(sources))}: choose layers")
     (source,) = sources
-    groups = _groups(experts, len(chosen[0].anchor.get_parameter("down_proj")))
+    groups = read_bank_groups(experts, len(chosen[0].anchor.get_parameter("down_proj")))
     routes = {group: _route(source, group) for group in groups}
     drops = any(group.name.startswith(UNGATED) for group in groups)
     if drops != (calibration is not None):
         raise OptionError("experts that lose their gate, and only those, need calibration= to be fitted on")
     batches = make_batches(model, calibration, tokenizer) if drops else []
-    comparison = Comparison(model, [], inputs) if check else None
+    comparison = Comparison(model, [], inputs, check=check) if check else None
     before = {bank.name: bank.parameters for bank in chosen}
     total = sum(parameter.numel() for parameter in model.parameters())
     options = _write(model, chosen, every, source, groups, mix)
@@ -84,10 +84,12 @@ def convert_banks(
         bytes_per_parameter=next(model.parameters()).element_size(),
     )  # fmt: skip
     reports = tuple(SiteReport(step=step, relative_error=None, fit=fits[step.site.name]) for step in steps)
-    return Report(plan=plan, sites=reports, differences=comparison.finish()[0] if comparison else None)
+    differences = comparison.finish(plan.promise)[0] if comparison else None
+    return Report(plan=plan, sites=reports, differences=differences)
 
 
-def _groups(experts: str | int | ExpertOptions, count: int) -> tuple[Group, ...]:
+def read_bank_groups(experts: str | int | ExpertOptions, count: int) -> tuple[Group, ...]:
+    """Return the activations of a bank's ``count`` experts; raise where they aren't as many, or not gates."""
     if isinstance(experts, ExpertOptions):
         experts = experts.groups
     groups = read_groups(str(experts)) if not str(experts).isdecimal() else ()

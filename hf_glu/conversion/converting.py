@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hf_glu.conversion.apply import carry_out
-from hf_glu.conversion.banks import convert_banks
+from hf_glu.conversion.banks import convert_banks, read_bank_groups
 from hf_glu.conversion.dictionary import read_dictionary
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, one_after_the_other
 from hf_glu.conversion.steps import Target
-from hf_glu.conversion.upcycling import expert_options, upcycle
+from hf_glu.conversion.upcycling import expert_options, expert_routes, upcycle
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts.bank import is_gated
@@ -39,7 +40,7 @@ def convert(
     top_k: int | None = None,
     drop: float = 0.0,
     inputs: Mapping[str, Any] | None = None,
-    check: bool = True,
+    check: bool | str = True,
 ) -> Report:
     """Convert ``model``'s feed-forward networks to gated activations, in place.
 
@@ -62,10 +63,11 @@ def convert(
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (:mod:`hf_glu.conversion.upcycling`), once it has
             ``width``; where the model has banks of them (Mixtral), their activations (:mod:`hf_glu.conversion.banks`).
         top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
-        inputs, check: what to compare the model on before and after (None: random token ids), and whether to.
+        inputs: what to compare the model on before and after; None: random token ids.
+        check: whether to; ``report``: a difference above what the routes promise is reported, and doesn't raise.
 
     Raises:
-        UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; nothing is changed then.
+        UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; or more differs than promised.
     """
     check_convertible(model)
     choice: dict[str, Any] = {"layers": layers, "exclude": exclude, "mix": mix}
@@ -80,6 +82,23 @@ def convert(
     choice |= {"state": state, "context": context, "fitted": calibration is not None}
     planned = plan(model, target, width=width, bias=bias, **choice)
     return carry_out(model, planned, calibration, tokenizer, distill_steps, inputs, check)
+
+
+def check_experts(
+    model: Any, target: Target | None, experts: str, top_k: int | None, *, layers: Any, exclude: str | None,
+    resized: bool,
+) -> None:  # fmt: skip
+    """Raise what `convert` to experts would, as far as that can be told of a model without weights."""
+    check_convertible(model)
+    if banks := find_banks(model):
+        read_bank_groups(experts, len(banks[0].anchor.get_parameter("down_proj")))
+        return
+    if not isinstance(target, str):
+        raise OptionError("experts take one target, such as swiglu")
+    name = str(read_dictionary(target, None)[0])
+    options = expert_options(experts, name, top_k)
+    if not resized:
+        expert_routes(model, name, options, layers=layers, exclude=exclude)
 
 
 def _to_experts(
@@ -118,9 +137,10 @@ def _fitted_experts(
     first = plan(
         model, base, width=fitted["width"], bias=fitted["bias"], fitted=calibration is not None, **where
     )  # fmt: skip
-    comparison = Comparison(model, [], inputs) if choice["check"] else None
+    comparison = Comparison(model, [], inputs, check=choice["check"]) if choice["check"] else None
     narrow = carry_out(
         model, first, calibration, fitted["tokenizer"], fitted["distill_steps"], inputs, check=False
     )  # fmt: skip
     report = upcycle(model, target, options, **{**choice, "check": False})
-    return one_after_the_other(narrow, report, comparison.finish()[0] if comparison else None)
+    joined = one_after_the_other(narrow, report, None)
+    return replace(joined, differences=comparison.finish(joined.plan.promise)[0]) if comparison else joined

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_glu.activation import build_elementwise, registry
-from hf_glu.config import check_mix
+from hf_glu.config import check_by_layer, check_mix
 from hf_glu.conversion.steps import Target
 from hf_glu.errors import OptionError
-from hf_glu.registry import LEARNABLE, MIXES
+from hf_glu.registry import LEARNABLE
 
 _NAMED = re.compile(r"(?P<name>\w+)\s*\((?P<functions>[\w\s,]+)\)")
 
@@ -27,6 +27,8 @@ def read_dictionary(target: Target, mix: Mapping[str, Any] | None) -> tuple[Targ
         UnknownNameError: an unknown function.
     """
     check_mix(mix)
+    if not isinstance(target, str):
+        check_by_layer(target)
     names = {"": target} if isinstance(target, str) else dict(target)
     read = {layers: _read(name) for layers, name in names.items() if isinstance(name, str)}
     given = {functions for _, functions in read.values() if functions}
@@ -51,5 +53,6 @@ def _read(name: str) -> tuple[str, tuple[str, ...]]:
     if match is None or not all(functions):
         raise OptionError(f"{name!r} can't be read: a dictionary is such as moa_swiglu(silu,relu,gelu)")
     if LEARNABLE not in registry[match["name"]].flags:
-        raise OptionError(f"{match['name']} mixes nothing: a dictionary is for {', '.join(MIXES)} names")
+        known = ", ".join(family.affix for family in registry.families if family.place == "mix")
+        raise OptionError(f"{match['name']} mixes nothing: a dictionary is for {known} names")
     return match["name"], functions

@@ -76,7 +76,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
     options = GluConfig(
         activation=None if activation_field(config) else targets[0],
-        dense_act=old.dense_act or steps[0].source,
+        dense_act=old.dense_act or _dense(config, steps[0]),
         bias=True if added else old.bias,
         layers=layers,
         by_layer=_by_layer(gated, names, sites) if len(targets) > 1 else None,
@@ -86,6 +86,12 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
         context=_same(planned.context, old.context, "context"),
     )
     return Entry(config=config, activation=targets[0], options=options.to_dict())
+
+
+def _dense(config: Any, step: Step) -> str:
+    """Return the activation of what reads the config's field and isn't converted: around a mixer, its convolution."""
+    named = activation_of(config) if step.site.kind == "mixer" else None
+    return named or step.source
 
 
 def _name_after(config: Any, site: Site, changed: dict[str, Step]) -> str | None:

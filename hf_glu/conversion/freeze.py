@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import OwnedActivation, registry
-from hf_glu.activation.learnable import LearnableMix, base_of, mixes
+from hf_glu.activation.learnable import LearnableMix, mixes
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.config import GluConfig
@@ -20,7 +20,7 @@ from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import activation_of, write_activation
 from hf_glu.layers.sites import find_sites
 from hf_glu.layers.source import enclosing_configs
-from hf_glu.registry import GATED
+from hf_glu.registry import GATED, unmixed
 
 
 def freeze_mix(model: Any) -> None:
@@ -49,7 +49,7 @@ def freeze_mix(model: Any) -> None:
     for site in sites:
         site.set_act(_folded(site.act))
     for bank in banks.values():
-        bank.name = base_of(bank.name)
+        bank.name = unmixed(bank.name)
         for place, act in enumerate(bank.acts):
             bank.acts[place] = _folded(act)
     for experts in find_experts(model).values():
@@ -60,8 +60,8 @@ def freeze_mix(model: Any) -> None:
             entry = {**GluConfig.of(config).to_dict(), "experts": plain_experts(options).to_dict()}
             entry.pop("mix", None)
             config.hf_glu = entry
-        if name is not None and any(other != base_of(other) for other in (name, *(by_layer(config) or {}).values())):
-            _write(config, base_of(name), native=all(site.native for site in sites))
+        if name is not None and any(other != unmixed(other) for other in (name, *(by_layer(config) or {}).values())):
+            _write(config, unmixed(name), native=all(site.native for site in sites))
 
 
 def _folded(act: nn.Module) -> nn.Module:
@@ -74,9 +74,9 @@ def _folded(act: nn.Module) -> nn.Module:
     owner.phi = plain
     for module in act.modules():
         if isinstance(module, OwnedActivation):
-            module.name = base_of(module.name)
+            module.name = unmixed(module.name)
         if isinstance(module, WrappedGate):
-            module.base = base_of(module.base)
+            module.base = unmixed(module.base)
     return act
 
 
@@ -84,7 +84,7 @@ def plain_experts(options: ExpertOptions) -> ExpertOptions:
     """Return the options with plain names in place of learnable ones."""
 
     def plain(groups: tuple[Group, ...]) -> str:
-        return write_groups(tuple(replace(group, name=base_of(group.name)) for group in groups))
+        return write_groups(tuple(replace(group, name=unmixed(group.name)) for group in groups))
 
     shared = plain(options.always_on) if options.shared else None
     return replace(options, groups=plain(options.experts), shared=shared)
@@ -100,7 +100,7 @@ def _write(config: Any, base: str, *, native: bool) -> None:
     options = GluConfig.of(config).to_dict()
     options.pop("mix", None)
     if names := by_layer(config):
-        options["by_layer"] = {layers: base_of(other) for layers, other in names.items()}
+        options["by_layer"] = {layers: unmixed(other) for layers, other in names.items()}
     plain = (
         native
         and not {"layers", "by_layer", "state", "context"} & set(options)

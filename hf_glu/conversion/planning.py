@@ -30,6 +30,7 @@ from hf_glu.selection import check_layers
 from hf_glu.state_options import StateOptions
 
 UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
+AWAKE_NOTE = "alpha and beta aren't 0: the state changes the function from the start"
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
 
 
@@ -78,7 +79,7 @@ def plan(
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
     steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
-    steps = _with_mixes(steps, mix)
+    steps = _with_mixes(_awake(steps, options), mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
@@ -98,10 +99,8 @@ def _targets(target: Target) -> dict[str, str]:
     """Return the target of each selection of layers."""
     if not isinstance(target, str):
         check_by_layer(target)
-    targets = {"all": target} if isinstance(target, str) else dict(target)
-    for name in targets.values():
-        registry[name]
-    return targets
+    targets = {"all": target} if isinstance(target, str) else target
+    return {layers: registry[name].name for layers, name in targets.items()}
 
 
 def read_options(
@@ -184,6 +183,18 @@ def _step(
         iso=width == "iso", unbiased=unbiased,
         parameters_before=count, parameters_after=later + after * _wrapper_parameters(source, target, size),
     )  # fmt: skip
+
+
+def _awake(steps: tuple[Step, ...], options: GluConfig) -> tuple[Step, ...]:
+    """Say so of steps whose states have an effect from the start."""
+    if StateOptions.from_dict(options.state).neutral:
+        return steps
+    return tuple(
+        replace(step, route=replace(step.route, promise=APPROXIMATE, note=AWAKE_NOTE))
+        if step.changes and STATEFUL in registry[step.target].flags
+        else step
+        for step in steps
+    )
 
 
 def _wrapper_parameters(source: str, target: str, size: int) -> int:

@@ -6,11 +6,12 @@ Every expert is a copy of the dense FFN, by the route to its activation. Weights
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import is_elementwise, same_function
@@ -22,7 +23,7 @@ from hf_glu.conversion.copying import Source, fill, read_source
 from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import chosen_sites, read_options
+from hf_glu.conversion.planning import AWAKE_NOTE, chosen_sites, read_options
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
@@ -37,8 +38,9 @@ from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_field, write_activation
 from hf_glu.layers.sites import Site, convertible_sites, find_sites
 from hf_glu.layers.source import governing_configs
-from hf_glu.registry import LEARNABLE, MODULATED, unwrapped
+from hf_glu.registry import LEARNABLE, MODULATED, STATEFUL, unwrapped
 from hf_glu.routes import APPROXIMATE, EXACT, Route, find_route, mix_route, weakest
+from hf_glu.state_options import StateOptions
 
 COPY = Route(name="copy", promise=EXACT)
 OTHER_NOTE = "the function changes: learnable_ names are exact"
@@ -65,7 +67,8 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
 
 def upcycle(
     model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None, drop: float, inputs: Any,
-    check: bool, mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None, context: Mapping[str, Any] | None,
+    check: bool | str, mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None,
+    context: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """Turn the chosen FFNs into experts, in place; see `hf_glu.convert`.
 
@@ -76,15 +79,13 @@ def upcycle(
         raise OptionError(f"drop must be a share of the units, 0 up to 1, got {drop}")
     check_convertible(model)
     check_values(model)
-    sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
-    check_alone(model, sites)
+    sources, routes = expert_routes(model, target, options, layers=layers, exclude=exclude)
+    sites = [source.site for source in sources]
     layers = selection_of(sites, convertible_sites(model))
-    sources = [read_source(model, site) for site in sites]
-    routes = [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
     named = [group.name for group in (*options.experts, *options.always_on)]
     acts = read_options(named, _mix([source.name for source in sources], options, mix), state, context)
     total = sum(parameter.numel() for parameter in model.parameters())
-    comparison = Comparison(model, [], inputs) if check else None
+    comparison = Comparison(model, [], inputs, check=check) if check else None
     bias = [s.bias is not None or any(r.up_bias for r in each) for s, each in zip(sources, routes, strict=True)]
     generator = torch.Generator().manual_seed(SEED)
     steps = []
@@ -96,7 +97,7 @@ def upcycle(
         experts = make_experts(site, options, bias=has_bias, width=site.width, acts=acts)
         fill(experts, source, found, generator, drop)
         put_experts(model, site, experts)
-        steps.append(_step(source, target, options, found, experts, drop))
+        steps.append(_step(source, target, options, found, experts, _changes(source, options, acts, drop)))
     for config in configs.values():
         write_experts(config, target, options, sources[0], acts=acts, layers=layers, bias=any(bias))
     give_dense_configs(model, sources[0].name if is_elementwise(sources[0].name) else "gelu")
@@ -107,10 +108,42 @@ def upcycle(
         parameters_after=sum(parameter.numel() for parameter in model.parameters()),
         bytes_per_parameter=next(model.parameters()).element_size(),
     )  # fmt: skip
-    differences = comparison.finish()[0] if comparison else None
+    differences = comparison.finish(plan.promise)[0] if comparison else None
     return Report(
         plan=plan, sites=tuple(SiteReport(step=step, relative_error=None) for step in steps), differences=differences
     )
+
+
+def expert_routes(
+    model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None
+) -> tuple[list[Source], list[list[Route]]]:
+    """Return the chosen FFNs, and how each expert is made of each; nothing is changed, and no weight is read.
+
+    Raises:
+        HfGluError: an expert that can't be made, or no FFN to make any of.
+    """
+    sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
+    check_alone(model, sites)
+    sources = [read_source(model, site) for site in sites]
+    check_memory(sources, options)
+    return sources, [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
+
+
+def check_memory(sources: list[Source], options: ExpertOptions) -> None:
+    """Raise OptionError where the experts of these FFNs can't be held by this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    weights = [source.rows.numel() * source.rows.element_size() for source in sources if on_cpu(source.rows)]
+    needed = options.count * sum(weights)
+    if needed > memory:
+        raise OptionError(
+            f"{options.count:,} experts in {len(sources)} FFNs take more than {needed / 1e9:,.0f} GB, and this machine "
+            f"has {memory / 1e9:,.0f} GB of memory"
+        )
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Tell whether a tensor is in the machine's own memory, or is to be."""
+    return tensor.device.type in ("cpu", "meta")
 
 
 def _route(source: Source, group: Group) -> Route:
@@ -140,18 +173,25 @@ def _mix(sources: list[str], options: ExpertOptions, given: Mapping[str, Any] | 
     return mix_options(sources, learnable, given) if learnable else None
 
 
+def _changes(source: Source, options: ExpertOptions, acts: GluConfig, drop: float) -> list[str]:
+    """Return what keeps the experts together from computing what the FFN did."""
+    notes = {
+        f"{drop:.0%} of each expert's units are initialised anew": drop > 0,
+        "narrower experts keep the units of the largest weights": any(
+            group.width and group.width < source.width for group in options.experts
+        ),
+        f"weights=ones adds {options.top_k} experts up": options.weights == "ones" and options.top_k > 1,
+        AWAKE_NOTE: STATEFUL in flags_of(options) and not StateOptions.from_dict(acts.state).neutral,
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
 def _step(
-    source: Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, drop: float
+    source: Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, changes: list[str]
 ) -> Step:
     site = source.site
-    narrow = any(group.width and group.width < source.width for group in options.experts)
-    changed = [APPROXIMATE] if drop or narrow else []
-    promise = weakest(*(route.promise for route in routes), *changed)
-    notes = list(dict.fromkeys(route.note for route in routes if route.note))
-    if drop:
-        notes.append(f"{drop:.0%} of each expert's units are initialised anew")
-    if narrow:
-        notes.append("narrower experts keep the units of the largest weights")
+    promise = weakest(*(route.promise for route in routes), *([APPROXIMATE] if changes else []))
+    notes = [*dict.fromkeys(route.note for route in routes if route.note), *changes]
     name = f"upcycled to {options.groups}, top {options.top_k}"
     return Step(
         site=site, source=source.name, target=target, route=Route(name=name, promise=promise, note="; ".join(notes)),

@@ -27,6 +27,7 @@ from hf_glu.exporting.tracing import traceable
 from hf_glu.layers.sites import find_mixers
 from hf_glu.probe import evaluating
 from hf_glu.scan.traced import LONGEST, at_most
+from hf_glu.traits import longest_text
 
 TRACED = (2, 12)  # sequences, tokens
 
@@ -134,8 +135,7 @@ def graph_outputs(model: Any, folder: Path) -> dict[str, dict[str, Tensor]]:
 
 def longest(model: Any) -> int:
     """Return how many tokens a graph takes: as many as the model has positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else LONGEST.get()
+    return longest_text(model.config) or LONGEST.get()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.errors import OptionError
 from hf_glu.probe import max_abs_difference, probe_inputs, run
 
 Outputs = dict[str, dict[str, Tensor]]
@@ -30,6 +31,8 @@ def sample(model: Any, batch: int, tokens: int, *, seed: int = 0) -> dict[str, T
     """
     rows = [probe_inputs(model, seed=1000 * seed + row, length=tokens) for row in range(batch)]
     inputs = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    if "input_ids" not in inputs:
+        raise OptionError(f"{type(model).__name__} takes {', '.join(inputs)}: an export needs a model of input_ids")
     ids, accepted = inputs["input_ids"], signature(model.forward).parameters
     if "decoder_input_ids" in inputs:
         inputs["decoder_input_ids"] = ids[..., : ids.shape[-1] // 2 + 1].clone()

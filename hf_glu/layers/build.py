@@ -125,7 +125,7 @@ def _place_activation(model: nn.Module, site: Site) -> None:
     options = GluConfig.of(config)
     entry = registry.find(options.activation or activation_of(config))
     name = options.name_at(entry.name, site.layer, site.stack) if entry else None
-    if name and site.activation != (native_gate(name) if site.native and GATED in registry[name].flags else name):
+    if name and site.activation != (native_gate(name) if site.native else registry[name].name):
         site.set_act(registry[name].factory())
 
 
@@ -188,10 +188,14 @@ def gated_width(width: int | str | None, dense: int) -> int:
 
 
 def native_gate(name: str) -> str:
-    """Return the elementwise activation that ``name`` means for a family that multiplies by the up half itself."""
-    gate = registry[name].gate
+    """Return the elementwise activation that ``name`` means for a family that multiplies by the up half itself.
+
+    ``stateful_swiglu`` and ``stateful_silu`` are ``stateful_silu``.
+    """
+    entry = registry[name]
+    gate = entry.gate if GATED in entry.flags else entry.name
     if gate is None:
         raise ConversionError(
-            f"{name} ({registry[name].equation}) is no N(g) * u, which is all that a natively gated family can compute"
+            f"{name} ({entry.equation}) is no N(g) * u, which is all that a natively gated family can compute"
         )
     return gate

@@ -21,6 +21,7 @@ from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.errors import TrainingError
 from hf_glu.inplace import InPlace, become
 
+GATE = "silu"  # what the gate is in the families' own code; the config's field names the convolution's activation
 ONE = 1.2784645427610738  # silu of it is 1
 _local = threading.local()  # mixer: the one that runs; gate: its g, between the in-projection and what it gates
 
@@ -107,6 +108,11 @@ class GatedMixer(InPlace, nn.Module):
             return out
         finally:
             _local.mixer, _local.gate = None, None
+
+
+def gate_of(mixer: Any) -> str | None:
+    """Return the activation of a mixer's gate where that is the family's own, None where we have given it another."""
+    return None if isinstance(mixer, GatedMixer) else GATE
 
 
 def own_gate(mixer: Any) -> None:

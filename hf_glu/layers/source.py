@@ -12,6 +12,7 @@ from hf_glu.activation.elementwise import elementwise_names, name_of
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.layers.fields import activation_field, activation_of
+from hf_glu.layers.mixers import gate_of
 from hf_glu.layers.sites import Site
 
 
@@ -39,6 +40,8 @@ def source_activation(model: nn.Module, site: Site) -> str:
     """
     if site.activation:
         return site.activation
+    if site.kind == "mixer" and (own := gate_of(site.anchor)):
+        return own
     named: list[str] = []
     for config in enclosing_configs(model, site.name):
         named += [name for name in (activation_of(config), GluConfig.of(config).dense_act) if name]

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from hf_glu.activation.gated import registry
-from hf_glu.errors import IncompatibleTransformersError, UnknownNameError, nearest
+from hf_glu.errors import IncompatibleTransformersError
 from hf_glu.plugin.patching import Patches, require
 
 
@@ -21,7 +21,7 @@ def install(module: ModuleType, patches: Patches) -> None:
 
     def missing(self: Any, key: object) -> Any:
         if (found := registry.find(key)) is None:
-            raise UnknownNameError(f"unknown activation {key!r}; {nearest(key, self)}")
+            raise registry.unknown(key)
         return found.factory, {}
 
     def contains(self: Any, key: object) -> bool:

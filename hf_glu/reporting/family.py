@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_glu.errors import OptionError
 from hf_glu.reporting.drawing import INK, MUTED, SERIES, STYLE, require_matplotlib
 from hf_glu.reporting.page import write_file
+from hf_glu.writing import check_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +59,7 @@ def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> P
     target = path.expanduser()
     if not target.parent.is_dir():
         raise OptionError(f"{path} can't be written: there is no folder {target.parent}")
+    check_file(target)
     content = _draw(make(), suffix[1:])
     try:
         return write_file(target, content)

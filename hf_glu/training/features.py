@@ -15,6 +15,7 @@ from hf_glu.tasks.answers import from_texts
 from hf_glu.tasks.inputs import unique_entities
 from hf_glu.tasks.prompts import rounded
 from hf_glu.tasks.table import TASKS, Task
+from hf_glu.traits import longest_text
 
 IGNORED = -100
 Batch = dict[str, Tensor]
@@ -83,9 +84,7 @@ def check_answers(task: Task, tokenizer: Any) -> None:
 
 def check_length(max_length: int, model_config: Any, tokenizer: Any) -> None:
     """Raise OptionError where a sequence of ``max_length`` tokens is too long for the model."""
-    positions = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
-    relative = getattr(model_config, "relative_attention_num_buckets", None)
-    known = [limit for limit in (tokenizer.model_max_length, None if relative else positions) if limit]
+    known = [limit for limit in (tokenizer.model_max_length, longest_text(model_config)) if limit]
     if known and max_length > min(known):
         raise OptionError(f"max_length={max_length} is too long for the model, which reads {min(known)} tokens")
 

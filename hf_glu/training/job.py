@@ -32,6 +32,7 @@ from hf_glu.training.prediction import answer, evaluate, predict
 from hf_glu.training.record import Record, make_record
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
 from hf_glu.training.sources import Source, calibration_texts, check_predictable, read_diagnostics, read_tasks
+from hf_glu.writing import check_folder
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 
@@ -61,6 +62,7 @@ class Job:
         self.folder = Path(job.output).expanduser().absolute() if job.output else None
         self.entry = run_entry(job, options, made_of or make_record(job, options))
         if self.folder is not None:
+            check_folder(self.folder)
             check_run_folder(self.folder, self.entry, resume=resume)
         self.accelerator = make_accelerator(options, self.folder)
         self.sources = read_tasks(job)

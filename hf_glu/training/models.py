@@ -15,11 +15,12 @@ from hf_glu.experts.native import UNGATED
 from hf_glu.hub import resolve
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import find_sites
-from hf_glu.probe import give_pad_token
+from hf_glu.probe import CHARACTERS, give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.features import is_text_to_text
 from hf_glu.training.heads import load_classifier
 from hf_glu.training.options import JobOptions
+from hf_glu.traits import text_config, token_id, vocabulary
 
 
 def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0) -> tuple[Any, Any, bool]:
@@ -62,8 +63,9 @@ def give_padding(model: Any, tokenizer: Any) -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise OptionError("the tokenizer has no token to pad with: set tokenizer.pad_token and save it")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    if token_id(model.config, "pad_token_id") is None:
+        for config in (model.config, text_config(model.config)):  # heads read the one or the other
+            config.pad_token_id = tokenizer.pad_token_id
 
 
 def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tokenizer: Any) -> Report | None:
@@ -89,7 +91,7 @@ def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tok
 def _random(model: Any, job: JobOptions, choice: dict[str, Any]) -> Report:
     """Convert by shape only: the family's own initialisation in all projections of the converted FFNs."""
     assert job.to
-    texts = torch.randint(0, model.config.vocab_size, (4, 16))
+    texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))
     narrow = job.width != "keep"
     report = convert(model, job.to, check=False, distill_steps=0, calibration=texts if narrow else None, **choice)
     names = {step.site.name for step in report.plan.steps if step.changes}

@@ -21,6 +21,7 @@ from hf_glu.training.job import PREDICTIONS, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
 from hf_glu.training.saving import RUN, known_results
+from hf_glu.writing import check_folder
 
 SUITE = "suite.json"
 Run = Callable[..., dict[str, Any]]
@@ -53,7 +54,7 @@ def run_suite(
         raise OptionError("a suite needs an output folder")
     if job.task:
         raise OptionError(f"a suite is all of its tasks: leave task={job.task} out, or choose some with only")
-    folder = Path(job.output).expanduser().absolute()
+    folder = check_folder(job.output)
     _check_same(folder, suite)
     jobs = {task.name: replace(job, task=task.name, output=str(folder / task.name)) for task in tasks}
     known = {name: _known(Path(str(mine.output)), mine, options) for name, mine in jobs.items()}  # before any is run
