@@ -13,6 +13,7 @@ from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
 from hf_glu.errors import CheckpointError, HfGluError
+from hf_glu.files import user_path, whole_folder, writing
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
 from hf_glu.probe import give_pad_token
@@ -119,7 +120,7 @@ def read_texts(path: Path) -> list[str]:
         CheckpointError: there is no such file, or no text in it.
     """
     try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line.strip() for line in user_path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} can't be read as text: {getattr(error, 'strerror', None) or error}") from error
     if not texts:
@@ -143,10 +144,21 @@ def first_line(error: Exception) -> str:
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of ``destination``, or raise CheckpointError where something is there already."""
-    final = Path(destination).expanduser().absolute()
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise CheckpointError(f"{destination} exists already and isn't an empty folder: choose another destination")
+    """Return the absolute path of ``destination``, links followed.
+
+    Raises:
+        CheckpointError: something is there already, or nothing can be.
+    """
+    final = Path(os.path.realpath(user_path(destination)))
+    with writing(destination):
+        try:
+            os.lstat(final)  # also says that a name is too long
+        except FileNotFoundError:
+            return final
+        if not final.is_dir() or any(final.iterdir()):
+            raise CheckpointError(f"{destination} exists already and isn't an empty folder: choose another destination")
+        if final.is_mount():
+            raise CheckpointError(f"{destination} is a mount point, which can't be replaced: choose a folder in it")
     return final
 
 
@@ -157,23 +169,14 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: the destination exists and isn't an empty folder, or can't be written.
     """
-    final = check_destination(destination)
-    stage = final.parent / f".{final.name}.partial-{os.getpid()}"
+    stage = None
     try:
-        stage.mkdir(parents=True)
-    except OSError as error:
-        raise CheckpointError(f"{destination} can't be written: {error.strerror}") from error
-    try:
-        yield stage
-        if final.exists():
-            final.rmdir()
-        stage.rename(final)
-    except OSError as error:
-        if isinstance(error, HfGluError):
+        with writing(destination), whole_folder(check_destination(destination)) as stage:
+            yield stage
+    except CheckpointError as error:
+        if stage is None or str(stage) not in str(error):
             raise
-        raise CheckpointError(f"{destination} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        raise CheckpointError(str(error).replace(str(stage), str(destination))) from error
 
 
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:

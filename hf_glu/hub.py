@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from hf_glu.errors import CheckpointError
+from hf_glu.files import reason_of, user_path
 
 PROBE_SECONDS = 3.0
 _ADVICE = "give a local folder, or a repository id such as google-bert/bert-base-uncased"
@@ -30,10 +31,14 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None, toke
     Raises:
         CheckpointError: there is no such folder, repository or revision, or the Hub can't be reached.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = user_path(source)
+    try:
+        found = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise CheckpointError(f"{source} can't be read: {reason_of(error)}") from error
+    if found[0]:
         return path
-    if path.exists():
+    if found[1]:
         raise CheckpointError(f"{source} is a file: {_ADVICE}")
     name, _, suffix = str(source).partition("@")
     if name.startswith((".", "/", "~")) or name.endswith("/"):

@@ -15,8 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
-    ("errors", "jsonio", "inplace", "finding"),
-    ("entry",),
+    ("errors", "inplace", "finding", "stopping"),
+    ("files",),
+    ("entry", "jsonio"),
     (
         "selection",
         "registry",

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_glu.files import write_text
 from hf_glu.provenance import CARD_FILE
 from hf_glu.publishing import wording
 from hf_glu.publishing.facts import Facts, read_facts
@@ -54,7 +55,7 @@ def describe(folder: Path, *, repo_id: str | None = None, auto_map: Mapping[str,
 def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
     """Write what `describe` returns into ``folder`` as its ``README.md``; return the file."""
     path = folder / CARD_FILE
-    path.write_text(describe(folder, repo_id=repo_id), encoding="utf-8")
+    write_text(path, describe(folder, repo_id=repo_id))
     return path
 
 

@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from hf_glu.errors import OptionError
+from hf_glu.files import user_path
 from hf_glu.reporting.drawing import INK, MUTED, SERIES, STYLE, require_matplotlib
 from hf_glu.reporting.page import write_file
 
@@ -48,21 +49,19 @@ def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> P
         path: of the file.
 
     Raises:
-        OptionError: another suffix, or the file can't be written.
+        OptionError: another suffix, or no such folder.
+        CheckpointError: the file can't be written.
         HfGluError: matplotlib isn't installed.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise OptionError(f"a plot is written to a file with the suffix {', '.join(SUFFIXES)}, got {str(path)!r}")
     require_matplotlib()
-    target = path.expanduser()
+    target = user_path(path)
     if not target.parent.is_dir():
         raise OptionError(f"{path} can't be written: there is no folder {target.parent}")
     content = _draw(make(), suffix[1:])
-    try:
-        return write_file(target, content)
-    except OSError as error:
-        raise OptionError(f"{path} can't be written: {error.strerror or error}") from error
+    return write_file(target, content)
 
 
 def _draw(groups: Sequence[Sequence[Panel]], form: str) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glu.errors import DataError
+from hf_glu.files import user_path
 from hf_glu.hub import reachable
 from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.inputs import columns
@@ -38,7 +38,7 @@ def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Spli
     """
     wanted = (*(() if task.model_of else ("train",)), *task.validation)
     if dataset is not None:
-        files = find_splits(Path(dataset), (*wanted, *task.test), config=task.config)
+        files = find_splits(user_path(dataset), (*wanted, *task.test), config=task.config)
         splits: Splits = dict(read_files(files))
     elif not task.dataset:
         splits = dict(load_movies(ratings=task.form == "regression"))
@@ -132,10 +132,10 @@ def own_task(
     Raises:
         DataError: no such file, an unknown format, or columns that aren't there.
     """
-    path = Path(source)
+    path = user_path(source)
     files = find_splits(path, ("train", "validation")) if path.is_dir() else {"train": [path]}
     if validation is not None:
-        files["validation"] = [Path(validation)]
+        files["validation"] = [user_path(validation)]
     splits: Splits = dict(read_files(files))
     if "train" not in splits:
         raise DataError(f"{path} has no train file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,7 +15,7 @@ from hf_glu.checkpoint import REPORT_FILE, load_model, load_skeleton, load_token
 from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
 from hf_glu.errors import CheckpointError, OptionError
-from hf_glu.jsonio import write_json
+from hf_glu.jsonio import read_object, write_json
 from hf_glu.training.features import is_text_to_text
 from hf_glu.training.job import calibration_texts, read_tasks, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
@@ -68,9 +67,9 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
         HfGluError: as `run_job`.
     """
     chosen = [read_variant(text) for text in variants]
-    if not chosen or not seeds or not job.output:
+    folder = job.folder
+    if not chosen or not seeds or folder is None:
         raise OptionError("a comparison needs variants, seeds and an output folder")
-    folder = Path(job.output).expanduser().absolute()
     _check_folder(folder, job)
     found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in chosen}
     for seed in seeds:  # seed by seed: what is interrupted has compared all variants so far
@@ -83,17 +82,16 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
 
 def _check_folder(folder: Path, job: JobOptions) -> None:
     if (folder / COMPARISON).is_file():
-        known = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
+        known = read_object(folder / COMPARISON)
         for key, now in (("model", job.title), ("task", job.task)):
-            if known[key] != now:
-                raise CheckpointError(f"{folder} has a comparison with {key}={known[key]!r}, not {now!r}")
+            if known.get(key) != now:
+                raise CheckpointError(f"{folder} has a comparison with {key}={known.get(key)!r}, not {now!r}")
 
 
 def _run(variant: Variant, seed: int, job: JobOptions, options: TrainingOptions, folder: Path) -> dict[str, Any]:
     place = folder / f"{variant.name.replace(':', '-')}-seed{seed}"
     if (place / RESULTS).is_file():
-        known: dict[str, Any] = json.loads((place / RESULTS).read_text(encoding="utf-8"))
-        return known
+        return read_object(place / RESULTS)
     mine = replace(job, output=str(place), to=variant.to, width=variant.width, random=variant.random)
     with PartialState().main_process_first():
         base = _fitted_base(variant, job, folder)

@@ -13,7 +13,8 @@ from hf_glu.activation.learnable import mixes
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import OptionError
 from hf_glu.experts.statistics import active_parameters
-from hf_glu.jsonio import write_json
+from hf_glu.files import remove_partials, whole_folder, writing
+from hf_glu.jsonio import read_object, write_json
 from hf_glu.layers.lean import fuse, save_memory
 from hf_glu.tasks.loading import head, load_task, own_task
 from hf_glu.tasks.submission import write_predictions
@@ -22,7 +23,7 @@ from hf_glu.training import checkpoints
 from hf_glu.training.accelerating import is_sharded, make_accelerator, share_results, start_trackers
 from hf_glu.training.adaptive import snapshot
 from hf_glu.training.annealing import anneal
-from hf_glu.training.features import Features, check_length, join, make_features
+from hf_glu.training.features import Features, check_length, fingerprint, join, make_features
 from hf_glu.training.gates import train_only_gates
 from hf_glu.training.loop import Loop, TrainingResult
 from hf_glu.training.measuring import validation_statistics
@@ -30,7 +31,7 @@ from hf_glu.training.models import convert_for, load_for_task
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.prediction import answer, evaluate, predict
-from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
+from hf_glu.training.saving import RESULTS, RUN, check_data, check_run_folder, reloads_equal, run_entry, save_model
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 
@@ -81,7 +82,7 @@ class Job:
 
     def __init__(self, job: JobOptions, options: TrainingOptions, *, resume: bool = False) -> None:
         self.job, self.options, self.resume = job, options, resume
-        self.folder = Path(job.output).expanduser().absolute() if job.output else None
+        self.folder = job.folder
         self.entry = run_entry(job, options)
         if self.folder is not None:
             check_run_folder(self.folder, self.entry, resume=resume)
@@ -100,6 +101,10 @@ class Job:
             for source in self.sources
             for split in source[0].validation
         }
+        splits = {"train": self.train, **self.validation}
+        self.entry["data"] = {split: fingerprint(features) for split, features in splits.items()}
+        if self.folder is not None:
+            check_data(self.folder, self.entry["data"])
         dense = self.model.num_parameters()
         self.report = convert_for(self.model, job, self.texts, self.tokenizer)
         self.converted = snapshot(self.model)
@@ -152,9 +157,13 @@ class Job:
             warnings.warn(f"{len(frozen)} parameters of activations are frozen, such as {frozen[0]}", stacklevel=2)
 
     def run(self) -> dict[str, Any]:
-        """Train, evaluate and save."""
+        """Train, evaluate and save; a finished run, where it is to be resumed, has its results already."""
+        if self.folder is not None and (self.folder / RESULTS).is_file():
+            return read_object(self.folder / RESULTS)
         if self.folder is not None and self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                remove_partials(self.folder)
             write_json(self.folder / RUN, self.entry)
         self.accelerator.wait_for_everyone()
         if self.options.tracker != "none":
@@ -219,7 +228,8 @@ class Job:
             anneal(self.model, 1.0)
         if self.job.peft == "lora":
             if self.folder is not None and self.main:
-                self.model.save_pretrained(self.folder / ADAPTER)
+                with writing(self.folder), whole_folder(self.folder / ADAPTER, replacing=True) as stage:
+                    self.model.save_pretrained(stage)
             self.model = self.model.merge_and_unload()
         if self.options.anneal is not None:
             freeze_mix(self.model)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.files import reason_of, user_path
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -132,6 +133,11 @@ class JobOptions:
         return self.base_model or self.model
 
     @property
+    def folder(self) -> Path | None:
+        """The absolute path of the output folder, None where there is none."""
+        return user_path(self.output).absolute() if self.output else None
+
+    @property
     def units(self) -> int | str:
         """The width as `hf_glu.convert` takes it."""
         return int(self.width) if self.width.isdecimal() else self.width
@@ -197,10 +203,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(f"{path} can't be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+        raise OptionError(f"{path} can't be read: {reason_of(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, a 13th month
         raise OptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise OptionError(f"{path} must map options to values, such as `lr: 2e-5`")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_glu.errors import CheckpointError, OptionError
-from hf_glu.jsonio import write_json
+from hf_glu.files import PARTIAL, is_vacant, whole_file, write_text, writing
+from hf_glu.jsonio import read_object, write_json
 from hf_glu.tasks.submission import zip_predictions
 from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import PREDICTIONS, run_job
@@ -47,15 +47,14 @@ def run_suite(
     if only:
         if unknown := sorted(set(only) - {task.name for task in tasks}):
             raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
-    if not job.output:
+    if (folder := job.folder) is None:
         raise OptionError("a suite needs an output folder")
-    folder = Path(job.output).expanduser().absolute()
     _check_same(folder, suite, job)
     done: dict[str, Any] = {}
     for task in tasks:
         place = folder / task.name
         if (place / RESULTS).is_file():
-            done[task.name] = json.loads((place / RESULTS).read_text(encoding="utf-8"))
+            done[task.name] = read_object(place / RESULTS)
         elif not only or task.name in only:
             mine = replace(job, task=task.name, output=str(place))
             done[task.name] = run(mine, options, resume=(place / RUN).is_file())
@@ -71,12 +70,19 @@ def run_suite(
 
 def _check_same(folder: Path, suite: str, job: JobOptions) -> None:
     if (folder / SUITE).is_file():
-        known = json.loads((folder / SUITE).read_text(encoding="utf-8"))
+        known = read_object(folder / SUITE)
         for key, now in (("suite", suite), ("model", job.title), ("activation", job.to)):
-            if known[key] != now:
-                raise CheckpointError(f"{folder} has a suite with {key}={known[key]!r}, not {now!r}: choose another")
-    elif folder.exists() and any(path for path in folder.iterdir() if not (path / RUN).is_file()):
+            if known.get(key) != now:
+                raise CheckpointError(
+                    f"{folder} has a suite with {key}={known.get(key)!r}, not {now!r}: choose another"
+                )
+    elif folder.exists() and not (folder.is_dir() and all(map(_is_suites, folder.iterdir()))):
         raise CheckpointError(f"{folder} exists already and has no suite in it: choose another output")
+
+
+def _is_suites(path: Path) -> bool:
+    """Tell whether a suite may have left ``path`` before it wrote its table, however it ended."""
+    return (path / RUN).is_file() or path.name.startswith(PARTIAL) or (path.is_dir() and is_vacant(path))
 
 
 def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any]) -> dict[str, Any]:
@@ -93,14 +99,15 @@ def write_suite(folder: Path, table: dict[str, Any]) -> None:
     """Write a suite's table as JSON, CSV and Markdown, on one of the processes."""
     if not PartialState().is_main_process:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SUITE, table)
     rows = [(name, key, value) for name, results in table["tasks"].items() for key, value in results["metrics"].items()]
     scores = [(name, "score", results["score"]) for name, results in table["tasks"].items()]
     total = [(table["suite"], "score, partial" if table["partial"] else "score", table["score"])]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("task", "metric", "value"), *rows, *scores, *total])
-    (folder / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    write_text(folder / "results.csv", text.getvalue())
     lines = ["| task | metrics | score |", "|---|---|---|"]
     for name, results in table["tasks"].items():
         found = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
@@ -108,14 +115,16 @@ def write_suite(folder: Path, table: dict[str, Any]) -> None:
     mark = f" (partial: {', '.join(table['missing'])} missing)" if table["partial"] else ""
     shown = "-" if table["score"] is None else f"{table['score']:.2%}"
     lines.append(f"| **{table['suite']}** | mean of the scores{mark} | {shown} |")
-    (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "results.md", "\n".join(lines) + "\n")
 
 
 def _zip(suite: str, folder: Path, tasks: list[Task]) -> tuple[str, list[str]]:
     together = folder / PREDICTIONS
-    together.mkdir(exist_ok=True)
+    with writing(together):
+        together.mkdir(exist_ok=True)
     for task in tasks:
         for path in sorted((folder / task.name / PREDICTIONS).glob("*")):
-            (together / path.name).write_bytes(path.read_bytes())
+            with whole_file(together / path.name) as partial:
+                partial.write_bytes(path.read_bytes())
     path, missing = zip_predictions(suite, together)
     return str(path), missing
