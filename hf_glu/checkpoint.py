@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_glu.config_file import check_config, model_class_of, reading
 from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
-from hf_glu.errors import CheckpointError, HfGluError
+from hf_glu.errors import CheckpointError
 from hf_glu.files import user_path, whole_folder, writing
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
@@ -47,17 +48,13 @@ def load_model(
         CheckpointError: it can't be found or loaded, or some of its weights are missing.
     """
     import transformers
-    from safetensors import SafetensorError
 
     folder = resolve(source, revision=revision, token=token)
-    try:
+    check_config(folder)
+    with reading(source):
         config = transformers.AutoConfig.from_pretrained(folder)
-        model_class = _model_class(config)
+        model_class = model_class_of(config)
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **{"dtype": "auto", **options})
-    except HfGluError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source} lacks weights of {model_class.__name__}, such as {missing[0]}")
     return model
@@ -73,25 +70,10 @@ def load_skeleton(source: str | os.PathLike[str]) -> Any:
     from transformers import AutoConfig
 
     folder = resolve(source)
-    try:
+    check_config(folder)
+    with reading(source), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            return _model_class(config)._from_config(config)
-    except HfGluError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
-
-
-def _model_class(config: Any) -> Any:
-    """Return the class that a config names, else the base model's."""
-    import transformers
-
-    name = next((name for name in config.architectures or [] if hasattr(transformers, name)), None)
-    if name:
-        return getattr(transformers, name)
-    base = transformers.AutoModel._model_mapping[type(config)]
-    return base[0] if isinstance(base, (list, tuple)) else base
+        return model_class_of(config)._from_config(config)
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> Any:
@@ -105,10 +87,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
     folder = resolve(source)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
         raise CheckpointError(f"{source} has no tokenizer, which texts need")
-    try:
+    with reading(source, why="has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
     give_pad_token(tokenizer)
     return tokenizer
 
@@ -135,12 +115,6 @@ def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Any]:
         CheckpointError: there is no tokenizer.
     """
     return dict(load_tokenizer(source)(texts, padding=True, truncation=True, return_tensors="pt"))
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message that says anything."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:

@@ -31,6 +31,7 @@ LEVELS = (
         "scale",
     ),
     ("config", "context"),
+    ("config_file",),
     ("activation",),
     ("experts",),
     ("layers",),

@@ -102,7 +102,7 @@ def convert(
     if not to and not experts:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
     target = _target(to) if to else None
-    units = int(width) if width.isdecimal() else width
+    units = int(width) if width.isdecimal() and len(width) < 10 else width
     texts = None if calibration is None else read_texts(calibration)
     if experts and (plan or stream):
         raise OptionError("experts are neither planned nor streamed: leave --plan and --stream out")

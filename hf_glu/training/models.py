@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_glu.checkpoint import first_line
+from hf_glu.config_file import check_config, reading
 from hf_glu.conversion import Report, convert, plan
-from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.errors import OptionError
 from hf_glu.hub import resolve
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import find_sites
@@ -35,17 +35,14 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
     import transformers
 
     folder = resolve(source)
-    try:
+    check_config(folder)
+    with reading(source, why=f"can't be loaded for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         text = is_text_to_text(config, form)
         kind = transformers.AutoModelForSeq2SeqLM if text else transformers.AutoModelForSequenceClassification
         set_seed(seed)
         model = kind.from_pretrained(folder, dtype=torch.float32, **({} if text else _head(task)))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if isinstance(error, OptionError):
-            raise
-        raise CheckpointError(f"{source} can't be loaded for {task.name}: {first_line(error)}") from error
     give_padding(model, tokenizer)
     return model, tokenizer, text
 

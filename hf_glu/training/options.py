@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.entry import is_number
+from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
 from hf_glu.files import reason_of, user_path
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
@@ -64,12 +64,12 @@ class TrainingOptions:
             value = getattr(self, key)
             if value is None and key not in positive:
                 continue
-            if not (math.isfinite(value) and value > 0):
-                raise OptionError(f"{key} must be more than 0, got {value}")
+            if not (is_number(value) and value > 0):
+                raise OptionError(f"{key} must be more than 0, got {shown(value)}")
         for key in ("warmup", "anneal"):
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
-                raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {value}")
+                raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {shown(value)}")
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("tracker", self.tracker, TRACKERS)
@@ -123,7 +123,7 @@ class JobOptions:
         for key in ("train_size", "validation_size", "calibration", "lora_rank", "mixture_limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise OptionError(f"{key} must be at least 1, got {value}")
+                raise OptionError(f"{key} must be at least 1, got {shown(value)}")
         if self.random and not self.to:
             raise OptionError("random=True initialises converted FFNs: give the activation with to")
 
@@ -140,7 +140,7 @@ class JobOptions:
     @property
     def units(self) -> int | str:
         """The width as `hf_glu.convert` takes it."""
-        return int(self.width) if self.width.isdecimal() else self.width
+        return int(self.width) if self.width.isdecimal() and len(self.width) < 10 else self.width
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain data."""
@@ -150,7 +150,7 @@ class JobOptions:
 def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
     """Raise OptionError unless ``value`` is one of ``valid``."""
     if value not in valid:
-        raise OptionError(f"{key} must be one of {', '.join(valid)}, got {value!r}")
+        raise OptionError(f"{key} must be one of {', '.join(valid)}, got {shown(value)}")
 
 
 def has_fast_bf16() -> bool:
@@ -174,7 +174,7 @@ def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOption
     for key, value in values.items():
         owner = next((number for number, names in enumerate(known) if key in names), None)
         if owner is None:
-            raise UnknownNameError(f"unknown option {key!r}; {nearest(key, [*known[0], *known[1]])}")
+            raise UnknownNameError(f"unknown option {shown(key)}; {nearest(key, [*known[0], *known[1]])}")
         parts[owner][key] = _typed(key, value, str(known[owner][key].type))
     return JobOptions(**parts[0]), TrainingOptions(**parts[1])
 
@@ -187,11 +187,11 @@ def _typed(key: str, value: Any, kind: str) -> Any:
     wanted = {"int": int, "float": float, "str": str, "bool": bool}[name]
     allowed = {"int": int, "float": (int, float, str), "str": (str, int, float), "bool": bool}[name]
     if not isinstance(value, allowed) or (isinstance(value, bool) and name != "bool"):  # type: ignore[arg-type]
-        raise OptionError(f"{key} must be {name}, got {value!r}")
+        raise OptionError(f"{key} must be {name}, got {shown(value)}")
     try:
         return wanted(value)
-    except ValueError:
-        raise OptionError(f"{key} must be {name}, got {value!r}") from None
+    except (ValueError, OverflowError):
+        raise OptionError(f"{key} must be {name}, got {shown(value)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
