@@ -213,10 +213,11 @@ def convert_checkpoint(
     tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:
         model = load_model(folder)
-        report = convert(
-            model, target, width=width, layers=layers, exclude=exclude, calibration=calibration, tokenizer=tokenizer,
-            distill_steps=distill_steps, bias=bias, experts=experts, top_k=top_k, check=check,
-        )  # fmt: skip
+        with reading(source, why="can't be converted"):  # a model that loads needn't run
+            report = convert(
+                model, target, width=width, layers=layers, exclude=exclude, calibration=calibration,
+                tokenizer=tokenizer, distill_steps=distill_steps, bias=bias, experts=experts, top_k=top_k, check=check,
+            )  # fmt: skip
         if native:
             to_native(model)
         model.save_pretrained(stage)

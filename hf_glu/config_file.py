@@ -20,7 +20,7 @@ COUNTS = frozenset(
     "num_heads".split()
 )
 LARGEST = 2**40
-DEEPEST = 20
+DEEPEST, LINE = 20, 500
 
 
 @contextmanager
@@ -37,9 +37,14 @@ def reading(source: object, *, why: str = "can't be loaded") -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message that says anything, with its kind where that says more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kind = type(error).__name__
+    kind, lines = type(error).__name__, [shorten(line) for line in lines[:1]]
     told = isinstance(error, (OSError, ValueError, RuntimeError, ImportError)) and type(error) is not RecursionError
     return kind if not lines else lines[0] if told else f"{kind}: {lines[0]}"
+
+
+def shorten(line: str) -> str:
+    """Return a line that repeats what a broken file says at a length that can be read."""
+    return line if len(line) <= LINE else f"{line[:LINE]}..."
 
 
 def check_config(folder: Path) -> None:

@@ -20,7 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _mute()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,7 +52,6 @@ def run(arguments: Sequence[str]) -> int:
         _mute()
         return 0
     except OSError as error:  # a full disk, a folder that may not be written to
-        _mute()
         return _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
     except Exception as error:
         if not isinstance(error, click_error):

@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_glu.config_file import first_line
+from hf_glu.errors import DataError, HfGluError
 from hf_glu.files import write_text
 from hf_glu.provenance import CARD_FILE
 from hf_glu.publishing import wording
@@ -44,12 +46,17 @@ def describe(folder: Path, *, repo_id: str | None = None, auto_map: Mapping[str,
         auto_map: the classes of the code that goes there with it; None: what the folder's config says.
 
     Raises:
-        CheckpointError, DataError: no config, or a file that can't be read.
+        CheckpointError, DataError: no config, or a file that can't be read, or isn't what hf_glu writes.
     """
-    facts = read_facts(folder)
-    if auto_map is not None:
-        facts["config"]["auto_map"] = dict(auto_map)
-    return render_card(facts, repo_id=repo_id)
+    try:
+        facts = read_facts(folder)
+        if auto_map is not None:
+            facts["config"]["auto_map"] = dict(auto_map)
+        return render_card(facts, repo_id=repo_id)
+    except HfGluError:
+        raise
+    except Exception as error:  # of values of other kinds anywhere in the files
+        raise DataError(f"{folder} has files that aren't what hf_glu writes: {first_line(error)}") from error
 
 
 def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
@@ -85,7 +92,7 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
         results=_results(facts) if facts["run"] else None,
         comparison=_comparison(facts["comparison"]) if facts["comparison"] else None,
     )
-    text = str(card).rstrip() + "\n"
+    text = str(card).rstrip().encode("utf-8", "backslashreplace").decode() + "\n"  # of folders that aren't UTF-8
     return f"{text}\n{_mark(text)}\n"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.errors import OptionError
+from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.files import user_path
 from hf_glu.reporting.drawing import INK, MUTED, SERIES, STYLE, require_matplotlib
 from hf_glu.reporting.page import write_file
@@ -49,8 +49,7 @@ def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> P
         path: of the file.
 
     Raises:
-        OptionError: another suffix, or no such folder.
-        CheckpointError: the file can't be written.
+        OptionError: another suffix, or the file can't be written.
         HfGluError: matplotlib isn't installed.
     """
     suffix = path.suffix.lower()
@@ -61,7 +60,10 @@ def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> P
     if not target.parent.is_dir():
         raise OptionError(f"{path} can't be written: there is no folder {target.parent}")
     content = _draw(make(), suffix[1:])
-    return write_file(target, content)
+    try:
+        return write_file(target, content)
+    except CheckpointError as error:
+        raise OptionError(str(error)) from error
 
 
 def _draw(groups: Sequence[Sequence[Panel]], form: str) -> bytes:

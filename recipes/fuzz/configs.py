@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import random
@@ -44,14 +45,17 @@ def mutate(data: Any, draw: random.Random) -> Any:
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         places = list(_places(data))
         if not places or (isinstance(data, dict) and draw.random() < 0.05):
-            data = {
-                **(data if isinstance(data, dict) else {}),
-                draw.choice(("hf_glu", "layers", "nope", "", "experts")): draw.choice(VALUES),
-            }
+            key = draw.choice(("hf_glu", "layers", "nope", "", "experts"))
+            data = {**(data if isinstance(data, dict) else {}), key: _value(draw)}
             continue
         owner, key = draw.choice(places)
         _change(owner, key, draw)
     return data
+
+
+def _value(draw: random.Random) -> Any:
+    value = draw.choice(VALUES)
+    return value if value is DEEP else copy.deepcopy(value)  # a later change must not reach the table
 
 
 def _places(data: Any) -> Iterator[tuple[Any, Any]]:
@@ -80,9 +84,11 @@ def _change(owner: Any, key: Any, draw: random.Random) -> None:
             (old[:cut], old[cut:], old * 40, old[:cut] + draw.choice("-_*:, 9x\u00b2") + old[cut:])
         )
     elif how < 0.45 and isinstance(old, (int, float)) and not isinstance(old, bool):
-        owner[key] = draw.choice((-old, old * 10**6, old + 1, old / 3, old * 10**12))
+        owner[key] = draw.choice(
+            (-old, old * 10**6, old + 1, old // 3, old * 0.5 if abs(old) < 1e300 else 0, old * 10**12)
+        )
     else:
-        owner[key] = draw.choice(VALUES)
+        owner[key] = _value(draw)
 
 
 ENTRIES: list[dict[str, Any]] = [
@@ -201,7 +207,8 @@ class Fuzzer:
         import transformers
 
         source = self.mutant(draw, hf_glu_only=True)
-        transformers.AutoModel.from_pretrained(source)
+        with contextlib.suppress(RecursionError):  # Transformers' own, of lists in lists, before it looks at them
+            transformers.AutoModel.from_pretrained(source)
 
     def constructed(self, draw: random.Random) -> None:
         """Build a model from a config with a mutated entry, and run it."""
@@ -210,7 +217,10 @@ class Fuzzer:
 
         config = transformers.AutoConfig.from_pretrained(draw.choice(self.models))
         config.hf_glu = mutate(config.hf_glu or draw.choice(ENTRIES), draw)
-        model = transformers.AutoModel.from_config(config).eval()
+        try:
+            model = transformers.AutoModel.from_config(config).eval()
+        except RecursionError:  # Transformers' own, which copies lists in lists before it looks at them
+            return
         ids = torch.tensor([[3, 4, 5]])
         with torch.no_grad():
             model(input_ids=ids, **({"decoder_input_ids": ids} if config.is_encoder_decoder else {}))

@@ -51,17 +51,8 @@ class Killer:
             "convert": ["convert", str(self.source), "OUT", "--to", "geglu", "--json"],
             "stream": ["convert", str(self.source), "OUT", "--to", "geglu", "--stream", "--json"],
             "finetune": [
-                "finetune",
-                "--model",
-                str(self.source),
-                "--dataset",
-                str(self.data),
-                "--to",
-                "geglu",
-                *OPTIONS,
-                "--output",
-                "OUT",
-                "--json",
+                *("finetune", "--model", str(self.source), "--dataset", str(self.data), "--to", "geglu", *OPTIONS),
+                *("--output", "OUT", "--json"),
             ],
         }
         self.seconds: dict[str, float] = {}
@@ -168,6 +159,7 @@ def _be_the_command(arguments: Sequence[str], log: Path, modules: Path | None) -
         number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(number, 1)
         os.dup2(number, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         from hf_glu import cli
         from hf_glu.training import job
 
