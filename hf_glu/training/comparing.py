@@ -14,7 +14,7 @@ from hf_glu.activation import registry
 from hf_glu.checkpoint import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
 from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
-from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.errors import CheckpointError, OptionError, shown
 from hf_glu.jsonio import read_object, write_json
 from hf_glu.training.features import is_text_to_text
 from hf_glu.training.job import calibration_texts, read_tasks, run_job
@@ -85,7 +85,7 @@ def _check_folder(folder: Path, job: JobOptions) -> None:
         known = read_object(folder / COMPARISON)
         for key, now in (("model", job.title), ("task", job.task)):
             if known.get(key) != now:
-                raise CheckpointError(f"{folder} has a comparison with {key}={known.get(key)!r}, not {now!r}")
+                raise CheckpointError(f"{folder} has a comparison with {key}={shown(known.get(key))}, not {now!r}")
 
 
 def _run(variant: Variant, seed: int, job: JobOptions, options: TrainingOptions, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_glu.errors import CheckpointError, DataError
+from hf_glu.errors import CheckpointError, DataError, shown
 from hf_glu.files import is_free, partial_name, remove, scratch_folder, sync, writing
 from hf_glu.jsonio import read_object, to_json, write_json
 from hf_glu.stopping import cleaned_up
@@ -59,9 +59,8 @@ def check_run_folder(folder: Path, entry: dict[str, Any], *, resume: bool) -> No
     now = json.loads(to_json(entry["options"]))
     for key in now:
         if key not in FREE and before.get(key) != now[key]:
-            raise CheckpointError(
-                f"{folder} has a run with {key}={before.get(key)!r}, not {now[key]!r}: it can't be resumed as such"
-            )
+            was = f"{key}={shown(before.get(key))}"
+            raise CheckpointError(f"{folder} has a run with {was}, not {shown(now[key])}: it can't be resumed as such")
 
 
 def check_data(folder: Path, fingerprints: dict[str, str]) -> None:

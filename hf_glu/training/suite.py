@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.errors import CheckpointError, OptionError, shown
 from hf_glu.files import PARTIAL, is_vacant, whole_file, write_text, writing
 from hf_glu.jsonio import read_object, write_json
 from hf_glu.tasks.submission import zip_predictions
@@ -74,7 +74,7 @@ def _check_same(folder: Path, suite: str, job: JobOptions) -> None:
         for key, now in (("suite", suite), ("model", job.title), ("activation", job.to)):
             if known.get(key) != now:
                 raise CheckpointError(
-                    f"{folder} has a suite with {key}={known.get(key)!r}, not {now!r}: choose another"
+                    f"{folder} has a suite with {key}={shown(known.get(key))}, not {now!r}: choose another"
                 )
     elif folder.exists() and not (folder.is_dir() and all(map(_is_suites, folder.iterdir()))):
         raise CheckpointError(f"{folder} exists already and has no suite in it: choose another output")
