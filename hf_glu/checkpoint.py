@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.carrying import REFERENCES, check_inside, clean_json, is_code
+from hf_glu.config_file import check_config, model_class_of, reading
 from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.converting import check_experts
 from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
-from hf_glu.errors import CheckpointError, HfGluError
+from hf_glu.errors import CheckpointError
+from hf_glu.files import user_path, whole_folder, writing
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
 from hf_glu.probe import give_pad_token
 from hf_glu.provenance import CARD_FILE, REPORT_FILE, base_of
-from hf_glu.writing import check_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".ot")
 _TOKENIZER_FILES = (
@@ -48,19 +49,14 @@ def load_model(
     Raises:
         CheckpointError: it can't be found or loaded, or some of its weights are missing.
     """
-    from safetensors import SafetensorError
-
     folder = resolve(source, revision=revision, token=token)
-    try:
+    check_config(folder)
+    options = {"dtype": "auto", "ignore_mismatched_sizes": True, **options}
+    with reading(source):
         config = _read_config(folder)
-        model_class = _model_class(config)
-        options = {"dtype": "auto", "ignore_mismatched_sizes": True, **options}
+        model_class = model_class_of(config)
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
-        forget_code(model.config)
-    except HfGluError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
+    forget_code(model.config)
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source} lacks weights of {model_class.__name__}, such as {missing[0]}")
     if mismatched := sorted(info["mismatched_keys"]):
@@ -93,25 +89,10 @@ def load_skeleton(source: str | os.PathLike[str]) -> Any:
     import torch
 
     folder = resolve(source)
-    try:
+    check_config(folder)
+    with reading(source), torch.device("meta"):
         config = _read_config(folder)
-        with torch.device("meta"):
-            return _model_class(config)._from_config(config)
-    except HfGluError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
-
-
-def _model_class(config: Any) -> Any:
-    """Return the class that a config names, else the base model's."""
-    import transformers
-
-    name = next((name for name in config.architectures or [] if hasattr(transformers, name)), None)
-    if name:
-        return getattr(transformers, name)
-    base = transformers.AutoModel._model_mapping[type(config)]
-    return base[0] if isinstance(base, (list, tuple)) else base
+        return model_class_of(config)._from_config(config)
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> Any:
@@ -125,10 +106,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
     folder = resolve(source)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
         raise CheckpointError(f"{source} has no tokenizer, which texts need")
-    try:
+    with reading(source, why="has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source} has no tokenizer that can be loaded: {first_line(error)}") from error
     give_pad_token(tokenizer)
     return tokenizer
 
@@ -140,7 +119,7 @@ def read_texts(path: Path) -> list[str]:
         CheckpointError: there is no such file, or no text in it.
     """
     try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line.strip() for line in user_path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} can't be read as text: {getattr(error, 'strerror', None) or error}") from error
     if not texts:
@@ -157,17 +136,22 @@ def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Any]:
     return dict(load_tokenizer(source)(texts, padding=True, truncation=True, return_tensors="pt"))
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message that says anything."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def check_destination(destination: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of ``destination``, or raise CheckpointError where something is there already."""
-    final = check_folder(destination)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise CheckpointError(f"{destination} exists already and isn't an empty folder: choose another destination")
+    """Return the absolute path of ``destination``, links followed.
+
+    Raises:
+        CheckpointError: something is there already, or nothing can be.
+    """
+    final = Path(os.path.realpath(user_path(destination)))
+    with writing(destination):
+        try:
+            os.lstat(final)  # also says that a name is too long
+        except FileNotFoundError:
+            return final
+        if not final.is_dir() or any(final.iterdir()):
+            raise CheckpointError(f"{destination} exists already and isn't an empty folder: choose another destination")
+        if final.is_mount():
+            raise CheckpointError(f"{destination} is a mount point, which can't be replaced: choose a folder in it")
     return final
 
 
@@ -178,23 +162,14 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: the destination exists and isn't an empty folder, or can't be written.
     """
-    final = check_destination(destination)
-    stage = final.parent / f".{final.name}.partial-{os.getpid()}"
+    stage = None
     try:
-        stage.mkdir(parents=True)
-    except OSError as error:
-        raise CheckpointError(f"{destination} can't be written: {error.strerror}") from error
-    try:
-        yield stage
-        if final.exists():
-            final.rmdir()
-        stage.rename(final)
-    except OSError as error:
-        if isinstance(error, HfGluError):
+        with writing(destination), whole_folder(check_destination(destination)) as stage:
+            yield stage
+    except CheckpointError as error:
+        if stage is None or str(stage) not in str(error):
             raise
-        raise CheckpointError(f"{destination} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        raise CheckpointError(str(error).replace(str(stage), str(destination))) from error
 
 
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
@@ -275,10 +250,11 @@ def convert_checkpoint(
     tokenizer = load_tokenizer(folder) if fitted else None
     with staged_folder(destination) as stage:
         model = load_model(folder)
-        report = convert(
-            model, target, width=width, layers=layers, exclude=exclude, calibration=calibration, tokenizer=tokenizer,
-            distill_steps=distill_steps, bias=bias, experts=experts, top_k=top_k, check=check,
-        )  # fmt: skip
+        with reading(source, why="can't be converted"):  # a model that loads needn't run
+            report = convert(
+                model, target, width=width, layers=layers, exclude=exclude, calibration=calibration,
+                tokenizer=tokenizer, distill_steps=distill_steps, bias=bias, experts=experts, top_k=top_k, check=check,
+            )  # fmt: skip
         if native:
             to_native(model)
         model.save_pretrained(stage)

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hf_glu.context_options import ContextOptions
-from hf_glu.errors import OptionError, quoted, refuse_unknown
+from hf_glu.entry import MAX_LAYERS, MAX_WIDTH, is_count, is_name
+from hf_glu.errors import OptionError, refuse_unknown, shown
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.selection import LayerSpec, check_layers, selected
 from hf_glu.state_options import StateOptions
 
 VERSION = 1
+MAX_FUNCTIONS = 64  # of a mix
 MULTIPLE = 64
 
 
@@ -28,8 +30,9 @@ def iso_width(dense: int) -> int:
 
 def check_width(width: Any) -> None:
     """Raise OptionError unless ``width`` is None, ``iso`` or a positive number."""
-    if width is not None and width != "iso" and (type(width) is not int or width < 1):
-        raise OptionError(f"width must be 'keep', 'iso' or a number of units of at least 1, got {width!r}")
+    if width is not None and width != "iso" and not is_count(width, MAX_WIDTH):
+        units = f"a number of units of at least 1 and at most {MAX_WIDTH:,}"
+        raise OptionError(f"width must be 'keep', 'iso' or {units}, got {shown(width)}")
 
 
 def check_mix(mix: Any) -> None:
@@ -37,29 +40,31 @@ def check_mix(mix: Any) -> None:
     if mix is None:
         return
     if not isinstance(mix, Mapping):
-        raise OptionError(f"config.hf_glu mix must be a dict with functions, per, gate and rank, got {mix!r}")
+        raise OptionError(f"config.hf_glu mix must be a dict with functions, per, gate and rank, got {shown(mix)}")
     refuse_unknown(mix, ("functions", "per", "gate", "rank"), "config.hf_glu mix")
     names = mix.get("functions", ["relu"])
-    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
-        raise OptionError(f"config.hf_glu mix functions must be a list of activations' names, got {names!r}")
+    listed = isinstance(names, (list, tuple)) and 0 < len(names) <= MAX_FUNCTIONS
+    if not listed or not all(map(is_name, names)):
+        raise OptionError(f"config.hf_glu mix functions must be a list of activations' names, got {shown(names)}")
     for key, values in (("per", ("layer", "channel")), ("gate", ("softmax", "linear"))):
         if mix.get(key, values[0]) not in values:
-            raise OptionError(f"config.hf_glu mix {key} must be {values[0]!r} or {values[1]!r}, got {mix[key]!r}")
+            raise OptionError(f"config.hf_glu mix {key} must be {values[0]!r} or {values[1]!r}, got {shown(mix[key])}")
     rank = mix.get("rank")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise OptionError(f"config.hf_glu mix rank must be a number from 1 up, or null for no limit, got {rank!r}")
+    if rank is not None and not is_count(rank, MAX_WIDTH):
+        most = f"a number from 1 up to {MAX_WIDTH:,}, or null for no limit"
+        raise OptionError(f"config.hf_glu mix rank must be {most}, got {shown(rank)}")
 
 
 def check_by_layer(names: Any) -> None:
     """Raise OptionError unless ``names`` is None or maps selections of layers to activations' names."""
     if names is None:
         return
-    if not isinstance(names, Mapping) or not names:
+    if not isinstance(names, Mapping) or not 0 < len(names) <= MAX_LAYERS:
         example = {"0-3": "geglu", "4,5": "swiglu"}
-        raise OptionError(f"an activation is a name, those by layer are such as {example}, got {quoted(names)}")
+        raise OptionError(f"an activation is a name, those by layer are such as {example}, got {shown(names)}")
     for layers, name in names.items():
-        if not isinstance(layers, str) or not isinstance(name, str):
-            raise OptionError(f"activations by layer map such as '0-3' to a name, got {layers!r}: {name!r}")
+        if not isinstance(layers, str) or not is_name(name):
+            raise OptionError(f"activations by layer map such as '0-3' to a name, got {shown(layers)}: {shown(name)}")
         check_layers(layers)
 
 
@@ -112,15 +117,16 @@ class GluConfig:
     context: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if type(self.version) is not int or not 1 <= self.version <= VERSION:
+        if not is_count(self.version, VERSION):
             raise OptionError(
-                f"config.hf_glu has version {self.version!r}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
+                f"config.hf_glu has version {shown(self.version)}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
             )
         for key in ("activation", "dense_act"):
-            if not isinstance(getattr(self, key), str | None):
-                raise OptionError(f"config.hf_glu {key} must be an activation's name, got {getattr(self, key)!r}")
+            value = getattr(self, key)
+            if value is not None and not is_name(value):
+                raise OptionError(f"config.hf_glu {key} must be an activation's name, got {shown(value)}")
         if self.bias is not None and not isinstance(self.bias, bool):
-            raise OptionError(f"config.hf_glu bias must be true, false or null, got {self.bias!r}")
+            raise OptionError(f"config.hf_glu bias must be true, false or null, got {shown(self.bias)}")
         check_width(self.width)
         check_mix(self.mix)
         object.__setattr__(self, "layers", check_layers(self.layers))

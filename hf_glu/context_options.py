@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_glu.entry import Entry, decay_range
-from hf_glu.errors import OptionError
+from hf_glu.entry import MAX_LAYERS, Entry, decay_range, is_count
+from hf_glu.errors import OptionError, shown
 
 POOLS = ("mean", "running", "encoder")
+MAX_SIZE = 2**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class ContextOptions(Entry):
     decay: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
-        if type(self.size) is not int or self.size < 1:
-            raise OptionError(f"context size must be at least 1, got {self.size!r}")
-        if type(self.layer) is not int or self.layer < 0:
-            raise OptionError(f"context layer must be the number of a block, got {self.layer!r}")
+        if not is_count(self.size, MAX_SIZE):
+            raise OptionError(f"context size must be at least 1 and at most {MAX_SIZE}, got {shown(self.size)}")
+        if not is_count(self.layer, MAX_LAYERS, 0):
+            raise OptionError(f"context layer must be the number of a block, got {shown(self.layer)}")
         if self.pool is not None and self.pool not in POOLS:
-            raise OptionError(f"context pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+            raise OptionError(f"context pool must be one of {', '.join(POOLS)}, got {shown(self.pool)}")
         object.__setattr__(self, "decay", decay_range(self.decay, "context", [0.9, 0.99]))

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, Self
 
-from hf_glu.errors import OptionError, refuse_unknown
+from hf_glu.errors import LONGEST, OptionError, refuse_unknown, shown
+
+# more than any model has; what goes beyond is a broken file, and must not be allocated
+MAX_WIDTH, MAX_EXPERTS, MAX_UNITS, MAX_LAYERS = 2**20, 2**12, 2**26, 2**12
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether ``value`` is a finite number, which neither true nor 10**400 are."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_count(value: Any, largest: int, smallest: int = 1) -> bool:
+    """Tell whether ``value`` is an integer in this range, ends included."""
+    return type(value) is int and smallest <= value <= largest
+
+
+def is_name(value: Any) -> bool:
+    """Tell whether ``value`` can be the name of an activation."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST
 
 
 class Entry:
@@ -26,7 +48,7 @@ class Entry:
         if entry is None:
             return cls()
         if not isinstance(entry, Mapping):
-            raise OptionError(f"config.hf_glu {cls.key} must be a dict such as {cls.example}, got {entry!r}")
+            raise OptionError(f"config.hf_glu {cls.key} must be a dict such as {cls.example}, got {shown(entry)}")
         refuse_unknown(entry, (field.name for field in fields(cls)), f"config.hf_glu {cls.key}")  # type: ignore[arg-type]
         return cls(**entry)
 
@@ -44,6 +66,6 @@ def decay_range(value: Any, key: str, example: list[float]) -> tuple[float, floa
         OptionError: it isn't one within 0 and 1.
     """
     decay = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if len(decay) != 2 or not all(isinstance(d, (int, float)) and 0 < d < 1 for d in decay) or decay[0] > decay[1]:
-        raise OptionError(f"{key} decay must be a range within 0 and 1 such as {example}, got {value!r}")
+    if len(decay) != 2 or not all(is_number(d) and 0 < d < 1 for d in decay) or decay[0] > decay[1]:
+        raise OptionError(f"{key} decay must be a range within 0 and 1 such as {example}, got {shown(value)}")
     return decay

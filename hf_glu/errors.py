@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from reprlib import Repr
 
-_LONGEST = 100  # characters that a message quotes
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 12
+_SHORT.maxlevel = 4
+
+
+LONGEST = 200  # letters of a name; longer ones are nobody's
 
 
 class HfGluError(Exception):
@@ -56,25 +62,23 @@ class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 
 
+def shown(value: object) -> str:
+    """Return ``value`` as a message shows it: like its repr, but short however long, deep or large it is."""
+    return _SHORT.repr(value)
+
+
 def refuse_unknown(keys: Iterable[str], valid: Iterable[str], where: str) -> None:
     """Raise UnknownNameError for the first of ``keys`` that isn't ``valid`` in ``where``, naming the nearest ones."""
     known = set(valid)
     for key in keys:
         if key not in known:
-            raise UnknownNameError(f"unknown key {quoted(key)} in {where}; {nearest(key, known)}")
-
-
-def quoted(value: object) -> str:
-    """Return a value as a message quotes it: its repr, the middle left out where it is long."""
-    short = Repr()
-    short.maxstring = short.maxother = short.maxlong = _LONGEST
-    return short.repr(value)
+            raise UnknownNameError(f"unknown key {shown(key)} in {where}; {nearest(key, known)}")
 
 
 def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near."""
     names = sorted(valid)
-    close = get_close_matches(str(name)[:_LONGEST], names, n=limit, cutoff=0.6)
+    close = get_close_matches(str(name)[:LONGEST], names, n=limit, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "valid: " + ", ".join(names)

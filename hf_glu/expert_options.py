@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from hf_glu.errors import OptionError, refuse_unknown
+from hf_glu.entry import MAX_EXPERTS, MAX_UNITS, MAX_WIDTH, is_number
+from hf_glu.errors import OptionError, refuse_unknown, shown
 
 ROUTERS = ("softmax", "sigmoid")
 WEIGHTS = ("scores", "ones")
 BACKENDS = ("grouped", "loop")
-_GROUP = re.compile(r"(?:(?P<name>[a-z]\w*)(?::(?P<width>\d+))?)?(?:(?P<times>\*)?(?P<count>\d+))?", re.IGNORECASE)
+LARGEST, LONGEST = 1e4, 10_000
+_NAME, _COUNT = r"(?P<name>[a-z]\w{0,199})(?::(?P<width>\d{1,9}))?", r"(?P<times>\*)?(?P<count>\d{1,9})"
+_GROUP = re.compile(f"(?:{_NAME})?(?:{_COUNT})?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +37,36 @@ def read_groups(text: str, default: str | None = None) -> tuple[Group, ...]:
     """Read ``relu*2,gelu:1024*2,swiglu*4`` (a name, a width, a count), or ``8`` for so many of ``default``.
 
     Raises:
-        OptionError: it can't be read, or has no expert.
+        OptionError: it can't be read, has no expert, or more than any model has.
     """
+    if len(text) > LONGEST:
+        raise OptionError(f"experts={shown(text)} is longer than any list of experts")
     groups = []
     for part in text.replace(" ", "").split(","):
         match = _GROUP.fullmatch(part)
         name = match["name"] if match and match["name"] else default
         if not match or not part or name is None or (match["name"] and match["count"] and not match["times"]):
-            raise OptionError(f"experts={text!r} can't be read at {part!r}; write such as relu*2,gelu:1024*2,swiglu*4")
+            where = f"experts={shown(text)} can't be read at {shown(part)}"
+            raise OptionError(f"{where}; write such as relu*2,gelu:1024*2,swiglu*4")
         count = int(match["count"]) if match["count"] else 1
         width = int(match["width"]) if match["width"] else None
         if count < 1 or width == 0:
-            raise OptionError(f"experts={text!r}: {part!r} has no expert" if count < 1 else f"{part!r} has no unit")
+            raise OptionError(
+                f"experts={shown(text)}: {part!r} has no expert" if count < 1 else f"{part!r} has no unit"
+            )
         groups.append(Group(name=name, count=count, width=width))
+    check_size(groups, text)
     return tuple(groups)
+
+
+def check_size(groups: Sequence[Group], text: str) -> None:
+    """Raise OptionError where there are more experts, or units in them, than any model has."""
+    count, units = (sum(group.count * (group.width or 1 if wide else 1) for group in groups) for wide in (False, True))
+    if count > MAX_EXPERTS or units > MAX_UNITS or any((group.width or 1) > MAX_WIDTH for group in groups):
+        raise OptionError(
+            f"experts={shown(text)} are {count:,} experts with {units:,} units or more, which no model has: at most "
+            f"{MAX_EXPERTS:,} experts of {MAX_WIDTH:,} units, {MAX_UNITS:,} units in all"
+        )
 
 
 def write_groups(groups: tuple[Group, ...]) -> str:
@@ -92,19 +110,21 @@ class ExpertOptions:
         for key in ("groups", "shared"):
             value = getattr(self, key)
             if not isinstance(value, str) and not (key == "shared" and value is None):
-                raise OptionError(f"experts {key} must be such as 'relu*2,swiglu*4', got {value!r}")
+                raise OptionError(f"experts {key} must be such as 'relu*2,swiglu*4', got {shown(value)}")
         if type(self.top_k) is not int or not 1 <= self.top_k <= self.count:
-            raise OptionError(f"top_k must be 1 to {self.count}, the number of experts, got {self.top_k!r}")
+            raise OptionError(f"top_k must be 1 to {self.count}, the number of experts, got {shown(self.top_k)}")
         if self.router not in ROUTERS:
-            raise OptionError(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r}")
+            raise OptionError(f"router must be one of {', '.join(ROUTERS)}, got {shown(self.router)}")
         if self.weights not in WEIGHTS:
-            raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+            raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {shown(self.weights)}")
         if self.backend is not None and self.backend not in BACKENDS:
-            raise OptionError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+            raise OptionError(f"backend must be one of {', '.join(BACKENDS)}, got {shown(self.backend)}")
         for key in ("balance", "z", "bias_rate", "jitter"):
             value = getattr(self, key)
-            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-                raise OptionError(f"experts {key} must be at least 0, got {value!r}")
+            if not is_number(value) or not 0 <= value < LARGEST:
+                raise OptionError(f"experts {key} must be at least 0 and below {LARGEST:g}, got {shown(value)}")
+        if self.shared:
+            read_groups(self.shared)
 
     @property
     def experts(self) -> tuple[Group, ...]:
@@ -127,7 +147,7 @@ class ExpertOptions:
         if entry is None:
             return None
         if not isinstance(entry, Mapping) or "groups" not in entry:
-            raise OptionError(f"config.hf_glu experts must be a dict with groups, got {entry!r}")
+            raise OptionError(f"config.hf_glu experts must be a dict with groups, got {shown(entry)}")
         refuse_unknown(entry, (field.name for field in fields(cls)), "config.hf_glu experts")
         return cls(**entry)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from hf_glu.activation import registry
@@ -52,10 +51,9 @@ def finetune_and_report(
         "outcome": outcome,
         "seconds": time.perf_counter() - start,
     }
-    if job.output and ours.main:
-        folder = Path(job.output)
-        write_json(folder / REPORT_FILE, without_paths(result))  # it goes along when the model is pushed
-        write_card(folder)
+    if ours.folder is not None and ours.main:
+        write_json(ours.folder / REPORT_FILE, without_paths(result))  # it goes along when the model is pushed
+        write_card(ours.folder)
     return result
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from hf_glu.errors import CheckpointError, quoted
+from hf_glu.errors import CheckpointError, shown
+from hf_glu.files import reason_of, user_path
 
 PROBE_SECONDS = 3.0
 _ADVICE = "give a local folder, or a repository id such as google-bert/bert-base-uncased"
@@ -32,14 +33,14 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None, toke
     """
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"{type(source).__name__} is no checkpoint: {_ADVICE}")
+    path = user_path(source)
     try:
-        path = Path(source).expanduser()
-        path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte, no such user
-        raise CheckpointError(f"{quoted(str(source))} is no folder: {error}") from None
-    if path.is_dir():
+        found = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise CheckpointError(f"{shown(str(source))} can't be read: {reason_of(error)}") from error
+    if found[0]:
         return path
-    if path.exists():
+    if found[1]:
         raise CheckpointError(f"{source} is a file: {_ADVICE}")
     name, _, suffix = str(source).partition("@")
     if name.startswith((".", "/", "~")) or name.endswith("/"):

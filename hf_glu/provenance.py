@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from hf_glu.errors import CheckpointError
+from hf_glu.files import user_path
 from hf_glu.hub import invalid_name, resolve
+from hf_glu.jsonio import read_object
 
 REPORT_FILE, CARD_FILE = "hf_glu_report.json", "README.md"
 CARRIED = ("license", "license_name", "license_link", "language")
@@ -26,7 +26,7 @@ def base_of(source: str | os.PathLike[str], name: str | None = None) -> dict[str
         name: what to call it, where it is a folder.
 
     Raises:
-        CheckpointError: it can't be found, or its report can't be read.
+        CheckpointError, DataError: it can't be found, or its report can't be read.
     """
     folder = resolve(source)
     base = {**naming(source, name), **carried(folder)}
@@ -40,7 +40,7 @@ def base_of(source: str | os.PathLike[str], name: str | None = None) -> dict[str
 def naming(source: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
     """Return the ``name`` of ``source``, without the path to it, and whether it is that of a ``repository``."""
     called = name or str(source).partition("@")[0]
-    local = Path(source).expanduser().is_dir()
+    local = user_path(source).is_dir()
     if invalid_name(called) or (local if name is None else "/" not in called):
         return {"name": Path(called).absolute().name, "repository": False}
     return {"name": called, "repository": True}
@@ -65,8 +65,4 @@ def _report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT_FILE
     if not path.is_file():
         return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    return report if isinstance(report, dict) else {}
+    return read_object(path)

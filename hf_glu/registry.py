@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, quoted
+from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -151,7 +151,7 @@ class Registry:
     def remove(self, name: str) -> None:
         """Remove an entry."""
         if self._entries.pop(name, None) is None:
-            raise UnknownNameError(f"no activation {quoted(name)} to remove; {nearest(name, self._entries)}")
+            raise UnknownNameError(f"no activation {shown(name)} to remove; {nearest(name, self._entries)}")
 
     def is_stock(self, name: str) -> bool:
         """Tell whether Transformers itself has an activation of this name."""
@@ -222,7 +222,7 @@ class Registry:
             ours = [] if kind == "elementwise " else [*self._entries, *self._families]
             stock = [] if kind == "gated " else [plain for plain in self.stock() if self.is_stock(plain)]
             problem = nearest(name, [start + known for known in (*ours, *stock)])
-        return UnknownNameError(f"unknown {kind}activation {quoted(name)}; {problem}")
+        return UnknownNameError(f"unknown {kind}activation {shown(name)}; {problem}")
 
     def __getitem__(self, name: str) -> Activation:
         if found := self.find(name):

@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hf_glu.errors import OptionError
+from hf_glu.entry import MAX_LAYERS, is_count
+from hf_glu.errors import OptionError, shown
 
 STACKS = ("encoder", "decoder")
 LayerSpec = None | str | list[int] | dict[str, Any]
 
-_EVERY = re.compile(r"every\s+(\d+)")
+LONGEST = 10_000  # letters of a selection
+_EVERY = re.compile(r"every\s+(\d{1,9})")
 _IN_STACK = re.compile(rf"({'|'.join(STACKS)})\s+(.+)")
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
 
 
 def check_layers(spec: Any) -> LayerSpec:
@@ -27,22 +29,21 @@ def check_layers(spec: Any) -> LayerSpec:
     if isinstance(spec, Mapping):
         for stack in spec:
             if stack not in STACKS:
-                raise OptionError(f"layers names the stack {stack!r}; valid: encoder, decoder")
+                raise OptionError(f"layers names the stack {shown(stack)}; valid: encoder, decoder")
             if isinstance(spec[stack], Mapping) or spec[stack] in STACKS:
-                raise OptionError(f"layers[{stack!r}] must select layers by number, got {spec[stack]!r}")
+                raise OptionError(f"layers[{stack!r}] must select layers by number, got {shown(spec[stack])}")
         return {stack: "all" if (part := check_layers(value)) is None else part for stack, value in spec.items()}
     if isinstance(spec, str):
         if spec in STACKS:
             return {spec: "all"}
-        if match := _IN_STACK.fullmatch(spec.strip()):
+        if len(spec) <= LONGEST and (match := _IN_STACK.fullmatch(spec.strip())):
             return check_layers({match[1]: match[2]})
         _parse(spec)
         return spec
     if isinstance(spec, (list, tuple, set, frozenset, range)):
-        layers = sorted(spec)
-        if all(type(layer) is int and layer >= 0 for layer in layers):
-            return layers
-    raise OptionError(f"layers must be such as [0, 2], '0-5,8', 'every 2', 'encoder' or a mapping, got {spec!r}")
+        if len(spec) <= MAX_LAYERS and all(is_count(layer, MAX_LAYERS, 0) for layer in spec):
+            return sorted(spec)
+    raise OptionError(f"layers must be such as [0, 2], '0-5,8', 'every 2', 'encoder' or a mapping, got {shown(spec)}")
 
 
 def selected(spec: LayerSpec, layer: int, stack: str | None = None) -> bool:
@@ -73,14 +74,17 @@ def highest(spec: LayerSpec) -> int:
 
 def _parse(spec: str) -> tuple[int, list[tuple[int, int]]]:
     """Return (step, []) for ``every N`` and (0, ranges) for ``0-5,8``."""
+    if len(spec) > LONGEST:
+        raise OptionError(f"layers={shown(spec)} is longer than any selection of layers")
     if match := _EVERY.fullmatch(spec.strip()):
         if (step := int(match[1])) < 1:
-            raise OptionError(f"layers={spec!r}: the step must be at least 1")
+            raise OptionError(f"layers={shown(spec)}: the step must be at least 1")
         return step, []
     ranges = []
     for part in spec.split(","):
         match = _RANGE.fullmatch(part.strip())
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise OptionError(f"layers={spec!r} can't be read; write such as '0-5,8', 'every 2', 'encoder' or 'all'")
+            wanted = "'0-5,8', 'every 2', 'encoder' or 'all'"
+            raise OptionError(f"layers={shown(spec)} can't be read; write such as {wanted}")
         ranges.append((int(match[1]), int(match[2] or match[1])))
     return 0, ranges

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_glu.entry import Entry, decay_range
-from hf_glu.errors import OptionError
+from hf_glu.entry import Entry, decay_range, is_number
+from hf_glu.errors import OptionError, shown
 
 DIRECTIONS = ("forward", "both")
+LARGEST = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,12 @@ class StateOptions(Entry):
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", decay_range(self.decay, "state", [0.5, 0.99]))
         for key in ("alpha", "beta"):
-            if not isinstance(getattr(self, key), (int, float)) or not abs(getattr(self, key)) < 1e4:
-                raise OptionError(f"state {key} must be a number, got {getattr(self, key)!r}")
+            if not is_number(getattr(self, key)) or not abs(getattr(self, key)) < LARGEST:
+                raise OptionError(f"state {key} must be a number below {LARGEST:g}, got {shown(getattr(self, key))}")
         if not isinstance(self.learnable, bool):
-            raise OptionError(f"state learnable must be true or false, got {self.learnable!r}")
+            raise OptionError(f"state learnable must be true or false, got {shown(self.learnable)}")
         if self.direction not in DIRECTIONS:
-            raise OptionError(f"state direction must be one of {', '.join(DIRECTIONS)}, got {self.direction!r}")
+            raise OptionError(f"state direction must be one of {', '.join(DIRECTIONS)}, got {shown(self.direction)}")
 
     @property
     def neutral(self) -> bool:

@@ -15,9 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
-    ("errors", "jsonio", "inplace", "finding", "autodiff", "traits"),
-    ("writing",),
-    ("entry", "carrying"),
+    ("errors", "inplace", "finding", "autodiff", "traits", "stopping"),
+    ("files",),
+    ("entry", "jsonio", "carrying"),
     (
         "selection",
         "registry",
@@ -31,6 +31,7 @@ LEVELS = (
         "scale",
     ),
     ("config", "context"),
+    ("config_file",),
     ("activation",),
     ("experts",),
     ("layers",),

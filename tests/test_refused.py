@@ -14,13 +14,13 @@ from hf_glu import cli
 from hf_glu.coverage import tiny
 from hf_glu.coverage.survey import _exact_target
 from hf_glu.errors import CheckpointError, HfGluError, OptionError
+from hf_glu.files import check_file, check_folder
 from hf_glu.layers.sites import convertible_sites
 from hf_glu.probe import CHARACTERS, probe_inputs, run
 from hf_glu.training.features import check_length
 from hf_glu.training.models import give_padding
 from hf_glu.training.options import read_yaml
 from hf_glu.traits import longest_text, text_config, token_id, vocabulary
-from hf_glu.writing import check_file, check_folder
 
 _TEXT = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _VISION = {**_TEXT, "image_size": 8, "patch_size": 4}

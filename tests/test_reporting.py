@@ -278,12 +278,12 @@ def test_a_report_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypat
     path = write_report(tmp_path)
     old = path.read_text()
 
-    def full(self, target):
-        assert self.name.startswith(".")
+    def full(partial, target):
+        assert partial.name.startswith(".")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "run.json").write_text('{"model": "other"}')
-    monkeypatch.setattr(type(path), "replace", full)
+    monkeypatch.setattr("hf_glu.files.os.replace", full)
     with pytest.raises(CheckpointError, match="can't be written: No space left"):
         write_report(tmp_path)
     assert path.read_text() == old

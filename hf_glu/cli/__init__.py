@@ -5,15 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import typer
-from typer.main import get_command
 
 from hf_glu.errors import HfGluError
-
-# click's own or, in newer versions, typer's copy of it
-_ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+from hf_glu.stopping import end_at_once
 
 EXIT_DIFFERENT = 1
 EXIT_BAD_INPUT = 2
@@ -22,23 +16,36 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``hf-glu``: bad input is one line on standard error and exit code 2, never a traceback."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    end_at_once()  # before anything slow is imported
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _mute()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``hf-glu`` and return its exit code."""
+    import typer
+    from typer.main import get_command
+
     from hf_glu.cli import bench, exporting, inspection, publishing, training  # noqa: F401  (their commands)
     from hf_glu.cli.commands import app
 
+    # click's own or, in newer versions, typer's copy of it
+    click_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     try:
         result = get_command(app).main(args=list(arguments), prog_name="hf-glu", standalone_mode=False)
+        sys.stdout.flush()
         if result == EXIT_INTERRUPTED:  # newer typers make this of a KeyboardInterrupt, and say nothing
             return _fail("interrupted", EXIT_INTERRUPTED)
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except _ClickException as error:
-        return _fail(error.format_message())
     except HfGluError as error:
         return _fail(str(error), getattr(error, "exit_code", EXIT_BAD_INPUT))
     except (MemoryError, RuntimeError) as error:
@@ -46,8 +53,19 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _fail(f"there isn't enough memory: {(str(error).splitlines() or [''])[0]}")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        return _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except Exception as error:
+        if not isinstance(error, click_error):
+            raise
+        return _fail(error.format_message())  # type: ignore[attr-defined]
+
+
+def _mute() -> None:
+    """Leave nothing to flush at the end to a standard output that nobody reads, or that is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> int:

@@ -14,8 +14,8 @@ from hf_glu.cli import EXIT_DIFFERENT, tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.fields import with_flags
 from hf_glu.errors import OptionError
+from hf_glu.files import check_file, user_path
 from hf_glu.jsonio import write_json
-from hf_glu.writing import check_file
 
 if TYPE_CHECKING:
     from hf_glu.bench.running import Cell
@@ -40,7 +40,7 @@ def bench(
     before = read_results(against) if against else None
     for each in name:
         check_name(each)
-    if save and not save.absolute().parent.is_dir():
+    if save and not user_path(save).absolute().parent.is_dir():
         raise OptionError(f"--save {save}: there is no folder {save.parent}")
     if save:
         check_file(save)
@@ -50,7 +50,7 @@ def bench(
     if guarded:
         results["against"] = guarded.to_dict()
     if save:
-        write_json(save, results)
+        write_json(user_path(save), results)
     tables.emit(results if len(name) > 1 or guarded else results["benches"][0], show_all, json=json)
     return 0 if guarded is None or guarded.same else EXIT_DIFFERENT
 

@@ -9,6 +9,7 @@ import typer
 
 from hf_glu.cli import tables
 from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.files import user_path, write_text
 
 app = typer.Typer(
     help="Gated feed-forward networks for stock Transformers models.",
@@ -98,13 +99,13 @@ def convert(
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
     import hf_glu
-    from hf_glu.checkpoint import load_skeleton, read_texts
+    from hf_glu.checkpoint import load_skeleton, read_texts, staged_folder
     from hf_glu.publishing.card import write_card
 
     if not to and not experts:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
     target = _target(to) if to else None
-    units = int(width) if width.isdecimal() else width
+    units = int(width) if width.isdecimal() and len(width) < 10 else width
     texts = None if calibration is None else read_texts(calibration)
     if experts and (plan or stream):
         raise OptionError("experts are neither planned nor streamed: leave --plan and --stream out")
@@ -117,18 +118,17 @@ def convert(
         return
     if destination is None:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
-    if stream and target is not None:
-        if width != "keep" or native or texts is not None:
-            raise OptionError("streaming computes no fit: leave --width, --calibration and --native, or --stream, out")
-        report = hf_glu.convert_stream(
-            source, destination, target, layers=layers, exclude=exclude, base_model=base_model
-        )
-    else:
-        report = hf_glu.convert_checkpoint(
-            source, destination, target, width=units, layers=layers, exclude=exclude, calibration=texts, native=native,
-            experts=experts, top_k=top_k, check="report" if check and lenient else check, base_model=base_model,
-        )  # fmt: skip
-    write_card(destination)
+    with staged_folder(destination) as stage:  # with its card, or not at all
+        if stream and target is not None:
+            if width != "keep" or native or texts is not None:
+                raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
+            report = hf_glu.convert_stream(source, stage, target, layers=layers, exclude=exclude, base_model=base_model)
+        else:
+            report = hf_glu.convert_checkpoint(
+                source, stage, target, width=units, layers=layers, exclude=exclude, calibration=texts, native=native,
+                experts=experts, top_k=top_k, check="report" if check and lenient else check, base_model=base_model,
+            )  # fmt: skip
+        write_card(stage, repo_id=destination.absolute().name)
     tables.emit(report, tables.report, json=json)
 
 
@@ -195,7 +195,7 @@ def coverage(
 
     from hf_glu.coverage import tiny
     from hf_glu.coverage.survey import Coverage, survey
-    from hf_glu.writing import check_file
+    from hf_glu.files import check_file
 
     if markdown:
         check_file(markdown)
@@ -207,5 +207,5 @@ def coverage(
     rows = tuple(tqdm(survey(only), total=len(only or types), desc="families", leave=False))
     result = Coverage(rows=rows, seconds=time.perf_counter() - start)
     if markdown:
-        markdown.write_text(result.markdown(), encoding="utf-8")
+        write_text(user_path(markdown), result.markdown())
     tables.emit(result, tables.coverage, json=json)

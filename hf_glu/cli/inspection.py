@@ -25,10 +25,10 @@ def gates(
     json: Json = False,
 ) -> None:
     """Show how open a model's gates are on a text, and what stateful ones remember."""
+    from hf_glu.files import check_file
     from hf_glu.reporting.drawing import require_matplotlib
     from hf_glu.reporting.gates import gates_page
     from hf_glu.reporting.page import write_page
-    from hf_glu.writing import check_file
 
     if not text.strip():
         raise OptionError("--text is empty: give a text that the model reads")

@@ -32,7 +32,7 @@ def _emit(result: dict[str, Any], show: Any, *, json: bool) -> None:
         tables.emit(result, show, json=json)
 
 
-def _try_report(folder: Path) -> str | None:
+def _try_report(folder: Path | None) -> str | None:
     """Write the page with the plot where the extra that draws is installed; return where it is."""
     from importlib.util import find_spec
 
@@ -40,7 +40,7 @@ def _try_report(folder: Path) -> str | None:
 
     from hf_glu.reporting import write_report
 
-    if find_spec("matplotlib") is None or not PartialState().is_main_process:
+    if folder is None or find_spec("matplotlib") is None or not PartialState().is_main_process:
         return None
     return str(write_report(folder))
 
@@ -110,7 +110,7 @@ def compare(
     if not job.output:
         raise OptionError("compare needs a folder for its runs: give it with --output")
     result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options)
-    _emit({**result, "report": _try_report(Path(str(job.output)))}, tables.comparison, json=json)
+    _emit({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 
 @app.command()

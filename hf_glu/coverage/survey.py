@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from hf_glu.conversion import convert
 from hf_glu.errors import HfGluError
+from hf_glu.files import scratch_folder
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import source_activation
 from hf_glu.probe import max_abs_difference, run
@@ -178,7 +178,7 @@ def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
     row["max_abs_difference"] = difference
     if not difference <= TOLERANCE:
         return f"the outputs differ by {difference:.1e}"
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         model.save_pretrained(folder)
         again, info = type(model).from_pretrained(folder, output_loading_info=True)
         if bad := {key: sorted(map(str, value))[:2] for key, value in info.items() if value}:

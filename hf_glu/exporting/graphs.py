@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_glu.checkpoint import first_line
+from hf_glu.config_file import first_line
 from hf_glu.conversion.guard import check_convertible
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.exporting.samples import no_cache, on_samples, sample

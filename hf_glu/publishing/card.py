@@ -8,7 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_glu.config_file import first_line
 from hf_glu.errors import DataError, HfGluError
+from hf_glu.files import write_text
 from hf_glu.plugin.configs import is_remote_code
 from hf_glu.provenance import CARD_FILE
 from hf_glu.publishing import wording
@@ -46,7 +48,7 @@ def describe(folder: Path, *, repo_id: str | None = None, auto_map: Mapping[str,
         auto_map: the classes of the code that goes there with it; None: what the folder's config says.
 
     Raises:
-        CheckpointError, DataError: no config, or a file that can't be read.
+        CheckpointError, DataError: no config, or a file that can't be read, or isn't what hf_glu writes.
     """
     try:
         facts = read_facts(folder)
@@ -55,16 +57,16 @@ def describe(folder: Path, *, repo_id: str | None = None, auto_map: Mapping[str,
         return render_card(facts, repo_id=repo_id)
     except HfGluError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of values of other kinds anywhere in the files
         raise DataError(
-            f"the files in {folder} aren't what hf_glu writes: no card can be made of them ({error!r})"
+            f"the files in {folder} aren't what hf_glu writes: no card can be made of them ({first_line(error)})"
         ) from error
 
 
 def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
     """Write what `describe` returns into ``folder`` as its ``README.md``; return the file."""
     path = folder / CARD_FILE
-    path.write_text(describe(folder, repo_id=repo_id), encoding="utf-8")
+    write_text(path, describe(folder, repo_id=repo_id))
     return path
 
 
@@ -98,7 +100,7 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
         results=_results(facts) if facts["run"] else None,
         comparison=_comparison(facts["comparison"]) if facts["comparison"] else None,
     )
-    text = str(card).rstrip() + "\n"
+    text = str(card).rstrip().encode("utf-8", "backslashreplace").decode() + "\n"  # of folders that aren't UTF-8
     return f"{text}\n{_mark(text)}\n"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.files import scratch_folder
 from hf_glu.jsonio import write_json
 from hf_glu.probe import probe_inputs, run
 from hf_glu.publishing.staging import read_config
@@ -83,22 +83,22 @@ def _auto_class(folder: Path, name: str) -> str:
 def _fresh_outputs(folder: Path, expected: Mapping[str, Any], way: str, auto_class: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file, save_file
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         order = {"folder": str(folder), "auto_class": auto_class, "threads": torch.get_num_threads()}
-        write_json(Path(scratch, "order.json"), {**order, **{key: expected[key] for key in ("device", "options")}})
-        save_file({key: value.cpu() for key, value in expected["inputs"].items()}, Path(scratch, "inputs.safetensors"))
+        write_json(scratch / "order.json", {**order, **{key: expected[key] for key in ("device", "options")}})
+        save_file({key: value.cpu() for key, value in expected["inputs"].items()}, scratch / "inputs.safetensors")
         script = (files("hf_glu.publishing") / "fresh.py").read_text(encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-c", script, scratch], env=_environment(scratch), cwd=scratch, capture_output=True,
+            [sys.executable, "-c", script, str(scratch)], env=_environment(scratch), cwd=scratch, capture_output=True,
             text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
             raise CheckpointError(f"the model doesn't load in a fresh process ({way}), so that it isn't pushed: {why}")
-        return load_file(Path(scratch, "outputs.safetensors"))
+        return load_file(scratch / "outputs.safetensors")
 
 
-def _environment(scratch: str) -> dict[str, str]:
+def _environment(scratch: Path) -> dict[str, str]:
     """Return the environment of a fresh process: no network, and no code that an earlier load has left in a cache."""
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [os.environ.get("PYTHONPATH", ""), package_root]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.errors import CheckpointError, DataError
+from hf_glu.jsonio import read_object
 from hf_glu.layers.table import ACTIVATION_FIELDS
 from hf_glu.provenance import CARRIED, REPORT_FILE, base_of, carried, naming
-from hf_glu.reporting.collect import read_object
 from hf_glu.tasks.table import SUITES, TASKS
 
 Facts = dict[str, Any]

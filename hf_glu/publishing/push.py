@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from hf_glu.checkpoint import load_model
 from hf_glu.errors import CheckpointError
+from hf_glu.files import scratch_folder
 from hf_glu.hub import resolve
 from hf_glu.publishing.checking import check_loads, expected_outputs
 from hf_glu.publishing.staging import check_folder, clean_stage, complete, stage_folder
@@ -143,8 +142,7 @@ def _publish(
     folder = resolve(source, token=target.token) if is_folder else None
     names, left_out = check_folder(folder) if folder is not None else ([], [])
     target = target.named()
-    with tempfile.TemporaryDirectory(prefix="hf_glu-push-") as scratch:
-        stage = Path(scratch)
+    with scratch_folder() as stage:
         if folder is not None:
             stage_folder(folder, names, stage)
         else:

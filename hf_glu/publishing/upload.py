@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 import hf_glu
 from hf_glu.errors import OptionError, PublishingError
+from hf_glu.files import scratch_folder
 from hf_glu.hub import invalid_name, network_errors, reachable, refusal, unreachable
 from hf_glu.publishing.staging import CARD, MANIFEST, digest, read_manifest, stale_files
 
@@ -151,9 +151,9 @@ def _commit(stage: Path, target: Target, message: str, description: str | None) 
         raise PublishingError(f"{repo} exists and is public, which a push can't change: give another name")
     there = [file.rfilename for file in head.siblings]
     names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
-    with tempfile.TemporaryDirectory() as scratch:
-        earlier = _read_earlier(api, repo, head.sha, there, Path(scratch))
-        if CARD in there and _is_theirs(stage, earlier, api, repo, head.sha, Path(scratch)):
+    with scratch_folder() as scratch:
+        earlier = _read_earlier(api, repo, head.sha, there, scratch)
+        if CARD in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
             names.remove(CARD)
     stale = stale_files(there, names, earlier)
     operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names]

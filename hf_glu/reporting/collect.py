@@ -6,7 +6,6 @@ with such a folder for each task, a comparison ``compare.json`` with one for eac
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 from hf_glu.carrying import without_paths
 from hf_glu.errors import CheckpointError, DataError
+from hf_glu.files import user_path
+from hf_glu.jsonio import read_lines, read_object
 
 Data = dict[str, Any]
 
@@ -107,7 +108,7 @@ def collect(folder: str | os.PathLike[str]) -> Collected:
         CheckpointError: there is no such folder, or a file in it can't be read.
         DataError: nothing in it is a run's, or a file isn't what it should be; the message names file and line.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{folder} is no folder: give the folder that a run, suite or comparison was written to")
     for kind, name in _INDEX.items():
@@ -140,54 +141,6 @@ def numbers(value: Any) -> list[float]:
 def items(value: Any) -> list[Data]:
     """Return the mappings in a list, none where it is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def read_object(path: Path) -> Data:
-    """Return the object in a JSON file.
-
-    Raises:
-        CheckpointError, DataError: it can't be read, or is none.
-    """
-    text = _read(path)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path}, line 1: an object {{...}} is expected, not {type(data).__name__}")
-    return data
-
-
-def read_lines(path: Path) -> list[Data]:
-    """Return the objects in a file with one a line; a last line that is still being written is left out.
-
-    Raises:
-        CheckpointError, DataError: it can't be read, or a line is none.
-    """
-    found: list[Data] = []
-    lines = _read(path).split("\n")
-    for count, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            if count == len(lines):  # no newline after it
-                break
-            raise DataError(f"{path}, line {count}: broken JSON: {error.msg}") from error
-        if not isinstance(data, dict):
-            raise DataError(f"{path}, line {count}: an object {{...}} is expected, not {type(data).__name__}")
-        found.append(data)
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
 
 
 def _is_run(folder: Path) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.errors import OptionError
+from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.files import check_file, user_path
 from hf_glu.reporting.drawing import INK, MUTED, SERIES, STYLE, require_matplotlib
 from hf_glu.reporting.page import write_file
-from hf_glu.writing import check_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,15 +56,15 @@ def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> P
     if suffix not in SUFFIXES:
         raise OptionError(f"a plot is written to a file with the suffix {', '.join(SUFFIXES)}, got {str(path)!r}")
     require_matplotlib()
-    target = path.expanduser()
+    target = user_path(path)
     if not target.parent.is_dir():
         raise OptionError(f"{path} can't be written: there is no folder {target.parent}")
     check_file(target)
     content = _draw(make(), suffix[1:])
     try:
         return write_file(target, content)
-    except OSError as error:
-        raise OptionError(f"{path} can't be written: {error.strerror or error}") from error
+    except CheckpointError as error:
+        raise OptionError(str(error)) from error
 
 
 def _draw(groups: Sequence[Sequence[Panel]], form: str) -> bytes:

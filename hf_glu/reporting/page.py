@@ -7,7 +7,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from hf_glu.errors import CheckpointError, HfGluError
+from hf_glu.errors import HfGluError
+from hf_glu.files import user_path, whole_file, writing
 from hf_glu.reporting.collect import collect
 from hf_glu.reporting.content import make_page
 from hf_glu.reporting.drawing import SERIES, require_matplotlib
@@ -32,14 +33,12 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     require_matplotlib()
     page = make_page(collect(folder))
-    root = Path(folder).expanduser()
-    try:
+    root = user_path(folder)
+    with writing(f"the report of {folder}"):
         for part in page.sections:
             for drawing in part.drawings():
                 write_file(root / FIGURES / f"{drawing.name}.png", drawing.png)
-        return write_file(root / REPORT, render(page).encode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"the report of {folder} can't be written: {error.strerror or error}") from error
+        return write_file(root / REPORT, render(page).encode("utf-8", "backslashreplace"))
 
 
 def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Path:
@@ -50,10 +49,7 @@ def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Pat
         HfGluError: Jinja2 isn't installed.
     """
     html = re.sub("<footer>.*?</footer>", f"<footer>Written by <code>hf-glu {command}</code>.</footer>", render(page))
-    try:
-        return write_file(Path(path).expanduser(), html.encode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error.strerror or error}") from error
+    return write_file(user_path(path), html.encode("utf-8", "backslashreplace"))
 
 
 def render(page: Page) -> str:
@@ -75,13 +71,10 @@ def write_file(path: Path, content: bytes) -> Path:
     """Write a file beside its place, and move it there; return its path.
 
     Raises:
-        OSError: it can't be written; nothing is left of it.
+        CheckpointError: it can't be written; nothing is left of it.
     """
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

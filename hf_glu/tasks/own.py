@@ -11,6 +11,7 @@ from reprlib import repr as shortened
 from typing import Any
 
 from hf_glu.errors import DataError
+from hf_glu.files import user_path
 from hf_glu.tasks.checking import LABEL, Splits, check_columns, named_labels, with_labels
 from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.inputs import columns
@@ -38,10 +39,10 @@ def own_files(
     Raises:
         DataError: a folder without a file of training data.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     files = find_splits(path, ("train", "validation")) if path.is_dir() else {"train": [path]}
     if validation is not None:
-        files["validation"] = [Path(validation).expanduser()]
+        files["validation"] = [user_path(validation)]
     if "train" not in files:
         raise DataError(f"{path} has no train file")
     return files

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.errors import DataError
+from hf_glu.files import whole_file, write_text, writing
 from hf_glu.tasks.answers import NO_ANSWER
 from hf_glu.tasks.table import SUITES, TASKS, Task
 
@@ -24,8 +25,9 @@ def write_predictions(task: Task, split: str, data: Any, answers: Sequence[Any],
     path = folder / task.files[task.test.index(split)]
     spelled = [spell(task, answer) for answer in answers]
     rows = _table(spelled) if path.suffix == ".tsv" else _lines(task, data, spelled)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{row}\n" for row in rows))
     return path
 
 
@@ -74,10 +76,8 @@ def zip_predictions(suite: str, folder: Path) -> tuple[Path, list[str]]:
     """Zip a suite's prediction files as ``folder/SUITE.zip``; return it and the names of the files that are missing."""
     names = [name for task in SUITES[suite] for name in TASKS[task].files]
     path = folder / f"{suite}.zip"
-    partial = path.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    with whole_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             if (folder / name).is_file():
                 archive.write(folder / name, name)
-    partial.rename(path)
     return path, [name for name in names if not (folder / name).is_file()]

@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from hf_glu.errors import CheckpointError
-from hf_glu.jsonio import write_json
+from hf_glu.errors import CheckpointError, HfGluError
+from hf_glu.files import PARTIAL, reason_of, remove, remove_partials, retire, sync, write_text, writing
+from hf_glu.jsonio import read_object, read_text, write_json
 
 if TYPE_CHECKING:
     from hf_glu.training.loop import Loop, Progress
 
-PREFIX, PARTIAL = "checkpoint-", ".checkpoint.partial"
+PREFIX, STAGE = "checkpoint-", f"{PARTIAL}checkpoint"
 PROGRESS, BEST, LOG = "progress.json", "best.safetensors", "log.jsonl"
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a run's folder, or None."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if (path / PROGRESS).is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
+    """Return the newest checkpoint in a run's folder that is whole, or None; says which ones aren't."""
+    steps = {int(number): path for path in folder.glob(f"{PREFIX}*") if (number := _number(path)).isdecimal()}
+    for _, path in sorted(steps.items(), reverse=True):
+        if is_whole(path):
+            return path
+        warnings.warn(f"{path} isn't whole: training goes on from an earlier one, or from the start", stacklevel=2)
+    return None
+
+
+def _number(path: Path) -> str:
+    return path.name.removeprefix(PREFIX)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint has all files that were written, at their full lengths."""
+    try:
+        kept = read_object(checkpoint / PROGRESS)
+    except HfGluError:
+        return False
+    lengths = kept.get("files", {})
+    return isinstance(lengths, dict) and lengths.items() <= _lengths(checkpoint).items()
+
+
+def _lengths(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != PROGRESS)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def save(loop: Loop, folder: Path) -> None:
-    """Write a checkpoint beside the older one, then remove that: an interruption leaves one of them whole."""
-    accelerator, partial = loop.accelerator, folder / PARTIAL
+    """Write a checkpoint beside the older one, then remove that: an interruption leaves one of them whole.
+
+    Raises:
+        CheckpointError: it can't be written; the older one is there.
+    """
+    accelerator, stage = loop.accelerator, folder / STAGE
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(stage)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        with writing(folder):
+            accelerator.save_state(str(stage))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                _complete(loop, stage, folder)
+    finally:
+        if accelerator.is_main_process:
+            remove(stage)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if loop.best_state is not None:
-            save_file(loop.best_state, partial / BEST)
-        write_json(partial / PROGRESS, asdict(loop.progress))
-        target = folder / f"{PREFIX}{loop.progress.step}"
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in folder.glob(f"{PREFIX}*"):
-            if old != target:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+
+
+def _complete(loop: Loop, stage: Path, folder: Path) -> None:
+    """Write what Accelerate doesn't, and put the checkpoint in its place."""
+    if loop.best_state is not None:
+        save_file(loop.best_state, stage / BEST)
+    loop.progress.lines = loop.log.lines
+    write_json(stage / PROGRESS, {**asdict(loop.progress), "files": _lengths(stage)})
+    sync(stage)
+    target = folder / f"{PREFIX}{loop.progress.step}"
+    retire(target)  # one that isn't whole
+    os.replace(stage, target)
+    for old in folder.glob(f"{PREFIX}*"):
+        if old != target:
+            retire(old)
 
 
 def load(loop: Loop, folder: Path) -> Progress:
@@ -56,22 +97,24 @@ def load(loop: Loop, folder: Path) -> Progress:
     found = find_checkpoint(folder)
     if found is None:
         return loop.progress
+    kept = read_object(found / PROGRESS)
+    kept.pop("files", None)
     try:
+        progress = type(loop.progress)(**{key: value for key, value in kept.items() if value is not None})
         loop.accelerator.load_state(str(found))
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{found} can't be resumed: {str(error).splitlines()[0]}") from error
-    kept = json.loads((found / PROGRESS).read_text(encoding="utf-8"))
-    progress = type(loop.progress)(**{key: value for key, value in kept.items() if value is not None})
-    if (found / BEST).is_file():
-        loop.best_state = load_file(found / BEST)
+        if (found / BEST).is_file():
+            loop.best_state = load_file(found / BEST)
+    except Exception as error:  # pickles, archives and Accelerate raise whatever they like
+        raise CheckpointError(f"{found} can't be resumed: {reason_of(error)}") from error
     loop.schedule.last_epoch = progress.step
     return progress
 
 
 def remove_all(folder: Path) -> None:
     """Remove a finished run's checkpoints."""
-    for path in [*folder.glob(f"{PREFIX}*"), folder / PARTIAL]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{PREFIX}*"):
+        retire(path)
+    remove_partials(folder)
 
 
 class Log:
@@ -79,19 +122,24 @@ class Log:
 
     Args:
         folder: None: nothing is written.
-        step: lines of later steps, which a resumed run is about to do again, are dropped.
+        lines: how many are kept of a log that is there: later ones a resumed run is about to write again.
+
+    Attributes:
+        lines: how many there are.
     """
 
-    def __init__(self, folder: Path | None, step: int = 0) -> None:
-        self._path = None if folder is None else folder / LOG
+    def __init__(self, folder: Path | None, lines: int = 0) -> None:
+        self._path, self.lines = None if folder is None else folder / LOG, 0
         if self._path is None:
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines() if step and self._path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        *whole, _ = (read_text(self._path) if lines and self._path.is_file() else "").split("\n")
+        kept = whole[:lines]
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
+        self.lines = len(kept)
 
     def write(self, values: dict[str, Any]) -> None:
         """Add a line."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with writing(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+            self.lines += 1

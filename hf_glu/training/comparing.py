@@ -16,6 +16,7 @@ from hf_glu.checkpoint import REPORT_FILE, load_model, load_skeleton, load_token
 from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
 from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.files import check_folder
 from hf_glu.jsonio import write_json
 from hf_glu.training.features import is_text_to_text
 from hf_glu.training.job import run_job
@@ -32,7 +33,6 @@ from hf_glu.training.record import (
 )
 from hf_glu.training.saving import RUN, known_results
 from hf_glu.training.sources import calibration_texts, read_tasks, task_name
-from hf_glu.writing import check_folder
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
@@ -100,10 +100,11 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
         HfGluError: as `run_job`.
     """
     chosen = [read_variant(text) for text in variants]
-    if not chosen or not seeds or not job.output:
+    folder = job.folder
+    if not chosen or not seeds or folder is None:
         raise OptionError("a comparison needs variants, seeds and an output folder")
     _check_chosen(chosen, seeds, job, options)
-    folder = check_folder(job.output)
+    check_folder(folder)
     runs = {
         (variant.name, seed): (variant, variant.job(job, folder, seed), replace(options, seed=seed))
         for seed in seeds  # seed by seed: what is interrupted has compared all variants so far

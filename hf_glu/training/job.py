@@ -13,7 +13,8 @@ from hf_glu.activation.learnable import mixes
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import OptionError
 from hf_glu.experts.statistics import active_parameters
-from hf_glu.jsonio import write_json
+from hf_glu.files import check_folder, remove_partials, whole_folder, writing
+from hf_glu.jsonio import read_object, write_json
 from hf_glu.layers.lean import fuse, save_memory
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
@@ -32,7 +33,6 @@ from hf_glu.training.prediction import answer, evaluate, predict
 from hf_glu.training.record import Record, make_record
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
 from hf_glu.training.sources import Source, calibration_texts, check_predictable, read_diagnostics, read_tasks
-from hf_glu.writing import check_folder
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 
@@ -59,7 +59,7 @@ class Job:
     ) -> None:
         job.check()
         self.job, self.options, self.resume = job, options, resume
-        self.folder = Path(job.output).expanduser().absolute() if job.output else None
+        self.folder = job.folder
         self.entry = run_entry(job, options, made_of or make_record(job, options))
         if self.folder is not None:
             check_folder(self.folder)
@@ -137,9 +137,13 @@ class Job:
             warnings.warn(f"{len(frozen)} parameters of activations are frozen, such as {frozen[0]}", stacklevel=2)
 
     def run(self) -> dict[str, Any]:
-        """Train, evaluate and save."""
+        """Train, evaluate and save; a finished run, where it is to be resumed, has its results already."""
+        if self.folder is not None and (self.folder / RESULTS).is_file():
+            return read_object(self.folder / RESULTS)
         if self.folder is not None and self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                remove_partials(self.folder)
             write_json(self.folder / RUN, self.entry)
         self.accelerator.wait_for_everyone()
         if self.options.tracker != "none":
@@ -205,7 +209,8 @@ class Job:
             anneal(self.model, 1.0)
         if self.job.peft == "lora":
             if self.folder is not None and self.main:
-                self.model.save_pretrained(self.folder / ADAPTER)
+                with writing(self.folder), whole_folder(self.folder / ADAPTER, replacing=True) as stage:
+                    self.model.save_pretrained(stage)
             self.model = self.model.merge_and_unload()
         if self.options.anneal is not None:
             freeze_mix(self.model)

@@ -55,6 +55,7 @@ class Progress:
     best: float = -math.inf
     best_step: int = 0
     waited: int = 0
+    lines: int = 0
     losses: list[float] = field(default_factory=list)
 
 
@@ -106,7 +107,7 @@ class Loop:
         """
         if resume and self.folder:
             self.progress = checkpoints.load(self, self.folder)
-        self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.step)
+        self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
         bar = tqdm(
             total=self.steps, initial=self.progress.step, desc=self.title, leave=False,
             disable=not self.accelerator.is_main_process,

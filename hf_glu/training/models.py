@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_glu.checkpoint import first_line, forget_code
+from hf_glu.checkpoint import forget_code
+from hf_glu.config_file import check_config, reading
 from hf_glu.conversion import Report, convert, plan
-from hf_glu.errors import CheckpointError, HfGluError, OptionError
+from hf_glu.errors import OptionError
 from hf_glu.experts.native import UNGATED
 from hf_glu.hub import resolve
 from hf_glu.layers.forward import projections
@@ -35,7 +36,8 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
     import transformers
 
     folder = resolve(source)
-    try:
+    check_config(folder)
+    with reading(source, why=f"can't be loaded for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         text = is_text_to_text(config, form)
@@ -44,11 +46,7 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
             model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
         else:
             model = load_classifier(folder, config, task)
-        forget_code(model.config)
-    except HfGluError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{source} can't be loaded for {task.name}: {first_line(error)}") from error
+    forget_code(model.config)
     give_padding(model, tokenizer)
     return model, tokenizer, text
 

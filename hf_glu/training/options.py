@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.entry import is_number
+from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
+from hf_glu.files import reason_of, user_path
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -81,12 +82,12 @@ class TrainingOptions:
             value = getattr(self, key)
             if value is None and key not in positive:
                 continue
-            if not (math.isfinite(value) and value > 0):
-                raise OptionError(f"{key} must be more than 0, got {value}")
+            if not (is_number(value) and value > 0):
+                raise OptionError(f"{key} must be more than 0, got {shown(value)}")
         for key in ("warmup", "anneal"):
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
-                raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {value}")
+                raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {shown(value)}")
         if self.patience is not None and self.evaluate_every == 0:
             raise OptionError("patience counts evaluations, and evaluate_every=0 leaves only the last one")
         check_choice("precision", self.precision, PRECISIONS)
@@ -143,7 +144,7 @@ class JobOptions:
         for key in ("train_size", "validation_size", "calibration", "lora_rank", "mixture_limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise OptionError(f"{key} must be at least 1, got {value}")
+                raise OptionError(f"{key} must be at least 1, got {shown(value)}")
         if self.random and not self.to:
             raise OptionError("random=True initialises converted FFNs: give the activation with to")
 
@@ -180,9 +181,14 @@ class JobOptions:
         return self.base_model or self.model
 
     @property
+    def folder(self) -> Path | None:
+        """The absolute path of the output folder, None where there is none."""
+        return user_path(self.output).absolute() if self.output else None
+
+    @property
     def units(self) -> int | str:
         """The width as `hf_glu.convert` takes it."""
-        return int(self.width) if self.width.isdecimal() else self.width
+        return int(self.width) if self.width.isdecimal() and len(self.width) < 10 else self.width
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain data."""
@@ -192,7 +198,7 @@ class JobOptions:
 def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
     """Raise OptionError unless ``value`` is one of ``valid``."""
     if value not in valid:
-        raise OptionError(f"{key} must be one of {', '.join(valid)}, got {value!r}")
+        raise OptionError(f"{key} must be one of {', '.join(valid)}, got {shown(value)}")
 
 
 def has_fast_bf16() -> bool:
@@ -216,7 +222,7 @@ def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOption
     for key, value in values.items():
         owner = next((number for number, names in enumerate(known) if key in names), None)
         if owner is None:
-            raise UnknownNameError(f"unknown option {key!r}; {nearest(key, [*known[0], *known[1]])}")
+            raise UnknownNameError(f"unknown option {shown(key)}; {nearest(key, [*known[0], *known[1]])}")
         parts[owner][key] = _typed(key, value, str(known[owner][key].type))
     return JobOptions(**parts[0]), TrainingOptions(**parts[1])
 
@@ -229,11 +235,11 @@ def _typed(key: str, value: Any, kind: str) -> Any:
     wanted = {"int": int, "float": float, "str": str, "bool": bool}[name]
     allowed = {"int": int, "float": (int, float, str), "str": (str, int, float), "bool": bool}[name]
     if not isinstance(value, allowed) or (isinstance(value, bool) and name != "bool"):  # type: ignore[arg-type]
-        raise OptionError(f"{key} must be {name}, got {value!r}")
+        raise OptionError(f"{key} must be {name}, got {shown(value)}")
     try:
         return wanted(value)
-    except ValueError:
-        raise OptionError(f"{key} must be {name}, got {value!r}") from None
+    except (ValueError, OverflowError):
+        raise OptionError(f"{key} must be {name}, got {shown(value)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -245,10 +251,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise OptionError(f"{path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text
+        raise OptionError(f"{path} can't be read: {reason_of(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, a 13th month
         raise OptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise OptionError(f"{path} must map options to values, such as `lr: 2e-5`")

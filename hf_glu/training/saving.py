@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,16 @@ import numpy as np
 import torch
 
 from hf_glu.errors import CheckpointError
-from hf_glu.jsonio import write_json
+from hf_glu.files import is_free, partial_name, remove, scratch_folder, sync, writing
+from hf_glu.jsonio import read_object, write_json
+from hf_glu.stopping import cleaned_up
 from hf_glu.training.features import Features
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.prediction import predict
 from hf_glu.training.record import FREE_IF_RESUMED, MADE_OF, Record, check_same
 from hf_glu.training.sources import task_name
 
-RUN, RESULTS = "run.json", "results.json"
+RUN, RESULTS, CONFIG = "run.json", "results.json", "config.json"
 RELOADED_ROWS = 1000
 
 
@@ -41,14 +42,16 @@ def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> dic
 
 def check_run_folder(folder: Path, entry: dict[str, Any], *, resume: bool) -> None:
     """Raise CheckpointError unless a run may write to ``folder``: a new one, or its own with ``resume``."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / RUN).is_file():
+    with writing(folder):
+        if is_free(folder):
+            return
+    known = folder / RUN
+    if not known.is_file():
         raise CheckpointError(f"{folder} exists already and isn't an empty folder: choose another output")
-    if (folder / RESULTS).is_file():
-        raise CheckpointError(f"{folder} has a finished run: choose another output")
     if not resume:
-        raise CheckpointError(f"{folder} has an unfinished run: --resume goes on with it, or choose another output")
+        finished = (folder / RESULTS).is_file()
+        state = "a finished run:" if finished else "an unfinished run: --resume goes on with it, or"
+        raise CheckpointError(f"{folder} has {state} choose another output")
     check_same(folder, entry[MADE_OF], FREE_IF_RESUMED, versions=False)
 
 
@@ -64,20 +67,27 @@ def known_results(folder: Path, made_of: Record) -> dict[str, Any] | None:
         check_same(folder, made_of, FREE_IF_RESUMED, versions=False)
         return None
     check_same(folder, made_of)
-    results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    results: dict[str, Any] = read_object(folder / RESULTS)
     return results
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model and tokenizer into ``folder``; ``config.json``, without which nothing loads, comes last."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".model-") as stage:
-        model.save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
-        for path in sorted(Path(stage).iterdir(), key=lambda path: path.name == "config.json"):
-            target = folder / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.rename(target)
+    stage = folder / partial_name()
+    with writing(folder), cleaned_up():
+        try:
+            stage.mkdir()
+            model.save_pretrained(stage)
+            tokenizer.save_pretrained(stage)
+            sync(stage)
+            (folder / CONFIG).unlink(missing_ok=True)
+            for path in sorted(stage.iterdir(), key=lambda path: path.name == CONFIG):
+                target = folder / path.name
+                if target.is_dir():
+                    remove(target)
+                os.replace(path, target)
+        finally:
+            remove(stage)
 
 
 def reloads_equal(model: Any, tokenizer: Any, folder: Path, features: Features, batch_size: int) -> bool:
@@ -102,14 +112,15 @@ def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Any:
     Raises:
         CheckpointError: the new process can't load it.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch, writing(scratch):
         features.data.save_to_disk(f"{scratch}/data")
         order = {"folder": str(folder), "task": features.task.name, "text": features.text, "batch_size": batch_size}
-        write_json(Path(scratch) / "order.json", order)
-        command = [sys.executable, "-m", "hf_glu.training.reload", scratch]
+        write_json(scratch / "order.json", order)
+        command = [sys.executable, "-m", "hf_glu.training.reload", str(scratch)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CheckpointError(f"{folder} can't be loaded again: {done.stderr.strip().splitlines()[-1]}")
+            why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            raise CheckpointError(f"{folder} can't be loaded again: {why}")
         if features.text:
-            return json.loads(Path(scratch, "texts.json").read_text(encoding="utf-8"))
+            return json.loads((scratch / "texts.json").read_text(encoding="utf-8"))
         return np.load(f"{scratch}/logits.npy")

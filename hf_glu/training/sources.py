@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.errors import DataError, OptionError
+from hf_glu.files import user_path
 from hf_glu.tasks.files import find_splits, hash_file
 from hf_glu.tasks.loading import head, load_task
 from hf_glu.tasks.movies import fetch_reviews
@@ -87,7 +88,7 @@ def data_record(job: JobOptions) -> dict[str, Any]:
 
 def _task_record(task: Task, dataset: str | None) -> dict[str, Any]:
     if dataset is not None:
-        return _hashes(find_splits(Path(dataset).expanduser(), ("train", *task.validation, *task.test),
+        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test),
                                    config=task.config))  # fmt: skip
     if task.dataset:
         return {"dataset": [task.dataset, task.config, task.revision]}

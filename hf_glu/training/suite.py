@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_glu.errors import CheckpointError, OptionError
-from hf_glu.jsonio import write_json
+from hf_glu.errors import CheckpointError, OptionError, shown
+from hf_glu.files import PARTIAL, check_folder, is_vacant, whole_file, write_text, writing
+from hf_glu.jsonio import read_object, write_json
 from hf_glu.tasks.submission import zip_predictions
 from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import PREDICTIONS, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
 from hf_glu.training.saving import RUN, known_results
-from hf_glu.writing import check_folder
 
 SUITE = "suite.json"
 Run = Callable[..., dict[str, Any]]
@@ -50,11 +49,11 @@ def run_suite(
     if only:
         if unknown := sorted(set(only) - {task.name for task in tasks}):
             raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
-    if not job.output:
+    if (folder := job.folder) is None:
         raise OptionError("a suite needs an output folder")
     if job.task:
         raise OptionError(f"a suite is all of its tasks: leave task={job.task} out, or choose some with only")
-    folder = check_folder(job.output)
+    check_folder(folder)
     _check_same(folder, suite)
     jobs = {task.name: replace(job, task=task.name, output=str(folder / task.name)) for task in tasks}
     known = {name: _known(Path(str(mine.output)), mine, options) for name, mine in jobs.items()}  # before any is run
@@ -80,11 +79,16 @@ def _known(place: Path, job: JobOptions, options: TrainingOptions) -> dict[str, 
 
 def _check_same(folder: Path, suite: str) -> None:
     if (folder / SUITE).is_file():
-        known = json.loads((folder / SUITE).read_text(encoding="utf-8"))
-        if known["suite"] != suite:
-            raise CheckpointError(f"{folder} has the suite {known['suite']!r}, not {suite!r}: choose another")
-    elif folder.exists() and any(path for path in folder.iterdir() if not (path / RUN).is_file()):
+        known = read_object(folder / SUITE).get("suite")
+        if known != suite:
+            raise CheckpointError(f"{folder} has the suite {shown(known)}, not {suite!r}: choose another")
+    elif folder.exists() and not (folder.is_dir() and all(map(_is_suites, folder.iterdir()))):
         raise CheckpointError(f"{folder} exists already and has no suite in it: choose another output")
+
+
+def _is_suites(path: Path) -> bool:
+    """Tell whether a suite may have left ``path`` before it wrote its table, however it ended."""
+    return (path / RUN).is_file() or path.name.startswith(PARTIAL) or (path.is_dir() and is_vacant(path))
 
 
 def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any]) -> dict[str, Any]:
@@ -101,14 +105,15 @@ def write_suite(folder: Path, table: dict[str, Any]) -> None:
     """Write a suite's table as JSON, CSV and Markdown, on one of the processes."""
     if not PartialState().is_main_process:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SUITE, table)
     rows = [(name, key, value) for name, results in table["tasks"].items() for key, value in results["metrics"].items()]
     scores = [(name, "score", results["score"]) for name, results in table["tasks"].items()]
     total = [(table["suite"], "score, partial" if table["partial"] else "score", table["score"])]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("task", "metric", "value"), *rows, *scores, *total])
-    (folder / "results.csv").write_text(text.getvalue(), encoding="utf-8")
+    write_text(folder / "results.csv", text.getvalue())
     lines = ["| task | metrics | score |", "|---|---|---|"]
     for name, results in table["tasks"].items():
         found = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
@@ -116,14 +121,16 @@ def write_suite(folder: Path, table: dict[str, Any]) -> None:
     mark = f" (partial: {', '.join(table['missing'])} missing)" if table["partial"] else ""
     shown = "-" if table["score"] is None else f"{table['score']:.2%}"
     lines.append(f"| **{table['suite']}** | mean of the scores{mark} | {shown} |")
-    (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "results.md", "\n".join(lines) + "\n")
 
 
 def _zip(suite: str, folder: Path, tasks: list[Task]) -> tuple[str, list[str]]:
     together = folder / PREDICTIONS
-    together.mkdir(exist_ok=True)
+    with writing(together):
+        together.mkdir(exist_ok=True)
     for task in tasks:
         for path in sorted((folder / task.name / PREDICTIONS).glob("*")):
-            (together / path.name).write_bytes(path.read_bytes())
+            with whole_file(together / path.name) as partial:
+                partial.write_bytes(path.read_bytes())
     path, missing = zip_predictions(suite, together)
     return str(path), missing
