@@ -17,7 +17,7 @@ def replicate_widened(model: Any, sites: list[Site]) -> None:
     plan = getattr(model, "_tp_plan", None)
     if not plan or not sites:
         return
-    names = {f"{site.name}.{path}" for site in sites for path in (site.row.in_proj, site.row.out_proj)}
+    names = {path for site in sites for path in site.parts}
     generic = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names}
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     generic |= {name.removeprefix(prefix) for name in generic} | {prefix + name for name in generic}
