@@ -7,7 +7,6 @@ say again what they said, and whose FFNs are built as the plugin builds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,13 +16,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_glu.activation import registry
 from hf_glu.config import GluConfig
 from hf_glu.layers.build import build_ffns
-from hf_glu.layers.fields import activation_of, default_activation, sync_derived, write_activation
-from hf_glu.layers.pretrained import initialize, refuse_mismatch
+from hf_glu.layers.completeness import refuse_losses
+from hf_glu.layers.fields import (
+    activation_fields,
+    activation_of,
+    configs_of,
+    field_default,
+    plain_name,
+    sync_derived,
+    write_field,
+)
+from hf_glu.layers.pretrained import initialize
 from hf_glu.layers.sites import convertible_sites
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.tensor_parallel import replicate
 
-OWED = "_hf_glu_owed"  # in a config that says dense for now, and in copies of it: the activation of ours
+OWED = "_hf_glu_owed"  # in a config that says dense for now, and in copies of it: our activation in each field
 
 
 class GluModel(PreTrainedModel):
@@ -72,7 +80,7 @@ class GluModel(PreTrainedModel):
 
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
-        refuse_mismatch(model, load_config, loading_info)
+        refuse_losses(model, load_config, loading_info)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     @classmethod
@@ -96,33 +104,25 @@ def _stock(model_class: type[nn.Module]) -> Any:
 def place_activations(model: nn.Module) -> None:
     """Put our activations, as yet unconfigured, where the plugin's stock constructors would have put them."""
     for site in convertible_sites(model):
-        name = activation_of(governing_configs(model, site)[0])
+        name = activation_of(governing_configs(model, site)[0], site.stack)
         if site.activation is None and registry.find(name):
             site.set_act(registry[str(name)].factory())
-
-
-def configs_of(config: Any) -> Iterator[Any]:
-    """Yield a config and those inside of it."""
-    yield config
-    for value in vars(config).values():
-        if isinstance(value, PreTrainedConfig):
-            yield from configs_of(value)
 
 
 def say_dense(config: Any) -> None:
     """Have a config name the dense activation wherever it names one of ours, until `say_ours`."""
     for part in configs_of(config):
-        dense = GluConfig.of(part).dense_act or default_activation(part)
         sync_derived(part)
-        name = activation_of(part)
-        if registry.find(name):
-            part.__dict__[OWED] = name
-            write_activation(part, dense)
+        fields = {field: plain_name(getattr(part, field)) for field in activation_fields(part)}
+        owed = {field: name for field, name in fields.items() if registry.find(name)}
+        if owed:
+            part.__dict__[OWED] = owed
+        for field in owed:
+            write_field(part, field, GluConfig.of(part).dense_act or field_default(part, field))
 
 
 def say_ours(config: Any) -> None:
     """Have a config, or a copy that was made meanwhile, name our activation again."""
     for part in configs_of(config):
-        name = part.__dict__.pop(OWED, None)
-        if name is not None:
-            write_activation(part, name)
+        for field, name in part.__dict__.pop(OWED, {}).items():
+            write_field(part, field, name)

@@ -110,7 +110,7 @@ def _changes(skeleton: Any, planned: Plan, keys: set[str]) -> dict[str, _Change]
             raise CheckpointError(f"{step.target} has parameters of its own, which aren't streamed: leave --stream out")
         if not step.changes or step.site.native:
             continue
-        path = f"{step.site.name}.{step.site.row.in_proj}"
+        path = step.site.parts[-2]
         names = (path, path.removeprefix(prefix), prefix + path)
         found = next((name for name in names if f"{name}.weight" in keys), None)
         if found is None:
@@ -123,7 +123,7 @@ def _change(step: Step, *, has_bias: bool) -> _Change:
     return _Change(
         route=step.route,
         transposed=isinstance(step.site.in_proj, Conv1D),
-        adds_bias=bool(step.route.up_bias) and not has_bias,
+        adds_bias=step.adds_bias and not has_bias,
     )
 
 

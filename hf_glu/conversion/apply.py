@@ -156,6 +156,6 @@ def _widen(site: Site, step: Step) -> None:
     """Turn a dense site's in-projection into ``[gate | up]`` by its route's formula."""
     in_proj, route = site.in_proj, step.route
     rows, bias = weight_rows(in_proj), in_proj.bias
-    if bias is None and route.up_bias:
+    if step.adds_bias:
         bias = torch.zeros_like(rows[:, 0])
     set_rows(in_proj, route.widen(rows, bias=False), None if bias is None else route.widen(bias, bias=True))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.config import GluConfig, name_at
+from hf_glu.conversion.foresight import foresee, forms_after
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.layers.build import native_gate
@@ -25,43 +28,59 @@ class Entry:
 
     Attributes:
         config: the config.
-        activation: for its activation field.
+        activations: for the activation fields of its stacks (None: the one for all).
         options: for ``config.hf_glu``; None where the stock family has all of it itself.
         width: for its width field, where that changes.
     """
 
     config: Any
-    activation: str
+    activations: dict[str | None, str]
     options: dict[str, Any] | None
     width: int | None = None
 
-    def write(self) -> None:
-        """Write it; an activation for which the family has no field goes into the options."""
-        write_activation(self.config, self.activation)
-        self.config.hf_glu = self.options
+    def write(self, config: Any = None) -> None:
+        """Write it, or write it into a copy; an activation for which the family has no field goes into the options."""
+        config = self.config if config is None else config
+        for stack, name in self.activations.items():
+            write_activation(config, name, stack)
+        config.hf_glu = self.options
         if self.width is not None:
-            setattr(self.config, str(width_field(self.config)), self.width)
+            setattr(config, str(width_field(config)), self.width)
 
 
 def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
     """Return what each config around a converted site is to say after the conversion.
 
+    What the family can say itself goes before what only hf_glu reads.
+
     Raises:
-        OptionError, ConversionError: a config can't say it.
+        OptionError, ConversionError: the configs can't say it, so that the model wouldn't load as it was converted.
     """
     changed = {step.site.name: step for step in planned.steps if step.changes}
     owned: dict[int, tuple[Any, list[Site]]] = {}
     for site in convertible_sites(model):
         for config in governing_configs(model, site):
             owned.setdefault(id(config), (config, []))[1].append(site)
-    return [
-        _entry(config, sites, changed, planned)
-        for config, sites in owned.values()
-        if any(site.name in changed for site in sites)
-    ]
+    governed = [each for each in owned.values() if any(site.name in changed for site in each[1])]
+    expected = forms_after(model, planned)
+    wrong: str | None = None
+    for stock in (True, False):
+        entries = [_entry(config, sites, changed, planned, stock) for config, sites in governed]
+        if not entries or (wrong := foresee(model, expected, partial(_write_copies, entries))) is None:
+            return entries
+    raise ConversionError(
+        f"{type(model).__name__} would not load as it is converted: {wrong}. Its config class can't say it"
+    )
 
 
-def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Plan) -> Entry:
+def _write_copies(entries: list[Entry], copies: Mapping[int, Any]) -> None:
+    for entry in entries:
+        if (config := copies.get(id(entry.config))) is not None:
+            entry.write(config)
+
+
+def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Plan, stock: bool) -> Entry:
+    """Return what ``config`` is to say; ``stock``: without options of ours, where the stock family has all of it."""
     steps = [changed[site.name] for site in sites if site.name in changed]
     old = GluConfig.of(config)
     names = {site.name: name for site in sites if (name := _name_after(config, site, changed))}
@@ -69,13 +88,15 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     targets = list(dict.fromkeys(names.values()))
     layers = selection_of(gated, sites)
     optioned = planned.state or planned.context or any(LEARNABLE in registry[target].flags for target in targets)
-    stock = all(site.native and site.kind != "mixer" for site in sites)  # a mixer's field is its convolution's, too
-    if layers is None and len(targets) == 1 and stock and not optioned:
-        width = _native_width(config, steps)
-        return Entry(config=config, activation=native_gate(targets[0]), options=None, width=width)
-    added = any(step.route.up_bias and step.site.in_proj.bias is None for step in steps if not step.site.native)
+    # a mixer's field is its convolution's, too
+    native = layers is None and len(targets) == 1 and all(site.native and site.kind != "mixer" for site in sites)
+    width = _native_width(config, steps) if native and not optioned else None
+    if stock and native and not optioned and old.width is None and (width or not _narrows(steps)):
+        names_of = dict.fromkeys((site.stack for site in sites), native_gate(targets[0]))
+        return Entry(config=config, activations=names_of, options=None, width=width)
+    added = any(step.adds_bias for step in steps)
     options = GluConfig(
-        activation=None if activation_field(config) else targets[0],
+        activation=None if activation_field(config, gated[0].stack) else targets[0],
         dense_act=old.dense_act or _dense(config, steps[0]),
         bias=True if added else old.bias,
         layers=layers,
@@ -85,7 +106,8 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
         state=_same(planned.state, old.state, "state"),
         context=_same(planned.context, old.context, "context"),
     )
-    return Entry(config=config, activation=targets[0], options=options.to_dict())
+    first = {site.stack: names[site.name] for site in reversed(gated)}
+    return Entry(config=config, activations=first, options=options.to_dict())
 
 
 def _dense(config: Any, step: Step) -> str:
@@ -99,7 +121,7 @@ def _name_after(config: Any, site: Site, changed: dict[str, Step]) -> str | None
     if site.name in changed:
         return changed[site.name].target
     options = GluConfig.of(config)
-    name = options.activation or activation_of(config)
+    name = options.activation or activation_of(config, site.stack)
     return options.name_at(name, site.layer, site.stack) if registry.find(name) else None
 
 
@@ -128,14 +150,18 @@ def _same(new: dict[str, Any] | None, old: dict[str, Any] | None, what: str) -> 
     return new
 
 
+def _narrows(steps: list[Step]) -> bool:
+    return any(step.narrows for step in steps)
+
+
 def _native_width(config: Any, steps: list[Step]) -> int | None:
-    """Return the width that a natively gated family's own field is to say, None where it stays."""
+    """Return the width that a natively gated family's own field is to say, None where it stays or can't say it."""
     widths = {(step.width_before, step.width) for step in steps}
-    if all(before == after for before, after in widths):
+    field = width_field(config)
+    if not _narrows(steps) or len(widths) > 1 or field is None:
         return None
-    if len(widths) > 1 or width_field(config) is None:
-        raise ConversionError("the layers' widths differ, which this family's config can't say")
-    return widths.pop()[1]
+    before, after = widths.pop()
+    return after if getattr(config, field) == before else None
 
 
 def _width(gated: list[Site], changed: dict[str, Step], old: GluConfig) -> int | str | None:

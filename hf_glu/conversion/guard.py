@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from torch import nn
 
 from hf_glu.errors import ConversionError
@@ -13,6 +14,11 @@ def check_convertible(model: Any) -> None:
     """Raise ConversionError where a conversion in place would go wrong."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise ConversionError(f"a Transformers model is needed, got {type(model).__name__}")
+    if is_part(type(model)):
+        raise ConversionError(
+            f"{type(model).__name__} is a part of a model, whose config says what all of it is: hand over the whole "
+            "model, with layers='encoder' or another choice of its layers"
+        )
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):
         raise ConversionError(
             "the model is wrapped by PEFT: merge the adapter first (merge_and_unload), or convert before"
@@ -24,6 +30,12 @@ def check_convertible(model: Any) -> None:
             raise ConversionError("the model's parameters are sharded (FSDP, DeepSpeed, TP): convert before sharding")
         if not parameter.is_floating_point():
             raise ConversionError(f"{name} is {parameter.dtype}: convert the unquantized checkpoint, then quantize")
+
+
+def is_part(model_class: type) -> bool:
+    """Tell whether a class is one of Transformers' own that only stands inside of others, as T5's stacks do."""
+    inside = model_class.__module__.startswith("transformers.models.")
+    return inside and getattr(transformers, model_class.__name__, None) is not model_class
 
 
 def check_values(model: nn.Module) -> None:

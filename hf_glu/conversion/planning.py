@@ -79,7 +79,7 @@ def plan(
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
     steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
-    steps = _with_mixes(_awake(steps, options), mix)
+    steps = _with_mixes(_with_biases(_awake(steps, options)), mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
@@ -122,6 +122,19 @@ def read_options(
 def modulated(steps: tuple[Step, ...]) -> list[Site]:
     """Return the sites that get modulated activations."""
     return [step.site for step in steps if step.changes and MODULATED in registry[step.target].flags]
+
+
+def _with_biases(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Give all in-projections a bias where one gets one."""
+    if not any(step.adds_bias for step in steps):
+        return steps
+    biased = [replace(step, biased=not step.unbiased) for step in steps]
+    return tuple(
+        replace(new, parameters_after=new.parameters_after + 2 * new.width)
+        if new.adds_bias and not step.adds_bias
+        else new
+        for step, new in zip(steps, biased, strict=True)
+    )
 
 
 def _with_mixes(steps: tuple[Step, ...], given: Mapping[str, Any] | None) -> tuple[Step, ...]:

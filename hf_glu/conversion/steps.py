@@ -10,7 +10,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
 from hf_glu.config import GluConfig
 from hf_glu.layers.sites import Site
-from hf_glu.registry import LEARNABLE, core
+from hf_glu.registry import GATED, LEARNABLE, core
 from hf_glu.routes import APPROXIMATE, EXACT, Route, weakest
 
 Target = str | Mapping[str, str]
@@ -32,6 +32,8 @@ class Step:
         unbiased: whether up is to be fitted in place of a constant, for which there is no bias.
         parameters_before, parameters_after: of the site.
         active_after: of these, what a token uses; None: all.
+        biased: whether an in-projection without a bias gets one that its route doesn't need, for others that do: a
+            config says it of all of them.
     """
 
     site: Site
@@ -45,6 +47,13 @@ class Step:
     parameters_before: int
     parameters_after: int
     active_after: int | None = None
+    biased: bool = False
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether an in-projection without a bias gets one."""
+        dense = self.site.kind == "dense" and not self.site.widened and self.gated
+        return dense and self.site.in_proj.bias is None and (self.biased or bool(self.route.up_bias))
 
     @property
     def active(self) -> int:
@@ -55,6 +64,11 @@ class Step:
     def narrows(self) -> bool:
         """Whether units are dropped."""
         return self.width < self.width_before
+
+    @property
+    def gated(self) -> bool:
+        """Whether the target has a gate."""
+        return GATED in registry[self.target].flags
 
     @property
     def needs_fit(self) -> bool:

@@ -26,7 +26,8 @@ from hf_glu.experts.losses import watch
 from hf_glu.experts.native import MixedBank, mix_bank
 from hf_glu.layers.context_sites import place_sources
 from hf_glu.layers.expert_sites import make_experts, put_experts
-from hf_glu.layers.fields import activation_of, default_activation, write_activation
+from hf_glu.layers.fields import activation_of, default_activation, names_ours, write_activation
+from hf_glu.layers.forward import projections
 from hf_glu.layers.linear import out_features, resize
 from hf_glu.layers.mixers import own_gate
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
@@ -50,18 +51,21 @@ def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
 def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     """Build the FFN sites of ``model`` in place, before its weights are initialised; return those that are widened.
 
-    Does nothing where there is no activation of ours, and nothing to sites that have been built already.
+    Does nothing where neither the config nor the model names an activation of ours, and nothing to sites that have been
+    built already. A site follows the config that governs it, which may be one inside of ``config``.
 
     Raises:
         NoSiteError: the model uses one of our activations but has no FFN site that the table knows.
         OptionError: the options select layers that the model doesn't have.
         ConversionError: the activation can't be the gate of a natively gated family.
     """
-    options = GluConfig.of(config)
-    if options.activation is None and not owned_activations(model) and options.experts is None:
+    if not names_ours(config) and not owned_activations(model):
         return []
+    options = GluConfig.of(config)
     sites, banks = convertible_sites(model), find_banks(model)
     if not sites and not banks and not find_experts(model):
+        if not owned_activations(model) and options.activation is None and options.experts is None:
+            return []  # a part without FFNs, which was given the whole model's config
         raise NoSiteError(
             f"{type(model).__name__} has no feed-forward network that hf_glu knows how to gate; "
             "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"
@@ -76,7 +80,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         options = replace(options, bias=None)  # they have one anyway
         config.hf_glu = options.to_dict()
     sites = sites if banks else build_experts(model, sites, options)
-    ours = [site for site in sites if site.activation and _build_site(site, options, dense)]
+    ours = [site for site in sites if site.activation and _build_site(model, site)]
     placed = {id(site.act) for site in ours}
     experts = [*find_experts(model).values(), *(bank.anchor for bank in banks if isinstance(bank.anchor, MixedBank))]
     placed |= {id(part) for each in experts for part in each.modules()}
@@ -85,11 +89,17 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
-    modulated = [site for site in ours if any(isinstance(shift, Modulation) for shift in shifts(site.act))]
-    place_sources(model, modulated, ContextOptions.from_dict(options.context))
+    for site in ours:
+        if any(isinstance(shift, Modulation) for shift in shifts(site.act)):
+            place_sources(model, [site], ContextOptions.from_dict(options_of(model, site).context))
     watch_context(model)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
+
+
+def options_of(model: nn.Module, site: Site) -> GluConfig:
+    """Return the options of the config that governs a site."""
+    return GluConfig.of(governing_configs(model, site)[0])
 
 
 def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> list[Site]:
@@ -123,7 +133,7 @@ def _place_activation(model: nn.Module, site: Site) -> None:
     """Give a site whose class has an activation of its own the one that its config names."""
     config = governing_configs(model, site)[0]
     options = GluConfig.of(config)
-    entry = registry.find(options.activation or activation_of(config))
+    entry = registry.find(options.activation or activation_of(config, site.stack))
     name = options.name_at(entry.name, site.layer, site.stack) if entry else None
     if name and site.activation != (native_gate(name) if site.native else registry[name].name):
         site.set_act(registry[name].factory())
@@ -149,26 +159,36 @@ def check_selection(sites: list[Site], options: GluConfig) -> None:
             raise OptionError(f"layers={spec!r} is out of range: the model has layers 0 to {layers - 1}")
 
 
-def _build_site(site: Site, options: GluConfig, dense: str) -> bool:
+def _build_site(model: nn.Module, site: Site) -> bool:
     """Build one site; return whether it holds an activation of ours afterwards."""
     act = site.act
     assert isinstance(act, OwnedActivation)
+    config, options = governing_configs(model, site)[0], options_of(model, site)
     if not selected(options.layers, site.layer, site.stack):
-        site.set_act(build_elementwise(dense))
+        site.set_act(build_elementwise(options.dense_act or default_activation(config, site.stack)))
         return False
     if site.native:
         if act.gated:
             site.set_act(build_elementwise(native_gate(act.name)))
+        if isinstance(options.width, int) and site.kind in ("gated", "packed"):
+            _resize(site, options.width, bias=site.in_proj.bias is not None)
     elif act.gated and not site.widened:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias
-        width = gated_width(options.width, site.width)
-        resize(site.in_proj, 2 * width, site.hidden, bias=bias)
-        if width != site.width:
-            resize(site.out_proj, out_features(site.out_proj), width, bias=site.out_proj.bias is not None)
+        _resize(site, gated_width(options.width, site.width), bias=bias, widen=True)
     configure(site, options)
     if site.kind == "mixer":
         own_gate(site.anchor)
     return isinstance(site.act, OwnedActivation)
+
+
+def _resize(site: Site, width: int, *, bias: bool, widen: bool = False) -> None:
+    """Give a site's projections ``width`` units; one that is to be widened gets an up half."""
+    *ins, out_proj = projections(site)
+    narrower = width != site.width
+    for linear in ins if widen or narrower else ():
+        resize(linear, 2 * width if widen or site.kind == "packed" else width, site.hidden, bias=bias)
+    if narrower:
+        resize(out_proj, out_features(out_proj), width, bias=out_proj.bias is not None)
 
 
 def configure(site: Site, options: GluConfig) -> None:

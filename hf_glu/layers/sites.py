@@ -19,8 +19,9 @@ class Site:
     """One FFN of a model.
 
     Attributes:
-        name: path of the module that holds all parts.
+        name: path of the module that holds all parts; where it holds two FFNs, of the second one's in-projection.
         row: the layout.
+        path: path of the module that holds all parts.
         anchor: that module.
         layer: index of the layer in its stack.
         stack: ``encoder``, ``decoder`` or None.
@@ -28,6 +29,7 @@ class Site:
 
     name: str
     row: SiteRow
+    path: str
     anchor: nn.Module
     layer: int
     stack: str | None
@@ -56,6 +58,12 @@ class Site:
         """Put another activation in its place."""
         owner, _, attribute = self.row.act.rpartition(".")
         setattr(self.anchor.get_submodule(owner), attribute, act)
+
+    @property
+    def parts(self) -> list[str]:
+        """The paths of its projections in the model."""
+        paths = [path for path in (self.row.gate, self.row.in_proj, self.row.out_proj) if path]
+        return [f"{self.path}.{path}" if self.path else path for path in paths]
 
     @property
     def native(self) -> bool:
@@ -121,14 +129,20 @@ def find_sites(model: nn.Module) -> list[Site]:
             key = id(follow(module, row.out_proj))
             if key not in seen:
                 seen.add(key)
-                sites.append(Site(name=name, row=row, anchor=module, layer=layer_of(name), stack=_stack(name, model)))
+                second = bool(sites) and sites[-1].anchor is module
+                own = f"{name}.{row.in_proj}".rpartition(".")[0].strip(".") if second else name
+                sites.append(_site(own, name, row, module, _stack(name, model)))
     return sites
+
+
+def _site(name: str, path: str, row: SiteRow, anchor: nn.Module, stack: str | None) -> Site:
+    return Site(name=name, row=row, path=path, anchor=anchor, layer=layer_of(path), stack=stack)
 
 
 def find_banks(model: nn.Module) -> list[Site]:
     """Return every bank of gated experts of Transformers' own, also those without a module for their activation."""
     return [
-        Site(name=name, row=BANK, anchor=module, layer=layer_of(name), stack=_stack(name, model))
+        _site(name, name, BANK, module, _stack(name, model))
         for name, module in model.named_modules()
         if is_bank(module)
     ]
@@ -139,7 +153,7 @@ def find_mixers(model: nn.Module) -> list[Site]:
     if _model_type(model) not in MIXER.families:
         return []
     return [
-        Site(name=name, row=MIXER, anchor=module, layer=layer_of(name), stack=None)
+        _site(name, name, MIXER, module, None)
         for name, module in model.named_modules()
         if isinstance(getattr(module, "A_log", None), nn.Parameter) and isinstance(follow(module, "act"), nn.Module)
     ]

@@ -28,7 +28,7 @@ def enclosing_configs(model: nn.Module, name: str) -> Iterator[Any]:
 def governing_configs(model: nn.Module, site: Site) -> list[Any]:
     """Return the configs whose activation field governs a site; where none has one, those of its own family."""
     around = list(enclosing_configs(model, site.name))
-    fielded = [config for config in around if activation_field(config)]
+    fielded = [config for config in around if activation_field(config, site.stack)]
     return fielded or [config for config in around if type(config) is type(around[0])]
 
 
@@ -44,7 +44,7 @@ def source_activation(model: nn.Module, site: Site) -> str:
         return own
     named: list[str] = []
     for config in enclosing_configs(model, site.name):
-        named += [name for name in (activation_of(config), GluConfig.of(config).dense_act) if name]
+        named += [name for name in (activation_of(config, site.stack), GluConfig.of(config).dense_act) if name]
     gates = [found.gate for name in named if (found := registry.find(name)) and found.gate]
     name = name_of(site.act, (*named, *gates, *elementwise_names()))
     if name is None:

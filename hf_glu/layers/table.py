@@ -119,8 +119,7 @@ NAME_ATTRIBUTES = ("activation", "hidden_act")
 
 # Modules that look their activation up by the config's name in their forward: they get a config with a dense one.
 LOOK_UP_IN_FORWARD = frozenset(
-    f"{family}ClassificationHead"
-    for family in ("BigBird", "ConvBert", "Mra", "Nystromformer", "RoFormer", "Yoso", "Funnel")
+    f"{family}ClassificationHead" for family in ("BigBird", "ConvBert", "Mra", "Nystromformer", "RoFormer", "Yoso")
 )
 
 # The config fields that name an FFN's activation, in the order in which they are looked for; a family whose config has

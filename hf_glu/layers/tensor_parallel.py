@@ -17,7 +17,7 @@ from hf_glu.layers.sites import Site
 def replicate(model: Any, widened: list[Site]) -> None:
     """Drop the entries for the projections of widened sites, and for experts, from a model's tensor-parallel plan."""
     plan = getattr(model, "_tp_plan", None)
-    names = {f"{site.name}.{path}" for site in widened for path in (site.row.in_proj, site.row.out_proj)}
+    names = {path for site in widened for path in site.parts}
     names |= {name for name, module in model.named_modules() if isinstance(module, (ExpertFFN, FirstOnly))}
     if not plan or not names:
         return

@@ -15,13 +15,15 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from hf_glu.activation import is_elementwise, registry
+from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import mix_options
 from hf_glu.config import GluConfig
-from hf_glu.errors import ConversionError
-from hf_glu.layers.fields import activation_field, activation_of, plain_name
+from hf_glu.errors import CheckpointError, ConversionError
+from hf_glu.layers.completeness import activations_in, checkpoint_config
+from hf_glu.layers.fields import GATED_PREFIX, activation_fields, default_activation, plain_name
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs
-from hf_glu.registry import GATED, LEARNABLE
+from hf_glu.registry import GATED, LEARNABLE, Activation, core
 from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
 
 
@@ -32,20 +34,29 @@ def remember_dense(config: Any, loaded: Mapping[str, Any]) -> None:
         config: after the override.
         loaded: what the checkpoint's ``config.json`` says.
     """
-    field, target = activation_field(config), activation_of(config)
-    entry = registry.find(target)
-    if field is None or entry is None or GATED not in entry.flags or str(getattr(config, field)).startswith("gated-"):
+    for field in activation_fields(config):
+        source, target = loaded.get(field, getattr(type(config), field, None)), getattr(config, field)
+        if not str(source).startswith(GATED_PREFIX) and not target.startswith(GATED_PREFIX) and source != target:
+            _note(config, plain_name(source), registry.find(target))
+
+
+def _note(config: Any, source: str | None, target: Activation | None) -> None:
+    """Note the activation ``source`` that the checkpoint has, where there is an exact route to the model's own."""
+    options = GluConfig.of(config)
+    if source is None or target is None or GATED not in target.flags or options.dense_act:
         return
-    source = plain_name(loaded.get(field, getattr(type(config), field, None)))
-    if source is None or source == target or not is_elementwise(source) or GluConfig.of(config).dense_act:
+    had = registry.find(source)
+    if had is not None and GATED in had.flags:  # gated already: only a mix has to know where to start
+        if LEARNABLE in target.flags and had.gate and LEARNABLE not in had.flags and options.mix is None:
+            mix = mix_options([core(source)], [target.name], None)
+            config.hf_glu = GluConfig.from_dict({**options.to_dict(), "mix": mix}).to_dict()
         return
-    route = exact_route(source, str(target))
+    route = exact_route(source, target.name) if is_elementwise(source) else None
     if route is None:
         return
-    options = GluConfig.of(config)
     noted = {"dense_act": source, **({"bias": True} if route.up_bias else {}), **options.to_dict()}
-    if LEARNABLE in entry.flags:
-        noted["mix"] = mix_options([source], [entry.name], options.mix)
+    if LEARNABLE in target.flags:
+        noted["mix"] = mix_options([source], [target.name], options.mix)
     config.hf_glu = GluConfig.from_dict(noted).to_dict()
 
 
@@ -61,10 +72,24 @@ def exact_route(source: str, target: str) -> Route | None:
 
 
 class Widen(ConversionOps):
-    """A dense in-projection's weight or bias as ``[gate | up]``, where the model wants that shape."""
+    """A dense in-projection's weight or bias as ``[gate | up]``, where the model wants that shape.
 
-    def __init__(self, route: Route, *, transposed: bool, bias: bool, adds_bias: bool) -> None:
-        self.route, self.transposed, self.bias, self.adds_bias = route, transposed, bias, adds_bias
+    Args:
+        routes: how the in-projection of each path is widened; those of other paths stay as they are.
+        transposed, bias: of the tensor.
+        adds_bias: whether the weight brings the bias along that the route needs.
+
+    Attributes:
+        widened: the paths of those that were.
+    """
+
+    def __init__(self, routes: Mapping[str, Route], *, transposed: bool, bias: bool, adds_bias: bool) -> None:
+        self.routes, self.transposed, self.bias, self.adds_bias = routes, transposed, bias, adds_bias
+        self.widened: set[str] = set()
+
+    def __deepcopy__(self, memo: Any) -> Widen:
+        """Return itself: Transformers makes a copy for every tensor, and what was widened is told of all."""
+        return self
 
     @torch.no_grad()
     def convert(
@@ -73,50 +98,74 @@ class Widen(ConversionOps):
         """Widen the one tensor of ``input_dict``."""
         (tensors,) = input_dict.values()
         tensor = tensors[0] if isinstance(tensors, list) else tensors
-        wanted = kwargs["model"].get_parameter_or_buffer(kwargs["full_layer_name"]).shape
+        name = kwargs["full_layer_name"]
+        wanted = kwargs["model"].get_parameter_or_buffer(name).shape
+        route = self.routes.get(name.rpartition(".")[0])
         dim = int(self.transposed and not self.bias)
-        if tensor.shape == wanted or 2 * tensor.shape[dim] != wanted[dim]:
+        if route is None or tensor.shape == wanted or 2 * tensor.shape[dim] != wanted[dim]:
             return {target_patterns[0]: tensor}
-        converted = {target_patterns[0]: self.route.widen(tensor, bias=self.bias, dim=dim)}
+        self.widened.add(name.rpartition(".")[0])
+        converted = {target_patterns[0]: route.widen(tensor, bias=self.bias, dim=dim)}
         if self.adds_bias:
             zeros = tensor.new_zeros(tensor.shape[dim])
-            converted[target_patterns[1]] = self.route.widen(zeros, bias=True)
+            converted[target_patterns[1]] = route.widen(zeros, bias=True)
         return converted
 
 
 def converters(model: Any) -> list[WeightConverter]:
     """Return the conversions for the widened in-projections of ``model`` whose dense activation is known."""
-    found: dict[str, list[WeightConverter]] = {}
-    routes: dict[str, Route] = {}
+    found: dict[str, dict[str, Route]] = {}
+    first: dict[str, Site] = {}
     for site in find_sites(model):
-        dense = GluConfig.of(governing_configs(model, site)[0]).dense_act
-        route = exact_route(dense, str(site.activation)) if site.widened and dense else None
-        if route is not None and not routes.setdefault(site.row.in_proj, route).same_weights(route):
-            raise ConversionError(
-                f"{site.name}: its layers convert in different ways, which loading can't do: hf_glu.convert can"
-            )
-        if route is not None and site.row.in_proj not in found:
-            found[site.row.in_proj] = _site_converters(site, route)
-    return [converter for made in found.values() for converter in made]
+        dense = GluConfig.of(governing_configs(model, site)[0]).dense_act if site.widened else None
+        route = exact_route(dense, str(site.activation)) if dense else None
+        if route is not None and not (route.up_bias and site.in_proj.bias is None):  # else there is no place for up = 1
+            first.setdefault(site.row.in_proj, site)
+            found.setdefault(site.row.in_proj, {})[site.parts[-2]] = route
+    return [converter for row, routes in found.items() for converter in _site_converters(first[row], routes)]
 
 
-def _site_converters(site: Site, route: Route) -> list[WeightConverter]:
+def _site_converters(site: Site, routes: Mapping[str, Route]) -> list[WeightConverter]:
     weight, bias = f"{site.row.in_proj}.weight", f"{site.row.in_proj}.bias"
     transposed = isinstance(site.in_proj, Conv1D)
     if site.in_proj.bias is not None and site.out_proj.bias is None:  # the bias is the conversion's own: T5
-        op = Widen(route, transposed=transposed, bias=False, adds_bias=True)
+        op = Widen(routes, transposed=transposed, bias=False, adds_bias=True)
         return [WeightConverter([weight], [weight, bias], [op])]
     kinds = ((weight, False), (bias, True))
     return [
-        WeightConverter([key], [key], [Widen(route, transposed=transposed, bias=is_bias, adds_bias=False)])
+        WeightConverter([key], [key], [Widen(routes, transposed=transposed, bias=is_bias, adds_bias=False)])
         for key, is_bias in kinds
         if not is_bias or site.in_proj.bias is not None
     ]
 
 
-def forget_converters(model: Any) -> None:
-    """Drop our conversions from what the model remembers of its loading: saving must not undo them."""
-    remembered = getattr(model, "_weight_conversions", None)
-    if remembered:
-        kept = [made for made in remembered if not any(isinstance(op, Widen) for op in getattr(made, "operations", []))]
-        model._weight_conversions = kept or None
+def forget_converters(model: Any) -> set[str]:
+    """Drop our conversions from what the model remembers of its loading; return the in-projections that were widened.
+
+    Saving must not undo them.
+    """
+    remembered = getattr(model, "_weight_conversions", None) or []
+    ops = {id(made): [op for op in getattr(made, "operations", []) if isinstance(op, Widen)] for made in remembered}
+    if any(ops.values()):
+        model._weight_conversions = [made for made in remembered if not ops[id(made)]] or None
+    return {path for found in ops.values() for op in found for path in op.widened}
+
+
+def check_source(model: Any, load_config: Any, widened: set[str]) -> None:
+    """Raise where in-projections were widened for another dense activation than the checkpoint says that it has.
+
+    Raises:
+        CheckpointError: it says another one.
+    """
+    said = checkpoint_config(load_config) if widened else None
+    if said is None:
+        return
+    has = set(activations_in(said)) or {default_activation(model.config)}
+    for site in find_sites(model):
+        dense = GluConfig.of(governing_configs(model, site)[0]).dense_act
+        if site.parts[-2] in widened and not any(same_function(str(dense), name) for name in has):
+            raise CheckpointError(
+                f"{load_config.pretrained_model_name_or_path} has {', '.join(sorted(has))}, but config.hf_glu says "
+                f"that its dense activation is {dense}: load it as it is "
+                f"and call hf_glu.convert(model, {site.activation!r})"
+            )

@@ -7,10 +7,11 @@ from types import ModuleType
 from typing import Any
 
 from hf_glu.layers.build import build_ffns
+from hf_glu.layers.completeness import refuse_losses
 from hf_glu.layers.fields import sync_derived
-from hf_glu.layers.pretrained import initialize, refuse_mismatch
+from hf_glu.layers.pretrained import initialize
 from hf_glu.layers.tensor_parallel import replicate
-from hf_glu.plugin.loading import converters, forget_converters
+from hf_glu.plugin.loading import check_source, converters, forget_converters
 from hf_glu.plugin.patching import Patches, require
 from hf_glu.plugin.publishing import install_push
 
@@ -47,8 +48,8 @@ def install(module: ModuleType, patches: Patches) -> None:
 
     @wraps(plain_finalize)
     def finalize(model: Any, load_config: Any, loading_info: Any) -> Any:
-        forget_converters(model)
-        refuse_mismatch(model, load_config, loading_info)
+        check_source(model, load_config, forget_converters(model))
+        refuse_losses(model, load_config, loading_info)
         return plain_finalize(model, load_config, loading_info)
 
     patches.set(model_class, "__init__", init)

@@ -128,7 +128,7 @@ def _expert_names(model: nn.Module, parts: tuple[str, ...]) -> list[str]:
 
 
 def _site_names(site: Site, parts: tuple[str, ...]) -> list[str]:
-    prefix = f"{site.name}." if site.name else ""
+    prefix = f"{site.path}." if site.path else ""
     return [f"{prefix}{path}" for part in parts if (path := getattr(site.row, part)) is not None]
 
 

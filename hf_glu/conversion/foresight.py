@@ -1,0 +1,108 @@
+"""What loading a converted model would build, seen before anything is converted.
+
+The configs are written on a copy, which goes through a file as saving does it; the model's class then builds the model
+that they say, without weights. A conversion that would not come back is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from hf_glu.activation.elementwise import is_elementwise, same_function
+from hf_glu.conversion.steps import Plan, Step
+from hf_glu.errors import ConversionError
+from hf_glu.layers.build import native_gate
+from hf_glu.layers.sites import Site, convertible_sites
+from hf_glu.layers.source import source_activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What an FFN is: its activation, hidden units, whether it is ``[gate | up]``, and whether that has a bias."""
+
+    activation: str
+    width: int
+    widened: bool
+    bias: bool
+
+    def same(self, other: Form) -> bool:
+        """Tell whether the two are the same FFN, by whatever name of its function."""
+        both = is_elementwise(self.activation) and is_elementwise(other.activation)
+        if not (self.activation == other.activation or (both and same_function(self.activation, other.activation))):
+            return False
+        return (self.width, self.widened, self.bias) == (other.width, other.widened, other.bias)
+
+    def __str__(self) -> str:
+        gated = "[gate | up], " if self.widened else ""
+        return f"{self.activation}, {gated}{self.width} units, {'a' if self.bias else 'no'} bias"
+
+
+def forms_after(model: nn.Module, planned: Plan) -> dict[str, Form]:
+    """Return what each FFN is after a conversion, by its site's name."""
+    steps = {step.site.name: step for step in planned.steps if step.changes}
+    return {
+        site.name: _after(steps[site.name]) if site.name in steps else form_of(model, site)
+        for site in convertible_sites(model)
+    }
+
+
+def form_of(model: nn.Module, site: Site) -> Form:
+    """Return what an FFN is now."""
+    try:
+        name = source_activation(model, site)
+    except ConversionError:
+        name = type(site.act).__name__
+    return Form(activation=name, width=site.width, widened=site.widened, bias=_has_bias(site))
+
+
+def _after(step: Step) -> Form:
+    site = step.site
+    name = native_gate(step.target) if site.native else step.target
+    gated = site.kind == "dense" and (site.widened or step.gated)
+    bias = _has_bias(site) or step.adds_bias
+    return Form(activation=name, width=step.width, widened=gated, bias=bias)
+
+
+def _has_bias(site: Site) -> bool:
+    return site.kind != "experts" and site.in_proj.bias is not None
+
+
+def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[int, Any]], None]) -> str | None:
+    """Return how the model would come back otherwise than ``expected``, None where it wouldn't.
+
+    Args:
+        model: the model, which stays as it is.
+        expected: its FFNs after the conversion.
+        write: writes the conversion into copies of the model's configs, given as {id of the config: its copy}.
+    """
+    if not hasattr(type(model), "_from_config") or "swiglu" not in ACT2FN:
+        return None  # no class of Transformers' to load it again, or nothing here that would build gated FFNs
+    copies: dict[int, Any] = {}
+    config = copy.deepcopy(model.config, copies)
+    write(copies)
+    skeleton = _skeleton(type(model), config)
+    found = {site.name: form_of(skeleton, site) for site in convertible_sites(skeleton)}
+    for name, form in expected.items():
+        if name not in found or not form.same(found[name]):
+            return f"{name} would be {form}, and load as {found.get(name, 'no FFN')}"
+    return None
+
+
+def _skeleton(model_class: Any, config: Any) -> nn.Module:
+    """Return what ``model_class`` builds of ``config`` after a file, on the meta device."""
+    with tempfile.TemporaryDirectory() as folder:
+        config.to_json_file(Path(folder, "config.json"))
+        read = type(config).from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), init.meta_device_safe_creation_ops():
+        made: nn.Module = model_class._from_config(read)
+    return made
