@@ -22,6 +22,14 @@ def become(item: Any, mixin: type[InPlace]) -> None:
         item.__class__ = _joined(mixin, type(item))
 
 
+def become_stock(item: Any, mixin: type[InPlace]) -> None:
+    """Undo `become`: give ``item`` its own class back, without what the mixin's attributes were; else do nothing."""
+    if isinstance(item, mixin):
+        item.__class__ = type(item).__bases__[1]
+        for name in mixin.__annotations__:
+            vars(item).pop(name, None)
+
+
 _CLASSES: dict[tuple[type, type], type] = {}
 
 

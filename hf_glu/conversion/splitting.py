@@ -22,6 +22,7 @@ from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.fitting import HELD_OUT, RIDGE
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.planning import chosen_sites
+from hf_glu.conversion.transaction import whole
 from hf_glu.conversion.upcycling import check_alone, write_experts
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
@@ -60,6 +61,7 @@ class SplitReport:
         return {"experts": self.experts, "top_k": self.top_k, "curves": self.curves}
 
 
+@whole
 @torch.no_grad()
 def split_experts(
     model: Any, experts: int, *, top_k: int, calibration: Any, tokenizer: Any = None, layers: Any = None,

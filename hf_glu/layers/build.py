@@ -24,7 +24,7 @@ from hf_glu.experts import find_experts
 from hf_glu.experts.bank import flags_of
 from hf_glu.experts.losses import watch
 from hf_glu.experts.native import MixedBank, mix_bank
-from hf_glu.layers.context_sites import place_sources
+from hf_glu.layers.context_sites import check_directions, place_sources
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, write_activation
 from hf_glu.layers.linear import out_features, resize
@@ -32,8 +32,9 @@ from hf_glu.layers.mixers import own_gate
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
-from hf_glu.registry import GATED, MODULATED
+from hf_glu.registry import GATED, MODULATED, STATEFUL
 from hf_glu.selection import check_layers, highest, selected
+from hf_glu.state_options import StateOptions
 
 
 def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
@@ -85,6 +86,8 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
+    stateful = [site for site in ours if STATEFUL in registry[str(site.activation)].flags]
+    check_directions(model, stateful, StateOptions.from_dict(options.state))
     modulated = [site for site in ours if any(isinstance(shift, Modulation) for shift in shifts(site.act))]
     place_sources(model, modulated, ContextOptions.from_dict(options.context))
     watch_context(model)
@@ -98,6 +101,8 @@ def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> li
     if wanted is None:
         return sites
     chosen = [site for site in sites if site.kind != "experts" and selected(options.layers, site.layer, site.stack)]
+    if STATEFUL in flags_of(wanted):
+        check_directions(model, chosen, StateOptions.from_dict(options.state))
     if MODULATED in flags_of(wanted):
         place_sources(model, chosen, ContextOptions.from_dict(options.context))
     for site in chosen:

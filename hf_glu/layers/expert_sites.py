@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
+from hf_glu.experts.ffn import banks_of
+from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import Site
 
 # what may stand in an FFN's own module beside its parts
@@ -26,9 +29,14 @@ class FirstOnly(nn.Module):
 
 
 def own_module(site: Site) -> bool:
-    """Tell whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced."""
+    """Tell whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced.
+
+    Bloom's and MPT's take the residual stream, too, and add it: experts take the place of what is inside of them.
+    """
     paths = [path for path in (site.row.gate, site.row.in_proj, site.row.act, site.row.out_proj) if path]
     if not site.name or any("." in path for path in paths):
+        return False
+    if len(signature(type(site.anchor).forward).parameters) != 2:  # itself and its input
         return False
     return all(name in paths or isinstance(child, _BESIDE) for name, child in site.anchor.named_children())
 
@@ -36,13 +44,29 @@ def own_module(site: Site) -> bool:
 def make_experts(
     site: Site, options: ExpertOptions, *, bias: bool, width: int, acts: GluConfig | None = None
 ) -> ExpertFFN:
-    """Return fresh experts for a site, on its device and in its dtype."""
+    """Return fresh experts for a site, on its device, in its dtype, and trainable where the site's own parts are."""
     weight = site.out_proj.weight
     dropout = next((child for child in site.anchor.children() if isinstance(child, nn.Dropout)), None)
     with torch.device(weight.device):
         kept = dropout if own_module(site) else None
         made = ExpertFFN(site.hidden, width, options, bias=bias, acts=acts, dropout=kept)
+    _freeze_as(site, made)
     return made.to(dtype=weight.dtype).train(site.anchor.training)
+
+
+def _freeze_as(site: Site, experts: ExpertFFN) -> None:
+    """Leave to training what was left to it; a router among frozen experts, which are alike, has nothing to learn."""
+    ins, outs = projections(site)[:-1], site.out_proj
+    inside, outside = any(part.weight.requires_grad for part in ins), outs.weight.requires_grad
+    in_bias = any(inside if part.bias is None else part.bias.requires_grad for part in ins)
+    out_bias = outside if outs.bias is None else outs.bias.requires_grad
+    for bank in banks_of(experts):
+        bank.in_proj.requires_grad_(inside)
+        bank.out_proj.requires_grad_(outside)
+        if bank.in_bias is not None and bank.out_bias is not None:
+            bank.in_bias.requires_grad_(in_bias)
+            bank.out_bias.requires_grad_(out_bias)
+    experts.router.weight.requires_grad_(inside or outside or in_bias or out_bias)
 
 
 def put_experts(model: nn.Module, site: Site, experts: ExpertFFN) -> None:
