@@ -13,8 +13,7 @@ from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.experts import ExpertFFN
-from hf_glu.experts.bank import Bank, is_gated
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import Bank, banks_of, is_gated
 from hf_glu.layers.linear import weight_rows
 from hf_glu.layers.sites import Site
 from hf_glu.layers.source import source_activation

@@ -27,7 +27,7 @@ from hf_glu.conversion.upcycling import check_alone, write_experts
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
 from hf_glu.experts import ExpertFFN
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 from hf_glu.experts.losses import watch
 from hf_glu.layers.build import give_dense_configs
 from hf_glu.layers.expert_sites import make_experts, put_experts

@@ -12,7 +12,7 @@ from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import Site
 
