@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
-    ("errors", "jsonio", "inplace", "finding"),
+    ("errors", "jsonio", "inplace", "finding", "equality"),
     ("entry",),
     (
         "selection",

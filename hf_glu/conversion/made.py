@@ -5,11 +5,7 @@ It is kept with the in-projection in memory, not in checkpoints.
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
-import torch
-
+from hf_glu.equality import checksum
 from hf_glu.layers.sites import Site
 
 _SUM = "_hf_glu_out_sum"
@@ -17,17 +13,10 @@ _SUM = "_hf_glu_out_sum"
 
 def note_making(site: Site) -> None:
     """Remember the out-projection of a site that is being widened, before it is fitted."""
-    vars(site.in_proj)[_SUM] = _sum(site.out_proj)
+    vars(site.in_proj)[_SUM] = checksum(*site.out_proj.parameters(recurse=False))
 
 
 def made_with(site: Site) -> bool | None:
     """Tell whether a site has the out-projection that it was converted with; None: nobody knows."""
     known = vars(site.in_proj).get(_SUM)
-    return None if known is None else bool(known == _sum(site.out_proj))
-
-
-def _sum(linear: Any) -> str:
-    found = hashlib.sha256()
-    for parameter in linear.parameters(recurse=False):
-        found.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
+    return None if known is None else bool(known == checksum(*site.out_proj.parameters(recurse=False)))

@@ -64,9 +64,9 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back."""
-        for module, kind in self._classes:
-            if type(module) is not kind:
-                module.__class__ = kind
+        for item, kind in self._classes:
+            if type(item) is not kind:
+                item.__class__ = kind
         for container, content in self._contents:
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
