@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+import transformers
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
 from torch import nn
@@ -286,3 +287,43 @@ def test_a_state_that_would_look_ahead_is_refused_first(family, head):
         assert structure(model) == before
     with pytest.raises(OptionError, match="later tokens"):
         FAMILIES[family].make(head, **more, **{FAMILIES[family].field: target}, hf_glu={"state": {"direction": "both"}})
+
+
+# what takes the residual stream, too, isn't replaced but filled
+RESIDUAL = {
+    "bloom": lambda: transformers.BloomForCausalLM(
+        transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=61)
+    ),
+    "mpt": lambda: transformers.MptForCausalLM(
+        transformers.MptConfig(d_model=16, n_layers=2, n_heads=2, vocab_size=61, max_seq_len=64)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", RESIDUAL)
+def test_experts_where_the_ffn_adds_the_residual_itself(family, tmp_path):
+    torch.manual_seed(0)
+    model = RESIDUAL[family]().eval()
+    before = outputs(model)
+    report = hf_glu.convert(model, "geglu", experts="geglu*2,gelu*2")
+    assert_same(outputs(model), before, "exact")
+    assert report.max_abs_difference <= 1e-5
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert_same(dict(again.state_dict()), dict(model.state_dict()), "bitwise")
+    assert_same(outputs(again), outputs(model), "exact")
+
+
+@pytest.mark.parametrize("family", RESIDUAL)
+def test_no_causal_family_sees_later_tokens(family):
+    torch.manual_seed(0)
+    model = RESIDUAL[family]().eval()
+    with pytest.raises(OptionError, match="later tokens"):
+        hf_glu.convert(model, "stateful_geglu", state={"direction": "both"})
+    hf_glu.convert(model, "modulated_geglu")
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    other = IDS.clone()
+    other[:, -1] = (other[:, -1] + 1) % 61
+    with torch.no_grad():
+        assert_same(model(IDS).logits[:, :-1], model(other).logits[:, :-1], "bitwise")
