@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hf_glu.errors import ConversionError
+from hf_glu.layers.naming import unname
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +38,7 @@ def whole(verb: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P
             _check_ties(model, before.ties)
             planned = getattr(result, "plan", None)
             if planned is None or planned.changes:
-                _unname(model)
+                unname(model)
         except BaseException:
             before.restore()
             raise
@@ -90,14 +91,6 @@ def _parts(model: Any) -> Iterator[Any]:
         else:
             continue
         yield part
-
-
-def _unname(model: Any) -> None:
-    """Have a model and its configs name no checkpoint."""
-    for part in _parts(model):
-        key = "_name_or_path" if isinstance(part, PreTrainedConfig) else "name_or_path"
-        if isinstance(part, (nn.Module, PreTrainedConfig)) and key in vars(part):
-            setattr(part, key, "")
 
 
 def ties(model: Any) -> dict[Tensor, tuple[str, ...]]:
