@@ -12,7 +12,6 @@ from typing import Any
 from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.native import dense_t5_sites
 from hf_glu.conversion.steps import Target
-from hf_glu.equality import align
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.hub import resolve
 from hf_glu.jsonio import write_json
@@ -60,7 +59,6 @@ def load_model(
         raise CheckpointError(f"{source} can't be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{source} lacks weights of {model_class.__name__}, such as {missing[0]}")
-    align(model)
     return model
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
 from hf_glu.activation.modulated import Modulation
 from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig, iso_width
@@ -46,6 +46,11 @@ def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
             found.append((name, module))
             inner |= {id(part) for part in module.modules()}
     return found
+
+
+def is_ours(model: nn.Module) -> bool:
+    """Tell whether a model has an activation, experts or a bank of ours."""
+    return any(isinstance(module, (OwnedModule, MixedBank)) for module in model.modules())
 
 
 def build_ffns(model: nn.Module, config: Any) -> list[Site]:
