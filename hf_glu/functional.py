@@ -18,11 +18,10 @@ OSS_LIMIT = 7.0
 
 def split_gate_up(x: Tensor) -> tuple[Tensor, Tensor]:
     """Split ``[g | u]`` into its halves (views)."""
-    width, odd = divmod(x.shape[-1], 2)
-    if odd:
+    width = x.shape[-1] // 2
+    if x.shape[-1] % 2:
         raise OptionError(f"a gated activation takes [gate | up], an even last dimension, got {tuple(x.shape)}")
-    gate, up = x.split(width, dim=-1)
-    return gate, up
+    return x[..., :width], x[..., width:]
 
 
 def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = False) -> Tensor:

@@ -27,6 +27,14 @@ def stock_class(item: Any, mixin: type[InPlace]) -> type:
     return type(item).__bases__[1] if isinstance(item, mixin) else type(item)
 
 
+def become_stock(item: Any, mixin: type[InPlace]) -> None:
+    """Undo `become`: give ``item`` its own class back, without what the mixin's attributes were; else do nothing."""
+    if isinstance(item, mixin):
+        item.__class__ = type(item).__bases__[1]
+        for name in mixin.__annotations__:
+            vars(item).pop(name, None)
+
+
 _CLASSES: dict[tuple[type, type], type] = {}
 
 

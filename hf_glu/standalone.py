@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_glu.activation import registry
 from hf_glu.config import GluConfig
+from hf_glu.equality import align
 from hf_glu.layers.build import build_ffns
 from hf_glu.layers.completeness import refuse_losses
 from hf_glu.layers.fields import (
@@ -81,7 +82,9 @@ class GluModel(PreTrainedModel):
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
         refuse_losses(model, load_config, loading_info)
-        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        align(model)
+        return info
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -19,7 +19,7 @@ from hf_glu.activation.modulated import ContextSource
 from hf_glu.config import GluConfig
 from hf_glu.errors import NoSiteError, OptionError, nearest
 from hf_glu.experts import find_experts
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 from hf_glu.layers.build import check_selection
 from hf_glu.layers.mixers import gate_begin
 from hf_glu.layers.sites import Site, convertible_sites

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
-    ("errors", "inplace", "finding", "autodiff", "traits", "stopping"),
+    ("errors", "inplace", "finding", "autodiff", "traits", "stopping", "equality"),
     ("files",),
     ("entry", "jsonio", "carrying"),
     (

@@ -16,7 +16,7 @@ from test_stateful import batch, ids
 import hf_glu
 from hf_glu.activation.modulated import ContextSource
 from hf_glu.experts import find_experts
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 
 KINDS = {
     "plain": "{base}", "stateful": "stateful_{base}", "modulated": "modulated_{base}",

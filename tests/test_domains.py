@@ -13,7 +13,7 @@ from rich.console import Console
 from typer import Exit
 
 from hf_glu.experts import find_experts
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.tasks import movies
 

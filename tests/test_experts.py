@@ -18,7 +18,7 @@ from hf_glu import cli
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, TrainingError, UnknownNameError
 from hf_glu.expert_options import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.experts import ExpertFFN, find_experts
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 from hf_glu.training.job import run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 

@@ -101,6 +101,15 @@ def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
     assert model.config.id2label == {0: "0", 1: "1"}
 
 
+def test_a_model_that_reloads_as_another_is_an_error(bases, datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(job_module, "reloads_equal", lambda *_: False)
+    folder = str(datasets / "glue")
+    job = JobOptions(model=bases["bert"], task="sst2", dataset=folder, to="geglu", output=str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="isn't the one that was evaluated"):
+        run_job(job, OPTIONS)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["reloaded_equal"] is False
+
+
 @pytest.mark.slow
 def test_the_check_of_the_reload_can_fail(bases, datasets, tmp_path):
     job = JobOptions(

@@ -16,7 +16,8 @@ from torch import Tensor
 import hf_glu
 from hf_glu.activation.fused import has_compiler
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
-from hf_glu.experts.ffn import banks_of, find_experts
+from hf_glu.experts.bank import banks_of
+from hf_glu.experts.ffn import find_experts
 
 BERT = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
 LLAMA = {

@@ -51,6 +51,22 @@ def watch_context(model: nn.Module) -> None:
             _hook(chunking, refuse_chunks)
 
 
+def unwatch_context(model: nn.Module) -> None:
+    """Take away what `watch_context` has put into ``model``, once no reader is left in it."""
+    if any(True for _ in named_readers(model)):
+        return
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [
+                key for key, hook in hooks.items() if hook in (before_stack, after_stack, before_block, refuse_chunks)
+            ]:
+                for known in (hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
+                    known.pop(key, None)
+        carrying = vars(module).get("_gradient_checkpointing_func")
+        if isinstance(carrying, Carrying):
+            module._gradient_checkpointing_func = carrying.plain  # type: ignore[assignment]
+
+
 def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
     """Yield the readers of a model with their names."""
     for name, module in model.named_modules():
@@ -171,6 +187,9 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if source is not None and now.reading is not None and isinstance(hidden := inputs.get("hidden_states"), Tensor):
         encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
         now.reading.vector = source(hidden, encoded, mask)
+
+
+HOOKS = (before_stack, after_stack, before_block, refuse_chunks)
 
 
 class Carrying:

@@ -21,6 +21,7 @@ from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.entries import config_entries
 from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
 from hf_glu.conversion.guard import check_values
+from hf_glu.conversion.made import note_making
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import modulated
 from hf_glu.conversion.report import Report, SiteReport
@@ -73,9 +74,10 @@ def _convert_site(
         _apply(step, None, options)
         return None
     x = site_inputs(model, site, batches)
-    dtype = site.out_proj.weight.dtype
-    for module in projections(site):
-        module.float()
+    dtypes = [module.weight.dtype for module in projections(site)]
+    for module in projections(site):  # copies: what is fitted is written into
+        bias = None if module.bias is None else module.bias.detach().clone().float()
+        set_rows(module, weight_rows(module).detach().clone().float(), bias)
     old = outputs_of(partial(ffn_output, site), x)
     kept = _best_units(site, x, step.width) if step.narrows else None
     _apply(step, kept, options)
@@ -83,7 +85,7 @@ def _convert_site(
         _set_up_rows(site, constant_direction(x))
     steps = (FitOptions.steps if step.needs_fit else 0) if distill_steps is None else distill_steps
     result = fit(site, x, old, FitOptions(steps=steps))
-    for module in projections(site):
+    for module, dtype in zip(projections(site), dtypes, strict=True):
         module.to(dtype)
     return result
 
@@ -110,6 +112,7 @@ def _apply(step: Step, kept: Tensor | None, options: GluConfig) -> None:
     old = build_elementwise(own) if own else site.act
     if GATED in registry[target].flags and not site.native and not site.activation:
         _widen(site, step)
+        note_making(site)
     if site.native or site.activation != target:
         act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
         site.set_act(act.to(device=_device(site), dtype=_dtype(site)).train(old.training))

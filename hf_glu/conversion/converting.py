@@ -14,6 +14,7 @@ from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, one_after_the_other
 from hf_glu.conversion.steps import Target
+from hf_glu.conversion.transaction import whole
 from hf_glu.conversion.upcycling import expert_options, expert_routes, upcycle
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions
@@ -22,6 +23,7 @@ from hf_glu.layers.sites import find_banks
 from hf_glu.registry import unmixed, unwrapped
 
 
+@whole
 def convert(
     model: Any,
     target: Target | None = None,

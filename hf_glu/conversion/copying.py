@@ -13,12 +13,16 @@ from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.experts import ExpertFFN
-from hf_glu.experts.bank import Bank, is_gated
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import Bank, banks_of, is_gated
+from hf_glu.layers.expert_sites import own_module
+from hf_glu.layers.forward import ffn_output
 from hf_glu.layers.linear import weight_rows
 from hf_glu.layers.sites import Site
 from hf_glu.layers.source import source_activation
+from hf_glu.probe import evaluating
 from hf_glu.routes import Route
+
+ROWS = 16  # random inputs that a module is compared with its parts on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +44,7 @@ def read_source(model: nn.Module, site: Site) -> Source:
         raise ConversionError(f"{site.name} is the gate of a mixer: there is no FFN to make experts of")
     if site.kind == "experts":
         raise ConversionError(f"{site.name} is a bank of experts already: convert(model, NAME) changes their gates")
+    _check_alone(site)
     name = source_activation(model, site)
     size = {"width": site.width, "parameters": site.parameters}
     if site.row.gate is not None:
@@ -53,6 +58,20 @@ def read_source(model: nn.Module, site: Site) -> Source:
     gated = site.widened or site.kind == "packed"
     rows = weight_rows(site.in_proj)
     return Source(site=site, name=name, gated=gated, rows=rows, bias=site.in_proj.bias, **size)
+
+
+@torch.no_grad()
+def _check_alone(site: Site) -> None:
+    """Raise ConversionError where a module that experts replace does more than its parts (Gemma 3n's sparsity)."""
+    module = site.anchor
+    if not own_module(site) or site.in_proj.weight.device.type == "meta":
+        return
+    x = torch.randn(1, ROWS, site.hidden, generator=torch.Generator().manual_seed(0)).to(site.in_proj.weight)
+    with evaluating(module):
+        theirs, ours = module(x), ffn_output(site, x)
+    same = isinstance(theirs, Tensor) and theirs.shape == ours.shape
+    if not same or not torch.allclose(theirs.float(), ours.float(), rtol=1e-2, atol=1e-2 * float(ours.abs().max())):
+        raise ConversionError(f"{site.name}: {type(module).__name__} does more than out(act(in(x))), experts don't")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from hf_glu.activation.learnable import LearnableMix, mixes
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.config import GluConfig
+from hf_glu.conversion.transaction import whole
 from hf_glu.errors import ConversionError, NoSiteError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
 from hf_glu.experts import find_experts
@@ -23,6 +24,7 @@ from hf_glu.layers.source import enclosing_configs
 from hf_glu.registry import GATED, unmixed
 
 
+@whole
 def freeze_mix(model: Any) -> None:
     """Replace every learnable mix by the plain activation that it was annealed to, in place.
 

@@ -8,6 +8,8 @@ import transformers
 from torch import nn
 
 from hf_glu.errors import ConversionError
+from hf_glu.layers.forward import projections
+from hf_glu.layers.sites import convertible_sites
 
 
 def check_convertible(model: Any) -> None:
@@ -30,6 +32,14 @@ def check_convertible(model: Any) -> None:
             raise ConversionError("the model's parameters are sharded (FSDP, DeepSpeed, TP): convert before sharding")
         if not parameter.is_floating_point():
             raise ConversionError(f"{name} is {parameter.dtype}: convert the unquantized checkpoint, then quantize")
+    for site in convertible_sites(model):
+        for linear in projections(site) if site.kind != "experts" else ():
+            if not {"weight", "bias"} <= set(linear._parameters):
+                raise ConversionError(
+                    f"a projection of {site.name} computes its weight anew in each pass (pruning, weight_norm, "
+                    "spectral_norm or another parametrization): make it permanent first (prune.remove, "
+                    "remove_weight_norm, parametrize.remove_parametrizations)"
+                )
 
 
 def is_part(model_class: type) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hf_glu.conversion.guard import check_convertible, check_values
+from hf_glu.conversion.transaction import whole
 from hf_glu.errors import ConversionError, NoSiteError
 from hf_glu.layers.build import native_gate
 from hf_glu.layers.fields import GATED_PREFIX, sync_derived, width_field
@@ -21,6 +22,7 @@ DENSE, GATED = "DenseActDense", "DenseGatedActDense"
 NATIVE_NAMES = {"gelu_new": "gelu", "gelu": None}
 
 
+@whole
 @torch.no_grad()
 def to_native(model: Any) -> int:
     """Turn the converted FFNs of a T5 into the stock gated ones (``wi_0``, ``wi_1``, ``wo``), in place.
@@ -88,8 +90,9 @@ def _replace(model: nn.Module, site: Site) -> None:
     with torch.device("meta"):
         gated = gated_class(governing_configs(model, site)[0])
     act = getattr(site.act, "phi", None)
-    set_rows(gated.wi_0, gate.clone(), None)
-    set_rows(gated.wi_1, up.clone(), None)
+    for linear, rows in ((gated.wi_0, gate), (gated.wi_1, up)):
+        set_rows(linear, rows.clone(), None)
+        linear.weight.requires_grad_(site.in_proj.weight.requires_grad)
     gated.wo, gated.dropout = site.out_proj, dense.dropout
     if isinstance(act, nn.Module):
         gated.act = act

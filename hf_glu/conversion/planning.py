@@ -20,7 +20,7 @@ from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_o
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
 from hf_glu.layers.build import check_selection, gated_width, native_gate
-from hf_glu.layers.context_sites import source_places
+from hf_glu.layers.context_sites import check_directions, source_places
 from hf_glu.layers.linear import out_features
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
@@ -78,6 +78,7 @@ def plan(
     check_convertible(model)
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
+    check_directions(model, stateful(sites), StateOptions.from_dict(options.state))
     steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
     steps = _with_mixes(_with_biases(_awake(steps, options)), mix)
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
@@ -117,6 +118,11 @@ def read_options(
         raise OptionError(f"mix {useless[0]} is for moa_swiglu and other moa names, not {', '.join(names)}")
     states, contexts = StateOptions.from_dict(state).to_dict(), ContextOptions.from_dict(context).to_dict()
     return GluConfig(mix=None if mix is None else dict(mix), state=states or None, context=contexts or None)
+
+
+def stateful(sites: Iterable[tuple[Site, str]]) -> list[Site]:
+    """Return the sites that get stateful activations."""
+    return [site for site, target in sites if STATEFUL in registry[target].flags]
 
 
 def modulated(steps: tuple[Step, ...]) -> list[Site]:

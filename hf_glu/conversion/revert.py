@@ -6,36 +6,49 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation.learnable import LearnableMix
+from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig
+from hf_glu.context import unwatch_context
 from hf_glu.conversion.guard import check_convertible, check_values
+from hf_glu.conversion.made import made_with
+from hf_glu.conversion.transaction import whole
 from hf_glu.errors import ConversionError, NoSiteError
+from hf_glu.inplace import become_stock
 from hf_glu.layers.context_sites import remove_sources
 from hf_glu.layers.fields import write_activation
 from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.sites import Site, find_sites
+from hf_glu.layers.mixers import GatedMixer
+from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import governing_configs
-from hf_glu.registry import core
-from hf_glu.routes import find_route
+from hf_glu.registry import LEARNABLE, core
+from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Undo:
-    """The dense in-projection and activation that a site gets back."""
+    """What a site gets back: its activation and, where it was dense, the rows and bias of its in-projection."""
 
     site: Site
-    dense: str
-    rows: Tensor
-    bias: Tensor | None
+    name: str
+    act: nn.Module
+    rows: Tensor | None = None
+    bias: Tensor | None = None
 
 
+@whole
 @torch.no_grad()
 def revert(model: Any) -> int:
-    """Give ``model`` its dense FFNs back, in place, where its conversion is as it was made.
+    """Give ``model`` its FFNs back as they were, in place, where its conversion is as it was made.
+
+    Dense FFNs are dense again, and the gates of families that have some are their own again. The model computes the
+    same afterwards; where the conversion was an approximate one, made in this process and not fitted, it computes what
+    it did before that.
 
     Returns:
         The number of sites that were reverted.
@@ -47,39 +60,85 @@ def revert(model: Any) -> int:
     """
     check_convertible(model)
     check_values(model)
-    converted = [site for site in find_sites(model) if site.widened]
+    converted = [site for site in convertible_sites(model) if site.widened or site.activation]
     if not converted:
         raise NoSiteError(f"{type(model).__name__} has no converted feed-forward network to revert")
     undone = [_undo(model, site) for site in converted]
-    configs = {id(config): config for site in converted for config in governing_configs(model, site)}
+    names = {id(config): (config, step.name) for step in undone for config in governing_configs(model, step.site)}
     for step in undone:
-        act = step.site.act
-        set_rows(step.site.in_proj, step.rows.clone(), step.bias)
-        owner, inner = innermost(act)
-        phi = inner if owner is not None and core(str(step.site.activation)) == step.dense else None
-        phi = build_elementwise(step.dense) if phi is None else phi
-        step.site.set_act(phi.train(act.training))
+        if step.rows is not None:
+            set_rows(step.site.in_proj, step.rows, step.bias)
+        step.site.set_act(step.act.train(step.site.act.training))
+        become_stock(step.site.anchor, GatedMixer)
     remove_sources(model)
-    for config in configs.values():
-        write_activation(config, undone[0].dense)
+    unwatch_context(model)
+    for config, name in names.values():
+        write_activation(config, name)
         config.hf_glu = None
     return len(undone)
 
 
 def _undo(model: Any, site: Site) -> _Undo:
     options = GluConfig.of(governing_configs(model, site)[0])
-    name, dense = str(site.activation), options.dense_act
-    why = f"{site.name} can't be reverted: "
+    name, why = str(site.activation), f"{site.name} can't be reverted: "
+    dense = options.dense_act or (core(name) if site.native else None)
     if dense is None or options.width is not None:
         raise ConversionError(why + ("it is narrower than the dense one was" if dense else "it was never dense"))
-    if registry[name].gate is None and registry[name].formula is None:
+    act = _plain(site, dense)
+    if act is None or not all(shift.neutral() for shift in shifts(site.act)):
+        raise ConversionError(why + f"{name} isn't {dense} any more: it was trained")
+    if site.native:
+        return _Undo(site=site, name=dense, act=act)
+    route = _route(dense, name)
+    if route is None:
         raise ConversionError(why + f"{name} has no dense form")
-    route = find_route(dense, name)
+    known = made_with(site)
+    if known is False or (known is None and route.promise == APPROXIMATE):
+        kind = "its out-projection was trained or fitted" if known is False else "nobody knows its out-projection now"
+        raise ConversionError(why + f"{kind}, and {dense} -> {name} was {route.promise}")
+    rows, bias = _dense_rows(site, route, options)
+    if rows is None:
+        raise ConversionError(why + f"its weights are not those that {dense} -> {name} gives: it was trained or fitted")
+    return _Undo(site=site, name=dense, act=act, rows=rows, bias=bias)
+
+
+def _plain(site: Site, dense: str) -> nn.Module | None:
+    """Return the activation inside of ours, where it is ``dense``, or None; its parameters stay."""
+    owner, inner = innermost(site.act)
+    if isinstance(inner, LearnableMix):
+        return _start(inner, dense)
+    if site.native:
+        return inner
+    return inner if owner is not None and core(str(site.activation)) == dense else build_elementwise(dense)
+
+
+def _start(mix: LearnableMix, dense: str) -> nn.Module | None:
+    """Return the function that a mix starts at, None where it has moved."""
+    if dense not in mix.names:
+        return None
+    index = mix.names.index(dense)
+    start = torch.zeros_like(mix.mix)
+    start[index] = 1
+    adapts = isinstance(mix, TokenMix) and mix.choice is not None and bool(mix.choice.any())
+    moved = adapts or not torch.equal(mix.coefficients(), start)
+    return None if moved else mix.functions[index]
+
+
+def _route(dense: str, name: str) -> Route | None:
+    """Return the route by which a dense FFN became one with the gate ``name``."""
+    if LEARNABLE in registry[name].flags:
+        return mix_route(dense, gated=True)
+    if registry[name].gate is None and registry[name].formula is None:
+        return None
+    return find_route(dense, name)
+
+
+def _dense_rows(site: Site, route: Route, options: GluConfig) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weight rows and the bias of the dense in-projection; no rows where no dense one gives the gated."""
     rows, bias = weight_rows(site.in_proj), site.in_proj.bias
     s, t, c = route.constants(rows.dtype)
     gate, up = rows.chunk(2)
-    old = up / t if t else gate / s
-    old_bias = None
+    old, old_bias = up / t if t else gate / s, None
     untouched = torch.equal(gate, old * s) and torch.equal(up, old * t if t else torch.zeros_like(up))
     if bias is not None:
         gate_bias, up_bias = bias.chunk(2)
@@ -87,6 +146,4 @@ def _undo(model: Any, site: Site) -> _Undo:
         untouched &= torch.equal(gate_bias, old_bias * s) and torch.equal(up_bias, old_bias * t + c)
         if options.bias and not old_bias.any():
             old_bias = None  # the conversion had added it
-    if not untouched or not all(shift.neutral() for shift in shifts(site.act)):
-        raise ConversionError(why + f"its weights are not those that {dense} -> {name} gives: it was trained or fitted")
-    return _Undo(site=site, dense=dense, rows=old, bias=None if old_bias is None else old_bias.clone())
+    return (old.clone() if untouched else None), None if old_bias is None else old_bias.clone()

@@ -22,11 +22,12 @@ from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.fitting import HELD_OUT, RIDGE
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.planning import chosen_sites
+from hf_glu.conversion.transaction import whole
 from hf_glu.conversion.upcycling import check_alone, write_experts
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
 from hf_glu.experts import ExpertFFN
-from hf_glu.experts.ffn import banks_of
+from hf_glu.experts.bank import banks_of
 from hf_glu.experts.losses import watch
 from hf_glu.layers.build import give_dense_configs
 from hf_glu.layers.expert_sites import make_experts, put_experts
@@ -60,6 +61,7 @@ class SplitReport:
         return {"experts": self.experts, "top_k": self.top_k, "curves": self.curves}
 
 
+@whole
 @torch.no_grad()
 def split_experts(
     model: Any, experts: int, *, top_k: int, calibration: Any, tokenizer: Any = None, layers: Any = None,

@@ -49,6 +49,8 @@ def routed_inputs(model: Any, bank: Site, batches: Batches) -> tuple[Tensor, Ten
 @torch.no_grad()
 def drop_gates(bank: Any, source: str, x: Tensor, experts: Tensor) -> Fit:
     """Fit the out-projection of each ungated expert on the tokens that are routed to it, and clear its up rows."""
+    for name, old in bank.named_parameters(recurse=False):  # copies: they are written into
+        setattr(bank, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
     before = after = total = 0.0
     act = build_elementwise(source).to(x)
     expert = tokens = 0

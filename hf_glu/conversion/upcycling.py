@@ -33,7 +33,7 @@ from hf_glu.experts.bank import flags_of, is_gated
 from hf_glu.experts.losses import watch
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.layers.build import give_dense_configs
-from hf_glu.layers.context_sites import place_sources
+from hf_glu.layers.context_sites import check_directions, place_sources
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_field, write_activation
 from hf_glu.layers.sites import Site, convertible_sites, find_sites
@@ -84,6 +84,8 @@ def upcycle(
     layers = selection_of(sites, convertible_sites(model))
     named = [group.name for group in (*options.experts, *options.always_on)]
     acts = read_options(named, _mix([source.name for source in sources], options, mix), state, context)
+    if STATEFUL in flags_of(options):
+        check_directions(model, sites, StateOptions.from_dict(acts.state))
     total = sum(parameter.numel() for parameter in model.parameters())
     comparison = Comparison(model, [], inputs, check=check) if check else None
     bias = [s.bias is not None or any(r.up_bias for r in each) for s, each in zip(sources, routes, strict=True)]

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_glu.conversion import convert
+from hf_glu.equality import align
 from hf_glu.errors import HfGluError
 from hf_glu.files import scratch_folder
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
@@ -183,6 +184,7 @@ def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
         again, info = type(model).from_pretrained(folder, output_loading_info=True)
         if bad := {key: sorted(map(str, value))[:2] for key, value in info.items() if value}:
             return f"reloading: {bad}"
+        align(again)
         if any(value for value in max_abs_difference(run(again.eval(), inputs), after).values()):
             return "the reloaded model differs"
     return None

@@ -128,6 +128,11 @@ class Bank(OwnedModule):
         return f"{self.count} x {self.name}, width={self.width}"
 
 
+def banks_of(modules: nn.Module) -> list[Bank]:
+    """Return the banks in a list of modules, also those that PEFT has wrapped."""
+    return [module for module in modules.modules() if isinstance(module, Bank)]
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return tensors in autocast's dtype, where that is on: the grouped GEMM has no rule of its own there."""
     kind = tensors[0].device.type

@@ -15,7 +15,8 @@ from hf_glu.activation import OwnedModule
 from hf_glu.config import GluConfig
 from hf_glu.context.passes import current_pass
 from hf_glu.expert_options import ExpertOptions
-from hf_glu.experts.bank import Bank, choose_backend
+from hf_glu.experts import tracing
+from hf_glu.experts.bank import Bank, banks_of, choose_backend
 from hf_glu.experts.loop import combine, dispatch, sum_rows
 from hf_glu.experts.losses import Scale, inject
 from hf_glu.experts.router import Router, Routing
@@ -72,6 +73,8 @@ class ExpertFFN(OwnedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the experts."""
+        if torch.jit.is_tracing():
+            return tracing.experts(self, x)
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)
         out = self._routed(tokens, routing)
@@ -128,7 +131,7 @@ class ExpertFFN(OwnedModule):
         cpu = tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         plain = all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
         few = len(tokens) == 1 or (len(self.banks) > 1 and pairs <= FEW)
-        return few and pairs > 0 and cpu and plain and self.options.backend is None and not torch.jit.is_tracing()
+        return few and pairs > 0 and cpu and plain and self.options.backend is None
 
     def _few(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Compute one expert after the other, the same sums in the same order."""
@@ -168,11 +171,6 @@ class ExpertFFN(OwnedModule):
                 outputs.append(bank(rows[start:end], own, backend, *mine))
             start, first = end, first + group.count
         return torch.cat(outputs)
-
-
-def banks_of(modules: nn.Module) -> list[Bank]:
-    """Return the banks in a list of modules, also those that PEFT has wrapped."""
-    return [module for module in modules.modules() if isinstance(module, Bank)]
 
 
 def find_experts(model: nn.Module) -> dict[str, ExpertFFN]:

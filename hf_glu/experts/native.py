@@ -17,6 +17,7 @@ from hf_glu.activation.elementwise import elementwise_names
 from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.expert_options import Group
+from hf_glu.experts import tracing
 from hf_glu.inplace import InPlace, become
 from hf_glu.registry import unwrapped
 
@@ -73,6 +74,8 @@ class MixedBank(InPlace, nn.Module):
         Raises:
             ConversionError: the experts are spread over several processes.
         """
+        if torch.jit.is_tracing():
+            return tracing.native_experts(self, hidden_states, top_k_index, top_k_weights)
         if self._is_expert_parallel:
             raise ConversionError("experts with activations of their own can't be spread over processes")
         if not len(hidden_states):

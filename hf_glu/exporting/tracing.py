@@ -1,28 +1,14 @@
-"""What our modules compute while a graph is traced: the same, by operations whose shapes depend on no values.
-
-Training code sorts tokens by expert and asks how many each has; a tracer can't. Here the experts go one after the
-other, each with the tokens that chose it, as all exporters can write it down.
-
-Shapes: T tokens, N of which chose an expert, k experts a token, E experts, H hidden size.
-"""
+"""Having our experts compute, while any tracer runs, what they compute under `torch.jit.trace`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from hf_glu.context.passes import current_pass, within
 from hf_glu.experts import ExpertFFN
-from hf_glu.experts.bank import Bank
-from hf_glu.experts.ffn import banks_of
 from hf_glu.experts.native import MixedBank
+from hf_glu.experts.tracing import experts, native_experts
 
 
 @contextmanager
@@ -36,78 +22,3 @@ def traceable() -> Iterator[None]:
     ]  # fmt: skip
     with patch_attributes([(owner, name, lambda _, way=way: way) for owner, name, way in ways]):
         yield
-
-
-def experts(ffn: ExpertFFN, x: Tensor) -> Tensor:
-    """`ExpertFFN.forward`."""
-    tokens = x.reshape(-1, ffn.hidden)
-    routing = ffn.router(tokens)
-    each = [(bank, expert) for bank in banks_of(ffn.banks) for expert in range(bank.count)]
-    out = _routed(tokens, routing.experts, routing.weights, each)
-    for bank in banks_of(ffn.shared):
-        for expert in range(bank.count):
-            out = out + _expert(bank, expert, tokens).to(out.dtype)
-    out = out.to(x.dtype).view(x.shape)
-    return out if ffn.dropout is None else ffn.dropout(out)
-
-
-def _routed(tokens: Tensor, chosen: Tensor, scale: Tensor, each: list[tuple[Any, int]]) -> Tensor:
-    """Return the weighted sum ``[T, H]`` of experts, each a bank and the expert's place in it."""
-    total = torch.zeros_like(tokens, dtype=torch.promote_types(tokens.dtype, scale.dtype))
-    for number, (bank, expert) in enumerate(each):
-        mine = chosen == number
-        weight = (scale * mine).sum(1)
-        if isinstance(bank, Bank) and bank.reads:  # it is given the text around its tokens, too, as padding
-            y = _expert(bank, expert, tokens, mine.any(1))
-            total = total + weight.unsqueeze(1) * y
-        else:
-            rows = mine.any(1).nonzero().squeeze(1)
-            y = _expert(bank, expert, tokens[rows])
-            total = total.index_add(0, rows, (weight[rows].unsqueeze(1) * y).to(total.dtype))
-    return total
-
-
-def _expert(bank: Any, expert: int, x: Tensor, mine: Tensor | None = None) -> Tensor:
-    """Return an expert's outputs for ``x``, both ``[N, H]``; ``mine`` ``[T]`` are those of one that reads a text."""
-    if not isinstance(bank, Bank):
-        return bank(expert, x)
-    act = bank.acts[expert if bank.reads else 0]
-    hidden = _linear(x, bank.in_proj, bank.in_bias, expert)
-    with _told(mine):
-        units = act(hidden).to(x.dtype)
-    return _linear(units, bank.out_proj, bank.out_bias, expert)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
-    return functional.linear(x, weight[expert], None if bias is None else bias[expert].to(x.dtype))
-
-
-def _told(mine: Tensor | None) -> AbstractContextManager[None]:
-    """Have readers take all tokens but ``mine`` for padding; None: as they are told anyway."""
-    now = current_pass()
-    if now is None or now.reading is None or mine is None:
-        return nullcontext()
-    reading = now.reading
-    own = mine.view(reading.batch, reading.length)
-    valid = own if reading.valid is None else own & reading.valid
-    return within(replace(now, reading=replace(reading, valid=valid)))
-
-
-def native_experts(bank: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """`MixedBank.forward`."""
-    groups = [number for number, group in enumerate(bank.groups) for _ in range(group.count)]
-    one = partial(_native_expert, bank, groups)
-    out = _routed(hidden_states, top_k_index, top_k_weights, [(one, expert) for expert in range(len(groups))])
-    return out.to(hidden_states.dtype)
-
-
-def _native_expert(bank: Any, groups: list[int], expert: int, x: Tensor) -> Tensor:
-    projected = _projected(bank, x, "gate_up_proj", expert)
-    out = _projected(bank, bank.gate(groups[expert], projected), "down_proj", expert)
-    return bank.post_expert_norm(out) if bank.has_post_expert_norm else out
-
-
-def _projected(bank: Any, x: Tensor, name: str, expert: int) -> Tensor:
-    weight = getattr(bank, name)[expert]
-    bias = getattr(bank, f"{name}_bias")[expert].flatten() if bank.has_bias else None
-    return functional.linear(x, weight.T if bank.is_transposed else weight, bias)

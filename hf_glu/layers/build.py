@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
 from hf_glu.activation.modulated import Modulation
 from hf_glu.activation.wrapped import shifts
 from hf_glu.config import GluConfig, iso_width
@@ -24,7 +24,7 @@ from hf_glu.experts import find_experts
 from hf_glu.experts.bank import flags_of
 from hf_glu.experts.losses import watch
 from hf_glu.experts.native import MixedBank, mix_bank
-from hf_glu.layers.context_sites import place_sources
+from hf_glu.layers.context_sites import check_directions, place_sources
 from hf_glu.layers.expert_sites import make_experts, put_experts
 from hf_glu.layers.fields import activation_of, default_activation, names_ours, write_activation
 from hf_glu.layers.forward import projections
@@ -33,8 +33,9 @@ from hf_glu.layers.mixers import own_gate
 from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import governing_configs
 from hf_glu.layers.table import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES
-from hf_glu.registry import GATED, MODULATED
+from hf_glu.registry import GATED, MODULATED, STATEFUL
 from hf_glu.selection import check_layers, highest, selected
+from hf_glu.state_options import StateOptions
 
 
 def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
@@ -46,6 +47,11 @@ def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
             found.append((name, module))
             inner |= {id(part) for part in module.modules()}
     return found
+
+
+def is_ours(model: nn.Module) -> bool:
+    """Tell whether a model has an activation, experts or a bank of ours."""
+    return any(isinstance(module, (OwnedModule, MixedBank)) for module in model.modules())
 
 
 def build_ffns(model: nn.Module, config: Any) -> list[Site]:
@@ -90,8 +96,11 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
     for site in ours:
+        options = options_of(model, site)
         if any(isinstance(shift, Modulation) for shift in shifts(site.act)):
-            place_sources(model, [site], ContextOptions.from_dict(options_of(model, site).context))
+            place_sources(model, [site], ContextOptions.from_dict(options.context))
+        if STATEFUL in registry[str(site.activation)].flags:
+            check_directions(model, [site], StateOptions.from_dict(options.state))
     watch_context(model)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
@@ -108,6 +117,8 @@ def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> li
     if wanted is None:
         return sites
     chosen = [site for site in sites if site.kind != "experts" and selected(options.layers, site.layer, site.stack)]
+    if STATEFUL in flags_of(wanted):
+        check_directions(model, chosen, StateOptions.from_dict(options.state))
     if MODULATED in flags_of(wanted):
         place_sources(model, chosen, ContextOptions.from_dict(options.context))
     for site in chosen:

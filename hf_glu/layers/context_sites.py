@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from hf_glu.activation.modulated import ContextSource
 from hf_glu.context.hooks import stack_and_blocks
 from hf_glu.context_options import ContextOptions
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.layers.sites import Site
+from hf_glu.state_options import StateOptions
+
+_GENERATORS = frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES).difference(
+    modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +53,7 @@ def source_places(model: nn.Module, sites: list[Site], options: ContextOptions) 
         if options.layer >= len(blocks):
             raise OptionError(f"context layer {options.layer} is out of range: the stack has {len(blocks)} layers")
         block = blocks[options.layer]
-        pool = _pool(model, stack, block, site, options)
+        pool = _pool(model, stack, site, options)
         found.setdefault(id(block), SourcePlace(block=block, hidden=site.hidden, pool=pool))
     return list(found.values())
 
@@ -64,17 +70,37 @@ def place_sources(model: nn.Module, sites: list[Site], options: ContextOptions) 
         place.block.context_source = source.to(dtype=like.dtype).train(place.block.training)
 
 
-def _pool(model: Any, stack: Any, block: nn.Module, site: Site, options: ContextOptions) -> str:
-    """Return how a stack's vector is made: causal stacks must not see later tokens."""
+def check_directions(model: nn.Module, sites: list[Site], options: StateOptions) -> None:
+    """Raise OptionError where a state of ``sites`` would look ahead in a stack that must not see later tokens."""
+    for site in sites if options.direction == "both" else ():
+        stack, _ = stack_and_blocks(model, site.name)
+        if _causal(model, stack, site):
+            raise OptionError(
+                f"{site.name}: a state in both directions would let {type(stack).__name__} see later tokens: use "
+                "direction=forward, or layers=encoder where there is one"
+            )
+
+
+def _causal(model: Any, stack: Any, site: Site) -> bool:
+    """Tell whether a site is in a stack that must not see later tokens.
+
+    Not every causal attention says so of itself (Bloom's, MPT's, those without softmax): neither does any of a family
+    that Transformers has for generation and not for filling masks look ahead.
+    """
     config = getattr(stack, "config", model.config)
-    causal = site.stack == "decoder" or (
-        site.stack is None
-        and (
-            site.kind == "mixer"
-            or getattr(config, "is_decoder", False)
-            or any(getattr(module, "is_causal", False) for module in block.modules())
-        )
+    generates = getattr(config, "model_type", None) in _GENERATORS and not getattr(config, "is_encoder_decoder", False)
+    return (
+        site.stack == "decoder"
+        or site.kind == "mixer"
+        or generates
+        or getattr(config, "is_decoder", False)
+        or any(getattr(module, "is_causal", False) for module in stack.modules())
     )
+
+
+def _pool(model: Any, stack: Any, site: Site, options: ContextOptions) -> str:
+    """Return how a stack's vector is made."""
+    causal = _causal(model, stack, site)
     if options.pool == "encoder" and causal:
         if site.stack != "decoder" or not getattr(model.config, "is_encoder_decoder", False):
             raise OptionError(f"context pool=encoder needs a decoder with an encoder, not {type(stack).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from hf_glu.config import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
+from hf_glu.experts.bank import banks_of
 from hf_glu.layers.class_rules import carry_rules
+from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import Site
 
 # what may stand in an FFN's own module beside its parts
@@ -30,9 +33,14 @@ class FirstOnly(nn.Module):
 
 
 def own_module(site: Site) -> bool:
-    """Tell whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced."""
+    """Tell whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced.
+
+    Bloom's and MPT's take the residual stream, too, and add it: experts take the place of what is inside of them.
+    """
     paths = [path for path in (site.row.gate, site.row.in_proj, site.row.act, site.row.out_proj) if path]
     if not site.name or any("." in path for path in paths):
+        return False
+    if len(signature(type(site.anchor).forward).parameters) != 2:  # itself and its input
         return False
     return all(name in paths or isinstance(child, BESIDE) for name, child in site.anchor.named_children())
 
@@ -40,7 +48,7 @@ def own_module(site: Site) -> bool:
 def make_experts(
     site: Site, options: ExpertOptions, *, bias: bool, width: int, acts: GluConfig | None = None
 ) -> ExpertFFN:
-    """Return fresh experts for a site, on its device and in the dtypes of its projections."""
+    """Return fresh experts for a site, in its device and dtypes, and trainable where the site's own parts are."""
     weight = site.in_proj.weight
     dropout = next((child for child in site.anchor.children() if isinstance(child, nn.Dropout)), None)
     with torch.device(weight.device):
@@ -50,6 +58,7 @@ def make_experts(
     for name, parameter in made.named_parameters():
         if re.search(OUT, name):
             parameter.data = parameter.data.to(site.out_proj.weight.dtype)
+    _freeze_as(site, made)
     return made
 
 
@@ -61,6 +70,21 @@ def _carry(model: nn.Module, site: Site) -> None:
         for path in paths:
             old = [f"{site.name}.{path}.{part}".lstrip(".") for part in ("weight", "bias")]
             carry_rules(model, old, place, kind)
+
+
+def _freeze_as(site: Site, experts: ExpertFFN) -> None:
+    """Leave to training what was left to it; a router among frozen experts, which are alike, has nothing to learn."""
+    ins, outs = projections(site)[:-1], site.out_proj
+    inside, outside = any(part.weight.requires_grad for part in ins), outs.weight.requires_grad
+    in_bias = any(inside if part.bias is None else part.bias.requires_grad for part in ins)
+    out_bias = outside if outs.bias is None else outs.bias.requires_grad
+    for bank in banks_of(experts):
+        bank.in_proj.requires_grad_(inside)
+        bank.out_proj.requires_grad_(outside)
+        if bank.in_bias is not None and bank.out_bias is not None:
+            bank.in_bias.requires_grad_(in_bias)
+            bank.out_bias.requires_grad_(out_bias)
+    experts.router.weight.requires_grad_(inside or outside or in_bias or out_bias)
 
 
 def put_experts(model: nn.Module, site: Site, experts: ExpertFFN) -> None:

@@ -40,12 +40,14 @@ def parameter_count(linear: nn.Module) -> int:
 def set_rows(linear: AnyLinear, rows: Tensor, bias: Tensor | None) -> None:
     """Give ``linear`` the weight ``rows`` ``[out, in]`` and ``bias`` ``[out]`` in place, keeping the module itself.
 
-    The module keeps its identity (hooks, names); its parameters are new ones, trainable where the old ones were.
+    The module keeps its identity (hooks, names); its parameters are new ones, trainable where the old ones were (a new
+    bias where the weight was).
     """
     trainable = linear.weight.requires_grad
+    bias_trainable = trainable if linear.bias is None else linear.bias.requires_grad
     stored = rows.T.contiguous() if isinstance(linear, Conv1D) else rows.contiguous()
     linear.weight = nn.Parameter(stored, requires_grad=trainable)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)
+    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=bias_trainable)
     if isinstance(linear, Conv1D):
         linear.nf, linear.nx = rows.shape
     else:

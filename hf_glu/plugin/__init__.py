@@ -1,6 +1,6 @@
-"""The only part of hf_glu that touches Transformers' globals, reversibly.
+"""The only part of hf_glu that touches Transformers' and PEFT's globals, reversibly.
 
-`register` doesn't import Transformers: it hooks the modules that it patches as they are imported, or at once if they
+`register` imports neither: it hooks the modules that it patches as they are imported, or at once if they
 already are.
 """
 
@@ -17,12 +17,14 @@ import wrapt
 
 from hf_glu.plugin.patching import Patches
 
-# Transformers' module -> ours, whose `install(module, patches)` patches it
+# a module of Transformers' or PEFT's -> ours, whose `install(module, patches)` patches it
 HOOKED = {
     "transformers.activations": "hf_glu.plugin.names",
     "transformers.configuration_utils": "hf_glu.plugin.configs",
     "transformers.modeling_utils": "hf_glu.plugin.models",
     "transformers.trainer": "hf_glu.plugin.trainers",
+    "peft.tuners.lora.dora": "hf_glu.plugin.dora",
+    "peft.tuners.tuners_utils": "hf_glu.plugin.merging",
 }
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()

@@ -6,7 +6,8 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from hf_glu.layers.build import build_ffns
+from hf_glu.equality import align
+from hf_glu.layers.build import build_ffns, is_ours
 from hf_glu.layers.completeness import refuse_losses
 from hf_glu.layers.fields import sync_derived
 from hf_glu.layers.pretrained import initialize
@@ -50,7 +51,10 @@ def install(module: ModuleType, patches: Patches) -> None:
     def finalize(model: Any, load_config: Any, loading_info: Any) -> Any:
         check_source(model, load_config, forget_converters(model))
         refuse_losses(model, load_config, loading_info)
-        return plain_finalize(model, load_config, loading_info)
+        info = plain_finalize(model, load_config, loading_info)
+        if is_ours(model):
+            align(model)
+        return info
 
     patches.set(model_class, "__init__", init)
     patches.set(model_class, "post_init", post_init)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.equality import align, checksums, same_bits
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.files import scratch_folder
 from hf_glu.jsonio import write_json
@@ -35,9 +37,11 @@ def expected_outputs(model: Any) -> dict[str, Any]:
             f"{type(model).__name__} doesn't take token ids, so that nothing can be compared: push it with check=False "
             "(--no-check)"
         ) from None
+    align(model)
     return {
         "inputs": inputs,
         "outputs": run(model, inputs),
+        "weights": checksums(model),
         "class": type(model).__name__,
         "device": str(next(model.parameters()).device),
         "options": {"attn_implementation": model.config._attn_implementation},
@@ -45,7 +49,7 @@ def expected_outputs(model: Any) -> dict[str, Any]:
 
 
 def check_loads(folder: Path, expected: Mapping[str, Any], *, code: bool) -> tuple[str, ...]:
-    """Load ``folder`` in fresh processes, compare bitwise, and return how it was loaded.
+    """Load ``folder`` in fresh processes, compare weights and outputs bitwise, and return how it was loaded.
 
     Args:
         folder: a checkpoint.
@@ -57,9 +61,14 @@ def check_loads(folder: Path, expected: Mapping[str, Any], *, code: bool) -> tup
     """
     ways = {PLUGIN: "", **({CODE: _auto_class(folder, expected["class"])} if code else {})}
     for way, auto_class in ways.items():
-        found = _fresh_outputs(folder, expected, way, auto_class)
-        different = [key for key, value in expected["outputs"].items() if not _bitwise(value.cpu(), found.get(key))]
-        if different or found.keys() != expected["outputs"].keys():
+        found, weights = _fresh(folder, expected, way, auto_class)
+        if changed := sorted(key for key, value in expected["weights"].items() if weights.get(key) != value):
+            raise CheckpointError(
+                f"loaded in a fresh process ({way}), the model has other weights, such as {changed[0]}: it isn't pushed"
+            )
+        outputs = {key: value.cpu() for key, value in expected["outputs"].items()}
+        different = [key for key in outputs if key not in found or not same_bits(outputs[key], found[key])]
+        if different or found.keys() != outputs.keys():
             raise CheckpointError(
                 f"loaded in a fresh process ({way}), the model gives other {', '.join(different) or 'outputs'}: "
                 "it isn't pushed"
@@ -80,7 +89,10 @@ def _auto_class(folder: Path, name: str) -> str:
     raise CheckpointError(f"no Auto class loads {name} by the code beside it: push it with code=False (--no-code)")
 
 
-def _fresh_outputs(folder: Path, expected: Mapping[str, Any], way: str, auto_class: str) -> dict[str, Tensor]:
+def _fresh(
+    folder: Path, expected: Mapping[str, Any], way: str, auto_class: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the outputs and the weights' checksums of ``folder`` in a fresh process."""
     from safetensors.torch import load_file, save_file
 
     with scratch_folder() as scratch:
@@ -95,7 +107,8 @@ def _fresh_outputs(folder: Path, expected: Mapping[str, Any], way: str, auto_cla
         if done.returncode:
             why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
             raise CheckpointError(f"the model doesn't load in a fresh process ({way}), so that it isn't pushed: {why}")
-        return load_file(scratch / "outputs.safetensors")
+        weights = json.loads((scratch / "weights.json").read_text(encoding="utf-8"))
+        return load_file(scratch / "outputs.safetensors"), weights
 
 
 def _environment(scratch: Path) -> dict[str, str]:
@@ -106,9 +119,3 @@ def _environment(scratch: Path) -> dict[str, str]:
         **os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }  # fmt: skip
-
-
-def _bitwise(a: Tensor, b: Tensor | None) -> bool:
-    if b is None or a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

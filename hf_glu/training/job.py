@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 
 from hf_glu.activation.learnable import mixes
 from hf_glu.conversion import freeze_mix
-from hf_glu.errors import OptionError
+from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.experts.statistics import active_parameters
 from hf_glu.files import check_folder, remove_partials, whole_folder, writing
 from hf_glu.jsonio import read_object, write_json
@@ -226,6 +226,10 @@ class Job:
             size = self.options.eval_batch_size
             results["reloaded_equal"] = reloads_equal(self.model, self.tokenizer, folder, first, size)
             write_json(folder / RESULTS, results)
+            if not results["reloaded_equal"]:
+                raise CheckpointError(
+                    f"{folder}: the saved model, loaded again, isn't the one that was evaluated: don't use it"
+                )
             checkpoints.remove_all(folder)
 
     def predict_tests(self, folder: Path) -> None:

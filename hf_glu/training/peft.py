@@ -7,7 +7,7 @@ from its own folder, ``merge_and_unload``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_glu.errors import NoSiteError, OptionError, nearest
 from hf_glu.experts import find_experts
 from hf_glu.experts.bank import Bank
-from hf_glu.layers.linear import LINEAR
+from hf_glu.layers.linear import LINEAR, weight_rows
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.training.gates import count_parameters, train_all, train_only_gates
 from hf_glu.training.parts import (
@@ -76,6 +76,8 @@ def lora_config(
     transposed = any(isinstance(modules[name], Conv1D) for name in linear)
     if transposed and banks:
         raise OptionError("PEFT has no adapter for both GPT-2's Conv1D layers and 3-D experts: use targets='ffn'")
+    if more.get("use_dora"):
+        _check_dora(modules, linear)
     full = [_wrapped(name, banks) for name in full]
     saved = list(dict.fromkeys([*full, *(more.pop("modules_to_save", None) or [])]))
     return LoraConfig(
@@ -87,6 +89,17 @@ def lora_config(
         **{"fan_in_fan_out": transposed, **more},
         **({"target_parameters": banks} if banks else {}),
     )
+
+
+def _check_dora(modules: Mapping[str, nn.Module], names: list[str]) -> None:
+    """Raise OptionError where DoRA, which divides by the norm of each row, would find one that is 0."""
+    for name in names:
+        module = modules[name]
+        if isinstance(module, LINEAR) and not weight_rows(module).any(dim=1).all():
+            raise OptionError(
+                f"{name} has rows of 0 (the up rows of an exact conversion), and DoRA divides by each row's norm: use "
+                "LoRA without DoRA, or targets='out'"
+            )
 
 
 def _wrapped(name: str, banks: list[str]) -> str:

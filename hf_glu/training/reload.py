@@ -17,6 +17,8 @@ def main(scratch: str) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
     import hf_glu  # noqa: F401  (registers)
+    from hf_glu.equality import align, checksums
+    from hf_glu.jsonio import write_json
     from hf_glu.tasks.table import MOVIES
     from hf_glu.training.features import Features
     from hf_glu.training.prediction import predict
@@ -25,6 +27,8 @@ def main(scratch: str) -> None:
     order = json.loads((place / "order.json").read_text(encoding="utf-8"))
     kind = AutoModelForSeq2SeqLM if order["text"] else AutoModelForSequenceClassification
     model = kind.from_pretrained(order["folder"])
+    write_json(place / "weights.json", checksums(model))
+    align(model)
     tokenizer = AutoTokenizer.from_pretrained(order["folder"], trust_remote_code=False)
     data = load_from_disk(str(place / "data"))
     features = Features(task=MOVIES, raw=None, data=data, owners=list(range(len(data))), text=order["text"])

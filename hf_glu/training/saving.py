@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_glu.equality import align, checksums
 from hf_glu.errors import CheckpointError
 from hf_glu.files import is_free, partial_name, remove, scratch_folder, sync, writing
 from hf_glu.jsonio import read_object, write_json
@@ -91,7 +92,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def reloads_equal(model: Any, tokenizer: Any, folder: Path, features: Features, batch_size: int) -> bool:
-    """Tell whether the model in ``folder``, loaded in a new process, gives bitwise the same predictions.
+    """Tell whether the model in ``folder``, loaded in a new process, has and predicts bitwise the same.
 
     Raises:
         CheckpointError: the new process can't load it.
@@ -101,13 +102,23 @@ def reloads_equal(model: Any, tokenizer: Any, folder: Path, features: Features, 
         task=features.task, raw=features.raw, data=features.data.select(rows), owners=features.owners[: len(rows)],
         text=features.text,
     )  # fmt: skip
+    align(model)
     here = predict(model, some, tokenizer, batch_size=batch_size, title="here")
-    there = fresh_predictions(folder, some, batch_size)
-    return bool(there == here if features.text else np.array_equal(there, here))
+    there, weights = _fresh(folder, some, batch_size)
+    return weights == checksums(model) and bool(there == here if features.text else np.array_equal(there, here))
 
 
 def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Any:
     """Return the predictions of the model in ``folder``, computed in a new process.
+
+    Raises:
+        CheckpointError: the new process can't load it.
+    """
+    return _fresh(folder, features, batch_size)[0]
+
+
+def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Any, dict[str, str]]:
+    """Return the predictions of the model in ``folder`` and its weights' checksums, from a new process.
 
     Raises:
         CheckpointError: the new process can't load it.
@@ -121,6 +132,7 @@ def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Any:
         if done.returncode:
             why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise CheckpointError(f"{folder} can't be loaded again: {why}")
+        weights = json.loads((scratch / "weights.json").read_text(encoding="utf-8"))
         if features.text:
-            return json.loads((scratch / "texts.json").read_text(encoding="utf-8"))
-        return np.load(f"{scratch}/logits.npy")
+            return json.loads((scratch / "texts.json").read_text(encoding="utf-8")), weights
+        return np.load(f"{scratch}/logits.npy"), weights

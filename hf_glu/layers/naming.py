@@ -1,0 +1,18 @@
+"""The name by which others load a model's base: an adapter (PEFT), a frozen reference (TRL)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def unname(model: Any) -> None:
+    """Have a model, once it is another than the checkpoint that it was loaded from, and its configs name none."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if "name_or_path" in vars(module):
+            vars(module)["name_or_path"] = ""
+        config = vars(module).get("config")
+        for part in (config, *vars(config).values()) if hasattr(config, "to_dict") else ():
+            if "_name_or_path" in getattr(part, "__dict__", {}):
+                part._name_or_path = ""
