@@ -32,7 +32,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} is no path: {error}") from error
     if "\0" in str(found):
-        raise CheckpointError(f"{str(path)!r} is no path: it has a null character")
+        raise CheckpointError(f"{str(path)!r} is no path, and can't be written: it has a null character")
     return found
 
 
@@ -45,7 +45,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     target = user_path(path).absolute()
     _try(target)
     if target.is_dir():
-        raise CheckpointError(f"{path} can't be written: it is a folder")
+        raise CheckpointError(f"{path} can't be written: Is a directory")
     return target
 
 

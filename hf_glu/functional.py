@@ -18,19 +18,22 @@ OSS_LIMIT = 7.0
 
 def split_gate_up(x: Tensor) -> tuple[Tensor, Tensor]:
     """Split ``[g | u]`` into its halves (views)."""
-    width = x.shape[-1] // 2
     if x.shape[-1] % 2:
         raise OptionError(f"a gated activation takes [gate | up], an even last dimension, got {tuple(x.shape)}")
-    return x[..., :width], x[..., width:]
+    gate, up = x.chunk(2, dim=-1)  # not two slices, whose gradients are each of the size of both
+    return gate, up
 
 
 def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = False) -> Tensor:
     """phi(g) * u: the gated linear unit of any elementwise phi (Dauphin 2016; Shazeer 2020, arXiv 2002.05202).
 
-    ``contiguous`` hands phi a copy of the gate half instead of a view.
+    ``contiguous`` hands phi a copy of the gate half instead of a view. The up half is then copied, too, where there
+    will be a gradient: a view of it would keep both.
     """
     gate, up = split_gate_up(x)
-    return phi(gate.contiguous() if contiguous else gate) * up
+    if not contiguous:
+        return phi(gate) * up
+    return phi(gate.contiguous()) * (up.contiguous() if torch.is_grad_enabled() else up)
 
 
 def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:

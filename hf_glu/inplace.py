@@ -22,9 +22,12 @@ def become(item: Any, mixin: type[InPlace]) -> None:
         item.__class__ = _joined(mixin, type(item))
 
 
-def stock_class(item: Any, mixin: type[InPlace]) -> type:
-    """Return the class that ``item`` had before it became a ``mixin``; its class where it isn't one."""
-    return type(item).__bases__[1] if isinstance(item, mixin) else type(item)
+def stock_class(item: Any, mixin: type[InPlace] = InPlace) -> type:
+    """Return the class that ``item`` had before it became any ``mixin``; its class where it is none."""
+    kind = type(item)
+    while issubclass(kind, mixin):
+        kind = kind.__bases__[1]
+    return kind
 
 
 def become_stock(item: Any, mixin: type[InPlace]) -> None:

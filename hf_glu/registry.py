@@ -9,8 +9,11 @@ Each wrapper stands at most once; in whatever order they stand, one reading come
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, shown
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 GATED, LEARNABLE, ADAPTIVE, STATEFUL, MODULATED = "gated", "learnable", "adaptive", "stateful", "modulated"
 LONGEST = 128  # characters of a name
+_local = threading.local()  # undo: what takes a thread's changes back
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 
@@ -133,6 +137,8 @@ class Registry:
 
     def add(self, activation: Activation) -> Activation:
         """Add an entry; adding the same one again is a no-op, another one under its name raises."""
+        if activation.name not in self._entries:
+            _note(partial(self._entries.pop, activation.name, None))
         known = self._entries.setdefault(activation.name, activation)
         if known != activation:
             raise DuplicateNameError(f"the activation {activation.name!r} is already registered as {known.equation}")
@@ -140,6 +146,8 @@ class Registry:
 
     def add_family(self, derived: Derived) -> None:
         """Add a family of names; adding the same one again is a no-op."""
+        if derived.pattern not in self._families:
+            _note(partial(self._families.pop, derived.pattern, None))
         if self._families.setdefault(derived.pattern, derived) != derived:
             raise DuplicateNameError(f"the names {derived.pattern!r} are already registered")
 
@@ -150,7 +158,9 @@ class Registry:
 
     def remove(self, name: str) -> None:
         """Remove an entry."""
-        if self._entries.pop(name, None) is None:
+        if (removed := self._entries.pop(name, None)) is not None:
+            _note(partial(self._entries.setdefault, name, removed))
+        else:
             raise UnknownNameError(f"no activation {shown(name)} to remove; {nearest(name, self._entries)}")
 
     def is_stock(self, name: str) -> bool:
@@ -232,14 +242,23 @@ class Registry:
     def __iter__(self) -> Iterator[Activation]:
         return iter(tuple(self._entries.values()))
 
-    def snapshot(self) -> Callable[[], None]:
-        """Return a function that restores the entries and families of this moment."""
-        entries, families = dict(self._entries), dict(self._families)
+    @contextmanager
+    def scoped(self) -> Iterator[None]:
+        """Take back, after the block, what this thread has added and removed in it."""
+        outer, undo = getattr(_local, "undo", None), list[Callable[[], object]]()
+        _local.undo = undo
+        try:
+            yield
+        finally:
+            _local.undo = outer
+            for action in reversed(undo):
+                action()
 
-        def restore() -> None:
-            self._entries, self._families = entries, families
 
-        return restore
+def _note(action: Callable[[], object]) -> None:
+    """Have ``action`` undo a change, where this thread is in a block that takes its changes back."""
+    if (undo := getattr(_local, "undo", None)) is not None:
+        undo.append(action)
 
 
 registry = Registry()

@@ -25,6 +25,7 @@ SIZES = SimpleNamespace(**domains.SIZES | domains.QUICK | {"sentences": 40})
 def archive(tmp_path, monkeypatch):
     """Put files in the cache as pip would; nothing may be fetched."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(movies, "SHA256", {})  # of the real files
     monkeypatch.setattr(movies.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
     draw = random.Random(0)
     for domain, name in domains.DOMAINS.items():

@@ -155,3 +155,15 @@ def test_a_traced_bank_routes_as_its_input_says():
     with torch.no_grad():
         traced = torch.jit.trace(bank, (x, first, weights))
         torch.testing.assert_close(traced(other, second, weights), bank(other, second, weights), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_loading_has_converted_names_no_checkpoint(tmp_path):
+    dense = FAMILIES["gpt2"].make()
+    dense.save_pretrained(tmp_path / "dense")
+    converted = type(dense).from_pretrained(tmp_path / "dense", activation_function="geglu_new")
+    assert not converted.name_or_path
+    assert not converted.config._name_or_path
+    converted.save_pretrained(tmp_path / "gated")
+    again = type(dense).from_pretrained(tmp_path / "gated")
+    assert again.name_or_path == again.config._name_or_path == str(tmp_path / "gated")
+    assert type(dense).from_pretrained(tmp_path / "dense").name_or_path == str(tmp_path / "dense")

@@ -172,7 +172,7 @@ def test_active_parameters_are_shown_only_where_there_are_experts(job, tmp_path)
     page = report(tmp_path / "plain")
     assert "active" not in [row[0] for row in page.tables["Parameters"]]
     assert "experts.png" not in page.pictures
-    result = compare(["dense", "geglu"], [0], replace(job, output=str(tmp_path / "compare")), OPTIONS)
+    result = compare(["dense", "geglu"], [0], replace(job, to=None, output=str(tmp_path / "compare")), OPTIONS)
     assert "active a token" in printed({**result, "report": None}, tables.comparison)
     page = report(tmp_path / "compare")
     dense, experts = result["variants"]

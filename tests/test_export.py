@@ -282,7 +282,7 @@ def by_layer():
 @pytest.mark.parametrize(
     ("says", "error", "make"),
     [
-        ("trained or fitted.*export it as onnx", ConversionError, trained_dense),
+        ("was trained.*export it as onnx", ConversionError, trained_dense),
         ("learned to depend on the text", ConversionError, trained_wrapper),
         ("different activations, relu, silu", ConversionError, by_layer),
         ("experts of hf_glu's", ConversionError, experts("geglu*4")),

@@ -393,7 +393,7 @@ def test_fused_gates_keep_their_values_and_their_gradients(name):
 @needs_compiler
 def test_fused_gates_leave_memory_alone_and_see_what_was_changed():
     act = make_act("swiglu", saves=False)
-    act.fuses = True
+    act.kernels = find_fused
     x = torch.randn(5, 16, requires_grad=True)
     found, (expected,) = ways_to_share(act, x), torch.autograd.grad(act(x * 1).square().sum(), x)
     torch.testing.assert_close(found["storage"], expected)
@@ -414,16 +414,16 @@ def test_fuse_refuses_what_has_no_gates_and_no_compiler(monkeypatch):
     with pytest.raises(OptionError, match="compiler"):
         hf_glu.fuse(ffn)
     _kernels.cache_clear()
-    assert not ffn.act.fuses
+    assert not ffn.act.kernels
 
 
 def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
     ffn = make_ffn()
-    ffn.act.fuses = True
+    ffn.act.kernels = find_fused
     x = torch.randn(2, HIDDEN)
     torch.save(ffn, tmp_path / "ffn.pt")
     loaded = torch.load(tmp_path / "ffn.pt", weights_only=False)
-    assert loaded.act.fuses
+    assert loaded.act.kernels is find_fused
     assert_same(loaded(x), ffn(x), "bitwise")
     assert_same(copy.deepcopy(ffn)(x), ffn(x), "bitwise")
     assert not any("fused" in key for key in ffn.state_dict())
@@ -432,7 +432,7 @@ def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_compiled_model_has_the_formula(fused):
     ffn, x = make_ffn(), torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
-    ffn.act.fuses = fused
+    ffn.act.kernels = find_fused if fused else None
     compiled = torch.compile(ffn, backend="eager", fullgraph=True)
     assert_same(compiled(x), ffn(x), "exact")
 

@@ -176,9 +176,13 @@ def test_a_dense_checkpoint_loads_with_the_name(tmp_path):
     assert_same(outputs(model), outputs(dense), "exact")
 
 
-def test_revert_is_refused():
+def test_revert_is_refused_once_a_mix_has_an_effect():
+    model = hf_glu_converted("bert", "moa_geglu")
+    torch.nn.init.normal_(mixes(model)[0].choice)
+    before = outputs(model)
     with pytest.raises(ConversionError, match="moa_geglu"):
-        hf_glu.revert(hf_glu_converted("bert", "moa_geglu"))
+        hf_glu.revert(model)
+    assert_same(outputs(model), before, "bitwise")
 
 
 @pytest.mark.parametrize(

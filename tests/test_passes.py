@@ -265,3 +265,21 @@ def test_experts_in_float64_know_their_padding():
     ids, mask = list(prompts())[1]
     model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
     assert model.transformer.h[0].mlp.router.weight.grad.dtype == torch.float64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [None, "reglu", "stateful_relu", "modulated_relu"])
+def test_compiled_generation_compiles_once(target):
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["stats"]
+    counted.clear()
+    model = FAMILIES["t5"].make()
+    if target is not None:
+        hf_glu.convert(model, target, check=False)
+    model.generation_config.eos_token_id = None
+    how = transformers.CompileConfig(backend="eager", fullgraph=False)
+    how._compile_all_devices = True
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "cache_implementation": "static", "compile_config": how}
+    for _ in range(2):
+        model.generate(torch.randint(5, VOCABULARY, (2, 7)), do_sample=False, **options)
+        assert counted["unique_graphs"] == 1

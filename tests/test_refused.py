@@ -158,7 +158,7 @@ def test_what_cannot_be_written_is_said_before(blocked, tmp_path):
         for check in (check_file, check_folder):
             with pytest.raises(CheckpointError, match="can't be written"):
                 check(path)
-    with pytest.raises(CheckpointError, match="it is a folder"):
+    with pytest.raises(CheckpointError, match="Is a directory"):
         check_file(tmp_path)
     assert check_file(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert check_folder(tmp_path / "new" / "er") == tmp_path / "new" / "er"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
-from hf_glu.activation.fused import find_fused
-from hf_glu.activation.gating import by_layout, recomputed_gate
+from hf_glu.activation.gating import Fused, by_layout, recomputed_gate
 from hf_glu.activation.known import is_bare, is_known
 from hf_glu.autodiff import needs_formula
 from hf_glu.functional import gated, split_gate_up, swiglu_oss
@@ -64,7 +63,7 @@ class GatedActivation(OwnedActivation):
     """
 
     gated = True
-    fuses: bool = False  # whether kernels of one pass are used in training (`hf_glu.fuse`)
+    kernels: Callable[[nn.Module, str], Fused | None] | None = None  # finds those of one pass (`hf_glu.fuse`)
 
     def __init__(self, name: str, phi: nn.Module | None = None) -> None:
         super().__init__()
@@ -83,8 +82,8 @@ class GatedActivation(OwnedActivation):
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
         contiguous = self.contiguous and by_layout(self.phi, x)
-        if (self.saves_memory or self.fuses) and self.recomputes(x):
-            fused = find_fused(self.phi, x.device.type) if self.fuses else None
+        if (self.saves_memory or self.kernels) and self.recomputes(x):
+            fused = self.kernels(self.phi, x.device.type) if self.kernels else None
             if fused or self.saves_memory:
                 return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused)
         return gated(x, self.phi, contiguous=contiguous)

@@ -20,6 +20,7 @@ from hf_glu.config import GluConfig
 from hf_glu.context import Reading
 from hf_glu.context.passes import enter, leave
 from hf_glu.context_options import ContextOptions
+from hf_glu.layers.lean import keep_less
 
 TOKENS, HIDDEN, WIDTH = 1024, 768, 2048
 FUNCTIONS = ("silu", "gelu", "relu", "tanh")
@@ -29,7 +30,10 @@ STD = 0.1
 CONTENDERS = {
     "modulated_swiglu": ("modulated_silu", 1.10, None),
     "learnable_swiglu": ("learnable_silu", 1.15, None),
-    "moa_swiglu": ("moa_silu", 1.30, 1.5),
+    "moa_swiglu": ("moa_silu", 1.30, None),
+    "modulated_swiglu, save_memory": ("modulated_silu", 1.10, None),
+    "learnable_swiglu, save_memory": ("learnable_silu", 1.15, None),
+    "moa_swiglu, save_memory": ("moa_silu", 1.30, 1.5),
 }
 
 
@@ -76,6 +80,9 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     """Return Llama's FFN with each gate, of the same weights."""
     torch.manual_seed(0)
     gates = {PLAIN: build_elementwise("silu")} | {name: gate(row[0], shape) for name, row in CONTENDERS.items()}
+    for name, act in gates.items():
+        if name.endswith("save_memory"):
+            keep_less(act, None)
     dtype, made = DTYPES[shape["dtype"]], llama_ffns(gates, shape["hidden"], shape["width"])
     x = torch.randn(1, shape["tokens"], shape["hidden"]).to(dtype).requires_grad_()
     return trained({name: module.to(dtype) for name, module in made.items()}, x)

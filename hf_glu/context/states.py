@@ -128,7 +128,8 @@ def store_states(cache: Any, slot: str, states: Tensor) -> None:
         cache.hf_glu_states = {}
         become(cache, StateCache)
     if not isinstance(cache, DynamicCache):  # of fixed size, and nothing is ever taken back from it
-        cache.hf_glu_states[slot] = Trail(states[:, -1:].clone())
+        # contiguous, so that a compiled step finds it as it left it
+        cache.hf_glu_states[slot] = Trail(states[:, -1:].clone(memory_format=torch.contiguous_format))
         return
     trail = cache.hf_glu_states.get(slot)
     before = torch.zeros_like(states[:, :1]) if trail is None else trail.states

@@ -1,16 +1,15 @@
 """What loading a converted model would build, seen before anything is converted.
 
-The configs are written on a copy, which goes through a file as saving does it; the model's class then builds the model
+The configs are written on a copy, which goes through JSON as saving does it; the model's class then builds the model
 that they say, without weights. A conversion that would not come back is refused.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,9 +99,7 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
 
 def _skeleton(model_class: Any, config: Any) -> nn.Module:
     """Return what ``model_class`` builds of ``config`` after a file, on the meta device."""
-    with tempfile.TemporaryDirectory() as folder:
-        config.to_json_file(Path(folder, "config.json"))
-        read = type(config).from_pretrained(folder)
+    read = type(config).from_dict(json.loads(config.to_json_string()))
     with torch.random.fork_rng(devices=[]), torch.device("meta"), init.meta_device_safe_creation_ops():
         made: nn.Module = model_class._from_config(read)
     return made

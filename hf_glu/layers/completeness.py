@@ -81,7 +81,7 @@ def checkpoint_config(load_config: Any) -> Mapping[str, Any] | None:
 def activations_in(said: Any) -> Iterator[str]:
     """Yield the activations that a config and those inside of it name, read as plain data."""
     for key, value in said.items() if isinstance(said, Mapping) else ():
-        if key.endswith(ACTIVATION_FIELDS) and isinstance(value, str):
+        if str(key).endswith(ACTIVATION_FIELDS) and isinstance(value, str):
             yield str(plain_name(value))
         elif key == "by_layer" and isinstance(value, Mapping):
             yield from (name for name in value.values() if isinstance(name, str))

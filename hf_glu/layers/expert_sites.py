@@ -14,6 +14,7 @@ from hf_glu.errors import ConversionError
 from hf_glu.expert_options import ExpertOptions
 from hf_glu.experts import ExpertFFN
 from hf_glu.experts.bank import banks_of
+from hf_glu.inplace import stock_class
 from hf_glu.layers.class_rules import carry_rules
 from hf_glu.layers.forward import projections
 from hf_glu.layers.sites import Site
@@ -40,7 +41,8 @@ def own_module(site: Site) -> bool:
     paths = [path for path in (site.row.gate, site.row.in_proj, site.row.act, site.row.out_proj) if path]
     if not site.name or any("." in path for path in paths):
         return False
-    if len(signature(type(site.anchor).forward).parameters) != 2:  # itself and its input
+    stock: Any = stock_class(site.anchor)
+    if len(signature(stock.forward).parameters) != 2:  # itself and its input
         return False
     return all(name in paths or isinstance(child, BESIDE) for name, child in site.anchor.named_children())
 

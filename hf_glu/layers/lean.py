@@ -72,7 +72,7 @@ def fuse(model: nn.Module, *, device: str | None = None) -> int:
         if find_fused(act.phi, device) is None:
             raise OptionError(f"hf_glu.fuse has no kernels for {act.name} on {device}, and torch finds no compiler")
     for act in gates:
-        act.fuses = True
+        act.kernels = find_fused
     return len(gates)
 
 

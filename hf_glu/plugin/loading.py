@@ -19,7 +19,7 @@ from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import mix_options
 from hf_glu.config import GluConfig
 from hf_glu.errors import CheckpointError, ConversionError
-from hf_glu.layers.completeness import activations_in, checkpoint_config
+from hf_glu.layers.completeness import activations_in, checkpoint_config, names_in
 from hf_glu.layers.fields import GATED_PREFIX, activation_fields, default_activation, plain_name
 from hf_glu.layers.sites import Site, find_sites
 from hf_glu.layers.source import governing_configs
@@ -149,6 +149,13 @@ def forget_converters(model: Any) -> set[str]:
     if any(ops.values()):
         model._weight_conversions = [made for made in remembered if not ops[id(made)]] or None
     return {path for found in ops.values() for op in found for path in op.widened}
+
+
+def is_as_stored(model: Any, load_config: Any) -> bool:
+    """Return whether the checkpoint that is being loaded names the activations and options that the model has."""
+    said = checkpoint_config(load_config)
+    now = model.config.to_dict()
+    return said is None or (names_in(said) == names_in(now) and said.get("hf_glu") == now.get("hf_glu"))
 
 
 def check_source(model: Any, load_config: Any, widened: set[str]) -> None:

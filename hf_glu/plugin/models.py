@@ -10,9 +10,10 @@ from hf_glu.equality import align
 from hf_glu.layers.build import build_ffns, is_ours
 from hf_glu.layers.completeness import refuse_losses
 from hf_glu.layers.fields import sync_derived
+from hf_glu.layers.naming import unname
 from hf_glu.layers.pretrained import initialize
 from hf_glu.layers.tensor_parallel import replicate
-from hf_glu.plugin.loading import check_source, converters, forget_converters
+from hf_glu.plugin.loading import check_source, converters, forget_converters, is_as_stored
 from hf_glu.plugin.patching import Patches, require
 from hf_glu.plugin.publishing import install_push
 
@@ -54,6 +55,8 @@ def install(module: ModuleType, patches: Patches) -> None:
         info = plain_finalize(model, load_config, loading_info)
         if is_ours(model):
             align(model)
+            if not is_as_stored(model, load_config):
+                unname(model)
         return info
 
     patches.set(model_class, "__init__", init)

@@ -104,7 +104,7 @@ def _formula(
 ) -> tuple[Tensor, Tensor]:
     """Return what `value` does, by operations that have derivatives of any order."""
     z, states = traced(gate, alpha, beta, decay, start, valid, restart, reverse)
-    first = torch.zeros_like(states[:, 0]) if start is None else start.to(states.dtype)
+    first = states.new_zeros(states.shape[0], states.shape[2]) if start is None else start.to(states.dtype)
     parts = [first.unsqueeze(0), states.transpose(0, 1)]
     return z, torch.cat(parts[::-1] if reverse else parts)
 

@@ -48,10 +48,10 @@ def traced(
     ones = wide.new_ones(1, 1, 1)
     counted, kept = (ones if part is None else part.unsqueeze(-1).to(dtype) for part in (valid, _not(restart)))
     openness = wide.sigmoid()
-    first = torch.zeros_like(wide[:, 0]) if start is None else start.to(dtype)
+    first = wide.new_zeros(wide.shape[0], wide.shape[2]) if start is None else start.to(dtype)
     rates = (kept * (counted * decay + (1 - counted))).expand_as(wide)
     states = doubled((1 - decay) * counted * openness, rates, first)
-    before = kept * torch.cat([first.unsqueeze(1), states[:, :-1]], dim=1)
+    before = kept * torch.cat([first.unsqueeze(1), states], dim=1)[:, :-1]
     z = wide + alpha * before + beta * (openness - before)
     return z.to(gate.dtype), states
 

@@ -37,7 +37,7 @@ from hf_glu.training.sources import calibration_texts, read_tasks, task_name
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
 # what variants and seeds say
-OF_VARIANTS = ("to", "width", "random", "experts", "top_k", "seed")
+OF_VARIANTS = ("to", "width", "random", "seed")
 # what a fitted conversion depends on, beside model, data and versions
 OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
 

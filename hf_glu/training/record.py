@@ -71,7 +71,7 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
         versions: whether versions count.
     """
     if not isinstance(before, dict):
-        return "no record of what it was made of"
+        return "a run.json that doesn't say what it was made of"
     for part, values in now.items():
         known = before.get(part)
         known = known if isinstance(known, dict) else {}

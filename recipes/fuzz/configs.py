@@ -238,7 +238,7 @@ class Fuzzer:
         path = draw.choice(sorted(place.glob("*.json")))
         text = json.dumps(mutate(json.loads(path.read_text()), draw))
         path.write_text(text[: draw.randrange(len(text))] if draw.random() < 0.2 else text)
-        entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions())
+        entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF)
         draw.choice(
             (
                 lambda: collect(place),
@@ -301,6 +301,10 @@ def make_models(folder: Path) -> list[Path]:
     return places
 
 
+# as hf_glu.training.record makes it
+MADE_OF = {"model": {}, "data": {}, "options": {}, "versions": {}}
+
+
 def make_run(folder: Path) -> Path:
     """Write what a fine-tuning run leaves, but for its weights."""
     from hf_glu.training.options import JobOptions, TrainingOptions
@@ -308,7 +312,7 @@ def make_run(folder: Path) -> Path:
 
     place = folder / "run"
     place.mkdir()
-    entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions())
+    entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF)
     results = {
         "task": "sst2",
         "main": ["accuracy"],
