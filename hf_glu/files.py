@@ -32,7 +32,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} is no path: {error}") from error
     if "\0" in str(found):
-        raise CheckpointError(f"{str(path)!r} is no path, and can't be written: it has a null character")
+        raise CheckpointError(f"{str(path)!r} is no path: it has a null character")
     return found
 
 
@@ -42,7 +42,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: it can't be: asked before the work whose result goes there.
     """
-    target = user_path(path).absolute()
+    target = _target(path)
     _try(target)
     if target.is_dir():
         raise CheckpointError(f"{path} can't be written: Is a directory")
@@ -55,9 +55,16 @@ def check_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: nothing can be written in it: asked before the work whose results go there.
     """
-    target = user_path(path).absolute()
+    target = _target(path)
     _try(target / "file")
     return target
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    try:
+        return user_path(path).absolute()
+    except CheckpointError as error:
+        raise CheckpointError(f"it can't be written: {error}") from error
 
 
 def _try(target: Path) -> None:

@@ -11,8 +11,7 @@ Shapes: N tokens, W channels, K functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.learnable import Family, LearnableMix
-from hf_glu.registry import ADAPTIVE, LEARNABLE, registry
+from hf_glu.registry import ADAPTIVE, LEARNABLE
 
 if TYPE_CHECKING:
     from hf_glu.config import GluConfig
@@ -88,16 +87,6 @@ class TokenMix(LearnableMix):
         """Show the name, the dictionary and the gate in the model's printout."""
         rank = "" if self.features is None else f", rank={len(self.features)}"
         return f"{super().extra_repr()}, gate={self.kind}{rank}"
-
-
-def mix_parameters(name: str, mix: Mapping[str, Any], width: int) -> int:
-    """Return how many parameters the mix ``name`` has by itself, with the options ``mix``."""
-    count = len(mix["functions"])
-    own = count * (width if mix.get("per") == "channel" else 1)
-    if ADAPTIVE not in registry[name].flags:
-        return own
-    rank = mix.get("rank")
-    return own + (count * width if rank is None else rank * (count + width))
 
 
 Family(

@@ -87,6 +87,7 @@ def _convert_site(
     result = fit(site, x, old, FitOptions(steps=steps))
     for module, dtype in zip(projections(site), dtypes, strict=True):
         module.to(dtype)
+    site.act.to(dtypes[0])
     return result
 
 

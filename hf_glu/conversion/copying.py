@@ -91,11 +91,21 @@ def fill(experts: ExpertFFN, source: Source, routes: list[Route], generator: tor
             bank.out_proj.zero_()
             if bank.out_bias is not None:
                 bank.out_bias.zero_()
-        for inner in (innermost(act)[1] for act in bank.acts):
-            if isinstance(inner, LearnableMix):
-                inner.mix.zero_()
-                inner.mix[inner.names.index(source.name)] = 1
+        for act in bank.acts:
+            _start_at(act, source)
         _drop(bank, drop, generator)
+
+
+def _start_at(act: nn.Module, source: Source) -> None:
+    """Start an expert's activation at the FFN's, whose own parameters (PReLU, xIELU) it gets, too."""
+    inner, old = innermost(act)[1], innermost(source.site.act)[1]
+    if isinstance(inner, LearnableMix):
+        index = inner.names.index(source.name)
+        inner.mix.zero_()
+        inner.mix[index] = 1
+        inner = inner.functions[index]
+    if type(inner) is type(old):
+        inner.load_state_dict(old.state_dict())
 
 
 def _kept(source: Source, width: int) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from hf_glu.activation import registry
+from hf_glu.activation import OwnedActivation, registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.activation.moa import mix_parameters
 from hf_glu.config import GluConfig, check_by_layer, check_width
 from hf_glu.context_options import ContextOptions
 from hf_glu.conversion.dictionary import read_dictionary
@@ -19,6 +19,7 @@ from hf_glu.conversion.guard import check_convertible
 from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_of
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.experts import find_experts
+from hf_glu.experts.bank import build_activation
 from hf_glu.layers.build import check_selection, gated_width, native_gate
 from hf_glu.layers.context_sites import check_directions, source_places
 from hf_glu.layers.linear import out_features
@@ -79,8 +80,9 @@ def plan(
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
     check_directions(model, stateful(sites), StateOptions.from_dict(options.state))
-    steps = tuple(_step(model, site, name, width, fitted, bias, contexts.size) for site, name in sites)
-    steps = _with_mixes(_with_biases(_awake(steps, options)), mix)
+    steps = tuple(_step(model, site, name, width, fitted, bias) for site, name in sites)
+    steps = _with_biases(_awake(steps, options))
+    steps = _with_activations(steps, replace(options, mix=mix_of(steps, mix)))
     sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
@@ -143,15 +145,23 @@ def _with_biases(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     )
 
 
-def _with_mixes(steps: tuple[Step, ...], given: Mapping[str, Any] | None) -> tuple[Step, ...]:
-    """Count the parameters of mixes."""
-    mix = mix_of(steps, given) or {}
+def _with_activations(steps: tuple[Step, ...], options: GluConfig) -> tuple[Step, ...]:
+    """Count the parameters of the new activations, as they are built."""
     return tuple(
-        replace(step, parameters_after=step.parameters_after + mix_parameters(step.target, mix, step.width))
-        if step.changes and LEARNABLE in registry[step.target].flags
-        else step
+        replace(step, parameters_after=step.parameters_after + _act_parameters(step, options)) if step.changes else step
         for step in steps
     )
+
+
+def _act_parameters(step: Step, options: GluConfig) -> int:
+    """Return how many parameters more a site's activation has after a step than before it."""
+    name = native_gate(step.target) if step.site.native else step.target
+    with torch.device("meta"):
+        act = build_activation(name)
+        if isinstance(act, OwnedActivation):
+            act.configure(options, step.width)
+    after, before = (sum(part.numel() for part in made.parameters()) for made in (act, step.site.act))
+    return after - before
 
 
 def chosen_sites(
@@ -178,9 +188,7 @@ def chosen_sites(
     return chosen
 
 
-def _step(
-    model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None, size: int
-) -> Step:
+def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: bool, bias: bool | None) -> Step:
     if site.kind == "experts" and target != unwrapped(target):
         raise ConversionError(f"{site.name}: a bank of experts sees no sequences, which {target} needs")
     source, before, count = source_activation(model, site), site.width, site.parameters
@@ -200,7 +208,7 @@ def _step(
     return Step(
         site=site, source=source, target=target, route=route, width_before=before, width=after,
         iso=width == "iso", unbiased=unbiased,
-        parameters_before=count, parameters_after=later + after * _wrapper_parameters(source, target, size),
+        parameters_before=count, parameters_after=later,
     )  # fmt: skip
 
 
@@ -214,13 +222,6 @@ def _awake(steps: tuple[Step, ...], options: GluConfig) -> tuple[Step, ...]:
         else step
         for step in steps
     )
-
-
-def _wrapper_parameters(source: str, target: str, size: int) -> int:
-    """Return what wrappers add for each hidden unit: alpha, beta, decay; a row of the threshold's and slope's maps."""
-    had = registry.find(source)
-    added = registry[target].flags - (had.flags if had else frozenset())
-    return 3 * (STATEFUL in added) + 2 * size * (MODULATED in added)
 
 
 def _unit_parameters(site: Site, *, gated: bool, bias: bool) -> int:

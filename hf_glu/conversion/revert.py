@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.module import innermost
@@ -25,7 +27,7 @@ from hf_glu.layers.fields import write_activation
 from hf_glu.layers.linear import set_rows, weight_rows
 from hf_glu.layers.mixers import GatedMixer
 from hf_glu.layers.sites import Site, convertible_sites
-from hf_glu.layers.source import governing_configs
+from hf_glu.layers.source import governing_configs, source_activation
 from hf_glu.registry import LEARNABLE, core
 from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
 
@@ -65,6 +67,7 @@ def revert(model: Any) -> int:
         raise NoSiteError(f"{type(model).__name__} has no converted feed-forward network to revert")
     undone = [_undo(model, site) for site in converted]
     names = {id(config): (config, step.name) for step in undone for config in governing_configs(model, step.site)}
+    _refuse_others(model, [step.site.name for step in undone], {key: name for key, (_, name) in names.items()})
     for step in undone:
         if step.rows is not None:
             set_rows(step.site.in_proj, step.rows, step.bias)
@@ -74,8 +77,21 @@ def revert(model: Any) -> int:
     unwatch_context(model)
     for config, name in names.values():
         write_activation(config, name)
-        config.hf_glu = None
+        vars(config).pop("hf_glu", None)
     return len(undone)
+
+
+def _refuse_others(model: Any, undone: list[str], names: Mapping[int, str]) -> None:
+    """Raise where an FFN that can't be undone has another function than its config will name: a changed gate."""
+    for site in convertible_sites(model):
+        wanted = {names[id(config)] for config in governing_configs(model, site) if id(config) in names}
+        if site.name in undone or not wanted or site.kind == "mixer":
+            continue
+        if not any(same_function(source_activation(model, site), name) for name in wanted):
+            raise ConversionError(
+                f"{site.name} can't be reverted: its gate was {', '.join(sorted(wanted))}, and the conversion made it "
+                "another function"
+            )
 
 
 def _undo(model: Any, site: Site) -> _Undo:
@@ -84,6 +100,8 @@ def _undo(model: Any, site: Site) -> _Undo:
     dense = options.dense_act or (core(name) if site.native else None)
     if dense is None or options.width is not None:
         raise ConversionError(why + ("it is narrower than the dense one was" if dense else "it was never dense"))
+    if site.native and not _has(site, dense):
+        raise ConversionError(why + f"its gate was {dense}, and the conversion made it another function")
     act = _plain(site, dense)
     if act is None or not all(shift.neutral() for shift in shifts(site.act)):
         raise ConversionError(why + f"{name} isn't {dense} any more: it was trained")
@@ -100,6 +118,11 @@ def _undo(model: Any, site: Site) -> _Undo:
     if rows is None:
         raise ConversionError(why + f"its weights are not those that {dense} -> {name} gives: it was trained or fitted")
     return _Undo(site=site, name=dense, act=act, rows=rows, bias=bias)
+
+
+def _has(site: Site, dense: str) -> bool:
+    """Return whether a site's activation is at heart what it was, or a mix that starts there."""
+    return isinstance(innermost(site.act)[1], LearnableMix) or same_function(core(str(site.activation)), dense)
 
 
 def _plain(site: Site, dense: str) -> nn.Module | None:

@@ -70,10 +70,15 @@ def write_activation(config: Any, name: str, stack: str | None = None) -> None:
         write_field(config, field, name)
 
 
+def gated_name(name: str) -> str:
+    """Return T5's name of a natively gated FFN; the inverse of `plain_name`."""
+    return GATED_PREFIX + ("gelu" if name == "gelu_new" else name)
+
+
 def write_field(config: Any, field: str, name: str) -> None:
     """Write an activation into one field (with ``gated-`` where it is there now)."""
-    prefix = GATED_PREFIX if getattr(config, field).startswith(GATED_PREFIX) else ""
-    setattr(config, field, prefix + name)
+    gated = getattr(config, field).startswith(GATED_PREFIX)
+    setattr(config, field, gated_name(name) if gated else name)
     sync_derived(config, always=True)
 
 

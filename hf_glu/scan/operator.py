@@ -110,7 +110,7 @@ def _formula(
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
-    raise NotImplementedError("hf_glu::stateful_backward has no derivative: hf_glu.scan.stateful has")
+    raise NotImplementedError("the operator's gradient has none itself: hf_glu.scan.stateful has")
 
 
 def _register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:

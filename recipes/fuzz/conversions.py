@@ -245,8 +245,8 @@ def _reverted(said: str, model: Any, inputs: Any, before: dict[str, torch.Tensor
     tally.expect(off <= 1e-6, f"{said}, revert: tensors are off by {off:.3g}")
     off = models.difference(before, models.outputs(model, inputs))
     tally.expect(off <= 1e-5, f"{said}, revert: outputs are off by {off:.3g}")
-    config, config_before = model.config.to_dict(), known["config"]
-    keys = {*config, *config_before} - WRITTEN_BY_SAVING
+    config, config_before = _unsaved(model.config.to_dict()), _unsaved(known["config"])
+    keys = {*config, *config_before}
     differs = sorted(key for key in keys if config.get(key) != config_before.get(key))
     tally.expect(not differs, f"{said}, revert: the config differs in {differs}")
     return tally
@@ -257,6 +257,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def _unsaved(config: Any) -> Any:
+    """Return a config's content without what saving writes into it, at any depth."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _unsaved(value) for key, value in config.items() if key not in WRITTEN_BY_SAVING}
 
 
 if __name__ == "__main__":

@@ -108,10 +108,14 @@ def draw(random: Random) -> Case:
     # by itself, an FFN that is computed again doesn't know its model's tokens, and says so
     asked = [tool for tool in ASKED if tool != "checkpointed" or not name.wrappers]
     tokens = (1, 2, 4) if switch == "skip_zeros" else (2, 5)
+    family = random.choice(("gpt2", "t5") if switch == "skip_zeros" else ("gpt2", "t5", "bert"))
+    options = draw_options(random, name, WIDTH)
+    if family != "bert" and "state" in options:  # a decoder would see later tokens, which is refused
+        options["state"]["direction"] = "forward"
     return Case(
-        family=random.choice(("gpt2", "t5") if switch == "skip_zeros" else ("gpt2", "t5", "bert")),
+        family=family,
         name=name,
-        options=draw_options(random, name, WIDTH),
+        options=options,
         switch=switch,
         between=random.choice(sorted(BETWEEN)),
         lead=random.choice(((1, random.choice(tokens)), (random.choice(tokens), 1))),
