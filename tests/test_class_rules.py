@@ -76,6 +76,7 @@ def class_rules():
                     yield path.parent.name, each.name, name, ast.literal_eval(line.value)
 
 
+@pytest.mark.slow
 PLACE = "model.layers.7.mlp"
 OURS = {IN: ["banks.0.in_proj", "shared.0.in_bias"], OUT: ["banks.11.out_proj", "banks.0.out_bias"]}
 

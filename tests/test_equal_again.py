@@ -26,6 +26,7 @@ def misaligned(model):
         parameter.data = room[1:].view(parameter.shape).copy_(parameter.data)
 
 
+@pytest.mark.slow
 def test_align_moves_tensors_and_changes_nothing():
     model = FAMILIES["bert"].make()
     before, kept = checksums(model), list(model.parameters())

@@ -133,7 +133,7 @@ def test_an_exception_in_a_layer_ends_the_pass():
     assert current_pass() is None
 
 
-@pytest.mark.parametrize("way", ["broken graphs", "whole"])
+@pytest.mark.parametrize("way", [pytest.param("broken graphs", marks=pytest.mark.slow), "whole"])
 def test_compiled_or_in_pieces_a_pass_is_seen(way):
     """What one graph writes, the next reads: masks arrive although the graph breaks in each layer."""
     torch._dynamo.reset()

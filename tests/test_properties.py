@@ -19,6 +19,8 @@ from hf_glu.errors import ConversionError
 pytestmark = pytest.mark.filterwarnings("ignore")  # such as torch's about its own forward mode
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("piece", "count"),
     [(activations, 250), (oddities, 40), (networks, 60), (decoding, 60)],
@@ -39,6 +41,7 @@ def test_random_conversions_keep_their_promises_and_load():
     assert not total.bad
 
 
+@pytest.mark.slow
 # hypothesis makes the choices, and where a case is bad, the simplest one that is
 @settings(max_examples=200, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False))
@@ -171,6 +174,7 @@ def test_broken_promises_and_half_refusals_are_found(monkeypatch):
     assert any("refused (too late), but changed" in line for line in bad(conversions, CONVERSION))
 
 
+@pytest.mark.slow
 def test_models_that_load_or_revert_otherwise_are_found(monkeypatch):
     kind = type(models.make(CONVERSION.source))
     load, revert = kind.from_pretrained, hf_glu.revert

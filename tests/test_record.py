@@ -284,6 +284,7 @@ def test_patience_and_baseline_are_not_ignored_either(job):
         finetune_and_report(replace(job, task="rte", to=None), OPTIONS, baseline=True)
 
 
+@pytest.mark.slow
 def test_a_conversion_to_experts_has_the_width_that_it_is_given(job, monkeypatch):
     monkeypatch.setattr(models, "convert", partial(hf_glu.convert, distill_steps=2))
     made = Job(replace(job, task="rte", to="swiglu", experts="swiglu*2", width="24", calibration=8), OPTIONS)

@@ -237,6 +237,7 @@ def saved(tmp_path_factory):
     return folder, models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["config", "override"])
 @pytest.mark.parametrize("wanted", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -145,7 +145,7 @@ class Note(TrainerCallback):
 
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
 def test_trainer(family, kind, accumulate, tmp_path, monkeypatch):
     trainer_class, options, more = TRAINERS[kind]
     model, note = made(family), Note()

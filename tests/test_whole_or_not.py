@@ -134,7 +134,12 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+FEW = list(CASES)[::5]
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_what_raises_at_any_step_changes_nothing(case, monkeypatch):
     make, verb = CASES[case]
     model = make()

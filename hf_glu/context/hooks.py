@@ -27,6 +27,7 @@ CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "ca
 PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
 
 
+PADDING = ("longformer", "led", "big_bird", "bigbird_pegasus")  # model types that pad texts to whole windows
 TIME_FIRST = ("fsmt", "xlnet")  # model types that hand their layers [T, B, H]
 SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of blocks: ours, and Transformers' own
 
@@ -182,14 +183,23 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if now is None:
         return
     inputs = by_name(block, args, kwargs) if args else kwargs
-    now.cache = cache_of(inputs)
+    now.cache, hidden = cache_of(inputs), inputs.get("hidden_states")
+    if isinstance(hidden, Tensor) and hidden.ndim == 3 and _pads(now):
+        assert now.reading is not None
+        now.reading = now.reading.padded(hidden.shape[1], hidden.device)
     source = block._modules.get(SOURCE)
-    if source is not None and now.reading is not None and isinstance(hidden := inputs.get("hidden_states"), Tensor):
+    if source is not None and now.reading is not None and isinstance(hidden, Tensor):
         encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
         now.reading.vector = source(hidden, encoded, mask)
 
 
 HOOKS = (before_stack, after_stack, before_block, refuse_chunks)
+
+
+def _pads(now: Pass) -> bool:
+    """Return whether a stack may have added padding to the end of the texts that it was given."""
+    kind = getattr(getattr(now.stack, "config", None), "model_type", "")
+    return now.reading is not None and kind in PADDING
 
 
 class Carrying:

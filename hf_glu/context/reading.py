@@ -6,11 +6,12 @@ Shapes: B sequences, T tokens of this call, K keys (with those of earlier calls)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass
@@ -31,6 +32,17 @@ class Reading:
     restart: Tensor | None = None
     vector: Tensor | None = None
     rows: Tensor | None = None
+
+    def padded(self, length: int, device: torch.device) -> Reading:
+        """Return the reading of the same tokens with padding after them, ``length`` in all."""
+        more = length - self.length
+        if more <= 0:
+            return self
+        valid = self.valid
+        if valid is None:
+            valid = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
+        restart = None if self.restart is None else functional.pad(self.restart, (0, more))
+        return replace(self, length=length, valid=functional.pad(valid, (0, more)), restart=restart)
 
     def vectors(self, batch: int, length: int) -> Tensor | None:
         """Return the context vector of each row, ``[N, R]``; of ``batch`` times ``length`` rows where all are given."""

@@ -21,6 +21,7 @@ from hf_glu.activation.learnable import LearnableMix, mix_options
 from hf_glu.config import GluConfig
 from hf_glu.conversion.calibration import make_batches
 from hf_glu.conversion.entries import selection_of
+from hf_glu.conversion.foresight import check_comes_back
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.report import Report, SiteReport
@@ -77,6 +78,7 @@ def convert_banks(
         mix_banks([bank], options)
         _start_at(bank.anchor, source)
         fits[bank.name] = None if seen is None else drop_gates(bank.anchor, source, *seen)
+    check_comes_back(model)
     steps = tuple(_step(bank, source, groups, list(routes.values()), before[bank.name]) for bank in chosen)
     plan = Plan(
         target=options.experts["groups"] if options.experts else "", steps=steps, parameters_before=total,

@@ -19,10 +19,12 @@ from transformers.activations import ACT2FN
 
 from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.conversion.steps import Plan, Step
-from hf_glu.errors import ConversionError
+from hf_glu.errors import ConversionError, HfGluError
 from hf_glu.layers.build import native_gate
 from hf_glu.layers.sites import Site, convertible_sites
 from hf_glu.layers.source import source_activation
+
+LINE = 200  # letters of another's message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,40 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
     return None
 
 
+def check_comes_back(model: Any) -> None:
+    """Raise ConversionError where loading would build another model than ``model`` is, by its configs as they are."""
+    if not hasattr(type(model), "_from_config") or "swiglu" not in ACT2FN:
+        return
+    skeleton = _skeleton(type(model), copy.deepcopy(model.config))
+    mine, theirs = ({key: tuple(part.shape) for key, part in made.state_dict().items()} for made in (model, skeleton))
+    for key in {**mine, **theirs}:
+        if mine.get(key) != theirs.get(key):
+            raise ConversionError(f"{key} would be {mine.get(key, 'absent')}, and load as {theirs.get(key, 'absent')}")
+    found = {site.name: form_of(skeleton, site) for site in convertible_sites(skeleton)}
+    for site in convertible_sites(model):
+        if site.name not in found or not form_of(model, site).same(found[site.name]):
+            now = form_of(model, site)
+            raise ConversionError(f"{site.name} would be {now}, and load as {found.get(site.name, 'no FFN')}")
+
+
 def _skeleton(model_class: Any, config: Any) -> nn.Module:
-    """Return what ``model_class`` builds of ``config`` after a file, on the meta device."""
-    read = type(config).from_dict(json.loads(config.to_json_string()))
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), init.meta_device_safe_creation_ops():
-        made: nn.Module = model_class._from_config(read)
+    """Return what ``model_class`` builds of ``config`` after a file, on the meta device.
+
+    Raises:
+        ConversionError: it can't build it.
+    """
+    read = type(config).from_dict(json.loads(config.to_json_string(), object_hook=_number))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), init.meta_device_safe_creation_ops():
+            made: nn.Module = model_class._from_config(read)
+    except HfGluError:
+        raise
+    except Exception as error:  # of any model's code: weights that it ties by names, for one
+        line = (str(error).splitlines() or [""])[0]
+        raise ConversionError(f"{model_class.__name__} can't be built as it would be: {line[:LINE]}") from error
     return made
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """Return the number that Transformers writes as a mapping, since JSON has no infinity."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value

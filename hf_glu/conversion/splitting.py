@@ -20,10 +20,11 @@ from hf_glu.conversion.calibration import make_batches, site_inputs
 from hf_glu.conversion.copying import Source, read_source
 from hf_glu.conversion.entries import selection_of
 from hf_glu.conversion.fitting import HELD_OUT, RIDGE
+from hf_glu.conversion.foresight import check_comes_back
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.planning import chosen_sites
 from hf_glu.conversion.transaction import whole
-from hf_glu.conversion.upcycling import check_alone, write_experts
+from hf_glu.conversion.upcycling import check_alone, source_of, write_experts
 from hf_glu.errors import OptionError
 from hf_glu.expert_options import ExpertOptions, Group, write_groups
 from hf_glu.experts import ExpertFFN
@@ -101,10 +102,12 @@ def split_experts(
         curves[source.site.name] = _split(source, made, x, similarity)
         put_experts(model, source.site, made)
     for config in configs.values():
-        write_experts(config, target, options, sources[0], acts=GluConfig(), layers=chosen, bias=bias)
+        first = source_of(model, config, sources)
+        write_experts(config, target, options, first, acts=GluConfig(), layers=chosen, bias=bias)
     give_dense_configs(model, sources[0].name)
     watch(model)
     watch_context(model)
+    check_comes_back(model)
     return SplitReport(experts=experts, top_k=top_k, curves=curves)
 
 

@@ -21,6 +21,7 @@ from hf_glu.context import watch_context
 from hf_glu.context_options import ContextOptions
 from hf_glu.conversion.copying import Source, fill, read_source
 from hf_glu.conversion.entries import selection_of
+from hf_glu.conversion.foresight import check_comes_back
 from hf_glu.conversion.guard import check_convertible, check_values
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import AWAKE_NOTE, chosen_sites, read_options
@@ -101,10 +102,12 @@ def upcycle(
         put_experts(model, site, experts)
         steps.append(_step(source, target, options, found, experts, _changes(source, options, acts, drop)))
     for config in configs.values():
-        write_experts(config, target, options, sources[0], acts=acts, layers=layers, bias=any(bias))
+        first = source_of(model, config, sources)
+        write_experts(config, target, options, first, acts=acts, layers=layers, bias=any(bias))
     give_dense_configs(model, sources[0].name if is_elementwise(sources[0].name) else "gelu")
     watch(model)
     watch_context(model)
+    check_comes_back(model)
     plan = Plan(
         target=target, steps=tuple(steps), parameters_before=total,
         parameters_after=sum(parameter.numel() for parameter in model.parameters()),
@@ -114,6 +117,11 @@ def upcycle(
     return Report(
         plan=plan, sites=tuple(SiteReport(step=step, relative_error=None) for step in steps), differences=differences
     )
+
+
+def source_of(model: Any, config: Any, sources: list[Source]) -> Source:
+    """Return the first FFN that a config governs."""
+    return next(s for s in sources if any(config is each for each in governing_configs(model, s.site)))
 
 
 def expert_routes(
