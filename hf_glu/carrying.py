@@ -10,7 +10,7 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from hf_glu.errors import CheckpointError
+from hf_glu.errors import CheckpointError, DataError
 
 CODE = (
     ".py",
@@ -32,6 +32,7 @@ CODE = (
 )
 # the entries of configs by which libraries find code to execute
 REFERENCES = ("auto_map", "custom_pipelines")
+DEEPEST = 100  # levels of what we write
 _PATH_KEY = re.compile(r"(?:^|_)(?:path|file|dir|folder|checkpoint)s?$")
 _PART = r"[^/\\\s\"'`<>|,;:()\[\]{}]+"
 _PATH = re.compile(
@@ -81,12 +82,18 @@ def references(data: Any) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def without_paths(data: Any) -> Any:
-    """Return plain data with nothing but the last name of each absolute path, of this machine or another."""
+def without_paths(data: Any, depth: int = 0) -> Any:
+    """Return plain data with nothing but the last name of each absolute path, of this machine or another.
+
+    Raises:
+        DataError: they are nested too deeply.
+    """
+    if depth > DEEPEST:
+        raise DataError(f"values nested more than {DEEPEST} deep are nothing that hf_glu writes")
     if isinstance(data, dict):
-        return {without_paths(key): without_paths(value) for key, value in data.items()}
+        return {without_paths(key): without_paths(value, depth + 1) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [without_paths(value) for value in data]
+        return [without_paths(value, depth + 1) for value in data]
     if not isinstance(data, str):
         return data
     if _WHOLE_PATH.fullmatch(data):

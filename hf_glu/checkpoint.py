@@ -31,6 +31,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
+FEWEST, SMALL = 4, 2**24  # numbers of a model for each byte of its files, and those of a model that is small
 _WRITTEN_ANEW = {"config.json", "generation_config.json", REPORT_FILE}
 # what is said of the source, and what was measured on it, isn't true of what is made from it
 _OF_THE_SOURCE = {CARD_FILE, "run.json", "results.json", "log.jsonl"}
@@ -55,6 +56,7 @@ def load_model(
     with reading(source):
         config = _read_config(folder)
         model_class = model_class_of(config)
+        _check_size(folder, _build_skeleton(config))
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
     forget_code(model.config)
     if missing := sorted(info["missing_keys"]):
@@ -86,13 +88,25 @@ def load_skeleton(source: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: it can't be found, or its config can't be built.
     """
-    import torch
-
     folder = resolve(source)
     check_config(folder)
-    with reading(source), torch.device("meta"):
-        config = _read_config(folder)
+    with reading(source):
+        return _build_skeleton(_read_config(folder))
+
+
+def _build_skeleton(config: Any) -> Any:
+    import torch
+
+    with torch.device("meta"):
         return model_class_of(config)._from_config(config)
+
+
+def _check_size(folder: Path, skeleton: Any) -> None:
+    """Raise CheckpointError where a config says a far larger model than its files can hold, before it is allocated."""
+    stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    wanted = sum(tensor.numel() for tensor in skeleton.state_dict().values())
+    if stored and wanted > FEWEST * stored + SMALL:
+        raise CheckpointError(f"{folder} says a model of {wanted:,} numbers, and its files have {stored:,} bytes")
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> Any:

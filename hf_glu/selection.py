@@ -32,7 +32,11 @@ def check_layers(spec: Any) -> LayerSpec:
                 raise OptionError(f"layers names the stack {shown(stack)}; valid: encoder, decoder")
             if isinstance(spec[stack], Mapping) or spec[stack] in STACKS:
                 raise OptionError(f"layers[{stack!r}] must select layers by number, got {shown(spec[stack])}")
-        return {stack: "all" if (part := check_layers(value)) is None else part for stack, value in spec.items()}
+        parts = {stack: check_layers(value) for stack, value in spec.items()}
+        for stack, part in parts.items():
+            if isinstance(part, dict):
+                raise OptionError(f"layers[{stack!r}] must select layers by number, got {shown(spec[stack])}")
+        return {stack: "all" if part is None else part for stack, part in parts.items()}
     if isinstance(spec, str):
         if spec in STACKS:
             return {spec: "all"}

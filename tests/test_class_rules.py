@@ -76,11 +76,11 @@ def class_rules():
                     yield path.parent.name, each.name, name, ast.literal_eval(line.value)
 
 
-@pytest.mark.slow
 PLACE = "model.layers.7.mlp"
 OURS = {IN: ["banks.0.in_proj", "shared.0.in_bias"], OUT: ["banks.11.out_proj", "banks.0.out_bias"]}
 
 
+@pytest.mark.slow
 def test_every_classes_rules_are_carried_over():
     parts = {(path, IN) for row in SITE_TABLE for path in (row.gate, row.in_proj) if path}
     parts |= {(row.out_proj, OUT) for row in SITE_TABLE}

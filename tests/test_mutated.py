@@ -12,8 +12,9 @@ from fuzz.configs import fuzz
 from pico import FAMILIES
 
 import hf_glu
+from hf_glu.carrying import without_paths
 from hf_glu.checkpoint import load_model, load_skeleton
-from hf_glu.errors import HfGluError, shown
+from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError, shown
 from hf_glu.expert_options import ExpertOptions, read_groups
 from hf_glu.selection import check_layers
 from hf_glu.training.options import split_options
@@ -196,3 +197,25 @@ def test_the_fuzzer_can_find_something(monkeypatch):
     bad = fuzz(20, seed=0)["bad"]
     assert bad
     assert all("bad: TypeError" in line for line in bad)
+
+
+def test_selections_nested_in_selections_are_refused():
+    for spec in ({"encoder": "decoder 0"}, "encoder encoder 1", {"decoder": {"encoder": "0"}}):
+        with pytest.raises(OptionError, match="by number"):
+            check_layers(spec)
+
+
+def test_a_config_of_a_far_larger_model_is_refused_before_it_is_allocated(tmp_path):
+    FAMILIES["bert"].make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 2**31}))
+    with pytest.raises(CheckpointError, match="says a model of 34"):
+        load_model(tmp_path)
+
+
+def test_values_nested_too_deeply_have_no_paths_taken_out():
+    deep: list = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(DataError, match="nested"):
+        without_paths(deep)
