@@ -33,7 +33,8 @@ def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = Fals
     gate, up = split_gate_up(x)
     if not contiguous:
         return phi(gate) * up
-    return phi(gate.contiguous()) * (up.contiguous() if torch.is_grad_enabled() else up)
+    copied = torch.is_grad_enabled() and not torch.jit.is_tracing()  # whose graph is for both
+    return phi(gate.contiguous()) * (up.contiguous() if copied else up)
 
 
 def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ def misaligned(model):
         parameter.data = room[1:].view(parameter.shape).copy_(parameter.data)
 
 
-@pytest.mark.slow
 def test_align_moves_tensors_and_changes_nothing():
     model = FAMILIES["bert"].make()
     before, kept = checksums(model), list(model.parameters())
@@ -37,6 +36,7 @@ def test_align_moves_tensors_and_changes_nothing():
     assert all(one is other for one, other in zip(kept, model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_pushed_model_is_equal_wherever_its_tensors_lie(tmp_path):
     model = FAMILIES["bert"].make()
     hf_glu.convert(model, "geglu", experts="geglu*2,gelu*2")

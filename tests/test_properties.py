@@ -20,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # such as torch's about its o
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("piece", "count"),
     [(activations, 250), (oddities, 40), (networks, 60), (decoding, 60)],
@@ -32,6 +31,7 @@ def test_random_cases(piece, count):
     assert not total.bad
 
 
+@pytest.mark.slow
 def test_random_conversions_keep_their_promises_and_load():
     shelf = conversions.Shelf()
     total = running.run(
@@ -174,7 +174,6 @@ def test_broken_promises_and_half_refusals_are_found(monkeypatch):
     assert any("refused (too late), but changed" in line for line in bad(conversions, CONVERSION))
 
 
-@pytest.mark.slow
 def test_models_that_load_or_revert_otherwise_are_found(monkeypatch):
     kind = type(models.make(CONVERSION.source))
     load, revert = kind.from_pretrained, hf_glu.revert
@@ -197,6 +196,7 @@ def test_models_that_load_or_revert_otherwise_are_found(monkeypatch):
     assert any("revert: outputs are off" in line for line in bad(conversions, CONVERSION))
 
 
+@pytest.mark.slow
 def test_a_shelf_finds_what_loads_otherwise(tmp_path):
     shelf, source = conversions.Shelf(), models.Source("pico", "gpt2")
     for changes in (False, True):

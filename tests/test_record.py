@@ -142,7 +142,7 @@ def test_a_suite_refuses_new_files_and_versions(job, tmp_path, monkeypatch):
     entry = json.loads((tmp_path / "out" / "rte" / RUN).read_text())
     del entry[record.MADE_OF]
     write_json(tmp_path / "out" / "rte" / RUN, entry)
-    with pytest.raises(CheckpointError, match="no record of what it was made of"):
+    with pytest.raises(CheckpointError, match="doesn't say what it was made of"):
         run_suite("glue", job, OPTIONS, only=["rte"])
 
 
@@ -226,7 +226,7 @@ def test_equal_variants_are_refused(variants, says, rte, tmp_path):
 
 
 def test_what_variants_and_seeds_say_is_refused(rte):
-    for key, value in {"to": "geglu", "width": "iso", "experts": "2", "top_k": 1, "random": True}.items():
+    for key, value in {"to": "geglu", "width": "iso", "random": True}.items():
         more = {"to": "geglu"} if key == "random" else {}
         with pytest.raises(OptionError, match="does nothing in a comparison"):
             compare(["dense"], [0], replace(rte, **{key: value, **more}), OPTIONS)
@@ -284,13 +284,13 @@ def test_patience_and_baseline_are_not_ignored_either(job):
         finetune_and_report(replace(job, task="rte", to=None), OPTIONS, baseline=True)
 
 
-@pytest.mark.slow
 def test_a_conversion_to_experts_has_the_width_that_it_is_given(job, monkeypatch):
     monkeypatch.setattr(models, "convert", partial(hf_glu.convert, distill_steps=2))
     made = Job(replace(job, task="rte", to="swiglu", experts="swiglu*2", width="24", calibration=8), OPTIONS)
     assert {module.width for module in made.model.modules() if isinstance(module, Bank)} == {24}
 
 
+@pytest.mark.slow
 def test_banks_of_experts_are_fine_tuned(job, tmp_path):
     torch.manual_seed(0)
     config = MixtralConfig(

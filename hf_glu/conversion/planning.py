@@ -54,7 +54,7 @@ def plan(
         model: a Transformers model of any head.
         target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
             "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
-            A mix may have its dictionary in parentheses, ``moa_swiglu(silu,relu)``: see `mix`.
+            A mix may have its dictionary in parentheses, ``moa_swiglu(silu,relu)``.
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
         layers: which layers (see :mod:`hf_glu.selection`); None: all.
@@ -75,7 +75,6 @@ def plan(
     target, mix = read_dictionary(target, mix)
     targets = _targets(target)
     options = read_options(targets.values(), mix, state, context)
-    contexts = ContextOptions.from_dict(options.context)
     check_convertible(model)
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
@@ -83,7 +82,7 @@ def plan(
     steps = tuple(_step(model, site, name, width, fitted, bias) for site, name in sites)
     steps = _with_biases(_awake(steps, options))
     steps = _with_activations(steps, replace(options, mix=mix_of(steps, mix)))
-    sources = sum(place.parameters(contexts) for place in source_places(model, modulated(steps), contexts))
+    sources = _source_parameters(model, steps, ContextOptions.from_dict(options.context))
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
     return Plan(
@@ -96,6 +95,11 @@ def plan(
         context=options.context,
         given=mix,
     )
+
+
+def _source_parameters(model: Any, steps: tuple[Step, ...], options: ContextOptions) -> int:
+    """Return how many parameters the sources of context vectors add."""
+    return sum(place.parameters(options) for place in source_places(model, modulated(steps), options))
 
 
 def _targets(target: Target) -> dict[str, str]:

@@ -74,9 +74,12 @@ class Killer:
     ) -> int:
         """Run a command in a fork, perhaps kill it; return its exit code, minus the signal where one ended it."""
         arguments = [str(out) if word == "OUT" else word for word in (*self.commands[name], *more)]
+        # what comes before the command begins ends the interpreter, as everywhere, and is not of the command
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         child = os.fork()
         if child == 0:
             _be_the_command(arguments, self.log, modules)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         start = time.perf_counter()
         while time.perf_counter() - start < LIMIT:
             if kill is not None and time.perf_counter() - start >= after:
@@ -160,10 +163,12 @@ def _be_the_command(arguments: Sequence[str], log: Path, modules: Path | None) -
         os.dup2(number, 1)
         os.dup2(number, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        from hf_glu import cli
+        from hf_glu import cli, stopping
         from hf_glu.training import job
 
         job.reloads_equal = lambda *_: True
+        stopping.end_at_once()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         cli.main(arguments)
     except SystemExit as ended:
         code = ended.code or 0
