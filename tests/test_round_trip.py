@@ -306,3 +306,11 @@ def test_layers_convert_in_different_ways_while_loading(tmp_path):
     model, info = type(dense).from_pretrained(tmp_path, output_loading_info=True, **how)
     assert not any(info.values()), info
     assert_same(outputs(model), outputs(dense), "exact up to rounding")
+
+
+def test_a_field_that_the_familys_own_experts_share_is_not_changed_under_them():
+    model = tiny_model("qwen3_5_moe_text")
+    before = outputs(model)
+    with pytest.raises(ConversionError, match="experts of"):
+        hf_glu.convert(model, "bilinear", check=False)
+    assert_same(outputs(model), before, "bitwise")

@@ -21,7 +21,7 @@ from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, HfGluError
 from hf_glu.layers.build import native_gate
-from hf_glu.layers.sites import Site, convertible_sites
+from hf_glu.layers.sites import Site, convertible_sites, find_banks
 from hf_glu.layers.source import source_activation
 
 LINE = 200  # letters of another's message
@@ -96,7 +96,16 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
     for name, form in expected.items():
         if name not in found or not form.same(found[name]):
             return f"{name} would be {form}, and load as {found.get(name, 'no FFN')}"
+    banks = _bank_acts(skeleton)
+    for name, kind in _bank_acts(model).items():
+        if banks.get(name) is not kind:
+            return f"the experts of {name}, which keep their activation, would load with another"
     return None
+
+
+def _bank_acts(model: nn.Module) -> dict[str, type]:
+    """Return the class of the activation of each of Transformers' own banks, whose config field an FFN may share."""
+    return {site.name: type(getattr(site.anchor, "act_fn", None)) for site in find_banks(model)}
 
 
 def check_comes_back(model: Any) -> None:
