@@ -56,7 +56,8 @@ def load_model(
     with reading(source):
         config = _read_config(folder)
         model_class = model_class_of(config)
-        _check_size(folder, _build_skeleton(config))
+        if isinstance(config, model_class.config_class):  # else it is built from a part of the config
+            _check_size(folder, _build_skeleton(config))
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
     forget_code(model.config)
     if missing := sorted(info["missing_keys"]):
