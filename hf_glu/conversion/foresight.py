@@ -21,9 +21,11 @@ from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, HfGluError
 from hf_glu.layers.build import native_gate
-from hf_glu.layers.sites import Site, convertible_sites, find_banks
+from hf_glu.layers.sites import Site, convertible_sites, follow
 from hf_glu.layers.source import source_activation
+from hf_glu.layers.table import NAME_ATTRIBUTES
 
+ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 LINE = 200  # letters of another's message
 
 
@@ -96,16 +98,36 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
     for name, form in expected.items():
         if name not in found or not form.same(found[name]):
             return f"{name} would be {form}, and load as {found.get(name, 'no FFN')}"
-    banks = _bank_acts(skeleton)
-    for name, kind in _bank_acts(model).items():
-        if banks.get(name) is not kind:
-            return f"the experts of {name}, which keep their activation, would load with another"
+    mine, theirs = _other_activations(model), _other_activations(skeleton)
+    for name, act in mine.items():
+        if name in theirs and not _alike(act, theirs[name]):
+            return f"{name}, which is to stay {_called(act)}, would load as {_called(theirs[name])}"
     return None
 
 
-def _bank_acts(model: nn.Module) -> dict[str, type]:
-    """Return the class of the activation of each of Transformers' own banks, whose config field an FFN may share."""
-    return {site.name: type(getattr(site.anchor, "act_fn", None)) for site in find_banks(model)}
+def _other_activations(model: nn.Module) -> dict[str, nn.Module | str]:
+    """Return the activations outside FFNs, as a head's or a mixer's, by path: modules, and names that modules keep."""
+    sites = {id(follow(site.anchor, site.row.act)) for site in convertible_sites(model)}
+    found: dict[str, nn.Module | str] = {}
+    for name, part in model.named_modules():
+        if type(part).__module__.startswith(ACTIVATIONS) and id(part) not in sites:
+            found[name] = part
+        found |= {
+            f"{name}.{key}": part.__dict__[key] for key in NAME_ATTRIBUTES if isinstance(part.__dict__.get(key), str)
+        }
+    return found
+
+
+def _alike(first: nn.Module | str, second: nn.Module | str) -> bool:
+    """Tell whether two activations are of one class or name, or give the same values."""
+    if isinstance(first, str) or isinstance(second, str):
+        return first == second
+    x = torch.linspace(-6.0, 6.0, 97)
+    return type(first) is type(second) or bool(torch.allclose(first(x), second(x)))
+
+
+def _called(act: nn.Module | str) -> str:
+    return act if isinstance(act, str) else type(act).__name__
 
 
 def check_comes_back(model: Any) -> None:
