@@ -15,10 +15,10 @@ from typing import Annotated
 
 import typer
 
+from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.errors import HfGluError
-from hf_glu.jsonio import write_json
-from hf_glu.publishing.card import render_card
-from hf_glu.publishing.facts import read_facts
+from hf_glu.publishing.card.card import render_card
+from hf_glu.publishing.card.facts import read_facts
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 

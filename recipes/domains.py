@@ -28,16 +28,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hf_glu
+from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.cli import tables
+from hf_glu.config.experts import read_groups
 from hf_glu.errors import HfGluError
-from hf_glu.expert_options import read_groups
-from hf_glu.experts.statistics import active_parameters
-from hf_glu.jsonio import write_json
+from hf_glu.instruments.routing import active_parameters
 from hf_glu.tasks import movies
-from hf_glu.training.batches import BatchPlan
 from hf_glu.training.comparing import paired_p
+from hf_glu.training.data.prediction import eval_mode
+from hf_glu.training.loop.batches import BatchPlan
 from hf_glu.training.options import TrainingOptions
-from hf_glu.training.prediction import eval_mode
 
 Rows = list[list[int]]
 Data = dict[str, Any]

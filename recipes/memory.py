@@ -29,10 +29,10 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 import hf_glu  # noqa: F401  (the activations' names)
+from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.cli import tables
 from hf_glu.errors import HfGluError, OptionError
-from hf_glu.jsonio import write_json
-from hf_glu.training.prediction import eval_mode
+from hf_glu.training.data.prediction import eval_mode
 
 Data = dict[str, Any]
 FLAGS, QUERY, NOISE, VOCABULARY, IGNORED = 4, 4, 5, 16, -100

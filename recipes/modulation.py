@@ -27,13 +27,13 @@ from rich.console import Console
 from small_training import read_numbers
 
 import hf_glu
-from hf_glu.checkpoint import load_model, load_tokenizer
+from hf_glu.checkpoint.convert import load_model, load_tokenizer
+from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.cli import tables
 from hf_glu.errors import HfGluError
-from hf_glu.finetuning import finetune_and_report
-from hf_glu.jsonio import write_json
-from hf_glu.probe import evaluating
+from hf_glu.instruments.probe import evaluating
 from hf_glu.tasks import movies
+from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.options import JobOptions, TrainingOptions
 
 SOURCES = {
@@ -112,9 +112,9 @@ def separation(layers: list[int], sentences: int) -> list[Data]:
 def hand_control(folder: str, rows: int | None) -> list[Data]:
     """Return the accuracy on the movie reviews under each threshold and slope, and how open the gates are then."""
     from hf_glu.tasks.table import find_task
-    from hf_glu.training.features import make_features
-    from hf_glu.training.models import load_for_task
-    from hf_glu.training.prediction import predict
+    from hf_glu.training.data.features import make_features
+    from hf_glu.training.data.models import load_for_task
+    from hf_glu.training.data.prediction import predict
 
     task = find_task("movie_reviews")
     model, tokenizer, text = load_for_task(folder, task, form="auto", seed=SEED)

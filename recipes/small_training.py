@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 import hf_glu
 from hf_glu.errors import OptionError
+from hf_glu.training.loop.schedules import make_schedule
 from hf_glu.training.options import TrainingOptions
-from hf_glu.training.schedules import make_schedule
 
 WEIGHT_DECAY, CLIP = 0.01, 1.0
 

@@ -29,12 +29,12 @@ from small_training import read_numbers, train
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import hf_glu  # noqa: F401  (the activations' names)
+from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.cli import tables
 from hf_glu.errors import HfGluError
-from hf_glu.jsonio import write_json
-from hf_glu.training.batches import BatchPlan
 from hf_glu.training.comparing import paired_p
-from hf_glu.training.prediction import eval_mode
+from hf_glu.training.data.prediction import eval_mode
+from hf_glu.training.loop.batches import BatchPlan
 
 Data = dict[str, Any]
 # the config's field of the activation, the plain and the stateful one, and the sizes; Mamba's scan is slow on a CPU

@@ -30,7 +30,7 @@ HIDDEN = 2048
 # prints the seconds without imports, and the peak of this process's own memory (getrusage also counts its parent's)
 _CONVERT = """
 import sys, time
-import hf_glu.streaming
+import hf_glu.checkpoint.streaming
 start = time.perf_counter()
 hf_glu.convert_stream(sys.argv[1], sys.argv[2], "geglu_new")
 seconds = time.perf_counter() - start

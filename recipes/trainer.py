@@ -14,8 +14,8 @@ from transformers import Trainer, TrainingArguments
 import hf_glu
 from hf_glu.tasks import find_task
 from hf_glu.tasks.loading import load_task
-from hf_glu.training.features import make_features
-from hf_glu.training.models import load_for_task
+from hf_glu.training.data.features import make_features
+from hf_glu.training.data.models import load_for_task
 
 
 def main(

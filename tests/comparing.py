@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_glu.probe import probe_inputs, run
+from hf_glu.instruments.probe import probe_inputs, run
 
 # what -> (relative, absolute)
 TOLERANCE = {
@@ -50,7 +50,7 @@ import sys
 import torch
 import hf_glu
 import transformers
-from hf_glu.probe import probe_inputs, run
+from hf_glu.instruments.probe import probe_inputs, run
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.append(str(Path(__file__).parent.parent / "recipes"))
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "recipes")]
 
 import pytest
 import torch

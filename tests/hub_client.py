@@ -26,9 +26,9 @@ from transformers import PreTrainedTokenizerFast
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.probe import run
-from hf_glu.publishing import flat, upload
-from hf_glu.publishing.push import push
+from hf_glu.instruments.probe import run
+from hf_glu.publishing.hub import flat, upload
+from hf_glu.publishing.hub.push import push
 
 REPO = "user/gated"
 IDS = torch.arange(5, 17).unsqueeze(0)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN, ClassInstantier, ClippedGELUActivation, GELUActivation
 
-from hf_glu.registry import GATED, registry
+from hf_glu.config.registry import GATED, registry
 
 registry.stock = lambda: dict.keys(ACT2FN)  # not its own `keys`, which the plugin has answer with what is derived, too
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from hf_glu.activation.kernels.formulas import swiglu_oss
 from hf_glu.activation.module import GatedActivation
-from hf_glu.functional import swiglu_oss
-from hf_glu.registry import GATED, Activation, Derived, Formula, registry
+from hf_glu.config.registry import GATED, Activation, Derived, Formula, registry
 
 SUFFIX = "_glu"
 DAUPHIN = "Dauphin et al. 2016, https://arxiv.org/abs/1612.08083"

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import build_elementwise
-from hf_glu.activation.mixing import mix, recomputed_mix
+from hf_glu.activation.kernels.mixture import mix, recomputed_mix
 from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
-from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, Activation, Derived, registry, unmixed, unwrapped
+from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, Activation, Derived, registry, unmixed, unwrapped
 
 if TYPE_CHECKING:
-    from hf_glu.config import GluConfig
+    from hf_glu.config.glu import GluConfig
 
 PAPER = "Learnable Activations, https://arxiv.org/abs/2605.26647"
 DEFAULT_FUNCTIONS = ("silu", "gelu", "relu", "tanh")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_glu.activation.elementwise import elementwise_names
-from hf_glu.registry import Activation, Derived, registry
+from hf_glu.config.registry import Activation, Derived, registry
 
 
 @dataclass(frozen=True, kw_only=True)

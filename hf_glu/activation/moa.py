@@ -19,10 +19,10 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.learnable import Family, LearnableMix
-from hf_glu.registry import ADAPTIVE, LEARNABLE
+from hf_glu.config.registry import ADAPTIVE, LEARNABLE
 
 if TYPE_CHECKING:
-    from hf_glu.config import GluConfig
+    from hf_glu.config.glu import GluConfig
 
 
 class TokenMix(LearnableMix):

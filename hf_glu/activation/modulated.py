@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from hf_glu.activation.modulating import modulate, recomputed_modulation
+from hf_glu.activation.context import Reader
+from hf_glu.activation.context.reading import read_mask
+from hf_glu.activation.context.states import load_state, store_states
+from hf_glu.activation.kernels.modulation import modulate, recomputed_modulation
+from hf_glu.activation.kernels.scan import decays, spread_decays, stateful
 from hf_glu.activation.module import OwnedModule
 from hf_glu.activation.wrapped import Shift, Wrapper
-from hf_glu.context import Reader
-from hf_glu.context.reading import read_mask
-from hf_glu.context.states import load_state, store_states
-from hf_glu.context_options import ContextOptions
+from hf_glu.config.context import ContextOptions
+from hf_glu.config.registry import MODULATED
 from hf_glu.errors import OptionError
-from hf_glu.registry import MODULATED
-from hf_glu.scan import decays, spread_decays, stateful
 
 if TYPE_CHECKING:
-    from hf_glu.config import GluConfig
+    from hf_glu.config.glu import GluConfig
 
 PAPER = "hf_glu; cf. NGT, https://arxiv.org/abs/2305.03232"
 EQUATION = "slope (g - threshold)"

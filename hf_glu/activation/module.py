@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
-from hf_glu.activation.gating import Fused, by_layout, recomputed_gate
-from hf_glu.activation.known import is_bare, is_known
-from hf_glu.autodiff import needs_formula
-from hf_glu.functional import gated, split_gate_up, swiglu_oss
-from hf_glu.registry import registry
+from hf_glu.activation.kernels.autodiff import needs_formula
+from hf_glu.activation.kernels.formulas import gated, split_gate_up, swiglu_oss
+from hf_glu.activation.kernels.known import is_bare, is_known
+from hf_glu.activation.kernels.product import Fused, by_layout, recomputed_gate
+from hf_glu.config.registry import registry
 
 if TYPE_CHECKING:
-    from hf_glu.config import GluConfig
+    from hf_glu.config.glu import GluConfig
 
 
 class OwnedModule(nn.Module):

@@ -5,7 +5,7 @@
 
 per channel: s is a running mean of the gate's openness, alpha > 0 coherence (a gate that was closed tends to stay
 closed), beta sensitivity to sudden change. Both are 0 at a conversion, so that nothing changes. Padding leaves the
-state alone, another text begins with none, and generation keeps it in the cache (:mod:`hf_glu.context`). An expert
+state alone, another text begins with none, and generation keeps it in the cache (`context`). An expert
 remembers the tokens that were sent to it.
 
 Shapes: B sequences, T tokens, W channels.
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 
+from hf_glu.activation.context.reading import Reading
+from hf_glu.activation.context.routed import Routed
+from hf_glu.activation.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
+from hf_glu.activation.kernels.scan import bidirectional, decays, spread_decays, stateful, step
 from hf_glu.activation.wrapped import Shift, Wrapper
-from hf_glu.context.reading import Reading
-from hf_glu.context.routed import Routed
-from hf_glu.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
+from hf_glu.config.registry import STATEFUL
+from hf_glu.config.state import StateOptions
 from hf_glu.errors import OptionError
-from hf_glu.registry import STATEFUL
-from hf_glu.scan import bidirectional, decays, spread_decays, stateful, step
-from hf_glu.state_options import StateOptions
 
 if TYPE_CHECKING:
-    from hf_glu.config import GluConfig
+    from hf_glu.config.glu import GluConfig
 
 Z = "z = g + alpha s + beta (sigmoid(g) - s)"
 

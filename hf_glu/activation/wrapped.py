@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from hf_glu.activation.context import Reader
 from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
-from hf_glu.context import Reader
-from hf_glu.functional import split_gate_up
-from hf_glu.registry import GATED, Activation, Derived, registry
+from hf_glu.config.registry import GATED, Activation, Derived, registry
 
 if TYPE_CHECKING:
-    from hf_glu.config import GluConfig
+    from hf_glu.config.glu import GluConfig
 
 
 class Shift(Reader, OwnedModule):

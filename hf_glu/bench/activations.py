@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation.context import Reading
+from hf_glu.activation.context.passes import enter, leave
 from hf_glu.activation.modulated import Modulation
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
-from hf_glu.config import GluConfig
-from hf_glu.context import Reading
-from hf_glu.context.passes import enter, leave
-from hf_glu.context_options import ContextOptions
-from hf_glu.layers.lean import keep_less
+from hf_glu.config.context import ContextOptions
+from hf_glu.config.glu import GluConfig
+from hf_glu.ffn.lean import keep_less
 
 TOKENS, HIDDEN, WIDTH = 1024, 768, 2048
 FUNCTIONS = ("silu", "gelu", "relu", "tanh")

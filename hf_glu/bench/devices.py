@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.small import EAGER, WAYS
-from hf_glu.checkpoint import load_model
-from hf_glu.config import iso_width
+from hf_glu.checkpoint.convert import load_model
+from hf_glu.config.glu import iso_width
 from hf_glu.conversion import convert
 from hf_glu.errors import OptionError
-from hf_glu.layers.sites import find_sites
-from hf_glu.probe import probe_inputs
+from hf_glu.ffn.sites import find_sites
+from hf_glu.instruments.probe import probe_inputs
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import find_task
-from hf_glu.training.features import Features, make_features
-from hf_glu.training.models import load_for_task
-from hf_glu.training.prediction import evaluate
+from hf_glu.training.data.features import Features, make_features
+from hf_glu.training.data.models import load_for_task
+from hf_glu.training.data.prediction import evaluate
 
 BATCHES, TOKENS = (1, 8), 32
 MAX_LENGTH = 128

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import trained
-from hf_glu.expert_options import ExpertOptions
-from hf_glu.experts import ExpertFFN
-from hf_glu.experts.bank import banks_of
+from hf_glu.config.experts import ExpertOptions
+from hf_glu.ffn.experts import ExpertFFN
+from hf_glu.ffn.experts.group import banks_of
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 512, 1024, 8, 2
 TRAINED, DECODED = (512, 1024, 2048, 4096), 4

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation.kernels.scan import stateful
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
-from hf_glu.config import GluConfig
-from hf_glu.scan import stateful
+from hf_glu.config.glu import GluConfig
 
 BATCH, TOKENS, HIDDEN, WIDTH = 4, 512, 768, 2048
 SHORT, LONG = 2048, 16_384  # tokens of which the cost of one is compared

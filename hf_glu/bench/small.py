@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.exporting import load_graph, write_graph
+from hf_glu.publishing.export import load_graph, write_graph
 
 EAGER = "float32"
 

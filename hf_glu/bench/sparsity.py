@@ -40,7 +40,7 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    from hf_glu.layers.sparse import skip_zeros
+    from hf_glu.ffn.sparse import skip_zeros
 
     torch.manual_seed(0)
     config = LlamaConfig(

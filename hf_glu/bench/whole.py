@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import hf_glu
-from hf_glu.activation.fused import has_compiler
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
-from hf_glu.experts.bank import banks_of
-from hf_glu.experts.ffn import find_experts
+from hf_glu.ffn.experts.ffn import find_experts
+from hf_glu.ffn.experts.group import banks_of
+from hf_glu.ffn.fused import has_compiler
 
 BERT = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
 LLAMA = {

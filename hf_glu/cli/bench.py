@@ -10,12 +10,13 @@ from rich.console import Console
 
 from hf_glu.bench.guard import TOLERANCE, compare, read_results
 from hf_glu.bench.options import BENCHES, BenchOptions, check_name
-from hf_glu.cli import EXIT_DIFFERENT, tables
+from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.writing import check_file, user_path
+from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
+from hf_glu.cli.exits import EXIT_DIFFERENT
 from hf_glu.cli.fields import with_flags
 from hf_glu.errors import OptionError
-from hf_glu.files import check_file, user_path
-from hf_glu.jsonio import write_json
 
 if TYPE_CHECKING:
     from hf_glu.bench.running import Cell

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from hf_glu.checkpoint.writing import user_path, write_text
 from hf_glu.cli import tables
 from hf_glu.errors import OptionError, UnknownNameError, nearest
-from hf_glu.files import user_path, write_text
 
 app = typer.Typer(
     help="Gated feed-forward networks for stock Transformers models.",
@@ -50,7 +50,7 @@ def activations(
     import hf_glu
 
     if plot is not None:
-        from hf_glu.cli.family import plot_family
+        from hf_glu.publishing.report.family_curves import plot_family
 
         drawn = {"plot": str(plot_family(plot))}
         tables.emit(drawn, lambda data, console: console.print(data["plot"], soft_wrap=True), json=json)
@@ -65,10 +65,10 @@ def activations(
 @app.command()
 def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")], json: Json = False) -> None:
     """List a model's feed-forward networks (its weights are not loaded)."""
-    from hf_glu.checkpoint import load_skeleton
-    from hf_glu.experts import find_experts
-    from hf_glu.layers.sites import convertible_sites
-    from hf_glu.layers.source import describe_site
+    from hf_glu.checkpoint.convert import load_skeleton
+    from hf_glu.ffn.experts import find_experts
+    from hf_glu.ffn.identify import describe_site
+    from hf_glu.ffn.sites import convertible_sites
 
     skeleton = load_skeleton(model)
     found = [describe_site(skeleton, site) for site in convertible_sites(skeleton)]
@@ -99,8 +99,8 @@ def convert(
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
     import hf_glu
-    from hf_glu.checkpoint import load_skeleton, read_texts, staged_folder
-    from hf_glu.publishing.card import write_card
+    from hf_glu.checkpoint.convert import load_skeleton, read_texts, staged_folder
+    from hf_glu.publishing.card.card import write_card
 
     if not to and not experts:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
@@ -154,8 +154,8 @@ def verify(
 ) -> int:
     """Compare the outputs of two checkpoints; exit code 1 where they differ by more than the tolerance."""
     import hf_glu
-    from hf_glu.checkpoint import encode
-    from hf_glu.cli import EXIT_DIFFERENT
+    from hf_glu.checkpoint.convert import encode
+    from hf_glu.cli.exits import EXIT_DIFFERENT
 
     inputs = encode(a, text) if text else None
     result = hf_glu.verify(a, b, inputs=inputs, tolerance=tolerance)
@@ -166,8 +166,8 @@ def verify(
 @app.command()
 def doctor(json: Json = False) -> int:
     """Check that the installed Transformers has what hf_glu hooks, and what else is installed."""
-    from hf_glu.cli import EXIT_BAD_INPUT
-    from hf_glu.doctor import examine
+    from hf_glu.cli.exits import EXIT_BAD_INPUT
+    from hf_glu.plugin.doctor import examine
 
     result = examine()
     tables.emit(result, tables.diagnosis, json=json)
@@ -177,7 +177,7 @@ def doctor(json: Json = False) -> int:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(context: typer.Context) -> int:
     """Run another program (`hf-glu run -- lm_eval ...`) with the plugin loaded in it and in its Python children."""
-    from hf_glu.launch import run_with_plugin
+    from hf_glu.plugin.launch import run_with_plugin
 
     return run_with_plugin(context.args)
 
@@ -193,9 +193,9 @@ def coverage(
 
     from tqdm.auto import tqdm
 
-    from hf_glu.coverage import tiny
-    from hf_glu.coverage.survey import Coverage, survey
-    from hf_glu.files import check_file
+    from hf_glu.bench.coverage import tiny
+    from hf_glu.bench.coverage.survey import Coverage, survey
+    from hf_glu.checkpoint.writing import check_file
 
     if markdown:
         check_file(markdown)

@@ -27,8 +27,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint for runtimes without hf_glu, and compare what they compute with the model."""
-    from hf_glu.exporting import TOLERANCE
-    from hf_glu.exporting import export as run_export
+    from hf_glu.publishing.export import TOLERANCE
+    from hf_glu.publishing.export import export as run_export
 
     chosen = [name for name, given in {"onnx": onnx, "program": program, "native": native}.items() if given]
     if len(chosen) > 1:

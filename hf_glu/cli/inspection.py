@@ -25,10 +25,10 @@ def gates(
     json: Json = False,
 ) -> None:
     """Show how open a model's gates are on a text, and what stateful ones remember."""
-    from hf_glu.files import check_file
-    from hf_glu.reporting.drawing import require_matplotlib
-    from hf_glu.reporting.gates import gates_page
-    from hf_glu.reporting.page import write_page
+    from hf_glu.checkpoint.writing import check_file
+    from hf_glu.publishing.report.drawing import require_matplotlib
+    from hf_glu.publishing.report.gates import gates_page
+    from hf_glu.publishing.report.page import write_page
 
     if not text.strip():
         raise OptionError("--text is empty: give a text that the model reads")
@@ -51,10 +51,10 @@ def read_gates(source: str, text: str) -> dict[str, Any]:
     """
     import torch
 
-    from hf_glu.checkpoint import load_model, load_tokenizer
-    from hf_glu.inspection import record_gates
-    from hf_glu.probe import evaluating, with_decoder
-    from hf_glu.traits import longest_text
+    from hf_glu.checkpoint.convert import load_model, load_tokenizer
+    from hf_glu.config.traits import longest_text
+    from hf_glu.instruments.gates import record_gates
+    from hf_glu.instruments.probe import evaluating, with_decoder
 
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.float32)

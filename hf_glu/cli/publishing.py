@@ -31,7 +31,7 @@ def push(
     To go back to an older state, load or push it by its commit: hf-glu push USER/NAME@COMMIT USER/NAME. Every command
     that takes a Hub id takes USER/NAME@BRANCH, @TAG or @COMMIT.
     """
-    from hf_glu.publishing.push import push as push_checkpoint
+    from hf_glu.publishing.hub.push import push as push_checkpoint
 
     result = push_checkpoint(
         source, repository, private=private or None, token=token, revision=revision, message=message, code=code,

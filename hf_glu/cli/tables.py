@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hf_glu.jsonio import to_json
+from hf_glu.checkpoint.jsonio import to_json
 
 Data = dict[str, Any]
 PIPE_WIDTH = 160

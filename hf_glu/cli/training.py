@@ -38,7 +38,7 @@ def _try_report(folder: Path | None) -> str | None:
 
     from accelerate import PartialState
 
-    from hf_glu.reporting import write_report
+    from hf_glu.publishing.report import write_report
 
     if folder is None or find_spec("matplotlib") is None or not PartialState().is_main_process:
         return None
@@ -76,7 +76,8 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
-    from hf_glu.finetuning import finetune_and_report
+    from hf_glu.publishing.card.card import write_card
+    from hf_glu.training.baseline import finetune_and_report
     from hf_glu.training.suite import run_suite
 
     job, options = _read(config, given)
@@ -84,7 +85,8 @@ def finetune(
     if suite:
         _emit(run_suite(suite, job, options, only=only), tables.suite, json=json)
         return
-    _emit(finetune_and_report(job, options, baseline=baseline, resume=resume), tables.finetuned, json=json)
+    result = finetune_and_report(job, options, baseline=baseline, resume=resume, finish=write_card)
+    _emit(result, tables.finetuned, json=json)
 
 
 @app.command()
@@ -118,7 +120,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Of a run, a suite or a comparison.")], json: Json = False
 ) -> None:
     """Write one self-contained HTML page about a run, a suite or a comparison."""
-    from hf_glu.reporting import write_report
+    from hf_glu.publishing.report import write_report
 
     path = write_report(folder)
     tables.emit({"report": str(path)}, tables.path, json=json)

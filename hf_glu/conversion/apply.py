@@ -11,30 +11,30 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation.context import watch_context
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
-from hf_glu.config import GluConfig
-from hf_glu.context import watch_context
-from hf_glu.context_options import ContextOptions
-from hf_glu.conversion.calibration import Batches, make_batches, site_inputs
-from hf_glu.conversion.entries import config_entries
-from hf_glu.conversion.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
-from hf_glu.conversion.guard import check_values
+from hf_glu.config.context import ContextOptions
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import GATED, core
+from hf_glu.conversion.checks import check_values
+from hf_glu.conversion.config_entries import config_entries
+from hf_glu.conversion.fit.calibration import Batches, make_batches, site_inputs
+from hf_glu.conversion.fit.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
 from hf_glu.conversion.made import note_making
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import modulated
 from hf_glu.conversion.report import Report, SiteReport
+from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import OptionError
-from hf_glu.layers.build import configure, give_dense_configs, native_gate
-from hf_glu.layers.context_sites import place_sources
-from hf_glu.layers.forward import ffn_output, ffn_units, projections
-from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.mixers import gate_of, own_gate
-from hf_glu.layers.sites import Site
-from hf_glu.registry import GATED, core
-from hf_glu.routes import APPROXIMATE
+from hf_glu.ffn.build import configure, give_dense_configs, native_gate
+from hf_glu.ffn.context_sites import place_sources
+from hf_glu.ffn.forward import ffn_output, ffn_units, projections
+from hf_glu.ffn.linear import set_rows, weight_rows
+from hf_glu.ffn.mixers import gate_of, own_gate
+from hf_glu.ffn.sites import Site
 
 
 def carry_out(

@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hf_glu.config.experts import ExpertOptions
+from hf_glu.config.registry import unmixed, unwrapped
 from hf_glu.conversion.apply import carry_out
-from hf_glu.conversion.banks import convert_banks, read_bank_groups
-from hf_glu.conversion.dictionary import read_dictionary
-from hf_glu.conversion.guard import check_convertible
+from hf_glu.conversion.checks import check_convertible
+from hf_glu.conversion.experts.banks import convert_banks, read_bank_groups
+from hf_glu.conversion.experts.upcycling import expert_options, expert_routes, upcycle
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, one_after_the_other
 from hf_glu.conversion.steps import Target
+from hf_glu.conversion.targets import read_dictionary
 from hf_glu.conversion.transaction import whole
-from hf_glu.conversion.upcycling import expert_options, expert_routes, upcycle
 from hf_glu.errors import OptionError
-from hf_glu.expert_options import ExpertOptions
-from hf_glu.experts.bank import is_gated
-from hf_glu.layers.sites import find_banks
-from hf_glu.registry import unmixed, unwrapped
+from hf_glu.ffn.experts.group import is_gated
+from hf_glu.ffn.sites import find_banks
 
 
 @whole
@@ -62,8 +62,8 @@ def convert(
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: no bias on in-projections that have none (T5); where the route needs one, it takes ``calibration``.
         state, context, mix: options of ``stateful_``, ``modulated_`` and ``moa_`` activations, as in `hf_glu.plan`.
-        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (:mod:`hf_glu.conversion.upcycling`), once it has
-            ``width``; where the model has banks of them (Mixtral), their activations (:mod:`hf_glu.conversion.banks`).
+        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (`experts.upcycling`), once it has
+            ``width``; where the model has banks of them (Mixtral), their activations (`experts.banks`).
         top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
         inputs: what to compare the model on before and after; None: random token ids.
         check: whether to; ``report``: a difference above what the routes promise is reported, and doesn't raise.

@@ -20,10 +20,10 @@ from transformers.activations import ACT2FN
 from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, HfGluError
-from hf_glu.layers.build import native_gate
-from hf_glu.layers.sites import Site, convertible_sites, follow
-from hf_glu.layers.source import source_activation
-from hf_glu.layers.table import NAME_ATTRIBUTES
+from hf_glu.ffn.build import native_gate
+from hf_glu.ffn.families import NAME_ATTRIBUTES
+from hf_glu.ffn.identify import source_activation
+from hf_glu.ffn.sites import Site, convertible_sites, follow
 
 ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 LINE = 200  # letters of another's message

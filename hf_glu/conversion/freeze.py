@@ -11,17 +11,17 @@ from hf_glu.activation import OwnedActivation, registry
 from hf_glu.activation.learnable import LearnableMix, mixes
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
-from hf_glu.config import GluConfig
+from hf_glu.config.experts import ExpertOptions, Group, write_groups
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import GATED, unmixed
 from hf_glu.conversion.transaction import whole
 from hf_glu.errors import ConversionError, NoSiteError
-from hf_glu.expert_options import ExpertOptions, Group, write_groups
-from hf_glu.experts import find_experts
-from hf_glu.experts.bank import Bank
-from hf_glu.layers.build import native_gate
-from hf_glu.layers.fields import activation_of, write_activation
-from hf_glu.layers.sites import find_sites
-from hf_glu.layers.source import enclosing_configs
-from hf_glu.registry import GATED, unmixed
+from hf_glu.ffn.build import native_gate
+from hf_glu.ffn.config_fields import activation_of, write_activation
+from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.group import Bank
+from hf_glu.ffn.identify import enclosing_configs
+from hf_glu.ffn.sites import find_sites
 
 
 @whole

@@ -5,8 +5,8 @@ It is kept with the in-projection in memory, not in checkpoints.
 
 from __future__ import annotations
 
-from hf_glu.equality import checksum
-from hf_glu.layers.sites import Site
+from hf_glu.ffn.sites import Site
+from hf_glu.instruments.equality import checksum
 
 _SUM = "_hf_glu_out_sum"
 

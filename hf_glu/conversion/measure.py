@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import ConversionError, OptionError
-from hf_glu.layers.forward import ffn_output
-from hf_glu.layers.sites import Site
-from hf_glu.probe import max_abs_difference, probe_inputs, run, try_run
-from hf_glu.routes import APPROXIMATE
+from hf_glu.ffn.forward import ffn_output
+from hf_glu.ffn.sites import Site
+from hf_glu.instruments.probe import max_abs_difference, probe_inputs, run, try_run
 
 TOKENS = 256
 # What counts as the same by the dtype of the weights, relative to the largest output: GEMMs of another shape add in

@@ -12,23 +12,23 @@ from torch import nn
 
 from hf_glu.activation import OwnedActivation, registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.config import GluConfig, check_by_layer, check_width
-from hf_glu.context_options import ContextOptions
-from hf_glu.conversion.dictionary import read_dictionary
-from hf_glu.conversion.guard import check_convertible
+from hf_glu.config.context import ContextOptions
+from hf_glu.config.glu import GluConfig, check_by_layer, check_width
+from hf_glu.config.layers import check_layers
+from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
+from hf_glu.config.state import StateOptions
+from hf_glu.conversion.checks import check_convertible
+from hf_glu.conversion.routes import APPROXIMATE, ROUNDING, WRAP, Route, find_route, mix_route
 from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_of
+from hf_glu.conversion.targets import read_dictionary
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
-from hf_glu.experts import find_experts
-from hf_glu.experts.bank import build_activation
-from hf_glu.layers.build import check_selection, gated_width, native_gate
-from hf_glu.layers.context_sites import check_directions, source_places
-from hf_glu.layers.linear import out_features
-from hf_glu.layers.sites import Site, convertible_sites
-from hf_glu.layers.source import source_activation
-from hf_glu.registry import ADAPTIVE, GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
-from hf_glu.routes import APPROXIMATE, ROUNDING, WRAP, Route, find_route, mix_route
-from hf_glu.selection import check_layers
-from hf_glu.state_options import StateOptions
+from hf_glu.ffn.build import check_selection, gated_width, native_gate
+from hf_glu.ffn.context_sites import check_directions, source_places
+from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.group import build_activation
+from hf_glu.ffn.identify import source_activation
+from hf_glu.ffn.linear import out_features
+from hf_glu.ffn.sites import Site, convertible_sites
 
 UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
 AWAKE_NOTE = "alpha and beta aren't 0: the state changes the function from the start"
@@ -55,14 +55,14 @@ def plan(
         target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
             "4,5": "swiglu"}`` (the first key that selects a layer counts; the layers that none selects stay dense).
             A mix may have its dictionary in parentheses, ``moa_swiglu(silu,relu)``.
-        width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `hf_glu.config.iso_width`)
+        width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
-        layers: which layers (see :mod:`hf_glu.selection`); None: all.
+        layers: which layers (see :mod:`hf_glu.config.layers`); None: all.
         exclude: regular expression; sites whose name it finds are left alone.
         fitted: whether the FFNs will be fitted to calibration data, so that any activation may become any gate.
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
-        state: options of ``stateful_`` activations, see `hf_glu.state_options.StateOptions`.
-        context: options of ``modulated_`` ones, see `hf_glu.context_options.ContextOptions`.
+        state: options of ``stateful_`` activations, see `hf_glu.config.state.StateOptions`.
+        context: options of ``modulated_`` ones, see `hf_glu.config.context.ContextOptions`.
         mix: options of ``learnable_`` and ``moa_`` ones, as ``config.hf_glu["mix"]`` has them; the model's own
             activation comes first in any dictionary.
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from hf_glu.conversion.fitting import Fit
+from hf_glu.conversion.fit.fitting import Fit
+from hf_glu.conversion.routes import weakest
 from hf_glu.conversion.steps import Plan, Step
-from hf_glu.routes import weakest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

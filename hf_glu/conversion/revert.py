@@ -10,26 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation.context import unwatch_context
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
-from hf_glu.config import GluConfig
-from hf_glu.context import unwatch_context
-from hf_glu.conversion.guard import check_convertible, check_values
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import LEARNABLE, core
+from hf_glu.conversion.checks import check_convertible, check_values
 from hf_glu.conversion.made import made_with
+from hf_glu.conversion.routes import APPROXIMATE, Route, find_route, mix_route
 from hf_glu.conversion.transaction import whole
 from hf_glu.errors import ConversionError, NoSiteError
+from hf_glu.ffn.config_fields import write_activation
+from hf_glu.ffn.context_sites import remove_sources
+from hf_glu.ffn.identify import governing_configs, source_activation
+from hf_glu.ffn.linear import set_rows, weight_rows
+from hf_glu.ffn.mixers import GatedMixer
+from hf_glu.ffn.sites import Site, convertible_sites
 from hf_glu.inplace import become_stock
-from hf_glu.layers.context_sites import remove_sources
-from hf_glu.layers.fields import write_activation
-from hf_glu.layers.linear import set_rows, weight_rows
-from hf_glu.layers.mixers import GatedMixer
-from hf_glu.layers.sites import Site, convertible_sites
-from hf_glu.layers.source import governing_configs, source_activation
-from hf_glu.registry import LEARNABLE, core
-from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,10 +8,10 @@ from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
-from hf_glu.config import GluConfig
-from hf_glu.layers.sites import Site
-from hf_glu.registry import GATED, LEARNABLE, core
-from hf_glu.routes import APPROXIMATE, EXACT, Route, weakest
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import GATED, LEARNABLE, core
+from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, weakest
+from hf_glu.ffn.sites import Site
 
 Target = str | Mapping[str, str]
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hf_glu.errors import ConversionError
-from hf_glu.layers.naming import unname
+from hf_glu.ffn.naming import unname
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -71,7 +71,7 @@ def scoped() -> Iterator[None]:
         _scopes += 1
     try:
         _activate()
-        with sys.modules["hf_glu.registry"].registry.scoped() if known else nullcontext():
+        with sys.modules["hf_glu.config.registry"].registry.scoped() if known else nullcontext():
             yield
     finally:
         with _lock:

@@ -8,9 +8,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from hf_glu.config import GluConfig
-from hf_glu.layers.fields import sync_derived
-from hf_glu.layers.table import DERIVED_FIELDS
+from hf_glu.config.glu import GluConfig
+from hf_glu.ffn.config_fields import sync_derived
+from hf_glu.ffn.families import DERIVED_FIELDS
 from hf_glu.plugin.patching import Patches, require
 
 REMOTE_CODE = "modeling_hf_glu"  # the module of a checkpoint's own code, whose place the plugin takes

@@ -17,14 +17,14 @@ from transformers.pytorch_utils import Conv1D
 from hf_glu.activation import is_elementwise, registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import mix_options
-from hf_glu.config import GluConfig
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import GATED, LEARNABLE, Activation, core
+from hf_glu.conversion.routes import APPROXIMATE, Route, find_route, mix_route
 from hf_glu.errors import CheckpointError, ConversionError
-from hf_glu.layers.completeness import activations_in, checkpoint_config, names_in
-from hf_glu.layers.fields import GATED_PREFIX, activation_fields, default_activation, plain_name
-from hf_glu.layers.sites import Site, find_sites
-from hf_glu.layers.source import governing_configs
-from hf_glu.registry import GATED, LEARNABLE, Activation, core
-from hf_glu.routes import APPROXIMATE, Route, find_route, mix_route
+from hf_glu.ffn.completeness import activations_in, checkpoint_config, names_in
+from hf_glu.ffn.config_fields import GATED_PREFIX, activation_fields, default_activation, plain_name
+from hf_glu.ffn.identify import governing_configs
+from hf_glu.ffn.sites import Site, find_sites
 
 
 def remember_dense(config: Any, loaded: Mapping[str, Any]) -> None:

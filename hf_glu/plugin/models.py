@@ -6,16 +6,16 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from hf_glu.equality import align
-from hf_glu.layers.build import build_ffns, is_ours
-from hf_glu.layers.completeness import refuse_losses
-from hf_glu.layers.fields import sync_derived
-from hf_glu.layers.naming import unname
-from hf_glu.layers.pretrained import initialize
-from hf_glu.layers.tensor_parallel import replicate
+from hf_glu.ffn.build import build_ffns, is_ours
+from hf_glu.ffn.completeness import refuse_losses
+from hf_glu.ffn.config_fields import sync_derived
+from hf_glu.ffn.naming import unname
+from hf_glu.ffn.pretrained import initialize
+from hf_glu.ffn.tensor_parallel import replicate
+from hf_glu.instruments.equality import align
 from hf_glu.plugin.loading import check_source, converters, forget_converters, is_as_stored
 from hf_glu.plugin.patching import Patches, require
-from hf_glu.plugin.publishing import install_push
+from hf_glu.plugin.pushing import install_push
 
 
 def install(module: ModuleType, patches: Patches) -> None:

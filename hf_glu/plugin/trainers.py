@@ -11,9 +11,9 @@ from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
-from hf_glu.experts.losses import injects, with_router_losses
-from hf_glu.experts.shares import share, shifts, traced
-from hf_glu.finding import find
+from hf_glu.activation.context.finding import find
+from hf_glu.ffn.experts.losses import injects, with_router_losses
+from hf_glu.ffn.experts.shares import share, shifts, traced
 from hf_glu.plugin.patching import Patches, require
 
 # each may call those before it, whose result Trainer may multiply

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from hf_glu.errors import DataError
-from hf_glu.metrics import compute
-from hf_glu.metrics.scores import NO_ANSWER
 from hf_glu.tasks.inputs import unique_entities
+from hf_glu.tasks.metrics import compute
+from hf_glu.tasks.metrics.scores import NO_ANSWER
 from hf_glu.tasks.table import Task
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from hf_glu.checkpoint.hub import reachable
+from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError
-from hf_glu.files import user_path
-from hf_glu.hub import reachable
 from hf_glu.tasks.checking import Splits, check_split
 from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.movies import load_movies

@@ -16,8 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_glu.checkpoint.writing import scratch_folder, whole_file, writing
 from hf_glu.errors import DataError
-from hf_glu.files import scratch_folder, whole_file, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset

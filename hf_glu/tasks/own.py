@@ -10,8 +10,8 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError
-from hf_glu.files import user_path
 from hf_glu.tasks.checking import LABEL, Splits, check_columns, named_labels, with_labels
 from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.inputs import columns

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.writing import whole_file, write_text, writing
 from hf_glu.errors import DataError
-from hf_glu.files import whole_file, write_text, writing
 from hf_glu.tasks.answers import NO_ANSWER
 from hf_glu.tasks.table import SUITES, TASKS, Task
 

@@ -26,7 +26,7 @@ class Task:
         inputs: a row as the texts that a classifier reads; several are candidates.
         prompt: a row as the text that a text-to-text model reads.
         answers: what such a model writes for each class; the labels unless given.
-        metric: name in `hf_glu.metrics.METRICS`.
+        metric: name in `hf_glu.tasks.metrics.METRICS`.
         main: the metrics whose mean is the task's score.
         suite: ``glue``, ``superglue`` or None.
         dataset, config, revision: on the Hub.

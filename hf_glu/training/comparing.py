@@ -12,13 +12,14 @@ from accelerate import PartialState
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import SAME_FUNCTION
-from hf_glu.checkpoint import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
+from hf_glu.checkpoint.convert import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
+from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.writing import check_folder
 from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
 from hf_glu.errors import CheckpointError, OptionError
-from hf_glu.files import check_folder
-from hf_glu.jsonio import write_json
-from hf_glu.training.features import is_text_to_text
+from hf_glu.training.data.features import is_text_to_text
+from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
 from hf_glu.training.job import run_job
 from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
 from hf_glu.training.record import (
@@ -32,7 +33,6 @@ from hf_glu.training.record import (
     option_record,
 )
 from hf_glu.training.saving import RUN, known_results
-from hf_glu.training.sources import calibration_texts, read_tasks, task_name
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"

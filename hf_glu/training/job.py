@@ -10,29 +10,29 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from hf_glu.activation.learnable import mixes
+from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.checkpoint.writing import check_folder, remove_partials, whole_folder, writing
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import CheckpointError, OptionError
-from hf_glu.experts.statistics import active_parameters
-from hf_glu.files import check_folder, remove_partials, whole_folder, writing
-from hf_glu.jsonio import read_object, write_json
-from hf_glu.layers.lean import fuse, save_memory
+from hf_glu.ffn.lean import fuse, save_memory
+from hf_glu.instruments.adaptive import snapshot
+from hf_glu.instruments.routing import active_parameters
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
-from hf_glu.training import checkpoints
-from hf_glu.training.accelerating import is_sharded, make_accelerator, share_results, start_trackers
-from hf_glu.training.adaptive import snapshot
-from hf_glu.training.annealing import anneal
-from hf_glu.training.features import Features, check_answers, check_length, join, make_features
-from hf_glu.training.gates import train_only_gates
-from hf_glu.training.loop import Loop, TrainingResult
-from hf_glu.training.measuring import validation_statistics
-from hf_glu.training.models import convert_for, load_for_task
+from hf_glu.training.data.features import Features, check_answers, check_length, join, make_features
+from hf_glu.training.data.measuring import validation_statistics
+from hf_glu.training.data.models import convert_for, load_for_task
+from hf_glu.training.data.prediction import answer, evaluate, predict
+from hf_glu.training.data.sources import Source, calibration_texts, check_predictable, read_diagnostics, read_tasks
+from hf_glu.training.loop import checkpoints
+from hf_glu.training.loop.accelerating import is_sharded, make_accelerator, share_results, start_trackers
+from hf_glu.training.loop.loop import Loop, TrainingResult
 from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.peft import count_parameters, frozen_activations, lora_config
-from hf_glu.training.prediction import answer, evaluate, predict
+from hf_glu.training.parameters.annealing import anneal
+from hf_glu.training.parameters.gates import train_only_gates
+from hf_glu.training.parameters.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.record import Record, make_record
 from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
-from hf_glu.training.sources import Source, calibration_texts, check_predictable, read_diagnostics, read_tasks
 
 PREDICTIONS, ADAPTER = "predictions", "adapter"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_glu.entry import is_number
+from hf_glu.checkpoint.writing import reason_of, user_path
+from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
-from hf_glu.files import reason_of, user_path
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")

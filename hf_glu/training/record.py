@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.jsonio import to_json
+from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE
 from hf_glu.errors import CheckpointError
-from hf_glu.hub import resolve
-from hf_glu.jsonio import to_json
-from hf_glu.provenance import CARD_FILE, REPORT_FILE
 from hf_glu.tasks.files import hash_file
+from hf_glu.training.data.sources import data_record, task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.sources import data_record, task_name
 
 MADE_OF = "made_of"
 RECORD_FILE = "made_of.json"

@@ -17,11 +17,11 @@ def main(scratch: str) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
     import hf_glu  # noqa: F401  (registers)
-    from hf_glu.equality import align, checksums
-    from hf_glu.jsonio import write_json
+    from hf_glu.checkpoint.jsonio import write_json
+    from hf_glu.instruments.equality import align, checksums
     from hf_glu.tasks.table import MOVIES
-    from hf_glu.training.features import Features
-    from hf_glu.training.prediction import predict
+    from hf_glu.training.data.features import Features
+    from hf_glu.training.data.prediction import predict
 
     place = Path(scratch)
     order = json.loads((place / "order.json").read_text(encoding="utf-8"))

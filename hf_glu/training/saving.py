@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_glu.equality import align, checksums
+from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.checkpoint.stopping import cleaned_up
+from hf_glu.checkpoint.writing import is_free, partial_name, remove, scratch_folder, sync, writing
 from hf_glu.errors import CheckpointError
-from hf_glu.files import is_free, partial_name, remove, scratch_folder, sync, writing
-from hf_glu.jsonio import read_object, write_json
-from hf_glu.stopping import cleaned_up
-from hf_glu.training.features import Features
+from hf_glu.instruments.equality import align, checksums
+from hf_glu.training.data.features import Features
+from hf_glu.training.data.prediction import predict
+from hf_glu.training.data.sources import task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.prediction import predict
 from hf_glu.training.record import FREE_IF_RESUMED, MADE_OF, Record, check_same
-from hf_glu.training.sources import task_name
 
 RUN, RESULTS, CONFIG = "run.json", "results.json", "config.json"
 RELOADED_ROWS = 1000

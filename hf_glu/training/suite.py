@@ -12,9 +12,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.checkpoint.writing import PARTIAL, check_folder, is_vacant, whole_file, write_text, writing
 from hf_glu.errors import CheckpointError, OptionError, shown
-from hf_glu.files import PARTIAL, check_folder, is_vacant, whole_file, write_text, writing
-from hf_glu.jsonio import read_object, write_json
 from hf_glu.tasks.submission import zip_predictions
 from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import PREDICTIONS, run_job

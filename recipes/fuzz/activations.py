@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from hf_glu.config import GluConfig
+from hf_glu.config.glu import GluConfig
 
 from . import formulas, tools
 from .formulas import Name

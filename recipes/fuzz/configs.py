@@ -151,7 +151,7 @@ class Fuzzer:
 
     def groups(self, draw: random.Random) -> None:
         """Read a list of experts."""
-        from hf_glu.expert_options import read_groups, write_groups
+        from hf_glu.config.experts import read_groups, write_groups
 
         (text,) = mutate([draw.choice(GROUPS)], draw) or ["8"]
         if isinstance(text, str):
@@ -160,7 +160,7 @@ class Fuzzer:
 
     def layers(self, draw: random.Random) -> None:
         """Read a selection of layers, and select by it."""
-        from hf_glu.selection import check_layers, highest, selected
+        from hf_glu.config.layers import check_layers, highest, selected
 
         (spec,) = mutate([draw.choice(LAYERS)], draw) or [None]
         made = check_layers(spec)
@@ -182,7 +182,7 @@ class Fuzzer:
     def config_file(self, draw: random.Random) -> None:
         """Build, load or convert a checkpoint with a mutated ``config.json``."""
         import hf_glu
-        from hf_glu.checkpoint import load_model, load_skeleton
+        from hf_glu.checkpoint.convert import load_model, load_skeleton
 
         source, out = self.mutant(draw, hf_glu_only=False), self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
@@ -227,8 +227,8 @@ class Fuzzer:
 
     def results(self, draw: random.Random) -> None:
         """Read a run's folder of which a file was mutated or cut."""
-        from hf_glu.publishing.card import describe
-        from hf_glu.reporting.collect import collect
+        from hf_glu.publishing.card.card import describe
+        from hf_glu.publishing.report.collect import collect
         from hf_glu.training.options import JobOptions, TrainingOptions
         from hf_glu.training.saving import check_run_folder, run_entry
 

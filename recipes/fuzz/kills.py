@@ -163,7 +163,8 @@ def _be_the_command(arguments: Sequence[str], log: Path, modules: Path | None) -
         os.dup2(number, 1)
         os.dup2(number, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        from hf_glu import cli, stopping
+        from hf_glu import cli
+        from hf_glu.checkpoint import stopping
         from hf_glu.training import job
 
         job.reloads_equal = lambda *_: True
@@ -186,8 +187,8 @@ def _be_the_command(arguments: Sequence[str], log: Path, modules: Path | None) -
 
 def check_run(folder: Path) -> None:
     """Check that all that a later run reads in a run's folder is whole."""
-    from hf_glu.jsonio import read_lines, read_object
-    from hf_glu.training.checkpoints import is_whole
+    from hf_glu.checkpoint.jsonio import read_lines, read_object
+    from hf_glu.training.loop.checkpoints import is_whole
 
     if not folder.exists():
         return

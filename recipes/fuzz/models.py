@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_glu.coverage.tiny import UNBUILDABLE, model_types, tiny_inputs, tiny_model
+from hf_glu.bench.coverage.tiny import UNBUILDABLE, model_types, tiny_inputs, tiny_model
 
 from .formulas import ELEMENTWISE
 
@@ -30,7 +30,7 @@ class Source:
     """A model to start from.
 
     Attributes:
-        kind: ``pico``, ``native`` (both of `tests/pico.py`) or ``tiny`` (`hf_glu.coverage.tiny`).
+        kind: ``pico``, ``native`` (both of `tests/pico.py`) or ``tiny`` (`hf_glu.bench.coverage.tiny`).
         family: a key there.
         head: its class; None: the first.
         activation: another one than the family's own.

@@ -1,0 +1,230 @@
+"""Telling a model's readers, in each forward pass, which tokens come and which cache there is.
+
+A stack (the innermost Transformers model around a reader) knows mask and positions; a block (its layer) knows the
+cache. The hooks are functions of this module and hold nothing: copies and pickles of a model work like the model. What
+they tell is the running pass's (`passes.py`). Under gradient checkpointing a layer runs again after the
+forward pass, when another may have begun: the pass is carried along (`Carrying`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation.context.passes import Pass, current_pass, enter, leave, within
+from hf_glu.activation.context.reader import Reader
+from hf_glu.activation.context.reading import read
+from hf_glu.activation.context.states import self_attention, tokens_seen
+from hf_glu.errors import OptionError
+
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
+PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
+
+
+PADDING = ("longformer", "led", "big_bird", "bigbird_pegasus")  # model types that pad texts to whole windows
+TIME_FIRST = ("fsmt", "xlnet")  # model types that hand their layers [T, B, H]
+SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of blocks: ours, and Transformers' own
+
+
+def watch_context(model: nn.Module) -> None:
+    """Have every reader in ``model`` told of its tokens and cache; does nothing the second time.
+
+    Raises:
+        OptionError: an FFN is given its texts in chunks, or transposed.
+    """
+    for name, reader in named_readers(model):
+        stack, block = _around(model, name)
+        if reader.needs_sequences:
+            _refuse_transposed(stack)
+        _hook(stack, before_stack)
+        if after_stack not in stack._forward_hooks.values():
+            stack.register_forward_hook(after_stack, always_call=True)
+        if block is not None:
+            _hook(block, before_block)
+        for chunking in _chunking(model, name) if reader.needs_sequences else ():
+            refuse_chunks(chunking, (), {})
+            _hook(chunking, refuse_chunks)
+
+
+def unwatch_context(model: nn.Module) -> None:
+    """Take away what `watch_context` has put into ``model``, once no reader is left in it."""
+    if any(True for _ in named_readers(model)):
+        return
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [
+                key for key, hook in hooks.items() if hook in (before_stack, after_stack, before_block, refuse_chunks)
+            ]:
+                for known in (hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
+                    known.pop(key, None)
+        carrying = vars(module).get("_gradient_checkpointing_func")
+        if isinstance(carrying, Carrying):
+            module._gradient_checkpointing_func = carrying.plain  # type: ignore[assignment]
+
+
+def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
+    """Yield the readers of a model with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, Reader):
+            yield name, module
+
+
+def _refuse_transposed(stack: Any) -> None:
+    if (kind := getattr(stack.config, "model_type", "")) in TIME_FIRST:
+        raise OptionError(f"{kind} hands its FFNs the texts transposed, which activations that read them can't have")
+
+
+def _chunking(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Yield the modules around a reader that can give their FFN a text in chunks."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:end]))
+        if hasattr(module, CHUNKS):
+            yield module
+
+
+def refuse_chunks(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raise where a layer gives its FFN chunks of the text: what one chunk reads depends on those before."""
+    if getattr(layer, CHUNKS):
+        raise OptionError(
+            f"{type(layer).__name__} gives its FFN {getattr(layer, CHUNKS)} tokens at a time, and activations that "
+            f"read the text need all of them: set {CHUNKS} to 0"
+        )
+
+
+def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    if hook not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def stack_and_blocks(model: nn.Module, name: str) -> tuple[nn.Module, nn.ModuleList | None]:
+    """Return the stack around the module called ``name``, and the list of the stack's layers (None: it has none)."""
+    stack, layers = _paths(model, name)
+    blocks = model.get_submodule(layers[0].rpartition(".")[0]) if layers else None
+    return model.get_submodule(stack), blocks if isinstance(blocks, nn.ModuleList) else None
+
+
+def _paths(model: nn.Module, name: str) -> tuple[str, list[str]]:
+    """Return the path of the stack around a module, and of the members of lists between the two, outermost first."""
+    parts = name.split(".")
+    inside = [".".join(parts[:end]) for end in range(len(parts) + 1)]
+    stacks = [path for path in inside if hasattr(model.get_submodule(path), "config") and _is_model(model, path)]
+    stack = stacks[-1] if stacks else ""
+    layers = [
+        path
+        for path in inside
+        if path.startswith(stack) and isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList)
+    ]
+    return stack, layers
+
+
+def _around(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
+    """Return the stack and the block around the reader called ``name``, and give it its slot."""
+    stack, layers = _paths(model, name)
+    reader = model.get_submodule(name)
+    assert isinstance(reader, Reader)
+    reader.slot = name.removeprefix(stack).strip(".")
+    return model.get_submodule(stack), model.get_submodule(layers[0]) if layers else None
+
+
+def _is_model(model: nn.Module, path: str) -> bool:
+    return hasattr(model.get_submodule(path), "post_init")
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a forward's arguments by name."""
+    if not args:
+        return dict(kwargs)
+    forward = type(module).forward
+    names = _names(forward) if torch.compiler.is_compiling() else _cached_names(forward)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _names(forward: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+_cached_names = lru_cache(maxsize=256)(_names)
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """Return the cache among a forward's arguments, that of the decoder's own tokens, or None."""
+    found = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
+    return self_attention(found)
+
+
+def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell the readers of a stack which tokens come."""
+    inputs = by_name(stack, args, kwargs)
+    if type(inputs.get("cache")).__name__ == PAGED:
+        raise OptionError(
+            f"{type(stack).__name__} has activations that read the text, whose states a paged cache doesn't keep: "
+            "generate without continuous batching"
+        )
+    enter(stack, read(inputs, partial(tokens_seen, cache_of(inputs))))
+    if stack.training:
+        _carry(stack)
+
+
+def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Let go of masks and caches."""
+    leave(stack)
+
+
+def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note which cache a layer has, and the context vector of what it is given, where that is made here."""
+    now = current_pass()
+    if now is None:
+        return
+    inputs = by_name(block, args, kwargs) if args else kwargs
+    now.cache, hidden = cache_of(inputs), inputs.get("hidden_states")
+    if isinstance(hidden, Tensor) and hidden.ndim == 3 and _pads(now):
+        assert now.reading is not None
+        now.reading = now.reading.padded(hidden.shape[1], hidden.device)
+    source = block._modules.get(SOURCE)
+    if source is not None and now.reading is not None and isinstance(hidden, Tensor):
+        encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+        now.reading.vector = source(hidden, encoded, mask)
+
+
+HOOKS = (before_stack, after_stack, before_block, refuse_chunks)
+
+
+def _pads(now: Pass) -> bool:
+    """Return whether a stack may have added padding to the end of the texts that it was given."""
+    kind = getattr(getattr(now.stack, "config", None), "model_type", "")
+    return now.reading is not None and kind in PADDING
+
+
+class Carrying:
+    """A checkpointing function that takes along the pass in which a layer runs."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self.plain = plain
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function`` as the plain one does, within the present pass each time it runs."""
+        now = current_pass()
+        # the vector as an argument, which is how a reentrant checkpoint finds what its gradients belong to
+        vector = None if now is None or now.reading is None else now.reading.vector
+        return self.plain(partial(_run_again, function, now), vector, *args, **kwargs)
+
+
+def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    if known is None or known.reading is None:
+        return function(*args, **kwargs)
+    with within(replace(known, reading=replace(known.reading, vector=vector), cache=None)):
+        return function(*args, **kwargs)
+
+
+def _carry(stack: nn.Module) -> None:
+    for module in stack.modules():
+        plain = module.__dict__.get("_gradient_checkpointing_func")
+        if plain is not None and not isinstance(plain, Carrying):
+            module._gradient_checkpointing_func = Carrying(plain)  # type: ignore[assignment]

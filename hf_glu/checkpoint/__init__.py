@@ -1,0 +1,1 @@
+"""A model's files: loading, converting, streaming, where they come from, and whether two agree."""

@@ -1,0 +1,68 @@
+"""Where a checkpoint comes from: its base model, and what that one's card says of license and language."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hf_glu.checkpoint.hub import invalid_name, resolve
+from hf_glu.checkpoint.jsonio import read_object
+from hf_glu.checkpoint.writing import user_path
+
+REPORT_FILE, CARD_FILE = "hf_glu_report.json", "README.md"
+CARRIED = ("license", "license_name", "license_link", "language")
+
+
+def base_of(source: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+    """Return what is to be known of ``source`` as the base of another checkpoint, as plain data.
+
+    ``name``; ``repository``, whether that is one on the Hub; of its card ``license`` and ``language``, where it says
+    them. A checkpoint that was converted, and nothing else, isn't a base: its own base is returned, with the report of
+    its ``conversion``.
+
+    Args:
+        source: local folder or Hub id.
+        name: what to call it, where it is a folder.
+
+    Raises:
+        CheckpointError, DataError: it can't be found, or its report can't be read.
+    """
+    folder = resolve(source)
+    base = {**naming(source, name), **carried(folder)}
+    report = _report(folder)
+    if "promise" not in report:
+        return base
+    known = report.pop("base", {})
+    return {**base, **known, **(naming(source, name) if name else {}), "conversion": report}
+
+
+def naming(source: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+    """Return the ``name`` of ``source``, without the path to it, and whether it is that of a ``repository``."""
+    called = name or str(source).partition("@")[0]
+    local = user_path(source).is_dir()
+    if invalid_name(called) or (local if name is None else "/" not in called):
+        return {"name": Path(called).absolute().name, "repository": False}
+    return {"name": called, "repository": True}
+
+
+def carried(folder: Path) -> dict[str, Any]:
+    """Return what a folder's card says that holds for models made from it, too: license and language."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, TypeError, YAMLError):
+        return {}  # a card that nobody can read says nothing
+    return {key: data[key] for key in CARRIED if data.get(key)}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        return {}
+    return read_object(path)

@@ -1,0 +1,70 @@
+"""Running ``hf-glu``: its commands, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hf_glu.checkpoint.stopping import end_at_once
+from hf_glu.cli.exits import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from hf_glu.errors import HfGluError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``hf-glu``: bad input is one line on standard error and exit code 2, never a traceback."""
+    end_at_once()  # before anything slow is imported
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _mute()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``hf-glu`` and return its exit code."""
+    import typer
+    from typer.main import get_command
+
+    from hf_glu.cli import bench, exporting, inspection, publishing, training  # noqa: F401  (their commands)
+    from hf_glu.cli.commands import app
+
+    # click's own or, in newer versions, typer's copy of it
+    click_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    try:
+        result = get_command(app).main(args=list(arguments), prog_name="hf-glu", standalone_mode=False)
+        sys.stdout.flush()
+        if result == EXIT_INTERRUPTED:  # newer typers make this of a KeyboardInterrupt, and say nothing
+            return _fail("interrupted", EXIT_INTERRUPTED)
+        return result if isinstance(result, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except HfGluError as error:
+        return _fail(str(error), getattr(error, "exit_code", EXIT_BAD_INPUT))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _fail(f"there isn't enough memory: {(str(error).splitlines() or [''])[0]}")
+    except BrokenPipeError:
+        _mute()
+        return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        return _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except Exception as error:
+        if not isinstance(error, click_error):
+            raise
+        return _fail(error.format_message())  # type: ignore[attr-defined]
+
+
+def _mute() -> None:
+    """Leave nothing to flush at the end to a standard output that nobody reads, or that is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int = EXIT_BAD_INPUT) -> int:
+    print("hf-glu: " + " ".join(message.split()), file=sys.stderr)
+    return code

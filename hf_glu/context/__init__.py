@@ -1,7 +1,0 @@
-"""What an activation may read besides its input: which tokens count, where texts begin, and states in the cache."""
-
-from hf_glu.context.hooks import unwatch_context, watch_context
-from hf_glu.context.reader import Reader
-from hf_glu.context.reading import Reading
-
-__all__ = ["Reader", "Reading", "unwatch_context", "watch_context"]

@@ -1,0 +1,1 @@
+"""From and to experts: upcycling, splitting, native banks, ungating."""

@@ -1,0 +1,1 @@
+"""Fitting the weights that a conversion can't copy, on calibration texts."""

@@ -1,0 +1,114 @@
+"""What the FFNs of a model get to see: calibration texts or tensors as batches, and the inputs of one site on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.errors import OptionError
+from hf_glu.ffn.sites import Site
+from hf_glu.instruments.probe import evaluating, give_pad_token, with_decoder
+
+BATCH = 32
+MAX_LENGTH = 128
+MAX_TOKENS = 65_536
+
+Batches = list[dict[str, Tensor]]
+
+
+def make_batches(model: Any, calibration: Any, tokenizer: Any = None) -> Batches:
+    """Return ``calibration`` as batches of the model's inputs.
+
+    Args:
+        model: the model.
+        calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
+            hidden]``, or batches: mappings as the model's forward takes them.
+        tokenizer: of the texts.
+
+    Raises:
+        OptionError: nothing in it, texts without a tokenizer, embeddings of another width, NaN or infinite values.
+    """
+    if isinstance(calibration, Tensor):
+        calibration = _tensor_batches(calibration)
+    elif isinstance(calibration, (str, Mapping)) or not isinstance(calibration, Iterable):
+        raise OptionError(f"calibration must be texts, a tensor or batches, got {type(calibration).__name__}")
+    items = list(calibration)
+    if not items:
+        raise OptionError("there are no calibration data")
+    if all(isinstance(item, str) for item in items):
+        items = list(_text_batches(items, tokenizer))
+    if not all(isinstance(item, Mapping) for item in items):
+        raise OptionError("calibration must be texts, a tensor or batches (mappings of the forward's arguments)")
+    device = next(model.parameters()).device
+    batches = [{key: torch.as_tensor(value).to(device) for key, value in batch.items()} for batch in items]
+    for batch in batches:
+        _check(model, batch)
+    return [with_decoder(model, {key: batch[key] for key in batch if key != "labels"}) for batch in batches]
+
+
+def _tensor_batches(values: Tensor) -> list[dict[str, Tensor]]:
+    name, ranks = ("inputs_embeds", (3,)) if values.is_floating_point() else ("input_ids", (2,))
+    if values.ndim not in ranks:
+        raise OptionError(f"calibration {name} must have {ranks[0]} dimensions, got {list(values.shape)}")
+    return [{name: part} for part in values.split(BATCH)]
+
+
+def _text_batches(texts: list[str], tokenizer: Any) -> Iterator[dict[str, Tensor]]:
+    if tokenizer is None:
+        raise OptionError("calibration texts need tokenizer=")
+    give_pad_token(tokenizer)
+    for begin in range(0, len(texts), BATCH):
+        encoded = tokenizer(
+            texts[begin : begin + BATCH], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+        )
+        yield dict(encoded)
+
+
+def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
+    for key, value in batch.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise OptionError(f"calibration {key} has NaN or infinite values")
+    embeds, table = batch.get("inputs_embeds"), model.get_input_embeddings()
+    if embeds is not None and isinstance(table, nn.Embedding) and embeds.shape[-1] != table.embedding_dim:
+        raise OptionError(f"calibration inputs_embeds are {embeds.shape[-1]} wide, the model is {table.embedding_dim}")
+
+
+class _Reached(Exception):
+    """Ends a forward pass: nothing after the site is needed."""
+
+
+def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TOKENS) -> Tensor:
+    """Return what the FFN at ``site`` is given on ``batches``: ``[tokens, hidden]`` in float32, without padding.
+
+    Raises:
+        OptionError: the model never runs the site on these batches.
+    """
+    found: list[Tensor] = []
+    mask: Tensor | None = None
+
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        if mask is not None and x.shape[:-1] == mask.shape:
+            x = x[mask.bool()]
+        found.append(x.reshape(-1, x.shape[-1]).float())
+        raise _Reached
+
+    handle = site.in_proj.register_forward_pre_hook(record)
+    try:
+        with evaluating(model):
+            for batch in batches:
+                key = "decoder_attention_mask" if site.stack == "decoder" else "attention_mask"
+                mask = batch.get(key)
+                with suppress(_Reached):
+                    model(**batch)
+                if sum(len(part) for part in found) >= limit:
+                    break
+    finally:
+        handle.remove()
+    if not found:
+        raise OptionError(f"the calibration data never reach {site.name}: give what its stack reads, too")
+    return torch.cat(found)[:limit]

@@ -1,0 +1,161 @@
+"""Making a changed FFN reproduce the old one on calibration inputs.
+
+Shapes: N tokens, H hidden size, W width. ``x`` is ``[N, H]``, units ``[N, W]``, outputs ``[N, H]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.ffn.forward import ffn_output, ffn_units, projections
+from hf_glu.ffn.linear import in_features, set_rows, weight_rows
+from hf_glu.ffn.sites import Site
+
+CHUNK = 4096
+RIDGE = 1e-6
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How to fit.
+
+    Attributes:
+        steps: of layer-wise distillation, which trains all projections of the FFN; 0: least squares only.
+        batch: tokens a step.
+        lr: of Adam, decayed to 0 along a cosine.
+        seed: of the order of tokens.
+    """
+
+    steps: int = 400
+    batch: int = 1024
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Relative errors |new - old| / |old| of the FFN's output on held-out tokens, before and after fitting."""
+
+    before: float
+    after: float
+    tokens: int
+
+
+def relative_error(site: Site, x: Tensor, target: Tensor) -> float:
+    """Return |ffn(x) - target| / |target| in Frobenius norms."""
+    error = total = 0.0
+    with torch.no_grad():
+        for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
+            error += float((ffn_output(site, part).double() - wanted.double()).square().sum())
+            total += float(wanted.double().square().sum())
+    return math.sqrt(error / max(total, 1e-300))
+
+
+def outputs_of(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ``function`` of ``x``, a chunk of tokens at a time."""
+    with torch.no_grad():
+        return torch.cat([function(part) for part in x.split(CHUNK)])
+
+
+def contributions(units: Callable[[Tensor], Tensor], out_rows: Tensor, x: Tensor) -> Tensor:
+    """Return E[a_j^2] |w_j|^2, the mean square of what unit j adds to the output: ``[W]`` in float64."""
+    power = torch.zeros(out_rows.shape[1], dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        for part in x.split(CHUNK):
+            power += units(part).double().square().sum(0)
+    return power / len(x) * out_rows.double().square().sum(0)
+
+
+@torch.no_grad()
+def constant_direction(x: Tensor, *, ridge: float = RIDGE) -> Tensor:
+    """Return u, ``[H]`` in float64, with the least |x u - 1|^2: what stands in for a bias of 1."""
+    gram, total = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64), x.double().sum(0)
+    for part in x.split(CHUNK):
+        gram += part.double().T @ part.double()
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    return torch.linalg.solve(gram, total)
+
+
+@torch.no_grad()
+def solve_out_projection(site: Site, x: Tensor, target: Tensor, *, ridge: float = RIDGE) -> None:
+    """Re-solve the out-projection so that the FFN gives ``target``: ridge regression towards the present weights.
+
+    min |U V - (target - U W)|^2 + ridge * mean(diag U'U) |V|^2, from normal equations in float64 that are summed up a
+    chunk of tokens at a time; U are the units, with a column of ones where the out-projection has a bias.
+    """
+    out_proj = site.out_proj
+    width, bias = in_features(out_proj), out_proj.bias is not None
+    size = width + bias
+    gram = torch.zeros(size, size, dtype=torch.float64, device=x.device)
+    cross = torch.zeros(size, target.shape[1], dtype=torch.float64, device=x.device)
+    for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
+        units = ffn_units(site, part).double()
+        if bias:
+            units = torch.cat([units, units.new_ones(len(units), 1)], dim=1)
+        residual = wanted.double() - ffn_output(site, part).double()
+        gram += units.T @ units
+        cross += units.T @ residual
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    change = torch.linalg.solve(gram, cross)
+    rows = weight_rows(out_proj)
+    new_bias = (out_proj.bias.double() + change[width]).to(rows.dtype) if bias else None
+    set_rows(out_proj, (rows.double() + change[:width].T).to(rows.dtype), new_bias)
+
+
+def distill(site: Site, x: Tensor, target: Tensor, options: FitOptions) -> None:
+    """Train every projection of the FFN for a few steps to give ``target`` on ``x`` (mean squared error, Adam)."""
+    parameters = [parameter for module in projections(site) for parameter in module.parameters(recurse=False)]
+    trainable = [parameter.requires_grad for parameter in parameters]
+    generator = torch.Generator().manual_seed(options.seed)
+    optimizer = torch.optim.Adam(parameters, lr=options.lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, options.steps))
+    scale = target.square().mean().clamp_min(1e-12)
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            for _ in range(options.steps):
+                chosen = torch.randint(len(x), (min(options.batch, len(x)),), generator=generator).to(x.device)
+                loss = nn.functional.mse_loss(ffn_output(site, x[chosen]), target[chosen]) / scale
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    finally:
+        for parameter, was in zip(parameters, trainable, strict=True):
+            parameter.requires_grad_(was)
+            parameter.grad = None
+
+
+def fit(site: Site, x: Tensor, target: Tensor, options: FitOptions) -> Fit:
+    """Fit the FFN at ``site`` to give ``target`` on ``x``: least squares, distillation, least squares again.
+
+    The last tenth of the tokens is held out: the errors are measured there, and the weights that were best there stay.
+    """
+    held = max(1, int(HELD_OUT * len(x)))
+    train, test = (x[:-held], target[:-held]), (x[-held:], target[-held:])
+    best = before = relative_error(site, *test)
+    state = _state(site)
+    stages: list[Callable[[], None]] = [lambda: solve_out_projection(site, *train)]
+    if options.steps:
+        stages += [lambda: distill(site, *train, options), lambda: solve_out_projection(site, *train)]
+    for stage in stages:
+        stage()
+        error = relative_error(site, *test)
+        if error < best:
+            best, state = error, _state(site)
+    for parameter, value in zip(
+        (p for m in projections(site) for p in m.parameters(recurse=False)), state, strict=True
+    ):
+        parameter.data.copy_(value)
+    return Fit(before=before, after=best, tokens=len(x))
+
+
+def _state(site: Site) -> list[Tensor]:
+    return [p.detach().clone() for module in projections(site) for p in module.parameters(recurse=False)]

@@ -1,0 +1,220 @@
+"""The routers' losses, for any head, loop and Trainer: A, added to the main loss L that trains the model.
+
+They accompany the tensor that holds L: whatever is done to it afterwards (accumulation's division, a GradScaler's
+factor, a mean over processes) reaches both alike. For the micro-batches m of a step, the gradient is
+
+    sum_m w_m d(L_m + A_m), where L_m is micro-batch m's mean loss, A_m the mean of its tokens, sum_m w_m = 1;
+
+where L_m is its items' sum over the whole step's count N (``num_items_in_batch``), that is w_m L_m with w_m = n_m / N,
+and A_m is given the same w_m. So the z-loss of equal micro-batches is that of the whole batch; the balance loss, which
+isn't linear in the tokens, is a mean over the micro-batches that it is taken in.
+
+Who adds them: the model, where it returns a loss (`watch`); Transformers' Trainer and our own loop, where the loss is
+computed outside; elsewhere `with_router_losses`. Each expert FFN injects the gradient of its loss where its output's
+gradient passes (`inject`), times the gradient that the sum got: right under checkpointing, too.
+
+Beside a loss outside that nobody has added them to, they weigh what the cross-entropies of the logits in it weigh (see
+`cross_entropies`). Where it is made of something else, they weigh 1, right for one mean that is not scaled, and it
+is refused where that is known to be wrong: under accumulation, and in float16, which needs a scaled loss.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation.context.finding import find, forget
+from hf_glu.activation.context.hooks import by_name
+from hf_glu.errors import TrainingError
+from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, share, shifts, traced
+
+ADD = "add the routers' losses to it: loss = hf_glu.with_router_losses(loss, model)"
+
+
+class Scale:
+    """What a router's loss is multiplied by in the backward pass.
+
+    Attributes:
+        default: the weight beside a loss that nobody has added them to; None: 1, unless that is known to be wrong.
+        value: the gradient of the loss that they were added to; None: there is none (yet).
+        alone: whether they were injected beside such a loss, and the gradients haven't been cleared since.
+    """
+
+    def __init__(self) -> None:
+        self.default: float | None = None
+        self.value: Tensor | float | None = None
+        self.alone = False
+
+    def weigh(self, *, scaled: bool) -> Tensor | float:
+        """Return the weight; ``scaled``: whether the loss is one that is scaled.
+
+        Raises:
+            TrainingError: it can't be known.
+        """
+        if self.value is not None:
+            return self.value
+        if self.default is not None:
+            return self.default
+        if scaled:
+            raise TrainingError(f"the loss is computed outside of a model in float16, where it is scaled: {ADD}")
+        self.alone = True
+        return 1.0
+
+
+class _Inject(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None, total: Tensor | None
+    ) -> Tensor:
+        kind = output.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else output.dtype
+        ctx.scaled = dtype == torch.float16
+        ctx.scale, ctx.like, ctx.loads, ctx.total = scale, loss, loads, total
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        if ctx.loads is not None:
+            ctx.total += ctx.loads
+        return gradients[0], torch.ones_like(ctx.like) * ctx.scale.weigh(scaled=ctx.scaled), None, None, None
+
+
+@torch.compiler.disable  # a compiled backward pass would keep the scale of its first step
+def inject(
+    output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
+    """Return ``output``; in the backward pass ``loss`` gets the gradient ``scale`` says, ``loads`` go to ``total``.
+
+    A layer that checkpointing computes twice has one backward pass: what is counted there is counted once.
+    """
+    return _Inject.apply(output, loss, scale, loads, total)
+
+
+class _AddToLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, extra: Tensor, share: Tensor | float, scales: list[Scale]) -> Tensor:
+        ctx.share, ctx.scales = share, scales
+        return loss + (share * extra).to(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        for scale in ctx.scales:
+            scale.value = gradients[0].detach().sum().float() * ctx.share
+        return gradients[0], None, None, None
+
+
+def watch(model: nn.Module) -> None:
+    """Let ``model`` add its routers' losses to the loss that it returns; does nothing the second time."""
+    forget(model)
+    if add_router_losses not in model._forward_hooks.values():
+        model.register_forward_pre_hook(reset_losses, with_kwargs=True)
+        model.register_forward_hook(add_router_losses, with_kwargs=True)
+    # each process counts for itself until the routers add up
+    loads = {f"{name}.load" for name, module in model.named_modules() if getattr(module, "load", None) is not None}
+    if loads:
+        ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+        model._ddp_params_and_buffers_to_ignore = sorted({*ignored, *loads})  # type: ignore[assignment]
+
+
+def injects(module: nn.Module) -> bool:
+    """Tell whether a module injects a loss: it has a `Scale`."""
+    return isinstance(module.__dict__.get("scale"), Scale)
+
+
+def _experts(model: nn.Module) -> list[Any]:
+    return find(model, injects)
+
+
+def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Forget the last step's losses and scales before a forward pass (not where checkpointing repeats a layer).
+
+    Raises:
+        TrainingError: a second micro-batch comes, and nobody has added the routers' losses of the first to its loss.
+    """
+    if not model.training:
+        return None
+    for experts in _experts(model):
+        experts.router.rebalance()
+    if not torch.is_grad_enabled():
+        return None
+    for experts in _experts(model):
+        refuse_accumulation(experts)
+        experts.loss = experts.scale.value = None
+    items = kwargs.get(ITEMS)
+    return None if items is None else (args, {**kwargs, ITEMS: traced(items)})
+
+
+@torch.compiler.disable
+def refuse_accumulation(experts: Any) -> None:
+    """Raise where gradients of a pass wait for more whose routers' losses weighed 1, whatever its loss did."""
+    scale = experts.scale
+    if not scale.alone:
+        return
+    gradients = (parameter.grad for parameter in experts.parameters() if parameter.grad is not None)
+    scale.alone = any(bool(gradient.any()) for gradient in gradients)
+    if scale.alone:
+        raise TrainingError(f"the loss of several micro-batches is computed outside of the model: {ADD}")
+
+
+def add_router_losses(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Add the routers' losses to the loss in ``output``, where there is one to train."""
+    return _add(model, args, kwargs, output) if model.training and torch.is_grad_enabled() else output
+
+
+@torch.compiler.disable
+def _add(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    inputs = by_name(model, args, kwargs)
+    labels, shifted = inputs.get("shift_labels"), False
+    if labels is None:
+        labels, shifted = inputs.get("labels"), shifts(model)
+    plain = type(output) is tuple and labels is not None  # return_dict=False
+    loss = output[0] if plain else getattr(output, "loss", None)
+    found = pending(model)
+    if loss is None and found:
+        logits, scales = getattr(output, "logits", None), [experts.scale for experts in found]
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(partial(_read, logits.detach(), scales))
+    if not isinstance(loss, Tensor) or not loss.requires_grad or not found:
+        return output
+    loss = with_router_losses(loss, model, share(loss, inputs.get(ITEMS), labels, shifted=shifted))
+    if plain:
+        return (loss, *output[1:])
+    output.loss = loss
+    return output
+
+
+def _read(logits: Tensor, scales: list[Scale], gradient: Tensor) -> None:
+    """Let the cross-entropies of ``logits`` in a loss that nobody has added the routers' losses to weigh them."""
+    alone = [scale for scale in scales if scale.value is None and scale.default is None]
+    weight = cross_entropies(logits, gradient) if alone else None
+    for scale in alone:
+        scale.value = weight
+
+
+def pending(model: nn.Module) -> list[Any]:
+    """Return the expert FFNs whose losses in the last pass nobody has added to a loss."""
+    return [experts for experts in _experts(model) if experts.loss is not None]
+
+
+def with_router_losses(loss: Tensor, model: nn.Module, share: Tensor | float = 1.0) -> Tensor:
+    """Return a loss that was computed outside of a model, with the losses of its routers in its last pass.
+
+    Divide it by the number of micro-batches, or have it scaled, afterwards. Where the model has added them to the loss
+    that it returned, or has no routers, nothing changes.
+
+    Args:
+        loss: to train.
+        model: with experts, perhaps.
+        share: which part of its step's mean loss ``loss`` is: n / N, where it is the sum of n items' losses over the
+            step's count N; 1: a mean, of which a step may have several.
+    """
+    found = pending(model)
+    if not found or not loss.requires_grad:
+        return loss
+    extra = torch.stack([experts.loss.to(loss.device) for experts in found]).sum()
+    for experts in found:
+        experts.loss = None  # a model around this one must not add it again
+    return _AddToLoss.apply(loss, extra, share, [experts.scale for experts in found])

@@ -1,0 +1,174 @@
+"""Transformers' own banks of experts (Mixtral, Qwen-MoE, OLMoE, gpt-oss, DeepSeek) with an activation for each expert.
+
+The bank stays what it is: its class is subclassed in place, so that its parameters' names, its initialisation and its
+place in the family's plans stay. Only the forward is ours: sort once, and give each group of experts its activation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import _grouped_linear
+
+from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
+from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.config.experts import Group
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import unwrapped
+from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
+from hf_glu.ffn.experts import tracing
+from hf_glu.inplace import InPlace, become
+
+UNGATED = "ungated_"
+SLOPE = 1.702
+
+
+def is_bank(module: nn.Module) -> bool:
+    """Tell whether a module is one of Transformers' banks of gated experts with 3-D parameters."""
+    weights = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
+    known = all(isinstance(weight, nn.Parameter) and weight.ndim == 3 for weight in weights)
+    return known and hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
+
+
+def bank_width(bank: Any) -> int:
+    """Return the hidden units of one expert."""
+    return int(bank.down_proj.shape[1 if bank.is_transposed else 2])
+
+
+def inner_gate(name: str) -> tuple[str, bool]:
+    """Return the elementwise activation that an expert's name means in a bank, and whether its gate is kept.
+
+    ``relu`` and ``reglu`` are relu(g) * u, ``ungated_relu`` is relu(g).
+
+    Raises:
+        UnknownNameError: neither.
+        OptionError: one that needs to see sequences.
+    """
+    plain = name.removeprefix(UNGATED)
+    entry = registry.find(plain)
+    if entry is not None and entry.gate is not None:
+        plain = entry.gate
+    if unwrapped(plain) != plain:
+        raise OptionError(f"a family's own experts see no sequences, which {name} needs: use {unwrapped(plain)}")
+    if not is_elementwise(plain):
+        raise UnknownNameError(
+            f"{name!r} is no gate that a bank of experts can have; {nearest(plain, elementwise_names())}"
+        )
+    return plain, not name.startswith(UNGATED)
+
+
+class MixedBank(InPlace, nn.Module):
+    """What a bank becomes: out_e(phi_e(g) * u) of each expert e, [g | u] = in_e(x); see `mix_bank`.
+
+    Shapes: T tokens, k experts a token, H hidden size.
+    """
+
+    acts: nn.ModuleList
+    groups: tuple[Group, ...]
+
+    def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Return ``[T, H]`` for ``hidden_states`` ``[T, H]``, each with its experts and their weights ``[T, k]``.
+
+        Raises:
+            ConversionError: the experts are spread over several processes.
+        """
+        if torch.jit.is_tracing():
+            return tracing.native_experts(self, hidden_states, top_k_index, top_k_weights)
+        if self._is_expert_parallel:
+            raise ConversionError("experts with activations of their own can't be spread over processes")
+        if not len(hidden_states):
+            return hidden_states
+        experts = top_k_index.reshape(-1)
+        order = experts.argsort(stable=True)
+        counts = torch.bincount(experts, minlength=self.num_experts)
+        rows, which = hidden_states[order // top_k_index.shape[1]], experts[order]
+        ends = counts.cumsum(0).to(torch.int32)
+        biases = (
+            (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which]) if self.has_bias else (None, None)
+        )
+        projected = _grouped_linear(rows, self.gate_up_proj, ends, biases[0], self.is_transposed)
+        sizes = [int(size) for size in torch.stack([c.sum() for c in counts.split([g.count for g in self.groups])])]
+        units = torch.cat([self.gate(number, part) for number, part in enumerate(projected.split(sizes))])
+        out = _grouped_linear(units, self.down_proj, ends, biases[1], self.is_transposed)
+        if self.has_post_expert_norm:
+            out = self.post_expert_norm(out)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        each = out[back].view(*top_k_index.shape, -1) * top_k_weights.unsqueeze(-1)
+        return each.sum(1).to(hidden_states.dtype)
+
+    def gate(self: Any, number: int, projected: Tensor) -> Tensor:
+        """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``."""
+        kept = not self.groups[number].name.startswith(UNGATED)
+        return apply_gate(self, self.acts[number], projected, kept=kept)
+
+
+def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:
+    """Return act(g) * u as the bank's family does it: where the halves lie, its clamps, its u + 1."""
+    halves = projected.chunk(2, dim=-1) if bank.is_concatenated else (projected[..., ::2], projected[..., 1::2])
+    gate, up = halves
+    limit = getattr(bank, "limit", getattr(bank, "swiglu_limit", None))
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    gate = act(gate)
+    return gate * (up + 1 if _slope(bank) else up) if kept else gate
+
+
+def _slope(bank: Any) -> float | None:
+    """Return the slope of gpt-oss' gate g sigmoid(slope g) * (u + 1), None in other families."""
+    return getattr(bank, "alpha", getattr(bank, "swiglu_alpha", None))
+
+
+def built_in(bank: Any) -> str | None:
+    """Return the activation of a bank that has no module for it, None where it has one."""
+    if isinstance(getattr(bank, "act_fn", None), nn.Module):
+        return None
+    slope = _slope(bank)
+    if slope not in (None, SLOPE):
+        raise ConversionError(f"this bank's gate g sigmoid({slope} g) has no name")
+    return "silu" if slope is None else "quick_gelu"
+
+
+def check_groups(groups: tuple[Group, ...], count: int) -> None:
+    """Raise where ``groups`` can't be the activations of a bank of ``count`` experts."""
+    for group in groups:
+        inner_gate(group.name)
+        if group.width:
+            raise OptionError(f"{group.name}:{group.width}: the width of a bank's experts can't be changed")
+    given = sum(group.count for group in groups)
+    if given != count:
+        raise OptionError(f"the bank has {count} experts, and {given} are given activations")
+
+
+def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -> None:
+    """Give the experts of a bank activations of their own, in place.
+
+    Where the family reads no activation from its config (gpt-oss), the bias of its in-projection is kept as ``[E, W,
+    2]``: stock Transformers, which would compute something else, then refuses the checkpoint.
+
+    Raises:
+        OptionError, UnknownNameError: see `check_groups`.
+        ConversionError: nothing could tell stock Transformers of it.
+    """
+    check_groups(groups, len(bank.down_proj))
+    silent = built_in(bank) is not None
+    if silent and not bank.has_bias:
+        raise ConversionError(
+            f"{type(bank).__name__} reads no activation from its config: nothing could tell stock Transformers of it"
+        )
+    bank.groups = groups
+    bank.acts = nn.ModuleList(_build(group, bank_width(bank), mix) for group in groups)
+    if silent:
+        bias = bank.gate_up_proj_bias
+        bank.gate_up_proj_bias = nn.Parameter(bias.detach().unflatten(1, (-1, 2)), requires_grad=bias.requires_grad)
+    bank.acts.to(device=bank.down_proj.device, dtype=bank.down_proj.dtype)
+    become(bank, MixedBank)
+
+
+def _build(group: Group, width: int, mix: dict[str, Any] | None) -> nn.Module:
+    act = build_elementwise(inner_gate(group.name)[0])
+    if isinstance(act, OwnedActivation):
+        act.configure(GluConfig(mix=mix), width)
+    return act

@@ -1,0 +1,146 @@
+"""Which experts each token uses, and the losses that keep them in use.
+
+Shapes: T tokens, H hidden size, E experts, k experts a token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+from hf_glu.activation import OwnedModule
+from hf_glu.activation.context import Reader
+from hf_glu.config.experts import ExpertOptions
+from hf_glu.errors import TrainingError
+
+STD = 0.02
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router decided.
+
+    Attributes:
+        weights: ``[T, k]`` in float32, each row sums to 1.
+        experts: ``[T, k]``, the best first; equal scores in the experts' order.
+        logits: ``[T, E]`` in float32.
+    """
+
+    weights: Tensor
+    experts: Tensor
+    logits: Tensor
+
+
+class Router(Reader, OwnedModule):
+    """Scores = softmax(W x) or sigmoid(W x) in float32; the k best are renormalised to sum to 1.
+
+    With a ``bias_rate`` the k best of scores + bias_rate * steps are taken, and their weights are those of the scores.
+
+    Args:
+        hidden: H.
+        options: of the experts.
+    """
+
+    needs_sequences = False
+    steps: Tensor | None
+    load: Tensor | None
+
+    def __init__(self, hidden: int, options: ExpertOptions) -> None:
+        super().__init__()
+        self.options, self.label = options, ""
+        self.weight = nn.Parameter(torch.empty(options.count, hidden))
+        for name in ("steps", "load"):  # whole numbers, which no dtype of the model rounds
+            self.register_buffer(name, torch.empty(options.count, dtype=torch.long) if options.bias_rate else None)
+        if self.weight.device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small random weights: experts that are copies need different tokens to become different."""
+        init.normal_(self.weight, std=STD)
+        for buffer in self.buffers():
+            init.zeros_(buffer)
+
+    def forward(self, x: Tensor) -> Routing:
+        """Route tokens ``[T, H]``.
+
+        Raises:
+            TrainingError: a score is NaN.
+        """
+        if self.training and self.options.jitter:
+            low, high = 1 - self.options.jitter, 1 + self.options.jitter
+            x = x * torch.empty_like(x).uniform_(low, high)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                logits = functional.linear(x.to(dtype), self.weight.to(dtype))
+        else:
+            logits = functional.linear(x.to(dtype), self.weight.to(dtype))
+        scores = logits.softmax(-1) if self.options.router == "softmax" else logits.sigmoid()
+        if not torch.compiler.is_compiling() and logits.device.type == "cpu" and _has_nan(logits.detach()):
+            where = self.label or "of an expert FFN"
+            raise TrainingError(f"the router {where} gave NaN: its input has NaN, or training diverged")
+        ranked = scores if self.steps is None else scores + self.options.bias_rate * self.steps
+        best, experts = ranked.sort(dim=-1, descending=True, stable=True)  # topk breaks ties as it likes
+        best, experts = best[:, : self.options.top_k], experts[:, : self.options.top_k]
+        if self.steps is not None:
+            best = scores.gather(-1, experts)
+        if self.options.weights == "ones":  # x / x is 1, and has a gradient that the router learns from
+            best = best.clamp_min(1e-20)
+            return Routing(best / best.detach(), experts, logits)
+        return Routing(best / best.sum(-1, keepdim=True).clamp_min(1e-20), experts, logits)
+
+    def loss(self, routing: Routing) -> Tensor:
+        """Return balance * E sum_e f_e P_e + z * mean(logsumexp(logits)^2).
+
+        f_e is the share of tokens that use expert e (their sum is k), P_e its mean score; padding doesn't count.
+        """
+        options, logits, counts = self.options, routing.logits, self.counts(len(routing.logits))
+        loss = logits.new_zeros(())
+        if options.balance:
+            softmax = options.router == "softmax"
+            scores = logits.softmax(-1) if softmax else functional.normalize(logits.sigmoid(), p=1, dim=-1)
+            used = mean(functional.one_hot(routing.experts, logits.shape[1]).sum(1).to(scores.dtype), counts)
+            loss = loss + options.balance * logits.shape[1] * (used * mean(scores, counts)).sum()
+        return loss + options.z * mean(logits.logsumexp(-1).square(), counts) if options.z else loss
+
+    def counts(self, tokens: int) -> Tensor | None:
+        """Return which tokens are no padding, ``[T]``; None: all count."""
+        reading = self.current()
+        if reading is None or reading.valid is None or reading.valid.numel() != tokens:
+            return None
+        return reading.valid.reshape(-1).float()
+
+    def loads(self, routing: Routing) -> Tensor | None:
+        """Return how many tokens use each expert, ``[E]``, for `rebalance`; None: there is no bias to balance."""
+        if self.load is None:
+            return None
+        used = functional.one_hot(routing.experts, routing.logits.shape[1]).sum(1)
+        counts = self.counts(len(used))
+        return used.sum(0) if counts is None else (counts.long().unsqueeze(1) * used).sum(0)
+
+    @torch.no_grad()
+    def rebalance(self) -> None:
+        """Move the bias by a step towards the experts with a load below the mean, and count anew."""
+        if self.steps is None or self.load is None:
+            return
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.load)
+        self.steps += (self.load.sum() - self.load * len(self.load)).sign()
+        self.load.zero_()
+
+
+def mean(values: Tensor, counts: Tensor | None) -> Tensor:
+    """Return the mean over the tokens that count: ``[...]`` of ``[T, ...]``."""
+    if counts is None:
+        return values.mean(0)
+    return torch.tensordot(counts.to(values.dtype), values, dims=([0], [0])) / counts.sum().clamp_min(1)
+
+
+def _has_nan(x: Tensor) -> bool:
+    return x.numel() > 0 and math.isnan(x.max())  # which hands a NaN on, in one pass

@@ -1,0 +1,117 @@
+"""Gated FFNs that keep less for the backward pass, and kernels that compute phi(g) u or its gradient in one pass.
+
+An out-projection keeps its input, the product, for the gradient of its weight. With `save_memory` it keeps instead what
+the product was made of, which the activation keeps anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation.kernels.product import Product, product_of
+from hf_glu.activation.module import GatedActivation, OwnedModule
+from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.ffn.fused import find_fused, is_standard
+from hf_glu.ffn.sites import convertible_sites
+from hf_glu.inplace import InPlace, become
+
+
+def save_memory(model: nn.Module) -> int:
+    """Have the FFNs of ``model`` keep less for the backward pass; return how many do.
+
+    A gate keeps ``[g | u]`` only, a third less than the formula; a mix of activations, or a modulation, its input only.
+    They are computed again in the backward pass, by one function of their own each, with fresh gradients; where that
+    might give anything else (an activation that isn't known exactly, hooks, transforms of torch), the formula is kept.
+    Values stay the same bit by bit, gradients up to rounding. Calling it again changes nothing.
+
+    Raises:
+        NoSiteError: there is no FFN with an activation of hf_glu's.
+    """
+    sites = [site for site in convertible_sites(model) if site.activation]
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
+    for site in sites:
+        keep_less(site.act, site.out_proj if site.widened else None)
+    return len(sites)
+
+
+def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
+    """Have an activation, and the out-projection that takes what it gives, compute again what they need not keep."""
+    for module in act.modules():
+        if isinstance(module, OwnedModule):
+            module.saves_memory = True
+    if out_proj is not None:
+        become(out_proj, LeanOut)
+
+
+def fuse(model: nn.Module, *, device: str | None = None) -> int:
+    """Have the gates of ``model`` computed in one pass while it trains; return how many are.
+
+    Kernels are Liger's on an accelerator, where ``liger-kernel`` is installed and has the activation (SiLU, tanh GELU),
+    else made by torch's compiler when they are first needed. On a CPU values stay the same bit by bit, gradients up to
+    rounding. Experts, and gates with parameters of their own, go on as they are. Calling it again changes nothing.
+
+    Args:
+        model: whose gates.
+        device: the type of device that it will train on; None: where it is.
+
+    Raises:
+        NoSiteError: there is no such gate.
+        OptionError: there are neither such kernels nor a compiler.
+    """
+    gates = [module for module in model.modules() if isinstance(module, GatedActivation) and is_fusible(module)]
+    if not gates:
+        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
+    device = device or next(iter(model.parameters())).device.type
+    for act in gates:
+        assert act.phi is not None
+        if find_fused(act.phi, device) is None:
+            raise OptionError(f"hf_glu.fuse has no kernels for {act.name} on {device}, and torch finds no compiler")
+    for act in gates:
+        act.kernels = find_fused
+    return len(gates)
+
+
+def is_fusible(act: GatedActivation) -> bool:
+    """Return whether an activation is phi(g) u with a phi that is known exactly."""
+    return act.phi is not None and is_standard(act.phi)
+
+
+class LeanOut(InPlace):
+    """What an out-projection becomes that keeps how its input was made in place of its input."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Apply the projection."""
+        run: Callable[..., Any] = super().forward  # type: ignore[misc]
+        made = None if torch.compiler.is_compiling() else product_of(x)
+        if made is None or not torch.is_grad_enabled() or not made.is_unchanged(x):
+            return run(x, *args, **kwargs)
+        swap = _Swap(x, made)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(swap.pack, _unpack):
+                return run(x, *args, **kwargs)
+        finally:
+            swap.product = None  # the graph keeps what packs for it, and so would keep the product
+
+
+class _Swap:
+    """Packs what an out-projection keeps."""
+
+    def __init__(self, product: Tensor, made: Product) -> None:
+        self.product: Tensor | None = product
+        self.made = made
+
+    def pack(self, kept: Tensor) -> Any:
+        """Return how the product was made in its place, and all else as it is."""
+        product = self.product
+        assert product is not None
+        same = kept.data_ptr() == product.data_ptr() and kept.numel() == product.numel() and kept.is_contiguous()
+        return (self.made, kept.shape) if same and kept.dtype == product.dtype else kept
+
+
+def _unpack(kept: Any) -> Tensor:
+    return kept if isinstance(kept, Tensor) else kept[0]().view(kept[1])

@@ -1,0 +1,218 @@
+"""Finding a model's FFN sites with the table's rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hf_glu.activation import OwnedActivation
+from hf_glu.config.layers import STACKS
+from hf_glu.ffn.experts.native import is_bank
+from hf_glu.ffn.families import BANK, MIXER, NO_FFN, SITE_TABLE, Kind, SiteRow
+from hf_glu.ffn.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Site:
+    """One FFN of a model.
+
+    Attributes:
+        name: path of the module that holds all parts; where it holds two FFNs, of the second one's in-projection.
+        row: the layout.
+        path: path of the module that holds all parts.
+        anchor: that module.
+        layer: index of the layer in its stack.
+        stack: ``encoder``, ``decoder`` or None.
+    """
+
+    name: str
+    row: SiteRow
+    path: str
+    anchor: nn.Module
+    layer: int
+    stack: str | None
+
+    @property
+    def kind(self) -> Kind:
+        """The layout's kind."""
+        return self.row.kind
+
+    @property
+    def in_proj(self) -> AnyLinear:
+        """The in-projection: ``[width or 2 * width, hidden]``."""
+        return self.anchor.get_submodule(self.row.in_proj)
+
+    @property
+    def out_proj(self) -> AnyLinear:
+        """The out-projection: ``[hidden, width]``."""
+        return self.anchor.get_submodule(self.row.out_proj)
+
+    @property
+    def act(self) -> nn.Module:
+        """The activation."""
+        return self.anchor.get_submodule(self.row.act)
+
+    def set_act(self, act: nn.Module) -> None:
+        """Put another activation in its place."""
+        owner, _, attribute = self.row.act.rpartition(".")
+        setattr(self.anchor.get_submodule(owner), attribute, act)
+
+    @property
+    def parts(self) -> list[str]:
+        """The paths of its projections in the model."""
+        paths = [path for path in (self.row.gate, self.row.in_proj, self.row.out_proj) if path]
+        return [f"{self.path}.{path}" if self.path else path for path in paths]
+
+    @property
+    def native(self) -> bool:
+        """Whether the stock family itself multiplies by an up half."""
+        return self.kind != "dense"
+
+    @property
+    def hidden(self) -> int:
+        """Size of the FFN's input."""
+        if self.kind == "experts":
+            return int(follow(self.anchor, self.row.out_proj).shape[1])
+        return in_features(self.in_proj)
+
+    @property
+    def width(self) -> int:
+        """Number of hidden units (of the product, where gated)."""
+        if self.kind == "experts":
+            return int(follow(self.anchor, self.row.out_proj).shape[2])
+        return in_features(self.out_proj)
+
+    @property
+    def widened(self) -> bool:
+        """Whether a dense site's in-projection is ``[gate | up]``."""
+        return self.kind == "dense" and out_features(self.in_proj) == 2 * self.width
+
+    @property
+    def activation(self) -> str | None:
+        """Name of the activation of ours that it has, or None."""
+        return self.act.name if isinstance(self.act, OwnedActivation) else None
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of its projections and activation."""
+        if self.kind == "experts":
+            return parameter_count(self.anchor)
+        gate = [self.anchor.get_submodule(self.row.gate)] if self.row.gate else []
+        projections = sum(parameter_count(part) for part in [self.in_proj, self.out_proj, *gate])
+        return projections + sum(parameter.numel() for parameter in self.act.parameters())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a listing shows, as plain data."""
+        return {
+            "name": self.name,
+            "layout": self.row.layout,
+            "kind": self.kind,
+            "stack": self.stack,
+            "layer": self.layer,
+            "hidden": self.hidden,
+            "width": self.width,
+            "activation": self.activation or type(self.act).__name__,
+            "parameters": self.parameters,
+        }
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Return every FFN site of ``model``, once each where layers share modules, in the order of its modules."""
+    sites: list[Site] = []
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for row in SITE_TABLE:
+            if not _matches(module, row) or (row.exclusive and _model_type(model) not in row.families):
+                continue
+            key = id(follow(module, row.out_proj))
+            if key not in seen:
+                seen.add(key)
+                second = bool(sites) and sites[-1].anchor is module
+                own = f"{name}.{row.in_proj}".rpartition(".")[0].strip(".") if second else name
+                sites.append(_site(own, name, row, module, _stack(name, model)))
+    return sites
+
+
+def _site(name: str, path: str, row: SiteRow, anchor: nn.Module, stack: str | None) -> Site:
+    return Site(name=name, row=row, path=path, anchor=anchor, layer=layer_of(path), stack=stack)
+
+
+def find_banks(model: nn.Module) -> list[Site]:
+    """Return every bank of gated experts of Transformers' own, also those without a module for their activation."""
+    return [
+        _site(name, name, BANK, module, _stack(name, model))
+        for name, module in model.named_modules()
+        if is_bank(module)
+    ]
+
+
+def find_mixers(model: nn.Module) -> list[Site]:
+    """Return the gates of a state-space model's mixers."""
+    if _model_type(model) not in MIXER.families:
+        return []
+    return [
+        _site(name, name, MIXER, module, None)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "A_log", None), nn.Parameter) and isinstance(follow(module, "act"), nn.Module)
+    ]
+
+
+def convertible_sites(model: nn.Module) -> list[Site]:
+    """Return a model's FFN sites; where it has none, the gates of its mixers."""
+    return find_sites(model) or find_mixers(model)
+
+
+def follow(module: nn.Module, path: str) -> Any:
+    """Return what ``path`` leads to, or None."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None) if isinstance(found, nn.Module) else None
+    return found
+
+
+def _matches(module: nn.Module, row: SiteRow) -> bool:
+    if (
+        type(module).__name__ in NO_FFN
+        or not hasattr(module, row.in_proj.split(".")[0])
+        or (row.absent and hasattr(module, row.absent))
+    ):
+        return False
+    if not isinstance(follow(module, row.act), nn.Module):
+        return False
+    in_proj, out_proj = follow(module, row.in_proj), follow(module, row.out_proj)
+    if row.kind == "experts":
+        return all(isinstance(part, nn.Parameter) and part.ndim == 3 for part in (in_proj, out_proj))
+    if not isinstance(in_proj, LINEAR) or not isinstance(out_proj, LINEAR):
+        return False
+    ratio = 2 if row.kind == "packed" else 1
+    if row.gate is not None:
+        gate = follow(module, row.gate)
+        return isinstance(gate, LINEAR) and out_features(gate) == out_features(in_proj) == in_features(out_proj)
+    act = follow(module, row.act)
+    if row.kind == "dense" and isinstance(act, OwnedActivation) and out_features(in_proj) == 2 * in_features(out_proj):
+        return act.gated
+    return out_features(in_proj) == ratio * in_features(out_proj)
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def layer_of(name: str) -> int:
+    """Return the first number in a module's path."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+
+
+def _stack(name: str, model: nn.Module) -> str | None:
+    """Return the stack that a site is in: from its path, else from what the model itself is."""
+    parts = name.split(".")
+    if stack := next((stack for stack in STACKS if stack in parts), None):
+        return stack
+    if stack := next((stack for stack in STACKS if type(model).__name__.lower().endswith(stack)), None):
+        return stack
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) or type(model).__name__.endswith("Stack"):
+        return "decoder" if getattr(config, "is_decoder", False) else "encoder"
+    return None

@@ -1,0 +1,161 @@
+"""ReLU-class gates at inference: what a closed gate multiplies is not computed.
+
+The gate is computed for all units; up rows and out columns of the units that are open, and only those, are read. While
+decoding, a token's FFN is bound by reading weights: with a share a of open units it reads (1 + 2 a) / 3 of them.
+
+Shapes: N tokens, H hidden size, W units, A of which are open for any of the tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from hf_glu.activation.kernels.known import is_bare
+from hf_glu.activation.module import is_recomputable
+from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.ffn.expert_sites import BESIDE, own_module
+from hf_glu.ffn.forward import projections
+from hf_glu.ffn.lean import LeanOut
+from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
+from hf_glu.ffn.sites import Site, convertible_sites, follow
+from hf_glu.inplace import InPlace, become, stock_class
+
+MOST_TOKENS = 4  # more of them open too many units between them
+MOST_OPEN = 0.4  # measured: a gather costs more than it saves beyond
+
+
+def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: int = MOST_TOKENS) -> int:
+    """Have the FFNs of ``model`` that are gated by a ReLU skip closed units at inference; return how many do.
+
+    Outputs differ by rounding. Each unit's weights are laid next to each other in memory, in the model's own
+    parameters, and read there at each call: nothing is kept beside them. An FFN whose projections are wrapped,
+    hooked or offloaded (adapters, parametrizations) is computed as usual. Calling it again changes the two numbers.
+
+    Args:
+        model: with ``reglu``, ``relu2glu`` or another gate that is 0 below 0, in modules of their own (GPT-2, T5, Llama
+            and their relatives; not BERT's, whose parts are spread).
+        most_open: share of open units above which an FFN is computed as usual.
+        most_tokens: tokens of one call above which it is, too.
+
+    Raises:
+        NoSiteError: there is no such FFN.
+        OptionError: a number out of range.
+    """
+    if not 0 <= most_open <= 1 or most_tokens < 1:
+        raise OptionError(f"most_open is a share, most_tokens at least 1, got {most_open} and {most_tokens}")
+    sites = [site for site in convertible_sites(model) if _skippable(site)]
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no FFN with a gate that is 0 below 0, such as reglu")
+    for site in sites:
+        become(site.anchor, SkipZeros)
+        site.anchor.__dict__["hf_glu_units"] = Units(site, most_open, most_tokens)
+        for linear in projections(site):
+            lay_out(linear, by_input=linear is site.out_proj)
+    return len(sites)
+
+
+@torch.no_grad()
+def lay_out(linear: AnyLinear, *, by_input: bool) -> None:
+    """Lay the weights of each input, or of each output, next to each other in memory; values and shape stay."""
+    transposed = by_input != isinstance(linear, Conv1D)  # whose weight is [in, out]
+    weight = linear.weight.data
+    linear.weight.data = weight.T.contiguous().T if transposed else weight.contiguous()
+
+
+def _skippable(site: Site) -> bool:
+    gated = site.widened or site.row.gate is not None
+    return gated and own_module(site) and closes(gate_of(site))
+
+
+def gate_of(site: Site) -> nn.Module:
+    """Return the elementwise part of a gated site's activation."""
+    phi = getattr(site.act, "phi", None) if site.widened else site.act
+    return site.act if phi is None else phi
+
+
+@torch.no_grad()
+def closes(phi: nn.Module) -> bool:
+    """Tell whether ``phi`` has no parameters and is 0 wherever its input is negative."""
+    if any(True for _ in phi.parameters()):
+        return False
+    try:
+        value = phi(torch.tensor([-9.0, -1.0, -0.01, 1.0]))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return bool(value.shape == (4,) and not value[:3].any() and value[3])
+
+
+class SkipZeros(InPlace):
+    """What an FFN's module becomes."""
+
+    hf_glu_units: Units
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Apply the FFN, closed units left out where that pays."""
+        units, tokens = self.hf_glu_units, x.numel() // x.shape[-1]
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not 0 < tokens <= units.most_tokens
+        if whole or args or kwargs or not units.are_readable():
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        return units(x.reshape(tokens, -1)).view(x.shape)
+
+
+class Units:
+    """The weights of one FFN by unit."""
+
+    def __init__(self, site: Site, most_open: float, most_tokens: int) -> None:
+        self.site, self.most_open, self.most_tokens = site, most_open, most_tokens
+
+    def are_readable(self) -> bool:
+        """Return whether the FFN is still what it was, its projections plain maps and its gate known exactly.
+
+        Then what is read here is what calling them would compute.
+        """
+        row, anchor = self.site.row, self.site.anchor
+        linears = [follow(anchor, path) for path in (row.in_proj, row.out_proj, row.gate) if path]
+        idle = all(_is_idle(part) for part in anchor.modules() if isinstance(part, BESIDE))
+        return idle and all(is_plain(linear) for linear in linears) and is_recomputable(follow(anchor, row.act))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the FFN's output for ``x``, both ``[N, H]``."""
+        site, out = self.site, self.site.out_proj
+        (gate, gate_bias), (up, up_bias) = self.halves()
+        opened = gate_of(site)(functional.linear(x, gate, gate_bias))
+        active = (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
+        if len(active) > self.most_open * len(gate):
+            units = opened * functional.linear(x, up, up_bias)
+            return out(units.to(out.weight.dtype)).to(x.dtype)
+        bias = None if up_bias is None else up_bias[active]
+        rows = weight_rows(out).T  # [W, H]
+        units = opened[:, active].mul_(functional.linear(x, up.index_select(0, active), bias)).to(rows.dtype)
+        if len(x) == 1 and rows.is_contiguous():  # reads the rows in place
+            found = functional.embedding_bag(active.unsqueeze(0), rows, per_sample_weights=units, mode="sum")
+        else:
+            found = units @ rows.index_select(0, active)
+        return (found if out.bias is None else found + out.bias).to(x.dtype)
+
+    def halves(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Return the gate's and the up half's rows ``[W, H]``, each with its bias."""
+        ins = projections(self.site)[:-1]
+        if len(ins) == 2:
+            return [(weight_rows(linear), linear.bias) for linear in ins]
+        (fused,) = ins
+        biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
+        return list(zip(weight_rows(fused).chunk(2), biases, strict=True))
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Return whether a projection is the plain map of its weight and bias, which are there."""
+    if stock_class(linear, LeanOut) not in LINEAR or not is_bare(linear):
+        return False
+    return type(linear.weight) is nn.Parameter and linear.weight.device.type != "meta"
+
+
+def _is_idle(beside: nn.Module) -> bool:
+    """Return whether a module that stands beside an FFN's parts does nothing now."""
+    drops = isinstance(beside, nn.Dropout) and beside.training and beside.p > 0
+    return type(beside) in BESIDE and is_bare(beside) and not drops

@@ -1,0 +1,30 @@
+"""Tensor parallelism of widened sites and of experts.
+
+A column-wise split of ``[gate | up]`` would give each device rows of one half only. Transformers' packed split handles
+the weight but not a bias, and no split of a dense FFN fits the experts in its place: both are left out of the plan,
+that is replicated, which is right on any number of devices, and saves no memory there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_glu.ffn.expert_sites import FirstOnly
+from hf_glu.ffn.experts import ExpertFFN
+from hf_glu.ffn.sites import Site
+
+
+def replicate(model: Any, widened: list[Site]) -> None:
+    """Drop the entries for the projections of widened sites, and for experts, from a model's tensor-parallel plan."""
+    plan = getattr(model, "_tp_plan", None)
+    names = {path for site in widened for path in site.parts}
+    names |= {name for name, module in model.named_modules() if isinstance(module, (ExpertFFN, FirstOnly))}
+    if not plan or not names:
+        return
+    generic = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names}
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    generic |= {name.removeprefix(prefix) for name in generic} | {prefix + name for name in generic}
+    below = tuple(f"{name}." for name in generic)
+    model._tp_plan = {
+        pattern: style for pattern, style in plan.items() if pattern not in generic and not pattern.startswith(below)
+    }

@@ -1,0 +1,1 @@
+"""What is clipped onto a running model and taken off again: gates, routing, steering, activity."""

@@ -1,0 +1,147 @@
+"""What activations with parameters have become in training, measured on data.
+
+With g the pre-activation of a gate, c the mean of the context vectors after the last tokens of the texts, and a_k the
+mean of a mix's coefficients over tokens and channels:
+
+    threshold = T c,   slope = 1 + S c,   curve(g) = N(slope (g - threshold)),   N = sum_k a_k phi_k where it is a mix
+
+A channel has its own threshold, slope and curve. What a gate remembers (``stateful_``) is left out of the curve.
+
+Shapes: N tokens, W channels, B texts of a batch, R size of the context vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hf_glu.activation.learnable import mixes
+from hf_glu.activation.modulated import ContextSource, Modulation
+from hf_glu.activation.module import innermost
+from hf_glu.activation.parameters import activations
+from hf_glu.config.layers import STACKS
+from hf_glu.ffn.experts.group import Bank
+from hf_glu.ffn.experts.native import MixedBank
+from hf_glu.ffn.sites import layer_of
+from hf_glu.instruments.activity import Masks, read_valid, run_batches
+from hf_glu.instruments.curves import Mixing, curve_rows, modulation_of, modulation_row
+
+
+def adaptive_activations(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the activations of ``model`` whose curve is trained, by name: mixes, modulated ones, xIELU, PReLU."""
+    return {name: act for name, act in activations(model).items() if _is_adaptive(act)}
+
+
+def _is_adaptive(act: nn.Module) -> bool:
+    if isinstance(act, ContextSource):
+        return False
+    return bool(mixes(act)) or modulation_of(act) is not None or any(True for _ in innermost(act)[1].parameters())
+
+
+def snapshot(model: nn.Module) -> dict[str, nn.Module]:
+    """Return copies of the `adaptive_activations` as they are now."""
+    return {name: copy.deepcopy(act) for name, act in adaptive_activations(model).items()}
+
+
+def adaptive_statistics(
+    model: Any, batches: Iterable[Mapping[str, Any]], before: Mapping[str, nn.Module],
+    types: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return what the `adaptive_activations` of ``model`` do on ``batches``, and would have done ``before``.
+
+    Args:
+        model, batches: as of `hf_glu.instruments.activity.activation_statistics`.
+        before: a `snapshot`; it is given what those of now are given.
+        types: the type of each text, in the batches' order; None: they are all of one.
+
+    Returns:
+        Plain data, one row an activation that has run: ``site``, ``layer``, ``stack``, ``activation``, and
+
+        - ``curve``: at ``g``, the mean of the channels' curves ``before`` and ``after``, and of the latter's the
+          quantiles ``low`` and ``high`` where channels differ;
+        - ``mix``: ``functions``, their mean coefficients ``before`` and ``after``, and the ``spread`` of the latter,
+          one standard deviation over tokens and channels, where they differ; None: it is no mix;
+        - ``modulation``: a row for all texts, then one for each of the ``types``, see
+          `hf_glu.instruments.curves.modulation_row`. None: not modulated, or before the context vector.
+    """
+    found = adaptive_activations(model)
+    routed = {id(act) for bank in model.modules() if isinstance(bank, (Bank, MixedBank)) for act in bank.acts}
+    watched = [_Watched(name, act, before.get(name), routed=id(act) in routed) for name, act in found.items()]
+    if not watched:
+        return []
+    masks: Masks = {}
+
+    def see(padding: Masks) -> None:
+        masks.update(padding)
+        for each in watched:
+            each.batch += 1
+
+    with ExitStack() as hooks:
+        for each in watched:
+            for handle in each.watch(masks):
+                hooks.callback(handle.remove)
+        run_batches(model, batches, see)
+    return [each.to_dict(types) for each in watched if each.ran]
+
+
+class _Watched:
+    """What is measured of one activation; ``batch`` is the number of the batch that runs."""
+
+    def __init__(self, name: str, act: nn.Module, before: nn.Module | None, *, routed: bool) -> None:
+        self.name, self.act, self.routed = name, act, routed
+        self.stack = next((part for part in name.split(".") if part in STACKS), None)
+        self.batch, self.ran = -1, False
+        self.mix, self.shift = Mixing.of(act), modulation_of(act)
+        self.before = None if before is None else (before, Mixing.of(before))
+        self.vectors: dict[int, Tensor] = {}  # by batch, [B, R]
+
+    def watch(self, masks: Masks) -> Iterator[RemovableHandle]:
+        """Hook the activation and what in it is measured."""
+        yield self.act.register_forward_pre_hook(self.begin)
+        if self.mix is not None:  # which tokens an expert is given isn't known: padding counts there
+            known = {self.stack: []} if self.routed else masks
+            yield self.mix.module.register_forward_pre_hook(
+                lambda _, args: read_valid(self.stack, known, self.add, args[0])
+            )
+        if self.shift is not None:
+            yield self.shift.register_forward_pre_hook(self.read)
+
+    def begin(self, act: nn.Module, args: Any) -> None:
+        """Note that it runs."""
+        self.ran = True
+
+    def add(self, x: Tensor) -> None:
+        """Add what the mix is given, ``[N, W]``."""
+        for mixing in (self.mix, self.before and self.before[1]):
+            if mixing is not None:
+                mixing.add(x)
+
+    def read(self, shift: Modulation, args: Any) -> None:
+        """Keep the context vectors after the texts' last tokens: padding leaves a running one as it is."""
+        reading = shift.current()
+        if reading is not None and reading.vector is not None:
+            self.vectors[self.batch] = reading.vector[:, -1].float().cpu()
+
+    def to_dict(self, types: Sequence[str] | None) -> dict[str, Any]:
+        """Return the row."""
+        vectors = torch.cat(list(self.vectors.values())) if self.vectors else None
+        mix = None if self.mix is None else self.mix.to_dict(self.before and self.before[1])
+        return {
+            "site": self.name, "layer": layer_of(self.name), "stack": self.stack,
+            "activation": getattr(self.act, "name", type(self.act).__name__),
+            "curve": curve_rows((self.act, self.mix), self.before, vectors),
+            "mix": mix, "modulation": None if vectors is None else self._modulation(vectors, types),
+        }  # fmt: skip
+
+    def _modulation(self, vectors: Tensor, types: Sequence[str] | None) -> list[dict[str, Any]]:
+        assert self.shift is not None
+        groups: dict[str | None, list[int]] = {None: list(range(len(vectors)))}
+        if types is not None and len(types) == len(vectors):
+            groups |= {name: [at for at, each in enumerate(types) if each == name] for name in sorted(set(types))}
+        return [modulation_row(self.shift, vectors, name, texts) for name, texts in groups.items()]

@@ -1,0 +1,124 @@
+"""Running a model on inputs made for it, and comparing what two models compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.config.traits import longest_text, token_id, vocabulary
+from hf_glu.errors import HfGluError, OptionError
+
+LENGTH = 24
+IDS = ("input_ids", "inputs")  # the names that families have for token ids
+MORE = ("pixel_values", "input_features", "input_values", "inputs_embeds", "bbox")  # which others may be needed
+CHARACTERS = 256  # ids of a model without a vocabulary, which reads characters (CANINE)
+ELSE = ": give inputs={...} to compare it on, or check=False (--no-check)"
+
+
+def probe_inputs(model: Any, *, seed: int = 0, length: int = LENGTH) -> dict[str, Tensor]:
+    """Return random token ids that any head of a text model takes: one sequence, ``[1, length]``.
+
+    Raises:
+        OptionError: the model isn't a text model.
+    """
+    name, count = getattr(model, "main_input_name", "input_ids"), vocabulary(model.config)
+    if name not in IDS or (count is None and name not in signature(model.forward).parameters):
+        raise OptionError(f"{type(model).__name__} doesn't take token ids{ELSE}")
+    count = count or CHARACTERS
+    positions = longest_text(model.config) or length
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, min(length, positions - 4 if positions > 8 else positions))
+    ids = torch.randint(min(5, count - 1), count, shape, generator=generator)
+    eos = token_id(model.config, "eos_token_id")
+    if eos is not None and eos < count:
+        ids[:, -1] = eos  # BART's classification head reads the hidden state at the end-of-sequence token
+    inputs = with_decoder(model, {name: ids})
+    if type(model).__name__.endswith("MultipleChoice"):
+        inputs = {key: value.unsqueeze(1) for key, value in inputs.items()}
+    device = next(model.parameters()).device
+    return {key: value.to(device) for key, value in inputs.items()}
+
+
+def with_decoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the encoder's ids as the decoder's where an encoder-decoder is given none."""
+    needed = getattr(model.config, "is_encoder_decoder", False) and "input_ids" in inputs
+    if needed and "decoder_input_ids" in signature(model.forward).parameters:
+        return {"decoder_input_ids": inputs["input_ids"].clone(), **inputs}
+    return dict(inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have dropout off and autocast off, without gradients, and every module's mode as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    device = next(model.parameters()).device.type
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the floating-point outputs (logits, hidden states) of ``model`` on ``inputs``.
+
+    What a model draws at random (Reformer's hashes) is the same each time.
+    """
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(0)
+        outputs = model(**inputs)
+    return {
+        key: value.detach().clone()
+        for key, value in outputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+def try_run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return `run`'s outputs.
+
+    Raises:
+        OptionError: the model doesn't take these inputs, or not them alone (CLIP reads images, too).
+    """
+    try:
+        return run(model, inputs)
+    except HfGluError:
+        raise
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError) as error:
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        more = [name for name in signature(model.forward).parameters if name in MORE and name not in inputs]
+        takes = f"; it takes {', '.join(more)}, too" if more else ""
+        raise OptionError(f"{type(model).__name__} doesn't run on {', '.join(inputs)} ({why}{takes}){ELSE}") from error
+
+
+def max_abs_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return max |a - b| per output.
+
+    Raises:
+        OptionError: the two don't have the same outputs in the same shapes, so that nothing can be compared.
+    """
+    if before.keys() != after.keys() or not before:
+        raise OptionError(f"the outputs differ in kind: {sorted(before)} and {sorted(after)}")
+    for key in before:
+        if before[key].shape != after[key].shape:
+            raise OptionError(f"{key} has shape {list(before[key].shape)} and {list(after[key].shape)}")
+    return {key: _max_abs(before[key], after[key]) for key in before}
+
+
+def _max_abs(a: Tensor, b: Tensor) -> float:
+    """Return max |a - b|, 0 where both are the same infinity, NaN where a NaN is in the one and not the other."""
+    a, b = a.double().cpu(), b.double().cpu()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0.0, (a - b).abs()).max()) if a.numel() else 0.0
+
+
+def give_pad_token(tokenizer: Any) -> None:
+    """Let a tokenizer without a token to pad with (GPT-2's) take the one that ends a text."""
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

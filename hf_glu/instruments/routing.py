@@ -1,0 +1,108 @@
+"""How the routers use their experts: load, entropy, by layer and by a label of the text's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.errors import NoSiteError
+from hf_glu.ffn.experts.ffn import find_experts
+from hf_glu.ffn.experts.native import is_bank
+from hf_glu.ffn.experts.router import Router, Routing
+
+
+class ExpertStatistics:
+    """Running sums over what the routers saw; set `label` and `mask` before each forward pass.
+
+    Attributes:
+        label: what the tokens that come are counted under, such as the domain of the text.
+        mask: ``[batch, length]``, 1 where a token counts; None: all do.
+    """
+
+    def __init__(self) -> None:
+        self.label = "all"
+        self.mask: Tensor | None = None
+        self._sums: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, name: str, routing: Routing) -> None:
+        """Add what one router decided."""
+        experts, logits = routing.experts, routing.logits.detach()
+        if self.mask is not None and self.mask.numel() == len(logits):
+            kept = self.mask.reshape(-1).bool().to(logits.device)
+            experts, logits = experts[kept], logits[kept]
+        scores = logits.softmax(-1)
+        entropy = -(scores * scores.clamp_min(1e-20).log()).sum(-1)
+        sums = self._sums.setdefault((name, self.label), {"tokens": 0, "load": 0, "entropy": 0.0})
+        sums["tokens"] += len(logits)
+        sums["load"] = sums["load"] + torch.bincount(experts.reshape(-1), minlength=logits.shape[1]).cpu()
+        sums["entropy"] += float(entropy.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return rows by layer and label: tokens, each expert's share of the load, the routers' mean entropy (nats).
+
+        No token is ever dropped.
+        """
+        rows = []
+        for (layer, label), sums in self._sums.items():
+            load = sums["load"].double() / sums["load"].sum().clamp_min(1)
+            entropy = sums["entropy"] / max(1, sums["tokens"])
+            rows.append(
+                {"layer": layer, "label": label, "tokens": sums["tokens"], "load": load.tolist(), "entropy": entropy}
+            )
+        return {"rows": rows, "dropped": 0}
+
+    def distance(self, one: str, other: str) -> float:
+        """Return how far the loads of two labels are apart: 1/2 sum_e |p_e - q_e|, the mean of the layers.
+
+        Raises:
+            KeyError: nothing was counted under a label.
+        """
+        layers = dict.fromkeys(layer for layer, _ in self._sums)
+        pairs = [[self._sums[layer, label]["load"].double() for label in (one, other)] for layer in layers]
+        apart = [(p / p.sum() - q / q.sum()).abs().sum() / 2 for p, q in pairs]
+        return float(torch.stack(apart).mean())
+
+
+@contextmanager
+def expert_statistics(model: nn.Module) -> Iterator[ExpertStatistics]:
+    """Count what the routers of ``model`` decide within the block.
+
+    Raises:
+        NoSiteError: the model has no experts of ours.
+    """
+    found = find_experts(model)
+    if not found:
+        raise NoSiteError(f"{type(model).__name__} has no experts: hf_glu.convert(model, NAME, experts=...) makes some")
+    statistics = ExpertStatistics()
+    handles = [ffn.router.register_forward_hook(partial(_record, statistics, name)) for name, ffn in found.items()]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record(statistics: ExpertStatistics, name: str, router: Router, args: Any, routing: Routing) -> None:
+    statistics.add(name, routing)
+
+
+def active_parameters(model: nn.Module) -> int:
+    """Return how many parameters a token uses: all but the routed experts that it isn't sent to.
+
+    Of E routed experts a token uses k, so that 1 - k/E of the routed weights are idle. Groups of different sizes count
+    as the mean of their experts: which of them a token uses is up to the router. Shared experts, routers and what the
+    experts of a group have in common count in full. Transformers' own banks (Mixtral) count the same, with k =
+    ``config.num_experts_per_tok``.
+    """
+    idle = sum(ffn.idle for ffn in find_experts(model).values())
+    top_k = getattr(getattr(model, "config", None), "num_experts_per_tok", None) or 0
+    native: list[Any] = [module for module in model.modules() if top_k and is_bank(module)]
+    for bank in native:
+        routed = sum(part.numel() for part in bank.parameters(recurse=False))
+        idle += routed * (1 - top_k / len(bank.down_proj))
+    return sum(part.numel() for part in model.parameters()) - round(idle)

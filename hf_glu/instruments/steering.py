@@ -1,0 +1,164 @@
+"""Shifting a model's gates by hand: stricter or looser at inference, and one text's context vector for another.
+
+Shapes: B sequences, T tokens, R size of the context vector.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation import GatedActivation
+from hf_glu.activation.modulated import ContextSource
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.layers import check_layers, selected
+from hf_glu.errors import NoSiteError, OptionError, nearest
+from hf_glu.ffn.build import check_selection
+from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.group import banks_of
+from hf_glu.ffn.mixers import gate_begin
+from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.instruments.probe import evaluating
+
+# preset -> threshold, slope
+PRESETS = {"strict": (0.3, 1.2), "loose": (-0.3, 0.9)}
+Amount = float | Tensor
+
+
+@contextmanager
+def modulation(
+    model: nn.Module, preset: str | None = None, *, threshold: Amount = 0.0, slope: Amount = 1.0, layers: Any = None,
+    vector: Tensor | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Have every gate of ``model`` see slope (g - threshold) in place of g, within the block.
+
+    Works for any model whose FFNs hf_glu knows, dense ones included, and for Mamba's mixers; on top of what a modulated
+    activation does itself.
+
+    Args:
+        model: the model.
+        preset: ``strict`` (threshold 0.3, slope 1.2) or ``loose`` (-0.3, 0.9).
+        threshold, slope: numbers, or one for each sequence of the batch, ``[B]``.
+        layers: which layers (see :mod:`hf_glu.config.layers`); None: all.
+        vector: what `context_vector` gave for another text, to be used instead of this one's: ``[1 or B, 1 or T, R]``.
+
+    Raises:
+        OptionError: an unknown preset, or amounts of another shape.
+        NoSiteError: no gate, or no context vector to replace.
+    """
+    if preset is not None:
+        if preset not in PRESETS:
+            raise OptionError(f"unknown preset {preset!r}; {nearest(preset, PRESETS)}")
+        threshold, slope = PRESETS[preset]
+    for amount in (threshold, slope):
+        if isinstance(amount, Tensor) and amount.ndim > 1:
+            raise OptionError(f"threshold and slope are numbers or [batch], got {list(amount.shape)}")
+    sources = _sources(model) if vector is not None else []
+    handles = _hooks(model, threshold, slope, layers)
+    handles += [source.register_forward_hook(lambda *_: vector) for source in sources]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def context_vector(model: nn.Module, **inputs: Any) -> Tensor:
+    """Return the context vector after the last token of each sequence: ``[B, 1, R]``.
+
+    Of a model with an encoder and a decoder, the decoder's.
+
+    Args:
+        model: with modulated activations.
+        inputs: of its forward.
+
+    Raises:
+        NoSiteError: it has none.
+    """
+    found: list[Tensor] = []
+    caller = threading.get_ident()
+
+    def record(source: ContextSource, args: Any, vector: Tensor) -> None:
+        reading = source.current()
+        if threading.get_ident() == caller:
+            found.append(_at_last(vector, None if reading is None else reading.valid))
+
+    handle = _sources(model)[-1].register_forward_hook(record)
+    try:
+        with evaluating(model):
+            model(**inputs)
+        return found[-1]
+    finally:
+        handle.remove()
+
+
+def _at_last(vector: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the vector at the last token of each sequence that is no padding: ``[B, 1, R]``."""
+    if valid is None or vector.shape[1] == 1:
+        return vector[:, -1:]
+    last = valid.shape[1] - 1 - valid.flip(1).int().argmax(1)
+    return vector.gather(1, last.view(-1, 1, 1).expand(-1, 1, vector.shape[2]))
+
+
+def _sources(model: nn.Module) -> list[ContextSource]:
+    found = [module for module in model.modules() if isinstance(module, ContextSource)]
+    if not found:
+        raise NoSiteError(f"{type(model).__name__} has no context vector: hf_glu.convert(model, 'modulated_swiglu')")
+    return found
+
+
+def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> list[Any]:
+    neutral = not isinstance(threshold, Tensor) and not isinstance(slope, Tensor) and (threshold, slope) == (0.0, 1.0)
+    if neutral:
+        return []
+    sites, experts = convertible_sites(model), find_experts(model)
+    if not sites and not experts:
+        raise NoSiteError(f"{type(model).__name__} has no gate that hf_glu knows")
+    if sites:
+        check_selection(sites, GluConfig(layers=check_layers(layers)))
+    chosen = [site for site in sites if selected(check_layers(layers), site.layer, site.stack)]
+    shift = partial(_shift, threshold=threshold, slope=slope)
+    handles = [_hook(site, shift) for site in chosen]
+    for ffn in experts.values() if layers is None else ():
+        for bank in banks_of(ffn.banks):
+            handles += [act.register_forward_pre_hook(partial(_before, shift=shift)) for act in bank.acts]
+    return handles
+
+
+def _hook(site: Site, shift: Any) -> Any:
+    if site.kind == "mixer":
+        begin, width = gate_begin(site.anchor), site.width
+        return site.in_proj.register_forward_hook(partial(_after_projection, shift=shift, begin=begin, width=width))
+    return site.act.register_forward_pre_hook(partial(_before, shift=shift))
+
+
+def _before(act: nn.Module, args: tuple[Any, ...], *, shift: Any) -> tuple[Any, ...]:
+    x = args[0]
+    if isinstance(act, GatedActivation):
+        gate, up = x.chunk(2, dim=-1)
+        return (torch.cat([shift(gate), up], dim=-1), *args[1:])
+    return (shift(x), *args[1:])
+
+
+def _after_projection(module: nn.Module, args: Any, out: Tensor, *, shift: Any, begin: int, width: int) -> Tensor:
+    before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
+    return torch.cat([before, shift(gate), after], dim=-1)
+
+
+def _shift(gate: Tensor, *, threshold: Amount, slope: Amount) -> Tensor:
+    return (gate - _per_sequence(threshold, gate)) * _per_sequence(slope, gate)
+
+
+def _per_sequence(amount: Amount, gate: Tensor) -> Amount:
+    if not isinstance(amount, Tensor) or amount.ndim == 0:
+        return amount
+    if gate.ndim != 3 or len(gate) != len(amount):
+        raise OptionError(f"{len(amount)} amounts can't be told to the sequences of a gate {list(gate.shape)}")
+    return amount.to(gate).view(-1, 1, 1)

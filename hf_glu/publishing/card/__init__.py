@@ -1,0 +1,1 @@
+"""Model cards: facts, wording, the template."""

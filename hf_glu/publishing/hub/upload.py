@@ -1,0 +1,181 @@
+"""The network's part of a push: one commit, which comes last, so that a repository is as before or wholly as pushed."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hf_glu
+from hf_glu.checkpoint.hub import invalid_name, network_errors, reachable, refusal, unreachable
+from hf_glu.checkpoint.writing import scratch_folder
+from hf_glu.errors import OptionError, PublishingError
+from hf_glu.publishing.hub.staging import CARD, MANIFEST, digest, read_manifest, stale_files
+
+# seconds before trying again; inside of each try the client itself repeats a failed upload, five times within 23 s
+WAITS = (2.0, 8.0)
+_BUSY = (408, 429, 500, 502, 503, 504)
+_COMMIT = re.compile("[0-9a-f]{40}")
+_OR_ALL = "or all of it where only the answer was lost, and the local files are as they were: push again"
+Result = TypeVar("Result")
+# what the Hub's status codes mean to somebody who pushes
+_MEANINGS = {
+    401: "the Hub doesn't accept the token: `hf auth login`, set HF_TOKEN or give --token",
+    403: "the token may not write to {repo}: it needs the right to write, and {repo} must be yours or your "
+    "organization's ({said})",
+    404: "the Hub has no {repo} that this token may see ({said})",
+    412: "{repo} has been changed by somebody else meanwhile: push again",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a push goes.
+
+    Attributes:
+        repo: the repository, ``user/name``.
+        token: with the right to write.
+        revision: a branch, made where there is none; None: ``main``.
+        private: of a new repository; None: as the account's default is.
+        create_pr: propose the commit instead of making it.
+
+    Raises:
+        PublishingError: no repository can have this name, or there is no token.
+        OptionError: the revision is a commit.
+    """
+
+    repo: str
+    token: str | None = field(default=None, repr=False)
+    revision: str | None = None
+    private: bool | None = None
+    create_pr: bool = False
+
+    def __post_init__(self) -> None:
+        from huggingface_hub import get_token
+
+        if reason := invalid_name(self.repo):
+            raise PublishingError(f"{self.repo!r} can't be a repository's name ({reason}): give one such as user/name")
+        if self.revision and _COMMIT.fullmatch(self.revision):
+            raise OptionError(f"revision {self.revision} is a commit, and pushes go to a branch: give a branch's name")
+        if not (self.token or get_token()):
+            raise PublishingError("there is no token to push with: `hf auth login`, set HF_TOKEN or give --token")
+
+    @property
+    def api(self) -> Any:
+        """The Hub's client."""
+        from huggingface_hub import HfApi
+
+        return HfApi(token=self.token, library_name="hf_glu", library_version=hf_glu.__version__)
+
+    def named(self) -> Target:
+        """Return the target with the account's name before the repository's, where that lacks one.
+
+        Raises:
+            PublishingError: the Hub can't be reached, or doesn't accept the token.
+        """
+        if not reachable():
+            raise PublishingError(f"{unreachable()}: nothing was pushed")
+        user = self.attempt(self.api.whoami)["name"]
+        return self if "/" in self.repo else replace(self, repo=f"{user}/{self.repo}")
+
+    def attempt(self, action: Callable[[], Result]) -> Result:
+        """Return what ``action`` does, after a few tries where the network or the Hub fails.
+
+        Raises:
+            PublishingError: the Hub refuses, or the last try has failed.
+        """
+        failures: tuple[type[Exception], ...] = (*network_errors(), RuntimeError, ValueError)
+        for wait in (*WAITS, None):
+            try:
+                return action()
+            except PublishingError:
+                raise
+            except failures as error:
+                cause = _cause(error)
+                if wait is None or not _passing(cause):
+                    raise PublishingError(self.explain(cause)) from error
+                time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def explain(self, error: BaseException) -> str:
+        """Return what went wrong as one line."""
+        response = getattr(error, "response", None)
+        if response is None:
+            said = " ".join(str(error).split()) or type(error).__name__
+            if not _passing(error):
+                return f"{self.repo} can't be pushed: {said}"
+            return f"the connection to the Hub broke ({said}): {self.repo} has nothing of this push, {_OR_ALL}"
+        said = refusal(error)
+        meaning = _MEANINGS.get(response.status_code, "the Hub refused {repo}: {said}")
+        return meaning.format(repo=self.repo, said=said)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error below the RuntimeError that the client makes of whatever happens in an upload."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _passing(error: BaseException) -> bool:
+    """Tell whether the same request may go well in a while."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in _BUSY
+    return isinstance(error, (network_errors()[0], ConnectionError, TimeoutError))
+
+
+def commit(stage: Path, target: Target, *, message: str, description: str | None = None) -> tuple[Any, list[str]]:
+    """Push the files in ``stage`` as one commit; return the client's CommitInfo and the files' names.
+
+    A try after a lost answer finds the files there already, and commits nothing again.
+
+    Raises:
+        PublishingError: the Hub refuses or can't be reached; the repository is as it was.
+    """
+    return target.attempt(lambda: _commit(stage, target, message, description))
+
+
+def _commit(stage: Path, target: Target, message: str, description: str | None) -> tuple[Any, list[str]]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    api, repo, branch = target.api, target.repo, target.revision
+    api.create_repo(repo, private=target.private, exist_ok=True)
+    if branch and not target.create_pr and not branch.startswith("refs/pr"):
+        api.create_branch(repo, branch=branch, exist_ok=True)
+    head = api.model_info(repo, revision=branch)
+    if target.private and not head.private:
+        raise PublishingError(f"{repo} exists and is public, which a push can't change: give another name")
+    there = [file.rfilename for file in head.siblings]
+    names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
+    with scratch_folder() as scratch:
+        earlier = _read_earlier(api, repo, head.sha, there, scratch)
+        if CARD in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
+            names.remove(CARD)
+    stale = stale_files(there, names, earlier)
+    operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names]
+    operations += [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]
+    made = api.create_commit(
+        repo, operations, commit_message=message, commit_description=description, revision=branch,
+        parent_commit=head.sha, create_pr=target.create_pr,
+    )  # fmt: skip
+    return made, names
+
+
+def _read_earlier(api: Any, repo: str, revision: str, there: list[str], scratch: Path) -> dict[str, Any]:
+    if MANIFEST not in there:
+        return {}
+    return read_manifest(Path(api.hf_hub_download(repo, MANIFEST, revision=revision, local_dir=scratch)))
+
+
+def _is_theirs(stage: Path, earlier: dict[str, Any], api: Any, repo: str, revision: str, scratch: Path) -> bool:
+    """Tell whether the repository's card was written by its owner, where the one in ``stage`` was made for the push."""
+    from hf_glu.publishing.card.card import is_generated
+
+    if read_manifest(stage / MANIFEST)["card"] is None:
+        return False
+    card = Path(api.hf_hub_download(repo, CARD, revision=revision, local_dir=scratch))
+    return digest(card) != earlier.get("card") and not is_generated(card.read_text(encoding="utf-8", errors="replace"))

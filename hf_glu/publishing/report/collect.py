@@ -1,0 +1,172 @@
+"""Reading a run's folder into plain data, as far as it has been written.
+
+A run of one task is ``run.json``, ``log.jsonl`` and, once it is finished, ``results.json``. A suite is ``suite.json``
+with such a folder for each task, a comparison ``compare.json`` with one for each variant and seed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_glu.checkpoint.carrying import without_paths
+from hf_glu.checkpoint.jsonio import read_lines, read_object
+from hf_glu.checkpoint.writing import user_path
+from hf_glu.errors import CheckpointError, DataError
+
+Data = dict[str, Any]
+
+RUN, SUITE, COMPARISON = "run", "suite", "comparison"
+_INDEX = {SUITE: "suite.json", COMPARISON: "compare.json"}
+_OF_RUN = ("run.json", "log.jsonl", "results.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of one task.
+
+    Attributes:
+        name: of its folder.
+        about: ``run.json``.
+        steps: the log's lines on training.
+        evaluations: the log's lines on evaluation.
+        results: ``results.json``; None: it isn't finished.
+    """
+
+    name: str
+    about: Data
+    steps: list[Data]
+    evaluations: list[Data]
+    results: Data | None
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``unfinished``, or ``missing`` where nothing has been written."""
+        if self.results is not None:
+            return "finished"
+        return "unfinished" if self.about or self.steps or self.evaluations else "missing"
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str((self.results or {}).get("task") or self.about.get("task") or self.name)
+
+    @property
+    def outcome(self) -> Data:
+        """The results, empty as long as there are none."""
+        return self.results or {}
+
+    @property
+    def training(self) -> Data:
+        """What the results say of training."""
+        return mapping(self.outcome.get("training"))
+
+    @property
+    def main(self) -> list[str]:
+        """Names of the metrics whose mean is the score."""
+        names = self.outcome.get("main")
+        return [str(name) for name in names] if isinstance(names, list) else []
+
+    @property
+    def activations(self) -> list[Data]:
+        """The activations' statistics."""
+        return items(self.outcome.get("activations"))
+
+    @property
+    def adaptive(self) -> list[Data]:
+        """What activations with parameters have become, a row for each."""
+        return items(self.outcome.get("adaptive"))
+
+    @property
+    def experts(self) -> list[Data]:
+        """The experts' loads, a row for each layer that has experts."""
+        return items(self.outcome.get("experts"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """A folder's content.
+
+    Attributes:
+        kind: ``run``, ``suite`` or ``comparison``.
+        index: ``suite.json`` or ``compare.json``.
+        runs: by name; one where it is a run.
+    """
+
+    kind: str
+    index: Data
+    runs: dict[str, Run]
+
+
+def collect(folder: str | os.PathLike[str]) -> Collected:
+    """Return what is in a folder, with names in place of local paths: a report is shown to others.
+
+    Raises:
+        CheckpointError: there is no such folder, or a file in it can't be read.
+        DataError: nothing in it is a run's, or a file isn't what it should be; the message names file and line.
+    """
+    path = user_path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"{folder} is no folder: give the folder that a run, suite or comparison was written to")
+    for kind, name in _INDEX.items():
+        if (path / name).is_file():
+            index = without_paths(read_object(path / name))
+            return Collected(kind=kind, index=index, runs=_runs_below(path, index))
+    if _is_run(path):
+        return Collected(kind=RUN, index={}, runs={path.absolute().name: _read_run(path)})
+    if runs := _runs_below(path, {}):  # its index isn't written yet
+        return Collected(kind=SUITE, index={"suite": path.absolute().name, "partial": True}, runs=runs)
+    raise DataError(f"nothing to report in {folder}: it has none of {', '.join([*_OF_RUN, *_INDEX.values()])}")
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as it is, anything else as None."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if known and math.isfinite(value) else None
+
+
+def mapping(value: Any) -> Data:
+    """Return a mapping as it is, anything else as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def numbers(value: Any) -> list[float]:
+    """Return the finite numbers in a list, none where it is no list."""
+    return [item for item in value if number(item) is not None] if isinstance(value, list) else []
+
+
+def items(value: Any) -> list[Data]:
+    """Return the mappings in a list, none where it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _OF_RUN)
+
+
+def _read_run(folder: Path, results: Data | None = None) -> Run:
+    about, log, final = (folder / name for name in _OF_RUN)
+    lines = without_paths(read_lines(log)) if log.is_file() else []
+    return Run(
+        name=folder.absolute().name,
+        about=without_paths(read_object(about)) if about.is_file() else {},
+        steps=[line for line in lines if number(line.get("loss")) is not None],
+        evaluations=[line for line in lines if "evaluation" in line or "score" in line],
+        results=without_paths(read_object(final)) if final.is_file() else results,
+    )
+
+
+def _runs_below(folder: Path, index: Data) -> dict[str, Run]:
+    """Return the runs in the subfolders and those that only the index knows, in the index's order."""
+    tasks = mapping(index.get("tasks"))
+    missing = index["missing"] if isinstance(index.get("missing"), list) else []
+    below = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)}
+    runs = {}
+    for name in dict.fromkeys([*tasks, *map(str, missing), *below]):
+        results = mapping(tasks.get(name)) or None
+        empty = Run(name=name, about={}, steps=[], evaluations=[], results=results)
+        runs[name] = _read_run(below[name], results) if name in below else empty
+    return runs

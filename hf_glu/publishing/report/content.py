@@ -1,0 +1,206 @@
+"""What a report says of a run, a suite and a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_glu.publishing.report import curves, plots, tables
+from hf_glu.publishing.report.collect import (
+    COMPARISON,
+    RUN,
+    SUITE,
+    Collected,
+    Data,
+    Run,
+    items,
+    mapping,
+    number,
+    numbers,
+)
+from hf_glu.publishing.report.drawing import Drawing
+from hf_glu.publishing.report.formats import (
+    change,
+    count,
+    duration,
+    formatted,
+    is_fraction,
+    metric,
+    p_value,
+    short,
+    text,
+)
+from hf_glu.publishing.report.sections import (
+    KeyFigure,
+    Page,
+    Section,
+    by_layer,
+    kept,
+    score_before,
+    section,
+    sections_of,
+    setup,
+)
+from hf_glu.publishing.report.tables import mark
+
+_SHOWN = ("seed", "epochs", "batch_size", "lr")  # options in the header
+
+
+def make_page(collected: Collected) -> Page:
+    """Return the report of what has been collected."""
+    return {RUN: _run, SUITE: _suite, COMPARISON: _comparison}[collected.kind](collected)
+
+
+def _run(collected: Collected) -> Page:
+    (run,) = collected.runs.values()
+    return Page(
+        kind="Fine-tuning run",
+        title=f"{run.about.get('model') or run.name} on {run.task}",
+        facts=_facts(run),
+        state=mark(run.state),
+        key_figures=[*_score(run), *_costs(run)],
+        sections=kept([*sections_of(run), setup(run)]),
+    )
+
+
+def _suite(collected: Collected) -> Page:
+    index, runs = collected.index, collected.runs
+    first = next((run for run in runs.values() if run.about), None)
+    partial = bool(index.get("partial")) or any(run.state != "finished" for run in runs.values())
+    about = {**(first.about if first else {}), **index}
+    progress = {key: [curves.points(run.evaluations, "epoch", "score")] for key, run in runs.items()}
+    drawn = [
+        plots.task_scores("scores", {key: number(run.outcome.get("score")) for key, run in runs.items()}),
+        curves.overlay("progress", "Scores while training", progress, x="epoch", y="score"),
+    ]
+    return Page(
+        kind="Suite",
+        title=f"{about.get('model') or 'A model'} on {index.get('suite') or 'a suite'}",
+        facts=_facts(first, about.get("activation")),
+        state=mark("partial" if partial else "finished"),
+        key_figures=_suite_figures(index, runs, partial),
+        sections=kept([
+            section("Tasks", drawn, [tables.tasks(collected)]),
+            _each("Each task", list(runs.items())),
+            setup(first),
+        ]),
+    )  # fmt: skip
+
+
+def _suite_figures(index: Data, runs: dict[str, Run], partial: bool) -> list[KeyFigure]:
+    done = [run for run in runs.values() if run.results is not None]
+    of_all = f"mean of {len(done)} of {len(runs)} tasks: partial" if partial else f"mean of {len(done)} tasks"
+    seconds = [value for run in done if (value := number(run.training.get("seconds"))) is not None]
+    found = [
+        ("score", metric("score", index.get("score")), of_all),
+        ("tasks finished", f"{len(done)} of {len(runs)}", ""),
+        ("training time", duration(sum(seconds)) if seconds else None, "all tasks together"),
+    ]
+    return [*_known(found), *(_costs(done[0])[:1] if done else [])]
+
+
+def _comparison(collected: Collected) -> Page:
+    index, runs = collected.index, collected.runs
+    label, baseline = str(index.get("metric") or "score"), str(index.get("baseline") or "")
+    variants, seeds = items(index.get("variants")), numbers(index.get("seeds"))
+    names = [str(variant.get("name")) for variant in variants]
+    places = {name: name.replace(":", "-") for name in names}  # swiglu:iso is in the folders swiglu-iso-seed0, ...
+    by_name = {
+        name: [runs[key] for seed in seeds if (key := f"{place}-seed{seed}") in runs] for name, place in places.items()
+    }
+    firsts = [(name, found[0]) for name, found in by_name.items() if found]
+    unfinished = any(run.state != "finished" for run in runs.values())
+    facts = [f"{len(variants)} variants", f"{len(seeds)} seeds each"]
+    return Page(
+        kind="Comparison",
+        title=f"{index.get('model') or 'A model'} on {index.get('task') or 'a task'}",
+        facts=[*facts, f"baseline {baseline}"] if baseline else facts,
+        state=mark("unfinished" if unfinished else "finished"),
+        key_figures=[_variant(variant, label, baseline) for variant in variants],
+        sections=kept([
+            section("Variants", [plots.comparison("comparison", variants, label, baseline), *_overlays(by_name)],
+                    [tables.variants(index)]),
+            _each("First seed of each variant", firsts),
+            setup(firsts[0][1] if firsts else None),
+        ]),
+    )  # fmt: skip
+
+
+def _overlays(runs: dict[str, list[Run]]) -> list[Drawing | None]:
+    """Return the curves of each variant's seeds, and how open the gates of its first one are."""
+    scores = {name: [curves.points(run.evaluations, "step", "score") for run in found] for name, found in runs.items()}
+    losses = {
+        name: [curves.smoothed(curves.points(run.steps, "step", "loss")) for run in found]
+        for name, found in runs.items()
+    }
+    firsts = {name: by_layer(found[0].activations, "open") for name, found in runs.items() if found}
+    gates = {name: curve for name, curve in firsts.items() if curve}
+    step, each = "training step", "Bold: mean of the seeds"
+    return [
+        curves.overlay("progress", "Scores while training", scores, x=step, y="score", note=f"{each}."),
+        curves.overlay("loss", "Training loss", losses, x=step, y="loss", note=f"{each}; moving averages."),
+        plots.layer_shares("open", "Open gates", gates, note="Share of pre-activations above 0, first seed."),
+    ]
+
+
+def _each(title: str, runs: Sequence[tuple[str, Run]]) -> Section:
+    """Return the sections on each run, folded."""
+    made = [Section(title=name, parts=sections_of(run, name), folded=True, state=mark(run.state)) for name, run in runs]
+    return Section(title=title, parts=kept(made))
+
+
+def _facts(run: Run | None, activation: Any = None) -> list[str]:
+    about = run.about if run else {}
+    name, options = activation or about.get("activation"), mapping(about.get("options"))
+    facts = [f"activation {text(name)}" if name else "activation as pretrained"]
+    facts += [f"{key.replace('_', ' ')} {text(options[key])}" for key in _SHOWN if key in options]
+    return [*facts, *([str(about["hardware"])] if about.get("hardware") else [])]
+
+
+def _score(run: Run) -> list[KeyFigure]:
+    name = " and ".join(run.main) or "score"
+    if run.results is None:
+        last = next((line for line in reversed(run.evaluations) if number(line.get("score")) is not None), {})
+        return _known([("score so far", metric(name, last.get("score")), _with("at step", count(last.get("step"))))])
+    before = score_before(run)
+    note = "" if before is None else f"{metric(name, before)} before training"
+    title = "score" if len(run.main) != 1 else run.main[0].replace("_", " ")
+    return _known([(title, metric(name, run.outcome.get("score"), [before]), note)])
+
+
+def _costs(run: Run) -> list[KeyFigure]:
+    about = mapping(run.about.get("parameters"))
+    total, before = about.get("total", run.outcome.get("parameters")), about.get("before")
+    last = run.steps[-1] if run.steps else {}
+    steps = run.training.get("steps", last.get("step"))
+    speed = run.training.get("tokens_per_second", last.get("tokens_per_second"))
+    grown, active = change(before, total), short(tables.active_parameters(run))
+    notes = [f"{grown} by the conversion" if grown and before != total else "", f"{active} a token" if active else ""]
+    return _known([
+        ("parameters", short(total), ", ".join(filter(None, notes))),
+        ("training time", duration(run.training.get("seconds")), _with(count(steps), "steps")),
+        ("steps so far", count(steps) if run.results is None else None, ""),
+        ("tokens per second", count(speed), ""),
+        ("training loss", formatted(run.training.get("loss"), ".4f"), "at the end"),
+    ])  # fmt: skip
+
+
+def _variant(variant: Data, label: str, baseline: str) -> KeyFigure:
+    """Return a variant's mean and what it differs by from the baseline."""
+    name, scores = str(variant.get("name")), [variant.get("mean"), *numbers(variant.get("scores"))]
+    difference, p = number(variant.get("difference")), p_value(variant.get("p_value"))
+    if name == baseline or difference is None:
+        note = "baseline" if name == baseline else ""
+    else:
+        note = f"{100 * difference:+.2f} points" if is_fraction(label, scores) else f"{difference:+.2f}"
+        note += f", p\u00a0{p}" if p else ""
+    return KeyFigure(name, metric(label, variant.get("mean"), scores) or "-", note)
+
+
+def _with(*words: str | None) -> str:
+    """Return words as one text, which is empty where one of them isn't known."""
+    return " ".join(map(str, words)) if None not in words else ""
+
+
+def _known(figures: Sequence[tuple[str, str | None, str]]) -> list[KeyFigure]:
+    return [KeyFigure(label, value, note) for label, value, note in figures if value is not None]

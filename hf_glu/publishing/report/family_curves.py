@@ -1,0 +1,128 @@
+"""``hf-glu activations --plot``: the curve of every activation, and what the families of names can do, as numbers.
+
+Shapes: G points of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation.gated import SUFFIX
+from hf_glu.activation.kernels.modulation import modulate
+from hf_glu.activation.kernels.scan import stateful
+from hf_glu.activation.learnable import LearnableMix
+from hf_glu.activation.moa import TokenMix
+from hf_glu.config.glu import GluConfig
+from hf_glu.publishing.report.family import Panel, write_family
+
+BASE, INNER = "swiglu", "silu"  # what the families are drawn with
+GRID = torch.linspace(-4, 4, 161)
+WIDE = torch.linspace(-12, 12, 97)  # where curves that are one on the grid differ: relu and relu6
+
+# label -> threshold, slope
+MODULATIONS = {
+    BASE: (0.0, 1.0), "threshold 1": (1.0, 1.0), "threshold -1": (-1.0, 1.0), "slope 2": (0.0, 2.0),
+    "slope 0.5": (0.0, 0.5),
+}  # fmt: skip
+# label -> alpha, beta, state
+STATES = {
+    BASE: (0.0, 0.0, 0.5), "alpha 2, s = 1": (2.0, 0.0, 1.0), "beta 2, s = 0": (0.0, 2.0, 0.0),
+    "beta 2, s = 1": (0.0, 2.0, 1.0),
+}  # fmt: skip
+# label -> the coefficients of silu, gelu, relu and tanh
+MIXES = {
+    BASE: (1.0, 0.0, 0.0, 0.0), "half relu": (0.5, 0.0, 0.5, 0.0), "half tanh": (0.5, 0.0, 0.0, 0.5),
+    "and tanh": (1.0, 0.0, 0.0, 1.0), "less gelu": (1.5, -1.0, 0.0, 0.0),
+}  # fmt: skip
+# label -> V of each of them
+GATES = {
+    BASE: (0.0, 0.0, 0.0, 0.0), "tanh where g > 0": (0.0, 0.0, 0.0, 2.0),
+    "tanh where g < 0": (0.0, 0.0, 0.0, -2.0), "relu where g < 0": (0.0, 0.0, -2.0, 0.0),
+}  # fmt: skip
+
+
+def plot_family(path: Path) -> Path:
+    """Draw the whole family into a file; return its path.
+
+    Raises:
+        OptionError: a suffix that is none of .png, .svg and .pdf, or a file that can't be written.
+        HfGluError: matplotlib isn't installed.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # xIELU tells of a kernel that isn't there
+    return write_family(panels, path)
+
+
+@torch.no_grad()
+def panels() -> list[list[Panel]]:
+    """Return the panels: the registry's entries and ``N_glu`` of every other function N; the families of names."""
+    found = [_panel(entry.name, {"": _gated(entry.name)}) for entry in registry]
+    found += [_panel(name, {"": _gated(name)}) for name in _derived()]
+    families: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, tuple[float, ...]]]] = {
+        "modulated_": (_modulated, MODULATIONS), "stateful_": (_stateful, STATES),
+        "learnable_": (_learnable, MIXES), "moa_": (_adaptive, GATES),
+    }  # fmt: skip
+    return [found, [
+        _panel(prefix + BASE, {label: value(*case) for label, case in cases.items()})
+        for prefix, (value, cases) in families.items()
+    ]]  # fmt: skip
+
+
+def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
+    values = {label: value.tolist() for label, value in lines.items()}
+    return Panel(name=name, equation=registry[name].equation, g=GRID.tolist(), lines=values)
+
+
+def _gated(name: str, g: Tensor = GRID) -> Tensor:
+    """Return the values of a gated activation at the gates ``g``, ``[G]``, with u = 1."""
+    value: Tensor = registry[name].factory()(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
+    return value
+
+
+def _derived() -> Iterator[str]:
+    """Yield ``N_glu`` for every N whose function isn't that of another name."""
+    known = [build_elementwise(entry.gate)(WIDE) for entry in registry if entry.gate]
+    for name in elementwise_names():
+        value = build_elementwise(name)(WIDE)
+        if not any(torch.allclose(value, other, atol=1e-5) for other in known):
+            known.append(value)
+            yield name + SUFFIX
+
+
+def _modulated(threshold: float, slope: float) -> Tensor:
+    moved = modulate(
+        GRID.unsqueeze(1), torch.ones(len(GRID), 1), torch.tensor([[threshold]]), torch.tensor([[slope - 1]])
+    )
+    return _gated(BASE, moved[:, 0])
+
+
+def _stateful(alpha: float, beta: float, state: float) -> Tensor:
+    gate, (a, b, decay) = GRID.view(-1, 1, 1), (torch.tensor([value]) for value in (alpha, beta, 0.5))
+    return _gated(BASE, stateful(gate, a, b, decay, start=torch.full((len(GRID), 1), state))[0].flatten())
+
+
+def _learnable(*coefficients: float) -> Tensor:
+    act = LearnableMix(f"learnable_{INNER}")
+    act.mix.copy_(torch.tensor(coefficients))
+    return _mixed(act)
+
+
+def _adaptive(*gates: float) -> Tensor:
+    act = TokenMix(f"moa_{INNER}")
+    act.configure(GluConfig(), width=1)
+    assert act.choice is not None
+    act.choice.copy_(torch.tensor(gates).unsqueeze(1))
+    return _mixed(act)
+
+
+def _mixed(act: Any) -> Tensor:
+    value: Tensor = act(GRID.unsqueeze(1))[:, 0]
+    return value

@@ -1,0 +1,41 @@
+"""The metrics of GLUE and SuperGLUE, by name, without the network.
+
+`scores` has the pure functions, `modules` the `evaluate.Metric` classes, which are imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_glu.errors import UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from hf_glu.tasks.metrics.modules import METRICS as METRICS
+
+__all__ = ["METRICS", "compute"]
+
+
+def compute(name: str, predictions: Any, references: Any) -> dict[str, float]:
+    """Return the results of the metric ``name``: fractions in 0..1, correlations in -1..1.
+
+    Args:
+        name: key of `METRICS`.
+        predictions, references: parallel; the class in `METRICS` says which form they have.
+
+    Raises:
+        UnknownNameError: no such metric.
+        DataError: predictions or references that can't be scored.
+    """
+    from hf_glu.tasks.metrics.modules import METRICS
+
+    if name not in METRICS:
+        raise UnknownNameError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
+    return METRICS[name]().compute(predictions=predictions, references=references)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "METRICS":  # importing `evaluate` takes seconds
+        from hf_glu.tasks.metrics.modules import METRICS
+
+        return METRICS
+    raise AttributeError(f"module 'hf_glu.tasks.metrics' has no attribute {name!r}")

@@ -1,0 +1,221 @@
+"""The metric sets of GLUE and SuperGLUE as `evaluate.Metric` classes that need neither the Hub nor a cache on disk.
+
+`evaluate` truncates floats to its integer columns and fails unhelpfully without data, so that everything is checked
+before it sees the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from reprlib import repr as shortened
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+
+from hf_glu.errors import DataError
+from hf_glu.tasks.metrics import scores
+
+_INTEGER, _NUMBER, _TEXT = datasets.Value("int64"), datasets.Value("float64"), datasets.Value("string")
+
+
+class OfflineMetric(evaluate.Metric):
+    """A metric of classes; subclasses say which, and change the columns.
+
+    Data are kept in memory, so that processes that share a cache folder don't meet there; several processes that
+    compute one metric together (``num_process``) need the folder.
+
+    Attributes:
+        columns: type of predictions and of references.
+        classes: number of classes; None: any.
+
+    Raises:
+        DataError: from `compute`, `add_batch` and `add`: predictions or references that can't be scored.
+    """
+
+    columns: ClassVar[dict[str, Any]] = {"predictions": _INTEGER, "references": _INTEGER}
+    classes: ClassVar[int | None] = None
+
+    def __init__(self, config_name: str | None = None, **options: Any) -> None:
+        options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
+        super().__init__(config_name, **options)
+
+    def compute(self, *, predictions: Any = None, references: Any = None) -> Any:
+        """Return the results on the predictions and those added before; None in all processes but the first."""
+        if predictions is None and references is None and self.writer is None:
+            raise DataError("there are no predictions to compute a metric of: give some, or add them first")
+        return super().compute(predictions=predictions, references=references)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
+        """Add parallel predictions and references, for `compute` to score; a batch with an error adds nothing."""
+        if predictions is None or references is None:
+            raise DataError(f"there are no {'predictions' if predictions is None else 'references'}: give both")
+        predictions, references = self._checked(predictions, references)
+        super().add_batch(predictions=predictions, references=references)
+
+    def add(self, *, prediction: Any = None, reference: Any = None) -> None:
+        """Add one prediction and its reference."""
+        self.add_batch(predictions=[prediction], references=[reference])
+
+    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+        """Return both in a form that `evaluate` stores without loss."""
+        return scores.as_classes(predictions, references, count=self.classes)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=str(self.__doc__), citation="", features=datasets.Features(self.columns))
+
+    def _build_data_dir(self) -> str:
+        """Make no folder for data in memory: the home folder may be read-only."""
+        return str(self._data_dir_root if self.keep_in_memory else super()._build_data_dir())
+
+
+class Accuracy(OfflineMetric):
+    """Classes: ``{"accuracy"}``."""
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": scores.accuracy(predictions, references)}
+
+
+class AccuracyF1(OfflineMetric):
+    """Classes 0 and 1: ``{"accuracy", "f1"}``, F1 of class 1 (MRPC, QQP)."""
+
+    classes = 2
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"accuracy": scores.accuracy(predictions, references), "f1": scores.f1(predictions, references)}
+
+
+class AccuracyMacroF1(OfflineMetric):
+    """Classes: ``{"accuracy", "macro_f1"}`` (CB)."""
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {
+            "accuracy": scores.accuracy(predictions, references),
+            "macro_f1": scores.macro_f1(predictions, references),
+        }
+
+
+class Matthews(OfflineMetric):
+    """Classes: ``{"matthews_correlation"}`` (CoLA, the diagnostic sets)."""
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"matthews_correlation": scores.matthews(predictions, references)}
+
+
+class PearsonSpearman(OfflineMetric):
+    """Numbers: ``{"pearson", "spearmanr"}`` (STS-B)."""
+
+    columns: ClassVar[dict[str, Any]] = {"predictions": _NUMBER, "references": _NUMBER}
+
+    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+        return scores.as_numbers(predictions, references)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {
+            "pearson": scores.pearson(predictions, references),
+            "spearmanr": scores.spearman(predictions, references),
+        }
+
+
+class MultiRC(OfflineMetric):
+    """Answers' labels: ``{"f1a", "exact_match"}``, F1 over all answers and the share of questions wholly right.
+
+    predictions: ``{"idx": {"paragraph": int, "question": int, "answer": int}, "prediction": 0 or 1}``.
+    references: 0 or 1, parallel.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("paragraph", "question", "answer")
+    columns: ClassVar[dict[str, Any]] = {
+        "predictions": {"idx": dict.fromkeys(keys, _INTEGER), "prediction": _INTEGER},
+        "references": _INTEGER,
+    }
+    classes = 2
+
+    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+        scores.check_lengths(predictions, references)
+        places, labels = _read("predictions", predictions, self.keys, "prediction")
+        predicted, expected = super()._checked(labels, references)
+        return _rows(places, self.keys, "prediction", predicted.tolist()), expected
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        places, labels = _read("predictions", predictions, self.keys, "prediction")
+        _check_unique("predictions", places, self.keys)
+        questions = [place[:2] for place in places]
+        return {
+            "f1a": scores.f1(labels, references),
+            "exact_match": scores.question_exact_match(labels, references, questions),
+        }
+
+
+class ReCoRD(OfflineMetric):
+    """Texts: ``{"f1", "exact_match"}``, each the mean over queries of the best with any gold answer.
+
+    predictions: ``{"idx": {"passage": int, "query": int}, "prediction_text": str}``, "" for no answer.
+    references: ``{"idx": {...}, "answers": [str, ...]}`` of the same queries, whose order may differ.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("passage", "query")
+    columns: ClassVar[dict[str, Any]] = {
+        "predictions": {"idx": dict.fromkeys(keys, _INTEGER), "prediction_text": _TEXT},
+        "references": {"idx": dict.fromkeys(keys, _INTEGER), "answers": datasets.Sequence(_TEXT)},
+    }
+
+    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+        scores.check_lengths(predictions, references)
+        places, texts = _read("predictions", predictions, self.keys, "prediction_text")
+        queries, golds = _read("references", references, self.keys, "answers")
+        scores.check_texts(texts, golds)
+        return (
+            _rows(places, self.keys, "prediction_text", texts),
+            _rows(queries, self.keys, "answers", [list(answers) for answers in golds]),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        places, texts = _read("predictions", predictions, self.keys, "prediction_text")
+        queries, golds = _read("references", references, self.keys, "answers")
+        _check_unique("predictions", places, self.keys)
+        _check_unique("references", queries, self.keys)
+        answered = dict(zip(places, texts, strict=True))
+        if missing := [query for query in queries if query not in answered]:
+            raise DataError(f"no prediction has the idx {dict(zip(self.keys, missing[0], strict=True))} of a reference")
+        ordered = [answered[query] for query in queries]
+        return {"f1": scores.record_f1(ordered, golds), "exact_match": scores.record_exact_match(ordered, golds)}
+
+
+METRICS: dict[str, type[evaluate.Metric]] = {
+    "accuracy": Accuracy,
+    "accuracy_f1": AccuracyF1,
+    "matthews": Matthews,
+    "pearson_spearman": PearsonSpearman,
+    "accuracy_macro_f1": AccuracyMacroF1,
+    "multirc": MultiRC,
+    "record": ReCoRD,
+}
+
+
+def _read(name: str, rows: Any, keys: Sequence[str], field: str) -> tuple[list[tuple[int, ...]], list[Any]]:
+    """Return each row's idx, as the integers at ``keys``, and its ``field``."""
+    places, values = [], []
+    for number, row in enumerate(rows):
+        try:
+            places.append(tuple(index(row["idx"][key]) for key in keys))
+            values.append(row[field])
+        except (KeyError, TypeError, IndexError):
+            wanted = f"{{'idx': {{{', '.join(f'{key!r}: int' for key in keys)}}}, {field!r}: ...}}"
+            raise DataError(f"{name}[{number}] is {shortened(row)}: {wanted} is wanted") from None
+    return places, values
+
+
+def _rows(places: list[tuple[int, ...]], keys: Sequence[str], field: str, values: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {"idx": dict(zip(keys, place, strict=True)), field: value} for place, value in zip(places, values, strict=True)
+    ]
+
+
+def _check_unique(name: str, places: list[tuple[int, ...]], keys: Sequence[str]) -> None:
+    seen: set[tuple[int, ...]] = set()
+    for number, place in enumerate(places):
+        if place in seen:
+            raise DataError(f"{name}[{number}] has the idx {dict(zip(keys, place, strict=True))} of one before it")
+        seen.add(place)

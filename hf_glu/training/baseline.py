@@ -1,0 +1,86 @@
+"""A fine-tuning job with its baseline, as one result: the table, ``hf_glu_report.json``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_glu.activation import registry
+from hf_glu.checkpoint.carrying import without_paths
+from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
+from hf_glu.errors import OptionError
+from hf_glu.training.job import Job, run_job
+from hf_glu.training.options import JobOptions, TrainingOptions
+
+_log = logging.getLogger(__name__)
+
+
+def finetune_and_report(
+    job: JobOptions, options: TrainingOptions, *, baseline: bool = False, resume: bool = False,
+    finish: Callable[[Path], object] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a job, and once more without conversion where ``baseline`` is set; return everything as plain data.
+
+    ``job.output`` holds the model, its tokenizer, log, results and ``hf_glu_report.json``. In the end ``finish`` is
+    given the folder: `hf_glu.publishing.card.card.write_card` adds the model card.
+
+    Raises:
+        HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
+    """
+    start = time.perf_counter()
+    if baseline and not job.conversion:
+        raise OptionError("baseline is the dense model beside a converted one: give the activation with to")
+    if job.to:
+        registry[job.to]
+    base = base_of(job.model, job.base_model)
+    ours = Job(job, options, resume=resume)  # says what can't be before the baseline is trained
+    if not job.output and ours.main:
+        _log.warning("without an output folder the model is trained and evaluated, and not kept")
+    dense = run_job(replace(job.dense(), output=None, predict=False), options) if baseline else None
+    outcome = ours.run()
+    result = {
+        "model": job.title,
+        "base": base,
+        "task": ours.entry["task"],
+        "activation": job.conversion,
+        "options": ours.entry["options"] | {"mixed_precision": options.mixed_precision()},
+        "rows": _rows(dense, outcome, job.conversion),
+        "dense": dense,
+        "outcome": outcome,
+        "seconds": time.perf_counter() - start,
+    }
+    if ours.folder is not None and ours.main:
+        write_json(ours.folder / REPORT_FILE, without_paths(result))  # it goes along when the model is pushed
+        if finish is not None:
+            finish(ours.folder)
+    return result
+
+
+def _rows(dense: dict[str, Any] | None, outcome: dict[str, Any], to: str | None) -> list[dict[str, Any]]:
+    """Return the final table: dense baseline, converted before and after."""
+    rows = []
+    if dense:
+        rows.append(_row("dense, fine-tuned", dense["metrics"], dense))
+    if to and outcome["before"]:
+        conversion = outcome["conversion"]
+        difference = conversion["max_abs_difference"] if conversion else None
+        row = _row(f"{to}, converted", outcome["before"], outcome)
+        rows.append({**row, "seconds": None, "max_abs_difference": difference})
+    rows.append(_row(f"{to or 'dense'}, fine-tuned", outcome["metrics"], outcome))
+    return rows
+
+
+def _row(name: str, metrics: dict[str, float], outcome: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": name,
+        "metrics": metrics,
+        "parameters": outcome["parameters"],
+        "active_parameters": outcome["active_parameters"],
+        "max_abs_difference": None,
+        "seconds": outcome["training"]["seconds"],
+    }

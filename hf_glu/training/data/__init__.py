@@ -1,0 +1,1 @@
+"""A job's data and models: features, heads, sources, predictions."""

@@ -1,0 +1,194 @@
+"""Rows of a task as what a model reads: token ids and labels, batches, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.config.traits import longest_text
+from hf_glu.errors import OptionError
+from hf_glu.tasks.answers import from_texts
+from hf_glu.tasks.inputs import unique_entities
+from hf_glu.tasks.prompts import rounded
+from hf_glu.tasks.table import TASKS, Task
+
+IGNORED = -100
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """A split of a task, tokenized.
+
+    Attributes:
+        task: the task.
+        raw: its rows.
+        data: one model input for each candidate of each row, with ``labels`` where there are any.
+        owners: the row of each input, ascending.
+        text: whether the labels are texts to generate.
+    """
+
+    task: Task
+    raw: Any
+    data: Any
+    owners: list[int]
+    text: bool
+
+    @property
+    def units(self) -> list[list[int]]:
+        """The inputs that are trained together: all candidates of a choice, else each by itself."""
+        if self.task.form != "choice" or self.text:
+            return [[number] for number in range(len(self.owners))]
+        groups: dict[int, list[int]] = {}
+        for number, owner in enumerate(self.owners):
+            groups.setdefault(owner, []).append(number)
+        return list(groups.values())
+
+    @cached_property
+    def target_lengths(self) -> list[int]:
+        """Tokens of each input's target text."""
+        return [len(labels) for labels in self.data["labels"]]
+
+
+def is_text_to_text(config: Any, form: str) -> bool:
+    """Tell whether a model is to write its answers.
+
+    Raises:
+        OptionError: it can't.
+    """
+    if form == "text" and not config.is_encoder_decoder:
+        raise OptionError(f"form=text needs an encoder-decoder such as T5, {config.model_type} is none")
+    return form == "text" or (form == "auto" and config.is_encoder_decoder and "t5" in config.model_type)
+
+
+def check_answers(task: Task, tokenizer: Any) -> None:
+    """Raise OptionError where a text-to-text model couldn't write a task's answers, each as itself."""
+    if task.form == "regression" and TASKS.get(task.name) is not task:
+        raise OptionError(f"a text-to-text model writes STS-B's scores, not those of {task.name}: use form=classes")
+    if task.form not in ("classes", "choice"):
+        return
+    written = [
+        tokenizer.decode(tokenizer(text_target=text)["input_ids"], skip_special_tokens=True) for text in task.texts
+    ]
+    for number, (text, found) in enumerate(zip(task.texts, from_texts(task, written), strict=True)):
+        if found != number:
+            raise OptionError(
+                f"the tokenizer can't write the label {text!r}, only {written[number]!r}: use form=classes"
+            )
+
+
+def check_length(max_length: int, model_config: Any, tokenizer: Any) -> None:
+    """Raise OptionError where a sequence of ``max_length`` tokens is too long for the model."""
+    known = [limit for limit in (tokenizer.model_max_length, longest_text(model_config)) if limit]
+    if known and max_length > min(known):
+        raise OptionError(f"max_length={max_length} is too long for the model, which reads {min(known)} tokens")
+
+
+def make_features(
+    task: Task, raw: Any, tokenizer: Any, *, max_length: int, text: bool, labeled: bool = True
+) -> Features:
+    """Tokenize the rows of a split.
+
+    Args:
+        task: the task.
+        raw: its rows.
+        tokenizer: the model's.
+        max_length: tokens after which the longest text of an input is cut.
+        text: for a text-to-text model.
+        labeled: whether there are labels to train on or to score.
+    """
+    encode = _encode_text if text else _encode_classes
+    rows = [row for number, each in enumerate(raw) for row in encode(task, number, each, labeled)]
+    from datasets import Dataset
+
+    owners = [row.pop("owner") for row in rows]
+    tokenized = Dataset.from_list(rows).map(
+        lambda batch: _tokenize(batch, tokenizer, max_length), batched=True, remove_columns=list(rows[0])
+    )
+    return Features(task=task, raw=raw, data=tokenized, owners=owners, text=text)
+
+
+def join(parts: list[Features]) -> Features:
+    """Return the training data of several tasks as one; their rows are told apart by `Features.owners` only."""
+    if len(parts) == 1:
+        return parts[0]
+    from datasets import concatenate_datasets
+
+    columns = ["input_ids", "attention_mask", "labels"]
+    data = concatenate_datasets([part.data.select_columns(columns) for part in parts])
+    return Features(task=parts[0].task, raw=None, data=data, owners=list(range(len(data))), text=True)
+
+
+def _encode_classes(task: Task, number: int, row: Any, labeled: bool) -> list[dict[str, Any]]:
+    texts = task.inputs(row)
+    found: list[dict[str, Any]] = [
+        {"owner": number, **dict(zip(("text", "pair"), text, strict=False))} for text in texts
+    ]
+    if labeled and task.form == "entity":
+        gold = set(row["answers"])
+        for each, entity in zip(found, unique_entities(row), strict=True):
+            each["label"] = int(entity in gold)
+    elif labeled:
+        for each in found:
+            each["label"] = row["label"]
+    return found
+
+
+def _encode_text(task: Task, number: int, row: Any, labeled: bool) -> list[dict[str, Any]]:
+    source = task.prompt(row)
+    if not labeled:
+        return [{"owner": number, "text": source}]
+    if task.form == "entity":  # the first gold answer; any of them counts in the metric
+        target = str(row["answers"][0]) if len(row["answers"]) else ""
+    else:
+        target = rounded(row["label"]) if task.form == "regression" else task.texts[row["label"]]
+    return [{"owner": number, "text": source, "target": target}]
+
+
+def _tokenize(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+    texts = [batch[column] for column in ("text", "pair") if column in batch]
+    found = dict(tokenizer(*texts, truncation="longest_first", max_length=max_length))
+    if "label" in batch:
+        found["labels"] = batch["label"]
+    if "target" in batch:
+        found["labels"] = tokenizer(text_target=batch["target"])["input_ids"]
+    return found
+
+
+def collate(features: Features, tokenizer: Any, rows: Sequence[int], device: Any = None) -> Batch:
+    """Return the inputs ``rows`` as one padded batch."""
+    columns = dict(features.data[list(rows)])
+    labels = columns.pop("labels", None)
+    batch = dict(tokenizer.pad(columns, return_tensors="pt"))
+    if labels is not None and features.text:
+        longest = max(len(each) for each in labels)
+        batch["labels"] = torch.tensor([each + [IGNORED] * (longest - len(each)) for each in labels])
+    elif labels is not None:
+        batch["labels"] = torch.tensor(labels, dtype=torch.float if features.task.form == "regression" else torch.long)
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def count_items(features: Features, rows: Sequence[int]) -> int:
+    """Return what a batch's loss is the mean over: target tokens, choices or inputs."""
+    if features.text:
+        return sum(features.target_lengths[number] for number in rows)
+    return len({features.owners[number] for number in rows}) if features.task.form == "choice" else len(rows)
+
+
+def loss_of(features: Features) -> Callable[[Any, Batch], Tensor]:
+    """Return the function that gives a batch's mean loss; a choice's is a softmax over its candidates."""
+    if features.task.form != "choice" or features.text:
+        return lambda model, batch: model(**batch).loss
+
+    def choice_loss(model: Any, batch: Batch) -> Tensor:
+        candidates = len(features.task.labels)
+        labels = batch["labels"][::candidates]
+        logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        return nn.functional.cross_entropy(logits.view(-1, candidates).float(), labels)
+
+    return choice_loss

@@ -1,0 +1,102 @@
+"""The model of a job: loaded with the head that its task needs, converted, perhaps wrapped by PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from hf_glu.checkpoint.config_file import check_config, reading
+from hf_glu.checkpoint.convert import forget_code
+from hf_glu.checkpoint.hub import resolve
+from hf_glu.config.traits import text_config, token_id, vocabulary
+from hf_glu.conversion import Report, convert, plan
+from hf_glu.errors import OptionError
+from hf_glu.ffn.experts.native import UNGATED
+from hf_glu.ffn.forward import projections
+from hf_glu.ffn.sites import find_sites
+from hf_glu.instruments.probe import CHARACTERS, give_pad_token
+from hf_glu.tasks.table import Task
+from hf_glu.training.data.features import is_text_to_text
+from hf_glu.training.data.heads import load_classifier
+from hf_glu.training.options import JobOptions
+
+
+def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0) -> tuple[Any, Any, bool]:
+    """Return a model for ``task`` with its tokenizer, and whether it is text-to-text.
+
+    A classifier's new head is the same for the same seed. Weights are in float32.
+
+    Raises:
+        CheckpointError: the checkpoint can't be found or loaded.
+        OptionError: the model has no such form.
+    """
+    import transformers
+
+    folder = resolve(source)
+    check_config(folder)
+    with reading(source, why=f"can't be loaded for {task.name}"):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        text = is_text_to_text(config, form)
+        set_seed(seed)
+        if text:
+            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+        else:
+            model = load_classifier(folder, config, task)
+    forget_code(model.config)
+    give_padding(model, tokenizer)
+    return model, tokenizer, text
+
+
+def give_padding(model: Any, tokenizer: Any) -> None:
+    """Give tokenizer and model a padding token: GPT-2 has none, and takes the one that ends a text.
+
+    Raises:
+        OptionError: the tokenizer has neither.
+    """
+    give_pad_token(tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise OptionError("the tokenizer has no token to pad with: set tokenizer.pad_token and save it")
+    if token_id(model.config, "pad_token_id") is None:
+        for config in (model.config, text_config(model.config)):  # heads read the one or the other
+            config.pad_token_id = tokenizer.pad_token_id
+
+
+def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tokenizer: Any) -> Report | None:
+    """Convert the model as a job asks for; where that needs a fit, on what ``texts`` gives.
+
+    Raises:
+        HfGluError: as `hf_glu.convert`.
+    """
+    if not job.conversion:
+        return None
+    choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
+    if job.experts:
+        fitted = job.width != "keep" or UNGATED in job.experts
+        fit = {"calibration": texts(), "tokenizer": tokenizer} if fitted else {}
+        return convert(model, job.to, experts=job.experts, top_k=job.top_k, **choice, **fit)
+    assert job.to
+    if job.random:
+        return _random(model, job, choice)
+    fitted = plan(model, job.to, fitted=True, **choice).needs_calibration
+    return convert(model, job.to, calibration=texts() if fitted else None, tokenizer=tokenizer, **choice)
+
+
+def _random(model: Any, job: JobOptions, choice: dict[str, Any]) -> Report:
+    """Convert by shape only: the family's own initialisation in all projections of the converted FFNs."""
+    assert job.to
+    texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))
+    narrow = job.width != "keep"
+    report = convert(model, job.to, check=False, distill_steps=0, calibration=texts if narrow else None, **choice)
+    names = {step.site.name for step in report.plan.steps if step.changes}
+    modules: list[Any] = [part for site in find_sites(model) if site.name in names for part in projections(site)]
+    for module in modules:
+        module._is_hf_initialized = False
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False
+        model._init_weights(module)
+    return report

@@ -1,0 +1,97 @@
+"""A model's predictions for a split, in its order, on one process or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from hf_glu.tasks import answers
+from hf_glu.training.data.features import Features, collate
+from hf_glu.training.loop.accelerating import merge
+
+NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
+
+
+@contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Evaluate without gradients; the model's mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def predict(
+    model: Any, features: Features, tokenizer: Any, *, batch_size: int = 64, accelerator: Accelerator | None = None,
+    title: str = "predict",
+) -> Any:  # fmt: skip
+    """Return the logits ``[inputs, labels]`` in float32, or the texts that a text-to-text model writes.
+
+    Every process takes every n-th batch, and all get all of the results; no example counts twice.
+    """
+    lengths = [len(ids) for ids in features.data["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = next(model.parameters()).device
+    found: dict[int, Any] = {}
+    with eval_mode(model):
+        for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
+            # a process that has run out does the last batch again: wrapped models compute together or not at all
+            rows = batches[min(turn * processes + rank, len(batches) - 1)]
+            batch = collate(features, tokenizer, rows, device)
+            batch.pop("labels", None)
+            found |= dict(zip(rows, _outputs(model, features, tokenizer, batch, accelerator), strict=True))
+    if accelerator:
+        found = merge(accelerator, found)
+    ordered = [found[row] for row in range(len(order))]
+    return ordered if features.text else np.stack(ordered)
+
+
+def _outputs(model: Any, features: Features, tokenizer: Any, batch: Any, accelerator: Accelerator | None) -> list[Any]:
+    if not features.text:
+        return list(model(**batch).logits.float().cpu().numpy())
+    plain = accelerator.unwrap_model(model) if accelerator else model
+    written = plain.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
+    return list(tokenizer.batch_decode(written, skip_special_tokens=True))
+
+
+def answer(features: Features, predictions: Any) -> list[Any]:
+    """Return the answer to each row of the split."""
+    if features.text:
+        return answers.from_texts(features.task, predictions)
+    return answers.from_logits(features.task, features.raw, predictions, features.owners)
+
+
+def evaluate(
+    model: Any, splits: dict[str, Features], tokenizer: Any, *, batch_size: int = 64,
+    accelerator: Accelerator | None = None, title: str = "evaluate",
+) -> tuple[dict[str, float], float]:  # fmt: skip
+    """Return the metrics of a model on the validation splits (``split/metric`` where there are several), and the score.
+
+    The score is the mean of the tasks' scores, where the splits are of several tasks.
+
+    Raises:
+        DataError: predictions that are NaN, or references that can't be scored.
+    """
+    found: dict[str, float] = {}
+    by_task: dict[str, dict[str, float]] = {}
+    for split, features in splits.items():
+        given = predict(model, features, tokenizer, batch_size=batch_size, accelerator=accelerator, title=title)
+        values = answers.metrics(features.task, features.raw, answer(features, given))
+        named = {f"{split}/{key}" if len(splits) > 1 else key: value for key, value in values.items()}
+        found |= named
+        by_task.setdefault(features.task.name, {}).update(named)
+    tasks = {features.task.name: features.task for features in splits.values()}
+    return found, fmean(answers.score(tasks[name], values) for name, values in by_task.items())

@@ -1,0 +1,109 @@
+"""What a job is trained on: its tasks with their rows, and the files that these are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_glu.checkpoint.writing import user_path
+from hf_glu.errors import DataError, OptionError
+from hf_glu.tasks.files import find_splits, hash_file
+from hf_glu.tasks.loading import head, load_task
+from hf_glu.tasks.movies import fetch_reviews
+from hf_glu.tasks.own import own_files, own_task
+from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
+from hf_glu.training.options import JobOptions
+
+Source = tuple[Task, dict[str, Any]]
+
+
+def task_name(job: JobOptions) -> str:
+    """Return what tables and reports call a job's task."""
+    return job.task or (f"mixture of {job.mixture}" if job.mixture else Path(str(job.dataset)).stem)
+
+
+def chosen_tasks(job: JobOptions) -> list[Task]:
+    """Return the tasks that a job names; none where it has data of one's own.
+
+    Raises:
+        UnknownNameError, OptionError: there is no such task, or it can't be trained.
+    """
+    if job.mixture is not None:
+        return [task for task in find_suite(job.mixture) if not task.model_of]
+    if job.task is None and job.dataset is None:
+        raise OptionError("give a task (such as sst2), or files of your own with dataset")
+    if job.task is None:
+        return []
+    task = find_task(job.task)
+    if task.model_of:
+        raise OptionError(f"{task.name} has no training data: predict with {task.model_of} writes its predictions")
+    return [task]
+
+
+def read_tasks(job: JobOptions) -> list[Source]:
+    """Return the task of a job, or those of its mixture, with their rows.
+
+    Raises:
+        UnknownNameError, DataError, OptionError: it can't be had.
+    """
+    tasks = chosen_tasks(job)
+    if not tasks:
+        return [own_task(str(job.dataset), validation=job.validation, texts=job.texts)]
+    return [(task, load_task(task, job.dataset)) for task in tasks]
+
+
+def diagnostics(tasks: Iterable[Task]) -> list[Task]:
+    """Return the tasks without training data that models of ``tasks`` answer, too."""
+    known = {task.name for task in tasks}
+    return [task for task in TASKS.values() if task.model_of in known]
+
+
+def read_diagnostics(job: JobOptions, sources: list[Source]) -> list[Source]:
+    """Return the `diagnostics` of some tasks with their rows."""
+    return [(task, load_task(task, job.dataset)) for task in diagnostics(task for task, _ in sources)]
+
+
+def check_predictable(sources: list[Source]) -> None:
+    """Raise OptionError unless there is a test split for each file that the leaderboards want."""
+    for task, raw in sources:
+        if not task.files:
+            raise OptionError(f"predict writes a leaderboard's files, and {task.name} has no leaderboard")
+        if missing := [split for split in task.test if split not in raw]:
+            raise OptionError(f"{task.name} has no test split {missing[0]} to predict")
+
+
+def data_record(job: JobOptions) -> dict[str, Any]:
+    """Return what a job's rows come from: hashes of its files, by split, or a revision on the Hub.
+
+    Raises:
+        UnknownNameError, DataError, OptionError: as of `read_tasks`.
+    """
+    tasks = chosen_tasks(job)
+    if not tasks:
+        return _hashes(own_files(str(job.dataset), job.validation))
+    every = [*tasks, *(diagnostics(tasks) if job.predict else ())]
+    return {f"{task.name} {key}": value for task in every for key, value in _task_record(task, job.dataset).items()}
+
+
+def _task_record(task: Task, dataset: str | None) -> dict[str, Any]:
+    if dataset is not None:
+        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test),
+                                   config=task.config))  # fmt: skip
+    if task.dataset:
+        return {"dataset": [task.dataset, task.config, task.revision]}
+    return _hashes({"reviews": [fetch_reviews()]})
+
+
+def _hashes(files: dict[str, list[Path]]) -> dict[str, list[str]]:
+    for path in (path for paths in files.values() for path in paths):
+        if not path.is_file():
+            raise DataError(f"there is no file {path}")
+    return {split: [hash_file(path) for path in paths] for split, paths in files.items()}
+
+
+def calibration_texts(job: JobOptions, source: Source, *, text: bool) -> list[str]:
+    """Return the training texts that a conversion is fitted on."""
+    task, raw = source
+    rows = head(raw["train"], job.calibration)
+    return [task.prompt(row) if text else task.inputs(row)[0][0] for row in rows]

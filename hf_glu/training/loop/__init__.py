@@ -1,0 +1,1 @@
+"""The loop of Accelerate: batches, schedules, checkpoints, interrupts."""

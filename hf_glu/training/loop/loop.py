@@ -1,0 +1,219 @@
+"""The training loop: Accelerate, batches that no number of processes changes, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hf_glu.errors import TrainingError
+from hf_glu.ffn.experts.losses import with_router_losses
+from hf_glu.training.data.features import Features, collate, count_items, loss_of
+from hf_glu.training.loop import checkpoints
+from hf_glu.training.loop.accelerating import is_sharded
+from hf_glu.training.loop.batches import BatchPlan, share
+from hf_glu.training.loop.interrupt import Interrupted, interruptible
+from hf_glu.training.loop.progress import Progress, TrainingResult
+from hf_glu.training.loop.schedules import make_schedule
+from hf_glu.training.options import TrainingOptions
+from hf_glu.training.parameters.annealing import anneal
+from hf_glu.training.parameters.groups import parameter_groups
+
+Evaluate = Callable[[Any], tuple[dict[str, float], float]]
+
+
+class Loop:
+    """One run of fine-tuning, on this process and its siblings.
+
+    Args:
+        model: trained in place.
+        features: the training data.
+        tokenizer: pads the batches.
+        options: how.
+        accelerator: from `make_accelerator`.
+        folder: for log and checkpoints; None: neither.
+        evaluate: called with the model during training; returns metrics and the score to maximise.
+        title: of the progress bar.
+    """
+
+    def __init__(
+        self, model: Any, features: Features, tokenizer: Any, options: TrainingOptions, accelerator: Accelerator,
+        *, folder: Path | None = None, evaluate: Evaluate | None = None, title: str = "train",
+    ) -> None:  # fmt: skip
+        self.features, self.tokenizer, self.options, self.accelerator = features, tokenizer, options, accelerator
+        self.folder, self.evaluate, self.title = folder, evaluate, title
+        self.units = features.units
+        self.lengths = [len(ids) for ids in features.data["input_ids"]]
+        longest = [max(self.lengths[row] for row in unit) for unit in self.units]
+        self.plan = BatchPlan(longest, options.batch_size, options.seed)
+        self.steps = options.max_steps or max(1, math.ceil(options.epochs * self.plan.steps_per_epoch))
+        self.loss_of, self.progress = loss_of(features), Progress()
+        self.best_state: dict[str, Tensor] | None = None
+        self.shown: dict[str, str] = {}
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if options.compile:
+            model.compile(dynamic=True)
+        groups = parameter_groups(model, options.lr, options.weight_decay, options.activation_lr)
+        optimizer = torch.optim.AdamW(groups)
+        self.plain = model
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.schedule = make_schedule(self.optimizer, options, self.steps)
+
+    def run(self, *, resume: bool = False) -> TrainingResult:
+        """Train to the end.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+            CheckpointError: nothing to resume from, or another run's.
+            Interrupted: by Ctrl-C, after the step was finished and a checkpoint written.
+        """
+        if resume and self.folder:
+            self.progress = checkpoints.load(self, self.folder)
+        self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
+        bar = tqdm(
+            total=self.steps, initial=self.progress.step, desc=self.title, leave=False,
+            disable=not self.accelerator.is_main_process,
+        )  # fmt: skip
+        stopped = False
+        with interruptible() as interrupted, bar:
+            pending: list[Tensor] = []
+            while self.progress.step < self.steps and not stopped:
+                begin = time.perf_counter()
+                pending.append(self._step())
+                self.progress.step += 1
+                self.progress.seconds += time.perf_counter() - begin
+                bar.update()
+                if self._due(self.options.log_every):
+                    self._flush(pending, bar)
+                if self._evaluation_due():
+                    self._flush(pending, bar)
+                    stopped = self._evaluate(bar)
+                stop = self._any(bool(interrupted))
+                if self.folder and (stop or self._due(self.options.checkpoint_every)) and not stopped:
+                    self._flush(pending, bar)
+                    checkpoints.save(self, self.folder)
+                if stop and self.progress.step < self.steps:
+                    raise Interrupted(self.progress.step, self.folder)
+            self._flush(pending, bar)
+        self._take_best()
+        return self._result(stopped)
+
+    def _step(self) -> Tensor:
+        """Do one optimizer step; return this process's part of the batch's mean loss."""
+        if self.options.anneal is not None:
+            anneal(self.plain, self.progress.step / max(1, self.steps - 1), until=self.options.anneal)
+        self.model.train()
+        processes = self.accelerator.num_processes
+        batch = self.plan[self.progress.step]
+        total = count_items(self.features, self._rows(batch))
+        parts = share(batch, self.accelerator.process_index, processes, self.options.accumulate)
+        parts = [part for part in parts if part] or [[]]
+        losses = []
+        for number, part in enumerate(parts, 1):
+            rows = self._rows(part or batch[:1])  # without an example of its own, a process still takes part
+            weight = count_items(self.features, rows) / total if part else 0.0
+            inputs = collate(self.features, self.tokenizer, rows, self.accelerator.device)
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
+                loss = with_router_losses(self.loss_of(self.model, inputs), self.model) * weight
+                self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
+            losses.append(loss.detach().float())
+        self.progress.tokens += sum(self.lengths[row] for row in self._rows(batch))
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return torch.stack(losses).sum()
+
+    def _rows(self, batch: list[int]) -> list[int]:
+        return [row for unit in batch for row in self.units[unit]]
+
+    def _due(self, every: int | None) -> bool:
+        return bool(every) and self.progress.step % int(every or 1) == 0
+
+    def _evaluation_due(self) -> bool:
+        if self.evaluate is None or self.options.evaluate_every == 0 or self.progress.step == self.steps:
+            return self.evaluate is not None and self.options.patience is not None and self.progress.step == self.steps
+        return self._due(self.options.evaluate_every or self.plan.steps_per_epoch)
+
+    def _any(self, flag: bool) -> bool:
+        """Tell whether any process says so: one that stops alone would leave the others waiting."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
+
+    def _flush(self, pending: list[Tensor], bar: Any) -> None:
+        """Bring the losses of the last steps from the device, check them, and log their mean."""
+        if not pending:
+            return
+        losses = self.accelerator.reduce(torch.stack(pending), reduction="sum").tolist()
+        first = self.progress.step - len(losses) + 1
+        pending.clear()
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, or "
+                    f"precision=no (now {self.options.mixed_precision()})"
+                )
+        self.progress.losses += losses
+        speed = self.progress.tokens / max(self.progress.seconds, 1e-9)
+        rate = float(self.schedule.get_last_lr()[0])
+        line = {"loss": sum(losses) / len(losses), "lr": rate, "tokens_per_second": speed}
+        self._log(line)
+        bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
+
+    def _log(self, values: dict[str, Any]) -> None:
+        epoch = self.progress.step / self.plan.steps_per_epoch
+        self.log.write({"step": self.progress.step, "epoch": epoch, **values})
+        flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
+        self.accelerator.log(flat, step=self.progress.step)
+
+    def _evaluate(self, bar: Any) -> bool:
+        """Evaluate; return whether patience is at its end."""
+        assert self.evaluate is not None
+        progress = self.progress
+        metrics, score = self.evaluate(self.model)
+        self._log({"evaluation": metrics, "score": score})
+        self.shown = {"score": f"{score:.4f}"}
+        bar.set_postfix(**self.shown)
+        if self.options.patience is None:
+            return False
+        if score > progress.best:
+            progress.best, progress.best_step, progress.waited = score, progress.step, 0
+            self.best_state = self._state()
+        else:
+            progress.waited += 1
+        return progress.waited >= self.options.patience
+
+    def _state(self) -> dict[str, Tensor]:
+        state = self.accelerator.get_state_dict(self.model)
+        # shards that Accelerate leaves as they are are put together here
+        whole = {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
+        return {key: value.detach().cpu().clone() for key, value in whole.items()}
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Return the weights that training ends with, on the main process where they are sharded; all take part."""
+        return self._state() if self.best_state is None else self.best_state
+
+    def _take_best(self) -> None:
+        if self.best_state is None or is_sharded(self.accelerator):
+            return
+        if self.progress.best_step != self.progress.step:
+            self.accelerator.unwrap_model(self.model).load_state_dict(self.best_state)
+
+    def _result(self, stopped: bool) -> TrainingResult:
+        losses = self.progress.losses
+        recent = losses[-max(1, len(losses) // 10) :] or [math.nan]
+        seconds = self.progress.seconds
+        return TrainingResult(
+            steps=self.progress.step, seconds=seconds, loss=sum(recent) / len(recent),
+            tokens_per_second=self.progress.tokens / max(seconds, 1e-9), stopped_early=stopped,
+        )  # fmt: skip

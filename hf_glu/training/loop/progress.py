@@ -1,0 +1,36 @@
+"""How far a run of the loop is, and what it did in the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run of the loop did; ``loss`` is the mean over its last tenth."""
+
+    steps: int
+    seconds: float
+    loss: float
+    tokens_per_second: float
+    stopped_early: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return asdict(self)
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps beside weights, optimizer and random states."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    waited: int = 0
+    lines: int = 0
+    losses: list[float] = field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Which parameters are trained, and how: groups, gates, annealing, homeostasis, adapters."""

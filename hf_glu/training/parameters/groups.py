@@ -1,0 +1,68 @@
+"""Which parameters get weight decay, and a learning rate of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hf_glu.activation import OwnedActivation
+from hf_glu.activation.moa import TokenMix
+from hf_glu.activation.modulated import ContextSource
+from hf_glu.training.parameters.gates import masked_parameters
+from hf_glu.training.parameters.parts import is_norm
+
+OWN = (OwnedActivation, ContextSource)
+# matrices over all channels or hidden units: a step changes what they give by the sum of as many changes
+WIDE: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (TokenMix, ("choice", "features")),
+    (ContextSource, ("weight",)),
+)
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, activation_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Return an optimizer's parameter groups: weight decay for matrices, none for vectors, norms and our scalars.
+
+    The bias of an up projection is 1 after a conversion, and decay would pull each FFN towards zero; the scalars and
+    per-channel parameters of an activation have their own neutral values, which aren't 0 either. Projections of which
+    `train_only_gates` trains a half are in a third group, without decay: it would shrink the
+    frozen half.
+
+    Args:
+        model: any model; parameters without gradient are left out, shared ones are in once.
+        lr: learning rate.
+        weight_decay: for the first group.
+        activation_lr: learning rate of what activations have of their own (mixes, alpha, beta and decays of a state,
+            thresholds and slopes), but for the matrices that choose a token's mix or make a context vector; None: as
+            all others.
+
+    Returns:
+        Groups as `torch.optim` takes them, with a ``name`` each; for a Trainer:
+        ``Trainer(..., optimizers=(AdamW(parameter_groups(model, 2e-5, 0.01)), None))``.
+    """
+    own = {id(p) for module in model.modules() if isinstance(module, OWN) for p in module.parameters()}
+    wide = {id(p) for module in model.modules() for p in _wide(module)}
+    norms = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters()}
+    masked = masked_parameters(model)
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "masked": [], "activation": []}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        key = id(parameter)
+        decays = parameter.ndim >= 2 and key not in own and key not in norms
+        apart = key in own and key not in wide and activation_lr is not None
+        name = "masked" if key in masked else "activation" if apart else "decay" if decays else "no_decay"
+        groups[name].append(parameter)
+    rates = {"activation": activation_lr}
+    return [
+        {"name": n, "params": members, "lr": rates.get(n, lr), "weight_decay": weight_decay if n == "decay" else 0.0}
+        for n, members in groups.items()
+        if members
+    ]
+
+
+def _wide(module: nn.Module) -> list[nn.Parameter]:
+    names = next((names for kind, names in WIDE if isinstance(module, kind)), ())
+    return [parameter for name in names if (parameter := getattr(module, name)) is not None]

@@ -1,0 +1,78 @@
+"""Keeping gates about as open as they were when training began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation import GatedActivation
+from hf_glu.errors import NoSiteError, OptionError, TrainingError
+from hf_glu.ffn.sites import find_sites
+
+
+class Homeostasis:
+    """The penalty of one model's gates: weight * mean over FFNs and channels of (openness - openness at first)^2.
+
+    A channel's openness is the mean of sigmoid(g) over the tokens of a batch, padding included.
+
+    Attributes:
+        targets: openness of each FFN's channels in the first batch, ``[W]``.
+    """
+
+    def __init__(self, weight: float) -> None:
+        if not weight >= 0:
+            raise OptionError(f"the weight of the homeostatic penalty must be at least 0, got {weight}")
+        self.weight = weight
+        self.targets: dict[str, Tensor] = {}
+        self._found: list[Tensor] = []
+
+    def see(self, act: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
+        """Note the openness of one gate."""
+        if not act.training:
+            return
+        gate = args[0].chunk(2, dim=-1)[0] if isinstance(act, GatedActivation) else args[0]
+        openness = gate.sigmoid().flatten(0, -2).float().mean(0)
+        target = self.targets.setdefault(name, openness.detach())
+        self._found.append((openness - target).square().mean())
+
+    def add(self, model: nn.Module, args: Any, output: Any) -> Any:
+        """Add the penalty to the loss that the model returns."""
+        found, self._found = self._found, []
+        loss = getattr(output, "loss", None)
+        if loss is None or not found or not loss.requires_grad:
+            return output
+        penalty = torch.stack(found).mean()
+        if not penalty.requires_grad:
+            raise TrainingError("the homeostatic penalty has no gradient: use gradient checkpointing without reentry")
+        output.loss = loss + self.weight * penalty.to(loss.dtype)
+        return output
+
+
+@contextmanager
+def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
+    """Within the block, have ``model`` add to its loss what its gates have moved from their first openness.
+
+    Args:
+        model: with gated FFNs, converted or native; its forward returns the loss.
+        weight: of the penalty.
+
+    Raises:
+        NoSiteError: the model has no gate.
+        OptionError: a negative weight.
+    """
+    penalty = Homeostasis(weight)
+    sites = [site for site in find_sites(model) if site.kind != "experts" and (site.native or site.activation)]
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no gate: hf_glu.convert(model, 'swiglu') gives it some")
+    handles: list[Any] = [site.act.register_forward_pre_hook(partial(penalty.see, name=site.name)) for site in sites]
+    handles.append(model.register_forward_hook(penalty.add))
+    try:
+        yield penalty
+    finally:
+        for handle in handles:
+            handle.remove()

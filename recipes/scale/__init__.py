@@ -1,0 +1,1 @@
+"""What large models cost on paper: formulas, shapes, tables, and a check against small models."""

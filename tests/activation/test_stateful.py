@@ -1,0 +1,441 @@
+"""Stateful activations: exact at first, alive, causal, blind to padding, the same with and without a cache."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from comparing import assert_same, outputs
+from pico import FAMILIES, NATIVE, make_native
+from torch import Tensor
+from transformers import CompileConfig, GenerationConfig, StaticCache
+
+import hf_glu
+from hf_glu.activation.context.states import ROLLBACK
+from hf_glu.activation.stateful import Memory
+from hf_glu.errors import ConversionError, OptionError, TrainingError, UnknownNameError
+
+DECODERS = ("gpt2", "llama", "opt", "gpt_neox")
+EXPERTS = ("gpt2+experts", "llama+experts")
+TARGET = {"t5_v1_1": "stateful_geglu_new", "modernbert": "stateful_geglu"}
+NATIVE_NAMES = [name for name in NATIVE if name != "mixtral"]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def make(name: str, **more: Any) -> Any:
+    return FAMILIES[name].make(**more) if name in FAMILIES else make_native(name, **more)
+
+
+def target_of(name: str) -> str:
+    return f"stateful_{FAMILIES[name].exact}" if name in FAMILIES else TARGET.get(name, "stateful_swiglu")
+
+
+def memories(model: Any) -> list[Memory]:
+    return [module for module in model.modules() if isinstance(module, Memory)]
+
+
+def awake(name: str, seed: int = 1, **more: Any) -> Any:
+    """Return a converted model whose states do something; ``name+experts`` has three experts, two for a token."""
+    name, _, experts = name.partition("+")
+    model = make(name)
+    hf_glu.convert(model, target_of(name), check=False, **more, **({"experts": 3} if experts else {}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():  # louder: pico models say nearly nothing
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+        for memory in memories(model):
+            memory.alpha.copy_(torch.randn(memory.alpha.shape, generator=generator) * 2)
+            memory.beta.copy_(torch.randn(memory.beta.shape, generator=generator) * 2)
+    if hasattr(model, "generation_config"):
+        model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def ids(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(5, 60, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def without_dropout(model: Any) -> Any:
+    """Return the model, training, with nothing random and no cache."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    model.config.use_cache = False
+    return model.train()
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
+    if model.config.is_encoder_decoder:
+        source = ids(len(tokens), 7, seed=9)
+        more = {f"decoder_{key}" if key == "attention_mask" else key: value for key, value in more.items()}
+        return model(input_ids=source, decoder_input_ids=tokens, **more).logits
+    return model(input_ids=tokens, **more).logits
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *NATIVE_NAMES])
+def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
+    model = make(name)
+    before = outputs(model)
+    report = hf_glu.convert(model, target_of(name))
+    assert report.plan.promise == "exact"
+    assert_same(outputs(model), before, "exact up to rounding")
+    assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
+    assert not hf_glu.convert(model, target_of(name)).plan.changes
+    new = {n: p for n, p in model.named_parameters() if n.split(".")[-1] in ("alpha", "beta", "decay")}
+    assert new
+    first = {n: p.detach().clone() for n, p in new.items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        torch.manual_seed(0)
+        model.train()
+        out = model(**batch(model))
+        out[0].float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for key, parameter in new.items():
+        assert (parameter != first[key]).float().mean() > 0.6, key  # some of OPT's ReLUs never open
+    model.eval().save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same(outputs(again), outputs(model), "bitwise")
+
+
+def batch(model: Any) -> dict[str, Tensor]:
+    tokens = ids(4, 10)
+    if model.config.is_encoder_decoder:
+        return {"input_ids": tokens, "decoder_input_ids": tokens}
+    return {"input_ids": tokens}
+
+
+def test_names_options_and_loading_of_a_dense_checkpoint(tmp_path):
+    dense = FAMILIES["bert"].make()
+    dense.save_pretrained(tmp_path)
+    options = {"direction": "both", "decay": [0.1, 0.2], "alpha": 0.5, "learnable": False}
+    model = type(dense).from_pretrained(tmp_path, hidden_act="stateful_geglu", hf_glu={"state": options})
+    memory = memories(model)[0]
+    assert_same(memory.alpha.detach(), torch.full_like(memory.alpha, 0.5), "bitwise")
+    assert not list(memory.parameters())
+    decays = memory.decay.sigmoid()
+    assert float(decays.min()) == pytest.approx(0.1, abs=1e-4)
+    assert float(decays.max()) == pytest.approx(0.2, abs=1e-4)
+    plain = type(dense).from_pretrained(tmp_path, hidden_act="stateful_geglu")
+    assert_same(outputs(plain.eval()), outputs(dense), "exact up to rounding")
+    for bad in ({"direction": "up"}, {"decay": [0.5, 1.0]}, {"decay": [0.9, 0.1]}, {"alfa": 1}, {"learnable": 3}):
+        with pytest.raises((OptionError, UnknownNameError)):
+            hf_glu.GluConfig(state=bad)
+    with pytest.raises(OptionError, match="stateful_swiglu"):
+        hf_glu.convert(FAMILIES["bert"].make(), "swiglu", state={"direction": "both"})
+
+
+@pytest.mark.parametrize("target", ["stateful_gelu", "stateful_swiglu_oss", "stateful_learnable_swiglu"])
+def test_dense_formula_and_learnable_names(target, tmp_path):
+    model = FAMILIES["bert"].make()
+    before = outputs(model)
+    hf_glu.convert(model, target)
+    tolerance = "gelu by sigmoid" if target.endswith("oss") else "exact up to rounding"
+    assert_same(outputs(model), before, tolerance)
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(type(model).from_pretrained(tmp_path)), outputs(model), "bitwise")
+
+
+def test_the_nearest_name_has_the_wrapper():
+    with pytest.raises(UnknownNameError, match="did you mean 'stateful_swiglu'"):
+        hf_glu.convert(FAMILIES["bert"].make(), "stateful_swigl")
+
+
+def test_state_is_added_to_a_converted_model_and_taken_back():
+    model = FAMILIES["gpt2"].make()
+    before = outputs(model)
+    hf_glu.convert(model, "geglu_new")
+    assert hf_glu.convert(model, "stateful_geglu_new").plan.promise == "exact"
+    assert_same(outputs(model), before, "exact up to rounding")
+    trained = awake("llama")
+    expected = outputs(trained)
+    hf_glu.convert(trained, "modulated_stateful_swiglu")  # keeps what the state has learned
+    assert_same(outputs(trained), expected, "exact")
+    again = copy.deepcopy(model)
+    hf_glu.convert(model, "modulated_stateful_geglu_new", check=False)
+    hf_glu.revert(model)
+    assert_same(outputs(model), before, "bitwise")
+    assert model.state_dict().keys() == FAMILIES["gpt2"].make().state_dict().keys()  # nothing is left
+    with torch.no_grad():
+        memories(again)[0].alpha += 1
+    with pytest.raises(ConversionError, match="can't be reverted"):
+        hf_glu.revert(again)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bart"])
+def test_causality_and_that_the_state_reaches_far(name):
+    model, tokens = awake(name), ids(2, 12)
+    other = tokens.clone()
+    other[:, 6] = (other[:, 6] + 7) % 50 + 5
+    first, second = logits(model, tokens), logits(model, other)
+    assert_same(second[:, :6], first[:, :6], "bitwise")
+    assert (second[:, 7:] - first[:, 7:]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bert", "modernbert", "bert+experts"])
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_padding_changes_nothing_and_rows_are_independent(name, direction):
+    if direction == "both" and "bert" not in name:
+        pytest.skip("decoders are causal")
+    model, tokens = awake(name, state={"direction": direction}), ids(3, 9)
+    alone = logits(model, tokens)
+    assert_same(logits(model, tokens[1:2]) if name != "t5" else alone[1:2], alone[1:2], "exact up to rounding")
+    right = torch.cat([tokens, ids(3, 4, seed=5)], 1)
+    mask = torch.tensor([[1] * 9 + [0] * 4] * 3)
+    torch.testing.assert_close(logits(model, right, attention_mask=mask)[:, :9], alone, **CLOSE)
+    if name in (*DECODERS, *EXPERTS):
+        left = torch.cat([ids(3, 4, seed=5), tokens], 1)
+        mask = mask.flip(1)
+        positions = {} if name == "opt" else {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        found = logits(model, left, attention_mask=mask, **positions)[:, 4:]
+        torch.testing.assert_close(found, alone, **CLOSE)
+
+
+def test_the_padding_test_can_fail(monkeypatch):
+    model, tokens = awake("gpt2"), ids(3, 9)
+    monkeypatch.setattr("hf_glu.activation.context.hooks.read", lambda inputs, seen: None)
+    left, mask = torch.cat([ids(3, 4, seed=5), tokens], 1), torch.tensor([[0] * 4 + [1] * 9] * 3)
+    found = logits(model, left, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0))[:, 4:]
+    assert (found - logits(model, tokens)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bart"])
+@pytest.mark.parametrize("split", [(1,) * 12, (5, 7), (3, 1, 8)])
+def test_chunks_with_the_cache_are_the_whole(name, split):
+    model, tokens = awake(name), ids(2, 12)
+    whole, parts, cache = logits(model, tokens), [], None
+    source = {"input_ids": ids(2, 7, seed=9)} if model.config.is_encoder_decoder else {}
+    key = "decoder_input_ids" if source else "input_ids"
+    for part in tokens.split(split, dim=1):
+        with torch.no_grad():
+            out = model(**source, **{key: part}, past_key_values=cache, use_cache=True)
+        cache, found = out.past_key_values, out.logits
+        parts.append(found)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+GENERATE = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 0},
+    "beam": {"num_beams": 3},
+    "static": {"cache_implementation": "static", "disable_compile": True},
+    "lookup": {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5"])
+@pytest.mark.parametrize("how", GENERATE)
+def test_generation_is_the_same_without_cache(name, how):
+    if how == "static" and name == "opt":
+        pytest.skip("OPT has no static cache")
+    model = awake(name)
+    rows = 1 if how == "lookup" else 2
+    prompt = ids(rows, 5).repeat(1, 2)  # repeats itself, so that looking up finds something
+    shared = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0}
+    plain = {key: value for key, value in GENERATE[how].items() if how not in ("static", "lookup")}
+    torch.manual_seed(0)
+    with_cache = model.generate(prompt, **shared, **GENERATE[how])
+    torch.manual_seed(0)
+    without = model.generate(prompt, **shared, **plain, use_cache=False)
+    assert_same(with_cache, without, "bitwise")
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "llama+experts"])
+def test_prompts_of_different_lengths_and_interleaved_generations(name):
+    model, prompts = awake(name), [ids(1, 4, seed=2), ids(1, 9, seed=3)]
+    more = {"max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
+    alone = [model.generate(prompt, **more)[:, prompt.shape[1] :] for prompt in prompts]
+    padded = torch.cat([torch.cat([torch.zeros(1, 5, dtype=torch.long), prompts[0]], 1), prompts[1]])
+    mask = torch.tensor([[0] * 5 + [1] * 4, [1] * 9])
+    assert_same(model.generate(padded, attention_mask=mask, **more)[:, 9:], torch.cat(alone), "bitwise")
+    caches, tokens, found = [None, None], list(prompts), [[], []]
+    for _ in range(8):
+        for k in (0, 1):
+            with torch.no_grad():
+                out = model(tokens[k], past_key_values=caches[k], use_cache=True)
+            caches[k], tokens[k] = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            found[k].append(tokens[k])
+    for k in (0, 1):
+        assert_same(torch.cat(found[k], 1), alone[k], "bitwise")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama+experts"])
+def test_assisted_generation_and_what_cant_be_taken_back(name):
+    model, draft = awake(name), awake(name, seed=2)
+    more = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0}
+    assisted = model.generate(ids(1, 6), assistant_model=draft, **more)
+    assert_same(assisted, model.generate(ids(1, 6), **more), "bitwise")
+    tokens = ids(1, ROLLBACK + 20)
+    whole = logits(model, tokens)
+    cache = model(tokens, use_cache=True).past_key_values
+    cache.crop(-ROLLBACK)
+    with torch.no_grad():
+        again = model(tokens[:, -ROLLBACK:], past_key_values=cache).logits
+    torch.testing.assert_close(again, whole[:, -ROLLBACK:], **CLOSE)
+    with pytest.raises(OptionError, match="taken back"):
+        cache.crop(-ROLLBACK - 1)
+    cache.reset()
+    torch.testing.assert_close(model(tokens, past_key_values=cache).logits.detach(), whole, **CLOSE)
+
+
+def one_by_one(model: Any, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    found = []
+    for token in tokens.split(1, dim=1):
+        with torch.no_grad():
+            out = model(token, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits)
+    return torch.cat(found, 1), cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("learnable", [True, False])
+def test_many_tokens_one_by_one(dtype, learnable, monkeypatch):
+    monkeypatch.setattr("hf_glu.activation.context.states.ROLLBACK", 4)  # states are moved many times
+    model = awake("llama", state={"learnable": learnable}).to(dtype)
+    tokens = ids(2, 40)
+    close = {"rtol": 0.1, "atol": 0.5} if dtype == torch.bfloat16 else CLOSE
+    found, cache = one_by_one(model, tokens[:, :30], None)
+    torch.testing.assert_close(found, logits(model, tokens)[:, :30], **close)
+    copied = copy.deepcopy(cache)
+    cache.crop(-4)
+    changed = (tokens + 1)[:, 26:]  # another end, from where the states still are
+    again, _ = one_by_one(model, changed, cache)
+    torch.testing.assert_close(again, logits(model, torch.cat([tokens[:, :26], changed], 1))[:, 26:], **close)
+    rest, _ = one_by_one(model, tokens[:, 30:], copied)
+    torch.testing.assert_close(rest, logits(model, tokens)[:, 30:], **close)
+
+
+def test_changed_parameters_count_from_the_next_token_on():
+    model, tokens = awake("llama"), ids(1, 12)
+    one_by_one(model, tokens, None)
+    for change in (lambda t: t.mul_(-2), lambda t: t.set_(t.clone() + 1)):
+        with torch.no_grad():
+            for memory in memories(model):
+                for tensor in memory.parameters():
+                    change(tensor)
+        found, _ = one_by_one(model, tokens, None)
+        torch.testing.assert_close(found, logits(model, tokens), **CLOSE)
+
+
+def test_a_static_cache_by_hand():
+    model, tokens = awake("gpt2"), ids(2, 10)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        parts = [model(part, past_key_values=cache).logits for part in tokens.split((4, 5, 1), 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), logits(model, tokens), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", *EXPERTS])
+def test_packed_sequences_begin_with_no_state(name):
+    model, tokens = awake(name, layers=[0]), ids(1, 11)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]])
+    with torch.no_grad():
+        packed = model(tokens, position_ids=positions, use_cache=False).logits
+        alone = torch.cat([model(part, use_cache=False).logits for part in tokens.split((4, 7), 1)], 1)
+    torch.testing.assert_close(packed, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "llama+experts"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_with_two_batches_in_flight(name, reentrant):
+    def gradients(model: Any) -> dict[str, Tensor]:
+        model.zero_grad()
+        losses = []
+        for seed, length in ((0, 8), (1, 6)):
+            tokens, mask = ids(2, length, seed=seed), torch.ones(2, length, dtype=torch.long)
+            mask[0, :3] = 0
+            more = {"decoder_input_ids": tokens, "decoder_attention_mask": mask} if name == "t5" else {}
+            out = model(input_ids=tokens, attention_mask=mask, **more)
+            losses.append(out.logits.float().square().mean())
+        sum(losses).backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    model = without_dropout(awake(name))
+    expected = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same(gradients(model), expected, "trained")
+
+
+def test_another_checkpointing_is_an_error():
+    from torch.utils.checkpoint import checkpoint
+
+    model = awake("gpt2").train()
+    block = model.transformer.h[0]
+    plain = block.forward
+    block.forward = lambda *args, **kwargs: checkpoint(plain, *args, use_reentrant=False, **kwargs)
+    loss = model(ids(1, 5), use_cache=False).logits.sum()
+    with pytest.raises(TrainingError, match="gradient_checkpointing_enable"):
+        loss.backward()
+
+
+def test_copies_and_pickles_and_half_precision(tmp_path):
+    model, tokens = awake("llama"), ids(2, 9)
+    model.generate(tokens, max_new_tokens=2, pad_token_id=0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(logits(other, tokens), logits(model, tokens), "bitwise")
+        with torch.no_grad():
+            memories(other)[0].alpha += 1
+        assert (logits(other, tokens) - logits(model, tokens)).abs().max() > 0
+    assert all(memory.current() is None and memory.cache() is None for memory in memories(model))
+    half = copy.deepcopy(model).bfloat16()
+    assert torch.isfinite(logits(half, tokens)).all()
+
+
+def test_both_directions_dont_generate_and_banks_have_no_state():
+    with pytest.raises(OptionError, match="direction=forward"):
+        awake("gpt2", state={"direction": "both"})
+    with pytest.raises(ConversionError, match="no sequences"):
+        hf_glu.convert(make_native("mixtral"), "stateful_swiglu")
+
+
+@pytest.mark.slow
+def test_compiled_decoding():
+    model, prompt = awake("llama"), ids(1, 6)
+    more = {"max_new_tokens": 10, "min_new_tokens": 10, "pad_token_id": 0}
+    expected = model.generate(prompt, **more)
+    compiling = CompileConfig(fullgraph=True, backend="inductor", mode="default")
+    compiling._compile_all_devices = True
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    found = model.generate(prompt, **more, cache_implementation="static", compile_config=compiling)
+    assert counters["stats"]["unique_graphs"] > 0, counters
+    assert_same(found, expected, "bitwise")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("prefix", ["stateful_", "modulated_stateful_"])
+def test_compiled_training_is_one_graph(name, prefix):
+    model = awake(name)
+    if prefix != "stateful_":
+        hf_glu.convert(model, prefix + target_of(name).removeprefix("stateful_"), check=False)
+    without_dropout(model)
+    tokens, mask = ids(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[0, :3] = 0
+
+    def gradients(run: Any) -> dict[str, Tensor]:
+        model.zero_grad()
+        run(input_ids=tokens, attention_mask=mask, labels=tokens).loss.backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(model)
+    torch._dynamo.reset()
+    assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager")), expected, "trained")
+
+
+def test_continuous_batching_is_refused():
+    model = awake("gpt2")
+    config = GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    found = model.generate_batch(inputs=[[5, 6, 7], [8, 9]], generation_config=config, progress_bar=False)
+    assert all("paged cache" in each.error for each in found.values())

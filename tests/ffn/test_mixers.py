@@ -1,0 +1,217 @@
+"""A state in the gate of Mamba's mixers: exact at first, causal, blind to padding, the same token by token."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from comparing import assert_same, outputs
+from torch import Tensor
+
+import hf_glu
+from hf_glu import cli
+from hf_glu.activation.stateful import Memory
+from hf_glu.errors import ConversionError, OptionError, TrainingError
+from hf_glu.ffn.mixers import GatedMixer
+
+_MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 16}
+MODELS = {"Mamba": {"state_size": 8}, "FalconMamba": {"state_size": 8}, "Mamba2": _MAMBA2}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def make(name: str, **more: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, **MODELS[name], **more}
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def awake(name: str) -> Any:
+    model = make(name)
+    hf_glu.convert(model, "stateful_swiglu", check=False)
+    with torch.no_grad():
+        for memory in (module for module in model.modules() if isinstance(module, Memory)):
+            memory.alpha.normal_(std=2)
+            memory.beta.normal_(std=2)
+    return model
+
+
+def ids(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(5, 60, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
+    return model(tokens, **more).logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
+    model = make(name)
+    before = outputs(model)
+    report = hf_glu.convert(model, "stateful_swiglu")
+    assert report.plan.promise == "exact"
+    assert_same(outputs(model), before, "bitwise")
+    assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
+    assert model.config.hidden_act == "stateful_swiglu"
+    new = {n: p for n, p in model.named_parameters() if ".shift." in n}
+    first = {n: p.detach().clone() for n, p in new.items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        model.train()(ids(4, 10), labels=ids(4, 10)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for key, parameter in new.items():
+        assert (parameter != first[key]).float().mean() > 0.9, key
+    model.eval().save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(outputs(other), outputs(model), "bitwise")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_causality_padding_and_chunks(name):
+    model, tokens = awake(name), ids(2, 12)
+    plain = make(name)
+    whole = logits(model, tokens)
+    assert (whole - logits(plain, tokens)).abs().max() > 1e-2, "the state does nothing"
+    other = tokens.clone()
+    other[:, 6] = (other[:, 6] + 7) % 50 + 5
+    assert_same(logits(model, other)[:, :6], whole[:, :6], "exact up to rounding")
+    assert_same(logits(model, tokens[1:]), whole[1:], "exact up to rounding")
+    mask = torch.tensor([[0] * 3 + [1] * 12] * 2)
+    left = torch.cat([ids(2, 3, seed=5), tokens], 1)
+    torch.testing.assert_close(logits(model, left, attention_mask=mask)[:, 3:], whole, **CLOSE)
+    right = torch.cat([tokens, ids(2, 3, seed=5)], 1)
+    torch.testing.assert_close(logits(model, right, attention_mask=mask.flip(1))[:, :12], whole, **CLOSE)
+    splits = [(1,) * 12, (5,) + (1,) * 7]
+    if name == "Mamba2":  # Mamba's own state begins anew when several tokens continue a text, stateful or not
+        splits.append((5, 7))
+    for split in splits:
+        parts, cache = [], None
+        for part in tokens.split(split, 1):
+            with torch.no_grad():
+                out = model(part, cache_params=cache, use_cache=True)
+            cache = out.cache_params
+            parts.append(out.logits)
+        torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "how", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}], ids=["greedy", "sample", "beam"]
+)
+def test_generation_is_the_same_without_cache(name, how):
+    model, more = awake(name), {"max_new_tokens": 8, "pad_token_id": 0}
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        found.append(model.generate(ids(2, 6), **more, **how, use_cache=use_cache))
+    assert_same(found[0], found[1], "bitwise")
+
+
+def test_gradient_checkpointing():
+    model = awake("Mamba2").train()
+    mask = torch.tensor([[0] * 3 + [1] * 7] * 2)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(ids(2, 10), attention_mask=mask, labels=ids(2, 10), use_cache=False).loss.backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters()}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable()
+    assert_same(gradients(), expected, "trained")
+
+
+def test_from_config_and_what_cant_be():
+    model = make("Mamba", hidden_act="stateful_silu")
+    assert sum(isinstance(module, GatedMixer) for module in model.modules()) == 2
+    assert model.backbone.layers[0].mixer.activation == "silu"
+    before = outputs(make("Mamba"))
+    for target, more, error in (
+        ("stateful_swiglu", {"width": 8}, ConversionError),
+        ("swiglu", {"experts": 4}, ConversionError),
+        ("stateful_swiglu", {"layers": [5]}, OptionError),
+    ):
+        model = make("Mamba")
+        with pytest.raises(error):
+            hf_glu.convert(model, target, **more)
+        assert_same(outputs(model), before, "bitwise")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", ["learnable_reglu", "stateful_learnable_geglu", "reglu", "stateful_geglu"])
+def test_other_activations(name, target, tmp_path):
+    model, tokens = make(name), ids(2, 9)
+    before = logits(model, tokens)
+    report = hf_glu.convert(model, target)
+    assert report.plan.promise == ("exact up to rounding" if "learnable" in target else "approximate")
+    found = logits(model, tokens)
+    if "learnable" in target:
+        assert_same(found, before, "exact up to rounding")
+    else:
+        assert (found - before).abs().max() > 1e-5
+    assert model.backbone.layers[0].mixer.activation == "silu"  # the convolution's
+    step, cache = [], None
+    for part in tokens.split(1, 1):
+        with torch.no_grad():
+            out = model(part, cache_params=cache, use_cache=True)
+        cache = out.cache_params
+        step.append(out.logits)
+    torch.testing.assert_close(torch.cat(step, 1), found, **CLOSE)
+    model.save_pretrained(tmp_path)
+    assert_same(logits(type(model).from_pretrained(tmp_path), tokens), found, "bitwise")
+    model.train()(tokens, labels=tokens).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert logits(copy.deepcopy(model).bfloat16().eval(), tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_another_activation_is_by_the_formula(name):
+    """relu(g) in place of silu(g): scaling g by a large number makes both the same up to that number."""
+    model, tokens = make(name), ids(2, 9)
+    scale = 4096.0
+    with torch.no_grad():
+        for layer in model.backbone.layers:
+            mixer = layer.mixer
+            begin = mixer.intermediate_size if hasattr(mixer, "x_proj") else 0
+            mixer.in_proj.weight[begin : begin + mixer.intermediate_size] *= scale
+            if name != "Mamba2":  # whose norm takes the scale out
+                mixer.out_proj.weight /= scale
+    silu = logits(model, tokens)
+    hf_glu.convert(model, "reglu", check=False)
+    torch.testing.assert_close(logits(model, tokens), silu, rtol=1e-3, atol=1e-3)
+
+
+def test_a_fused_kernel_isnt_ignored(monkeypatch):
+    from transformers.models.mamba import modeling_mamba
+
+    model = make("Mamba")
+    hf_glu.convert(model, "reglu", check=False)
+    monkeypatch.setattr(modeling_mamba, "mamba_inner_fn", lambda x, *args, **kwargs: x.transpose(1, 2)[..., :32])
+    with pytest.raises(TrainingError, match="fused kernel"):
+        model.train()(ids(1, 4), use_cache=False)
+
+
+def test_some_layers(tmp_path):
+    model = make("Mamba")
+    hf_glu.convert(model, "stateful_swiglu", layers=[1])
+    assert [isinstance(layer.mixer, GatedMixer) for layer in model.backbone.layers] == [False, True]
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(type(model).from_pretrained(tmp_path)), outputs(model), "bitwise")
+
+
+def test_the_command_line_lists_and_converts_them(tmp_path, capsys):
+    make("Mamba").save_pretrained(tmp_path / "src")
+    assert cli.run(["sites", str(tmp_path / "src"), "--json"]) == 0
+    assert [site["kind"] for site in json.loads(capsys.readouterr().out)["sites"]] == ["mixer", "mixer"]
+    assert cli.run(["convert", str(tmp_path / "src"), str(tmp_path / "dst"), "--to", "stateful_swiglu"]) == 0
+    assert cli.run(["verify", str(tmp_path / "src"), str(tmp_path / "dst")]) == 0

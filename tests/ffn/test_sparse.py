@@ -1,0 +1,173 @@
+"""Closed gates skipped at inference: the same outputs, fewer units computed, nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import accelerate
+import peft
+import pytest
+import torch
+from comparing import assert_same, outputs
+from pico import FAMILIES, make_native
+from torch.nn import functional
+
+import hf_glu
+from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.ffn.sparse import SkipZeros, Units
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def make(name: str) -> Any:
+    """Return a model with ReLU gates of random weights."""
+    torch.manual_seed(0)
+    if name == "llama":
+        model = make_native("llama", hidden_act="relu")
+    else:
+        field = "feed_forward_proj" if name == "t5" else "activation_function"
+        model = FAMILIES[name].make(**{field: "relu2glu" if name == "gpt2" else "reglu"})
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.3)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "llama"])
+def test_generation_is_the_same_and_closed_units_are_skipped(name, monkeypatch):
+    model = make(name)
+    ids, more = torch.arange(5, 11).view(1, 6), {"max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
+    expected, sizes = model.generate(ids, **more), []
+    sparse = copy.deepcopy(model)
+    assert hf_glu.skip_zeros(sparse, most_open=1.0) == len(hf_glu.find_sites(sparse))
+    plain = functional.embedding_bag
+    monkeypatch.setattr(functional, "embedding_bag", lambda i, *a, **k: sizes.append(i.numel()) or plain(i, *a, **k))
+    assert_same(sparse.generate(ids, **more), expected, "bitwise")
+    width = hf_glu.find_sites(sparse)[0].width
+    assert sizes
+    assert max(sizes) < width
+    with torch.no_grad():
+        key = {"decoder_input_ids": ids[:, :1]} if name == "t5" else {}
+        found, wanted = (each(input_ids=ids[:, :1], **key).logits for each in (sparse, model))
+    torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "llama"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_an_ffn_alone(name, tokens):
+    model = make(name)
+    x = torch.randn(1, tokens, hf_glu.find_sites(model)[0].hidden)
+    (site, *_) = hf_glu.find_sites(model)
+    with torch.no_grad():
+        expected = site.anchor(x)
+    for share in (0.0, 1.0):
+        hf_glu.skip_zeros(model, most_open=share)
+        with torch.no_grad():
+            torch.testing.assert_close(site.anchor(x), expected, **CLOSE)
+            half = copy.deepcopy(site.anchor).bfloat16()
+            torch.testing.assert_close(half(x.bfloat16()).float(), expected, rtol=5e-2, atol=5e-2)
+
+
+def test_weights_that_change_are_seen():
+    model = make("llama")
+    hf_glu.skip_zeros(model, most_open=1.0)
+    (site, *_) = hf_glu.find_sites(model)
+    x = torch.randn(1, 1, site.hidden)
+    with torch.no_grad():
+        first = site.anchor(x)
+        site.out_proj.weight.mul_(2)
+        torch.testing.assert_close(site.anchor(x), 2 * first, **CLOSE)
+
+
+def one_token(model: Any) -> torch.Tensor:
+    """Return what one token gives, without gradients, so that closed units may be skipped."""
+    ids = torch.full((1, 1), 7)
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def changed(model: Any, how: str) -> Any:
+    """Return ``model`` with its FFNs changed in one of the ways in which weights, or what is made of them, change."""
+    mlp = next(site.anchor for site in hf_glu.find_sites(model))
+    up, down = ("c_fc", "c_proj") if hasattr(mlp, "c_fc") else ("up_proj", "down_proj")
+    if how == "data":
+        for name in (up, down):
+            mlp.get_submodule(name).weight.data.mul_(1.5)
+    elif how == "another parameter":
+        mlp.get_submodule(down).weight = torch.nn.Parameter(-mlp.get_submodule(down).weight.detach().contiguous())
+    elif how == "hooks":
+        mlp.get_submodule(up).register_forward_hook(lambda module, args, out: out + 0.3)
+        mlp.get_submodule(down).register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    elif how == "activation":
+        mlp.act.register_forward_pre_hook(lambda module, args: (args[0] + 0.2,))
+    elif how == "parametrization":
+        torch.nn.utils.parametrizations.weight_norm(mlp.get_submodule(down))
+        mlp.get_submodule(down).parametrizations.weight.original0.data.mul_(2)
+    elif how == "dropout":
+        mlp.dropout.p = 1.0
+        mlp.train()
+    elif how == "offloaded":
+        accelerate.cpu_offload(model)
+    else:
+        given = peft.LoraConfig(target_modules=[up, down], init_lora_weights=False, fan_in_fan_out=up == "c_fc")
+        model = peft.get_peft_model(model, given).eval()
+        model = model.merge_and_unload() if how == "merged" else model
+    return model
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "data",
+        "another parameter",
+        "hooks",
+        "activation",
+        "parametrization",
+        "offloaded",
+        "adapter",
+        "merged",
+        "dropout",
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_whatever_changes_is_what_is_computed(name, how):
+    if (name, how) in {("gpt2", "parametrization"), ("llama", "dropout"), ("llama", "activation")}:
+        pytest.skip("Conv1D has no norm for it; Llama has no dropout there, and another name for its activation")
+    plain = make(name)
+    sparse = copy.deepcopy(plain)
+    hf_glu.skip_zeros(sparse, most_open=1.0)
+    first = one_token(sparse)
+    torch.manual_seed(1)
+    expected = one_token(changed(plain, how))
+    torch.manual_seed(1)
+    found = one_token(changed(sparse, how))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert how == "offloaded" or (found - first).abs().max() > 1e-4
+
+
+def test_training_saving_and_copies_are_as_before(tmp_path):
+    model = make("gpt2")
+    hf_glu.skip_zeros(model)
+    ids = torch.arange(5, 11).view(1, 6)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert not any(isinstance(module, SkipZeros) for module in again.modules())
+    assert_same(outputs(again), outputs(model), "bitwise")
+    other = pickle.loads(pickle.dumps(model))
+    assert_same(outputs(other), outputs(model), "bitwise")
+    unit = next(m for m in other.modules() if isinstance(m, SkipZeros)).hf_glu_units
+    assert isinstance(unit, Units)
+    assert unit.site.anchor in list(other.modules())
+
+
+def test_what_has_no_relu_gate_is_refused():
+    for model in (FAMILIES["gpt2"].make(), FAMILIES["gpt2"].make(activation_function="swiglu"), make_native("llama")):
+        with pytest.raises(NoSiteError, match="reglu"):
+            hf_glu.skip_zeros(model)
+    with pytest.raises(OptionError, match="share"):
+        hf_glu.skip_zeros(make("gpt2"), most_open=2)

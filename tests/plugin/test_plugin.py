@@ -1,0 +1,185 @@
+"""Registering, unregistering, import order, the self-check."""
+
+import pytest
+import torch
+import transformers
+from comparing import assert_same, fresh_process, outputs
+from pico import FAMILIES
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+import hf_glu
+from hf_glu.errors import IncompatibleTransformersError
+from hf_glu.plugin.patching import Patches, require
+
+HOOKED = ("__init__", "post_init", "_initialize_weights", "_finalize_model_loading")
+
+
+def _state():
+    table = (type(ACT2FN), tuple(ACT2FN))
+    model = tuple(vars(PreTrainedModel)[name] for name in HOOKED)
+    config = tuple(vars(PreTrainedConfig).get(name) for name in ("__post_init__", "from_dict", "hf_glu"))
+    return table, model, config, vars(transformers.T5Config)["__setattr__"]
+
+
+def test_unregister_gives_everything_back_and_register_is_idempotent():
+    active = _state()
+    hf_glu.register()
+    assert _state() == active
+    hf_glu.unregister()
+    stock = _state()
+    assert "swiglu" not in ACT2FN
+    assert not hf_glu.is_registered()
+    assert all(getattr(method, "__module__", "").startswith("transformers") for method in stock[1][:3])
+    with pytest.raises(KeyError, match="swiglu"):
+        FAMILIES["bert"].make(hidden_act="swiglu")
+    hf_glu.register()
+    hf_glu.unregister()
+    assert _state() == stock
+
+
+def test_scoped_restores_after_an_exception():
+    hf_glu.unregister()
+    stock = _state()
+    with pytest.raises(ZeroDivisionError), hf_glu.scoped():
+        assert "swiglu" in ACT2FN
+        FAMILIES["t5"].make(feed_forward_proj="reglu")
+        raise ZeroDivisionError
+    assert _state() == stock
+    hf_glu.register()
+    active = _state()
+    with hf_glu.scoped():
+        pass
+    assert hf_glu.is_registered()
+    assert _state()[0] == active[0]
+
+
+def test_models_go_on_working_after_unregister():
+    model = FAMILIES["bert"].make(hidden_act="swiglu")
+    before = outputs(model)
+    hf_glu.unregister()
+    assert_same(outputs(model), before, "bitwise")
+    dense = FAMILIES["gpt2"].make()
+    report = hf_glu.convert(dense, "geglu_new")  # converting needs no plugin
+    assert report.max_abs_difference <= 1e-6
+
+
+def test_stock_models_are_untouched():
+    for family in FAMILIES.values():
+        active = family.make()
+        hf_glu.unregister()
+        stock = family.make()
+        hf_glu.register()
+        assert_same(dict(active.state_dict()), dict(stock.state_dict()), "bitwise")
+        assert active.config.to_dict() == stock.config.to_dict()
+
+
+def test_a_hook_that_someone_wrapped_stays_and_is_passed_through():
+    class Owner:
+        def method(self):
+            return "plain"
+
+    patches, plain = Patches(), Owner.method
+    patches.set(Owner, "method", lambda self: "ours")
+    ours = Owner.method
+    Owner.method = lambda self: "theirs over " + ours(self)
+    patches.undo()
+    assert Owner().method() == "theirs over ours"
+    Owner.method = plain
+    patches.set(Owner, "added", 1)
+    patches.undo()
+    assert not hasattr(Owner, "added")
+
+
+def test_self_check_says_what_is_missing():
+    with pytest.raises(IncompatibleTransformersError, match=r"PreTrainedModel\.no_such_hook"):
+        require(PreTrainedModel, "no_such_hook")
+    with pytest.raises(IncompatibleTransformersError, match="without no_such_parameter"):
+        require(PreTrainedModel, "__init__", "config", "no_such_parameter")
+
+
+def test_self_check_at_registration_and_doctor():
+    code = """
+import sys
+from importlib.util import find_spec
+import transformers.modeling_utils as m
+del m.PreTrainedModel._finalize_model_loading
+import subprocess
+try:
+    import hf_glu
+except ImportError as error:
+    assert "_finalize_model_loading" in str(error) and "\\n" not in str(error), error
+    from transformers.activations import ACT2FN
+    print("refused")
+"""
+    done = fresh_process(code)
+    assert done.stdout.strip() == "refused", done.stderr[-2000:]
+
+
+IMPORTS = {
+    "neither torch nor transformers is imported": """
+import sys, hf_glu
+assert not {"torch", "transformers", "peft", "datasets", "evaluate", "accelerate"} & set(sys.modules)
+""",
+    "transformers afterwards": """
+import hf_glu
+from transformers import BertConfig, BertModel
+assert "swiglu" in __import__("transformers").activations.ACT2FN
+""",
+    "transformers before": """
+from transformers import PreTrainedModel, T5Config
+config = T5Config()
+import hf_glu, sys
+config.feed_forward_proj = "reglu"
+from transformers.activations import ACT2FN
+assert "swiglu" in ACT2FN
+assert not {"peft", "datasets", "evaluate"} & set(sys.modules)
+small = T5Config(d_model=8, d_ff=12, num_layers=1, num_heads=1, d_kv=8, vocab_size=9)
+small.feed_forward_proj = "reglu"
+assert small.dense_act_fn == "reglu"
+""",
+    "ours first of all": """
+import hf_glu.activation
+from transformers.activations import ACT2FN
+assert "swiglu" in ACT2FN
+""",
+    "convert first of all": """
+import hf_glu
+hf_glu.convert
+from transformers.activations import ACT2FN
+assert "swiglu" in ACT2FN
+""",
+    "unregistered before transformers": """
+import hf_glu
+hf_glu.unregister()
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+assert "swiglu" not in ACT2FN
+hf_glu.register()
+assert "swiglu" in ACT2FN
+assert PreTrainedModel.post_init.__wrapped__
+""",
+}
+
+
+@pytest.mark.parametrize("order", IMPORTS)
+def test_import(order):
+    done = fresh_process(IMPORTS[order])
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_doctor():
+    from hf_glu.plugin.doctor import examine
+
+    found = examine()
+    assert found.healthy, found.to_dict()
+    names = [check.name for check in found.checks]
+    assert "hook transformers.modeling_utils" in names
+    hf_glu.unregister()
+    assert not examine().healthy
+
+
+def test_initialisation_draws_the_same_numbers_for_the_same_seed():
+    first, second = (FAMILIES["gpt2"].make(activation_function="swiglu") for _ in range(2))
+    assert_same(dict(first.state_dict()), dict(second.state_dict()), "bitwise")
+    assert torch.isfinite(first.transformer.h[0].mlp.c_fc.weight).all()

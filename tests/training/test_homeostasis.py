@@ -1,0 +1,68 @@
+"""The penalty that keeps gates as open as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparing import assert_same
+from pico import FAMILIES, make_native
+
+import hf_glu
+from hf_glu.errors import NoSiteError, OptionError, TrainingError
+from hf_glu.ffn.sites import find_sites
+
+
+def trained(weight):
+    """Train away from where the gates were; return how far they came, and the loss' parts in the first step."""
+    torch.manual_seed(0)
+    model = FAMILIES["gpt2"].make(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    hf_glu.convert(model, "stateful_geglu_new", check=False)
+    ids = torch.randint(5, 60, (8, 12))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+    with hf_glu.homeostasis(model.train(), weight) as penalty:
+        for _ in range(15):
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not model._forward_hooks or penalty.add not in model._forward_hooks.values()
+    last = {}
+    handles = [
+        site.act.register_forward_pre_hook(lambda act, args, n=site.name: last.update({n: args[0].chunk(2, -1)[0]}))
+        for site in find_sites(model)
+    ]
+    model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    moved = [
+        (last[n].sigmoid().flatten(0, -2).mean(0) - target).square().mean() for n, target in penalty.targets.items()
+    ]
+    return float(torch.stack(moved).mean().detach())
+
+
+def test_gates_stay_nearer_to_where_they_were():
+    assert trained(1e4) < 0.3 * trained(0.0)
+
+
+def test_the_loss_is_the_models_own_at_first_and_with_the_penalty_later():
+    model = make_native("llama")
+    ids = torch.randint(5, 60, (2, 8))
+    plain = model.train()(input_ids=ids, labels=ids).loss.detach()
+    with hf_glu.homeostasis(model, 2.0) as penalty:
+        assert_same(model(input_ids=ids, labels=ids).loss.detach(), plain, "bitwise")
+        for target in penalty.targets.values():
+            target += 0.1
+        assert_same(model(input_ids=ids, labels=ids).loss.detach(), plain + 2.0 * 0.01, "exact up to rounding")
+        model.eval()
+        assert_same(model(input_ids=ids, labels=ids).loss.detach(), plain, "bitwise")
+
+
+def test_bad_input():
+    with pytest.raises(NoSiteError, match="swiglu"), hf_glu.homeostasis(FAMILIES["bert"].make(), 1.0):
+        pass
+    with pytest.raises(OptionError, match="-1"), hf_glu.homeostasis(make_native("llama"), -1.0):
+        pass
+    model = make_native("llama").train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    ids = torch.randint(5, 60, (2, 8))
+    with hf_glu.homeostasis(model, 1.0), pytest.raises(TrainingError, match="reentry"):
+        model(input_ids=ids, labels=ids)
