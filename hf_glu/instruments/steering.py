@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import GatedActivation
+from hf_glu.activation.context import Reading
 from hf_glu.activation.modulated import ContextSource
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
@@ -25,6 +26,7 @@ from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.mixers import gate_begin
 from hf_glu.ffn.sites import Site, convertible_sites
 from hf_glu.instruments.probe import evaluating
+from hf_glu.instruments.recorder import Call, Watch, watching
 
 # preset -> threshold, slope
 PRESETS = {"strict": (0.3, 1.2), "loose": (-0.3, 0.9)}
@@ -83,24 +85,20 @@ def context_vector(model: nn.Module, **inputs: Any) -> Tensor:
         NoSiteError: it has none.
     """
     found: list[Tensor] = []
-    caller = threading.get_ident()
+    source, caller = _sources(model)[-1], threading.get_ident()
 
-    def record(source: ContextSource, args: Any, vector: Tensor) -> None:
-        reading = source.current()
+    def see(call: Call) -> None:
         if threading.get_ident() == caller:
-            found.append(_at_last(vector, None if reading is None else reading.valid))
+            found.append(_at_last(call.output, source.current()))
 
-    handle = _sources(model)[-1].register_forward_hook(record)
-    try:
-        with evaluating(model):
-            model(**inputs)
-        return found[-1]
-    finally:
-        handle.remove()
+    with watching(model, [Watch(module=source, see=see, after=True)]), evaluating(model):
+        model(**inputs)
+    return found[-1]
 
 
-def _at_last(vector: Tensor, valid: Tensor | None) -> Tensor:
+def _at_last(vector: Tensor, reading: Reading | None) -> Tensor:
     """Return the vector at the last token of each sequence that is no padding: ``[B, 1, R]``."""
+    valid = None if reading is None else reading.valid
     if valid is None or vector.shape[1] == 1:
         return vector[:, -1:]
     last = valid.shape[1] - 1 - valid.flip(1).int().argmax(1)
