@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hf_glu.activation.context.hooks import after_stack, before_stack, by_name, end_carrying, stack_and_blocks
+from hf_glu.activation.context.hooks import CHUNKS, after_stack, before_stack, by_name, end_carrying, stack_and_blocks
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.context.reading import Reading
 from hf_glu.instruments.probe import evaluating, with_decoder
-from hf_glu.instruments.tokens import Tokens, labelled, place
+from hf_glu.instruments.tokens import Tokens, place, told_around
 
 Batch: TypeAlias = Mapping[str, Any]
 
@@ -79,16 +79,19 @@ def watching(model: nn.Module, watches: Iterable[Watch]) -> Iterator[None]:
     watches = list(watches)
     with ExitStack() as hooks:
         given = threading.local()  # by thread: two may run one model at once
-        for stack, is_decoder in _stacks(model, watches):
+        for stack, decoder in _stacks(model, watches):
             hooks.callback(end_carrying, stack)
-            begin = partial(_begin, given=given if is_decoder else None)
+            begin = partial(_begin, given=given, decoder=decoder)
             _take_out(hooks, stack.register_forward_pre_hook(begin, with_kwargs=True))
             _take_out(hooks, stack.register_forward_hook(after_stack, always_call=True))
-        for outer in _around_decoders(model):
-            _take_out(hooks, outer.register_forward_pre_hook(partial(_note, given=given), with_kwargs=True))
+        for outer in _outermost(model):
+            # before the stack's own, where it is one
+            note = outer.register_forward_pre_hook(partial(_note, given=given), with_kwargs=True, prepend=True)
+            _take_out(hooks, note)
             _take_out(hooks, outer.register_forward_hook(partial(_forget, given=given), always_call=True))
+        chunking = _chunking(model)
         for watch in watches:
-            _take_out(hooks, _Watching(watch).hook())
+            _take_out(hooks, _Watching(watch, chunking.get(id(watch.module), [])).hook())
         yield
 
 
@@ -97,7 +100,7 @@ def _take_out(hooks: ExitStack, handle: RemovableHandle) -> None:
 
 
 def _stacks(model: nn.Module, watches: Sequence[Watch]) -> list[tuple[nn.Module, bool]]:
-    """Return the stacks around the watched modules, each with whether it is the decoder of an encoder-decoder."""
+    """Return the stacks around the watched modules, and whether each is the decoder of an encoder-decoder."""
     watched, decoders = {id(watch.module) for watch in watches}, {}
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -105,15 +108,32 @@ def _stacks(model: nn.Module, watches: Sequence[Watch]) -> list[tuple[nn.Module,
             stack, _ = stack_and_blocks(model, name)
             found[id(stack)] = stack
             decoders[id(stack)] = decoders.get(id(stack), False) or "decoder" in name.split(".")
-    return [(stack, decoders[key]) for key, stack in found.items()]
+    return [
+        (stack, decoders[key] and (_is_encoder_decoder(model) or _is_encoder_decoder(stack)))
+        for key, stack in found.items()
+    ]
 
 
-def _around_decoders(model: nn.Module) -> list[nn.Module]:
-    """Return the outermost encoder-decoders in ``model``: what they are given says what is padding to a decoder."""
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _chunking(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Return the modules around each module of ``model``, by its id, that may give it a text in chunks."""
+    found: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        if hasattr(module, CHUNKS):
+            for part in module.modules():
+                found.setdefault(id(part), []).append(module)
+    return found
+
+
+def _outermost(model: nn.Module) -> list[nn.Module]:
+    """Return the outermost models of Transformers in ``model``: what they are given tells of their stacks' padding."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        kind = hasattr(type(module), "post_init") and getattr(module.config, "is_encoder_decoder", False)
-        if kind and not any(name.startswith(f"{outer}." if outer else "") for outer in found):
+        inner = any(name.startswith(f"{outer}." if outer else "") for outer in found)
+        if not inner and hasattr(type(module), "post_init"):
             found[name] = module
     return list(found.values())
 
@@ -127,21 +147,22 @@ def _forget(model: nn.Module, args: Any, output: Any, *, given: threading.local)
 
 
 def _begin(
-    stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, given: threading.local | None
+    stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, given: threading.local, decoder: bool
 ) -> None:  # fmt: skip
-    """Have the pass of a stack begin, and note what only the model around a decoder knows of its tokens."""
+    """Have the pass of a stack begin, and note what only the model around it is told of its tokens."""
     before_stack(stack, args, kwargs)
     now = current_pass()
     reading = None if now is None else now.reading
-    if given is not None and reading is not None:
-        reading.labelled = labelled(getattr(given, "inputs", {}), reading.batch, reading.length)
+    if reading is not None and reading.valid is None:
+        around, shape = getattr(given, "inputs", {}), (reading.batch, reading.length)
+        reading.labelled = told_around(by_name(stack, args, kwargs), around, shape, decoder=decoder)
 
 
 class _Watching:
     """One watch while it is hooked: where in the text it is, if its module is given the text in chunks."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch, self.calls, self.at = watch, 0, 0
+    def __init__(self, watch: Watch, chunking: list[nn.Module]) -> None:
+        self.watch, self.chunking, self.calls, self.at = watch, chunking, 0, 0
         self.reading: Reading | None = None
 
     def hook(self) -> RemovableHandle:
@@ -161,7 +182,8 @@ class _Watching:
         first = self.calls == 0 or reading is None or reading is not self.reading
         if first:
             self.reading, self.at = reading, 0
-        tokens = place(inputs[0], now, self.at)
+        chunks = any(getattr(module, CHUNKS) for module in self.chunking)
+        tokens = place(inputs[0], now, self.at, chunks=chunks)
         self.calls, self.at = self.calls + 1, 0 if tokens.last else tokens.end
         self.watch.see(Call(inputs=inputs, output=output, tokens=tokens, first=first, repeated=repeated))
 

@@ -4,8 +4,9 @@ For the tokens of one forward pass of a stack (an encoder, a decoder), the first
 
 1. the stack's own attention mask, whatever its form (`hf_glu.activation.context.reading`): padding on the left or the
    right, tokens that come after those in a cache, masks of packed texts;
-2. for a decoder without one, the labels given to the model around it, where -100 is padding;
-3. for a decoder that is given no ids of its own either, or the encoder's, the encoder's mask;
+2. for the decoder of an encoder-decoder without one, the labels given to the model around it, where -100 is padding;
+3. for a stack that isn't told it, but reads the text of the model around it (FNet; a decoder that is given no ids of
+   its own, or the encoder's), that model's mask;
 4. none: all tokens count, as they do where texts are packed by their positions, without padding.
 
 A module may be given those tokens as ``[B, T, W]``, in one row ``[B T, W]``, as ``[T, B, W]`` (XLNet, FSMT), in chunks
@@ -74,13 +75,14 @@ class Tokens:
         return x.reshape(self.batch, -1, x.shape[-1])
 
 
-def place(x: Tensor, now: Pass | None, start: int = 0) -> Tokens:
+def place(x: Tensor, now: Pass | None, start: int = 0, *, chunks: bool = False) -> Tokens:
     """Return which tokens the rows of ``x`` ``[..., W]`` are.
 
     Args:
         x: what a module is given.
         now: the pass that runs, which knows its tokens; None: outside of any.
         start: the first of the tokens, where the module is given them in chunks.
+        chunks: whether it is.
     """
     reading, shape = None if now is None else now.reading, list(x.shape[:-1])
     unknown = Tokens(batch=shape[0] if len(shape) > 1 else 1)
@@ -97,7 +99,7 @@ def place(x: Tensor, now: Pass | None, start: int = 0) -> Tokens:
     batch, length = reading.batch, reading.length
     if torch.Size(shape).numel() == batch * length and (len(shape) == 1 or shape[0] == batch):
         start, end = 0, length
-    elif len(shape) == 2 and shape[0] == batch and 0 < shape[1] <= length - start:
+    elif chunks and len(shape) == 2 and shape[0] == batch and 0 < shape[1] <= length - start:
         end = start + shape[1]
     else:
         return unknown
@@ -114,24 +116,29 @@ def _inside_expert(reading: Reading, shape: list[int]) -> Tokens:
     return Tokens(batch=1, valid=valid.flatten()[rows].unsqueeze(0) if known and valid is not None else None)
 
 
-def labelled(inputs: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
-    """Return which tokens of a decoder without a mask are no padding, ``[B, T]``; None: nothing says so.
+def told_around(
+    stack: Mapping[str, Any], model: Mapping[str, Any], shape: tuple[int, int], *, decoder: bool
+) -> Tensor | None:
+    """Return what only the model around a stack is told of its tokens: which are no padding, ``[B, T]``, or None.
 
     Args:
-        inputs: of the model around the decoder, by name.
-        batch, length: B and T.
+        stack: the arguments of the stack, by name.
+        model: those of the outermost model around it.
+        shape: B and T of the stack.
+        decoder: whether it is the decoder of an encoder-decoder.
     """
-    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-    if isinstance(labels, Tensor) and labels.shape == (batch, length):
+    labels, mask = model.get("labels"), model.get("attention_mask")
+    if decoder and isinstance(labels, Tensor) and labels.shape == shape:
         return labels != IGNORED
-    if _reads_own_text(inputs) or not isinstance(mask, Tensor) or mask.shape != (batch, length):
+    if not isinstance(mask, Tensor) or mask.shape != shape:
         return None
-    return mask.bool()
+    own = stack.get("input_ids")
+    if decoder:  # its ids are the encoder's where none are given, moved by one token
+        own = model.get("decoder_input_ids")
+        if own is None:
+            return mask.bool() if model.get("decoder_inputs_embeds") is None else None
+    return mask.bool() if _same(own, model.get("input_ids")) else None
 
 
-def _reads_own_text(inputs: Mapping[str, Any]) -> bool:
-    """Return whether a decoder is given another text than its encoder."""
-    if inputs.get("decoder_inputs_embeds") is not None:
-        return True
-    ids, encoded = inputs.get("decoder_input_ids"), inputs.get("input_ids")
-    return ids is not None and not (isinstance(encoded, Tensor) and torch.equal(ids, encoded))
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)

@@ -24,7 +24,7 @@ class Reading:
         restart: ``[B, T]``, True where another text begins (packed sequences); None: nowhere but at the start.
         vector: ``[B, T or 1, R]``, the context vector of modulated activations; None: there is none (yet).
         rows: ``[N]``, which of the B T tokens a reader inside an expert is given, in their order; None: all.
-        labelled: ``[B, T]``, False where only the labels (or the encoder's mask) tell of padding. Observers leave it
+        labelled: ``[B, T]``, False where only the model around the stack is told of padding. Observers leave it
             out; what the model computes doesn't depend on it. None: they tell nothing.
     """
 
