@@ -107,7 +107,9 @@ def _stacks(model: nn.Module, watches: Sequence[Watch]) -> list[tuple[nn.Module,
         if id(module) in watched:
             stack, _ = stack_and_blocks(model, name)
             found[id(stack)] = stack
-            decoders[id(stack)] = decoders.get(id(stack), False) or "decoder" in name.split(".")
+            decoders[id(stack)] = decoders.get(id(stack), False) or any(
+                part.endswith("decoder") for part in name.split(".")
+            )
     return [
         (stack, decoders[key] and (_is_encoder_decoder(model) or _is_encoder_decoder(stack)))
         for key, stack in found.items()

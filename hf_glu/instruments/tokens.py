@@ -10,8 +10,9 @@ For the tokens of one forward pass of a stack (an encoder, a decoder), the first
 4. none: all tokens count, as they do where texts are packed by their positions, without padding.
 
 A module may be given those tokens as ``[B, T, W]``, in one row ``[B T, W]``, as ``[T, B, W]`` (XLNet, FSMT), in chunks
-of the text, with the padding to whole windows that Longformer adds, or without the padding, which the model itself has
-taken out. Rows that are none of these (pooled ones) can't be told to tokens: all of them count.
+of the text, several times one after the other (ProphetNet), with padding that the model adds at the end (Longformer),
+or without the padding, which the model itself has taken out. Rows that are none of these (pooled, or sent to an expert
+by a family's own router) can't be told to tokens: all of them count.
 
 Shapes: B sequences of T tokens in a pass, t of them in one call, W channels, N rows.
 """
@@ -19,7 +20,7 @@ Shapes: B sequences of T tokens in a pass, t of them in one call, W channels, N 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from hf_glu.activation.context import Reading
 from hf_glu.activation.context.hooks import PADDING, TIME_FIRST
 from hf_glu.activation.context.passes import Pass
 
+PADDED = (*PADDING, "reformer")  # model types that pad their texts by themselves, at the end
+STREAMS = ("prophetnet",)  # model types whose layers are given their texts several times, one after the other
 IGNORED = -100  # the label of a position that is padding
 
 
@@ -94,11 +97,14 @@ def place(x: Tensor, now: Pass | None, start: int = 0, *, chunks: bool = False) 
     time_first = len(shape) == 2 and kind in TIME_FIRST
     if time_first:
         shape.reverse()
-    if kind in PADDING and len(shape) == 2 and shape[0] == reading.batch:
+    if kind in PADDED and len(shape) == 2 and shape[0] == reading.batch:
         reading = reading.padded(shape[1], x.device)
     batch, length = reading.batch, reading.length
     if torch.Size(shape).numel() == batch * length and (len(shape) == 1 or shape[0] == batch):
         start, end = 0, length
+    elif kind in STREAMS and len(shape) == 2 and shape[0] == batch and not shape[1] % length:
+        once = place(x[:, :length], now)
+        return once if once.valid is None else replace(once, valid=once.valid.repeat(1, shape[1] // length))
     elif chunks and len(shape) == 2 and shape[0] == batch and 0 < shape[1] <= length - start:
         end = start + shape[1]
     else:

@@ -12,6 +12,7 @@ from pico import FAMILIES, HIDDEN, WIDTH, make_native
 from torch import Tensor, nn
 
 import hf_glu
+from hf_glu.bench.coverage import tiny
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.sites import find_banks, find_sites
 from hf_glu.instruments.expert_tokens import routed_inputs
@@ -143,6 +144,20 @@ def test_padding_that_a_family_adds_by_itself():
     added = torch.cat([RIGHT, torch.zeros(B, 16 - T, dtype=torch.long)], 1)
     check(model, added, input_ids=IDS, attention_mask=RIGHT)
     check(model, torch.ones_like(IDS).new_tensor([[1] * 9 + [0] * 7] * B), input_ids=IDS)
+
+
+@pytest.mark.parametrize("kind", ["reformer", "prophetnet", "fnet"])
+def test_families_with_ways_of_their_own(kind):
+    model = tiny.tiny_model(kind)
+    ids = tiny.tiny_inputs(model)["input_ids"][:1].repeat(B, 1)
+    valid = (torch.arange(ids.shape[1]) < torch.tensor([[ids.shape[1]], [4], [1]])).long()
+    if kind == "fnet":  # whose layers are told of no mask
+        return check(model, valid, input_ids=ids, attention_mask=valid)
+    if kind == "reformer":
+        added = torch.cat([valid, torch.zeros(B, 16 - ids.shape[1], dtype=torch.long)], 1)
+        return check(model, added, input_ids=ids, attention_mask=valid)
+    # which reads its text once, and predicts it twice
+    return check(model, valid.repeat(1, 3), input_ids=ids, attention_mask=valid)
 
 
 @pytest.mark.parametrize("experts", [None, "relu*2,gelu*2"])
