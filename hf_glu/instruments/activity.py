@@ -97,7 +97,7 @@ def _wide(call: Call, x: Tensor) -> Tensor:
     return call.tokens.rows(x.detach()).float()
 
 
-def activation_statistics(model: Any, batches: Iterable[Batch]) -> list[dict[str, Any]]:
+def activation_statistics(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str, Any]]:
     """Return what the activations of each FFN site do on ``batches``, as rows of plain data.
 
     Each batch is run twice, since what counts as zero depends on the rms of all; only sums are kept. The model
@@ -128,7 +128,7 @@ def activation_statistics(model: Any, batches: Iterable[Batch]) -> list[dict[str
     return [sums.to_dict(model) for sums in found]
 
 
-def expert_loads(model: Any, batches: Iterable[Batch]) -> list[dict[str, Any]]:
+def expert_loads(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str, Any]]:
     """Return how the routers of ``model`` spread the tokens of ``batches`` that are no padding.
 
     Args:

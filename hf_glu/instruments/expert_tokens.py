@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,7 @@ class ExpertTokens:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [
-            module for module in model.modules() if isinstance(module, (ExpertFFN, MixedBank)) and _groups(module)
-        ]
+        self._layers = [module for module in model.modules() if isinstance(module, (ExpertFFN, MixedBank))]
         self._given: dict[int, Tensor | None] = {}  # by activation: which of the rows of its running call count
         self.acts = {id(act) for layer in self._layers for _, acts in _groups(layer) for act in acts}
 
@@ -65,11 +63,10 @@ class ExpertTokens:
             yield from queues.watches()
             for number, (_, acts) in enumerate(_groups(layer)):
                 for act in acts:
-                    yield Watch(
-                        module=act, see=lambda call, act=act, queues=queues, number=number: self._given.update(
-                            {id(act): queues.kept(number, len(call.x))}
-                        ),
-                    )  # fmt: skip
+                    yield Watch(module=act, see=partial(self._begin, act, queues, number))
+
+    def _begin(self, act: nn.Module, queues: _Queues, number: int, call: Call) -> None:
+        self._given[id(act)] = queues.kept(number, len(call.x))
 
     def rows(self, act: nn.Module, x: Tensor) -> Tensor:
         """Return the rows of ``x`` ``[..., W]``, in the running call of ``act``, that are no padding: ``[N, W]``."""
@@ -77,7 +74,7 @@ class ExpertTokens:
         return flat if kept is None or len(kept) != len(flat) else flat[kept.to(flat.device)]
 
 
-def _groups(layer: Any) -> list[tuple[int, list[nn.Module]]]:
+def _groups(layer: ExpertFFN | MixedBank) -> list[tuple[int, list[nn.Module]]]:
     """Return the numbers of experts, and the activations, of the groups of a layer; shared experts last, as 0."""
     if isinstance(layer, ExpertFFN):
         routed = [(bank.count, list(bank.acts)) for bank in banks_of(layer.banks)]
@@ -122,7 +119,7 @@ def routed(ffn: ExpertFFN, see: Callable[[Routing, Call], None]) -> Iterator[Wat
     """Yield the watches that call ``see`` with what the router of ``ffn`` decided, and the call of ``ffn``."""
     given: list[Call] = []
     yield Watch(module=ffn, see=lambda call: given.__setitem__(slice(None), [call]))
-    yield Watch(module=ffn.router, see=lambda call: see(call.output, given[0]), after=True)
+    yield Watch(module=ffn.router, see=lambda call: see(call.output, given.pop()), after=True)
 
 
 def _sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Watch]:
@@ -133,7 +130,7 @@ def _sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Wat
         yield Watch(module=layer, see=lambda call: see(call, call.inputs[1]))
 
 
-def routed_inputs(model: Any, layer: nn.Module, batches: Iterable[Batch], *, limit: int) -> tuple[Tensor, Tensor]:
+def routed_inputs(model: nn.Module, layer: nn.Module, batches: Iterable[Batch], *, limit: int) -> tuple[Tensor, Tensor]:
     """Return the first tokens that experts are given on ``batches``, without padding.
 
     Args:

@@ -96,7 +96,7 @@ def same_randomness(model: nn.Module, *, seed: int | None = None) -> Iterator[No
             generator.set_state(state)
 
 
-def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the floating-point outputs (logits, hidden states) of ``model`` on ``inputs``.
 
     What a model draws at random (Reformer's hashes) is the same each time.
@@ -110,7 +110,7 @@ def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def try_run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def try_run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return `run`'s outputs.
 
     Raises:
@@ -149,5 +149,5 @@ def _max_abs(a: Tensor, b: Tensor) -> float:
 
 
 def give_pad_token(tokenizer: Any) -> None:
-    """Let a tokenizer without a token to pad with (GPT-2's) take the one that ends a text."""
+    """Give a tokenizer without a token to pad with (GPT-2's) the one that ends a text."""
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -75,7 +75,7 @@ class Watch:
 
 @contextmanager
 def watching(model: nn.Module, watches: Iterable[Watch]) -> Iterator[None]:
-    """Have the watched modules of ``model`` seen within the block."""
+    """Hook the watched modules of ``model`` within the block, and the models around them that know their tokens."""
     watches = list(watches)
     with ExitStack() as hooks:
         given = threading.local()  # by thread: two may run one model at once
@@ -101,19 +101,14 @@ def _take_out(hooks: ExitStack, handle: RemovableHandle) -> None:
 
 def _stacks(model: nn.Module, watches: Sequence[Watch]) -> list[tuple[nn.Module, bool]]:
     """Return the stacks around the watched modules, and whether each is the decoder of an encoder-decoder."""
-    watched, decoders = {id(watch.module) for watch in watches}, {}
-    found: dict[int, nn.Module] = {}
+    watched, whole = {id(watch.module) for watch in watches}, _is_encoder_decoder(model)
+    found: dict[int, tuple[nn.Module, bool]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) in watched:
             stack, _ = stack_and_blocks(model, name)
-            found[id(stack)] = stack
-            decoders[id(stack)] = decoders.get(id(stack), False) or any(
-                part.endswith("decoder") for part in name.split(".")
-            )
-    return [
-        (stack, decoders[key] and (_is_encoder_decoder(model) or _is_encoder_decoder(stack)))
-        for key, stack in found.items()
-    ]
+            decodes = any(part.endswith("decoder") for part in name.split("."))  # seamless_m4t has a text_decoder
+            found[id(stack)] = stack, decodes and (whole or _is_encoder_decoder(stack))
+    return list(found.values())
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:
@@ -151,7 +146,7 @@ def _forget(model: nn.Module, args: Any, output: Any, *, given: threading.local)
 def _begin(
     stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, given: threading.local, decoder: bool
 ) -> None:  # fmt: skip
-    """Have the pass of a stack begin, and note what only the model around it is told of its tokens."""
+    """Begin the pass of a stack, and note what only the model around it is told of its tokens."""
     before_stack(stack, args, kwargs)
     now = current_pass()
     reading = None if now is None else now.reading
@@ -174,7 +169,7 @@ class _Watching:
         return self.watch.module.register_forward_pre_hook(self.tell, with_kwargs=True)
 
     def tell(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-        """Tell of one call."""
+        """Call the observer with one call of the module."""
         repeated = torch._C._current_graph_task_id() != -1
         if repeated and not self.watch.repeated:
             return
@@ -221,7 +216,7 @@ class Reached(Exception):
     """Ends a forward pass of `run_batches`: nothing after the module that raises it is needed."""
 
 
-def run_batches(model: Any, batches: Iterable[Batch], *, enough: Callable[[], bool] = lambda: False) -> None:
+def run_batches(model: nn.Module, batches: Iterable[Batch], *, enough: Callable[[], bool] = lambda: False) -> None:
     """Run ``model`` on batches, without dropout, autocast and gradients, until ``enough`` says so.
 
     Args:
@@ -240,7 +235,7 @@ def run_batches(model: Any, batches: Iterable[Batch], *, enough: Callable[[], bo
                 return
 
 
-def first_inputs(model: Any, module: nn.Module, batches: Iterable[Batch], *, limit: int) -> Tensor | None:
+def first_inputs(model: nn.Module, module: nn.Module, batches: Iterable[Batch], *, limit: int) -> Tensor | None:
     """Return the first tokens that ``module`` is given on ``batches``, at most ``limit``, without padding: ``[N, W]``.
 
     A pass ends once the module has been given its text. None: it is never run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,15 @@ from hf_glu.instruments.expert_tokens import routed
 from hf_glu.instruments.recorder import Call, watching
 
 
+@dataclass(kw_only=True, eq=False)
+class _Sum:
+    """What one router did with the tokens of one label: how many, how many each expert got ``[E]``, their entropies."""
+
+    load: Tensor
+    tokens: int = 0
+    entropy: float = 0.0
+
+
 class ExpertStatistics:
     """Running sums over what the routers saw; `label` and `mask` can be set before each forward pass.
 
@@ -31,7 +41,7 @@ class ExpertStatistics:
     def __init__(self) -> None:
         self.label = "all"
         self.mask: Tensor | None = None
-        self._sums: dict[tuple[str, str], dict[str, Any]] = {}
+        self._sums: dict[tuple[str, str], _Sum] = {}
 
     def add(self, name: str, routing: Routing, call: Call) -> None:
         """Add what the router of one FFN decided in a call of it."""
@@ -42,10 +52,11 @@ class ExpertStatistics:
             experts, logits = experts[kept.to(experts.device)], logits[kept.to(logits.device)]
         scores = logits.softmax(-1)
         entropy = -(scores * scores.clamp_min(1e-20).log()).sum(-1)
-        sums = self._sums.setdefault((name, self.label), {"tokens": 0, "load": 0, "entropy": 0.0})
-        sums["tokens"] += len(logits)
-        sums["load"] = sums["load"] + torch.bincount(experts.reshape(-1), minlength=logits.shape[1]).cpu()
-        sums["entropy"] += float(entropy.sum())
+        load = torch.bincount(experts.reshape(-1), minlength=logits.shape[1]).cpu()
+        total = self._sums.setdefault((name, self.label), _Sum(load=torch.zeros_like(load)))
+        total.tokens += len(logits)
+        total.load += load
+        total.entropy += float(entropy.sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Return rows by layer and label: tokens, each expert's share of the load, the routers' mean entropy (nats).
@@ -53,11 +64,11 @@ class ExpertStatistics:
         No token is ever dropped.
         """
         rows = []
-        for (layer, label), sums in self._sums.items():
-            load = sums["load"].double() / sums["load"].sum().clamp_min(1)
-            entropy = sums["entropy"] / max(1, sums["tokens"])
+        for (layer, label), total in self._sums.items():
+            load = total.load.double() / total.load.sum().clamp_min(1)
+            entropy = total.entropy / max(1, total.tokens)
             rows.append(
-                {"layer": layer, "label": label, "tokens": sums["tokens"], "load": load.tolist(), "entropy": entropy}
+                {"layer": layer, "label": label, "tokens": total.tokens, "load": load.tolist(), "entropy": entropy}
             )
         return {"rows": rows, "dropped": 0}
 
@@ -68,7 +79,7 @@ class ExpertStatistics:
             KeyError: nothing was counted under a label.
         """
         layers = dict.fromkeys(layer for layer, _ in self._sums)
-        pairs = [[self._sums[layer, label]["load"].double() for label in (one, other)] for layer in layers]
+        pairs = [[self._sums[layer, label].load.double() for label in (one, other)] for layer in layers]
         apart = [(p / p.sum() - q / q.sum()).abs().sum() / 2 for p, q in pairs]
         return float(torch.stack(apart).mean())
 
