@@ -9,6 +9,7 @@ import numpy
 import peft
 import pytest
 import torch
+import transformers
 from comparing import assert_same
 from pico import FAMILIES, HIDDEN, make_native
 from test_stateful import awake
@@ -299,3 +300,20 @@ def test_modes_and_random_numbers_are_restored_after_exceptions():
         raise ZeroDivisionError
     assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gates_of_transposed_texts_are_recorded_by_text():
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(
+        vocab_size=64, d_model=HIDDEN, n_layer=2, n_head=2, d_inner=40, ff_activation="gelu"
+    )
+    model = transformers.XLNetModel(config).eval()
+    hf_glu.convert(model, "geglu", check=False)
+    site, ids, mask = find_sites(model)[1], IDS[:, :7], LEFT[:, :7]
+    with torch.no_grad(), hf_glu.record_gates(model) as gates:
+        model(input_ids=ids, attention_mask=mask)
+    (both,) = raw(model, site.act, input_ids=ids, attention_mask=mask)
+    expected = both.chunk(2, -1)[0].sigmoid().mean(-1).T.masked_fill(mask == 0, torch.nan)
+    torch.testing.assert_close(gates.layers[1].openness, expected, equal_nan=True)
+    assert 0 < mask.sum() < mask.numel()
+    assert gates.layers[1].tokens == mask.sum()
