@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.forward import ffn_output
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.probe import max_abs_difference, probe_inputs, run, try_run
+from hf_glu.instruments.recorder import Kept, Watch, watching
 
 TOKENS = 256
 # What counts as the same by the dtype of the weights, relative to the largest output: GEMMs of another shape add in
@@ -28,26 +29,16 @@ class SiteProbe:
 
     def __init__(self, sites: list[Site]) -> None:
         self._sites = [site for site in sites if site.kind not in ("experts", "mixer")]
+        self._kept = {site.name: Kept(TOKENS) for site in self._sites}
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record the first inputs of each FFN."""
-        handles = [site.in_proj.register_forward_pre_hook(self._hook(site.name)) for site in self._sites]
-        try:
+    def recording(self, model: nn.Module) -> Iterator[None]:
+        """Record the first tokens that each FFN is given, at most `TOKENS`, without padding."""
+        with watching(model, [Watch(module=site.in_proj, see=self._kept[site.name].see) for site in self._sites]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, name: str) -> Any:
-        def record(module: Any, args: tuple[Any, ...]) -> None:
-            if name not in self._inputs:
-                x = args[0].detach()
-                self._inputs[name] = x.reshape(-1, x.shape[-1])[:TOKENS].clone()
-
-        return record
+        self._inputs = {name: kept.tensor() for name, kept in self._kept.items() if kept.parts}
 
     @torch.no_grad()
     def reference(self) -> None:
@@ -79,7 +70,7 @@ class Comparison:
         self._model, self._strict = model, check != REPORT
         self._inputs = probe_inputs(model) if inputs is None else dict(inputs)
         self._probe = SiteProbe(sites)
-        with self._probe.recording():
+        with self._probe.recording(model):
             self._before = try_run(model, self._inputs)
         self._probe.reference()
 

@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hf_glu.activation.learnable import mixes
-from hf_glu.activation.modulated import ContextSource, Modulation
+from hf_glu.activation.modulated import ContextSource
 from hf_glu.activation.module import innermost
 from hf_glu.activation.parameters import activations
-from hf_glu.config.layers import STACKS
-from hf_glu.ffn.experts.group import Bank
-from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.sites import layer_of
-from hf_glu.instruments.activity import Masks, read_valid, run_batches
 from hf_glu.instruments.curves import Mixing, curve_rows, modulation_of, modulation_row
+from hf_glu.instruments.expert_tokens import ExpertTokens
+from hf_glu.instruments.recorder import Batch, Call, Watch, run_batches, watching
+from hf_glu.instruments.routing import stack_of
 
 
 def adaptive_activations(model: nn.Module) -> dict[str, nn.Module]:
@@ -50,7 +47,7 @@ def snapshot(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def adaptive_statistics(
-    model: Any, batches: Iterable[Mapping[str, Any]], before: Mapping[str, nn.Module],
+    model: nn.Module, batches: Iterable[Batch], before: Mapping[str, nn.Module],
     types: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return what the `adaptive_activations` of ``model`` do on ``batches``, and would have done ``before``.
@@ -71,60 +68,59 @@ def adaptive_statistics(
           `hf_glu.instruments.curves.modulation_row`. None: not modulated, or before the context vector.
     """
     found = adaptive_activations(model)
-    routed = {id(act) for bank in model.modules() if isinstance(bank, (Bank, MixedBank)) for act in bank.acts}
-    watched = [_Watched(name, act, before.get(name), routed=id(act) in routed) for name, act in found.items()]
+    watched = [_Watched(name, act, before.get(name)) for name, act in found.items()]
     if not watched:
         return []
-    masks: Masks = {}
+    inside = ExpertTokens(model)
 
-    def see(padding: Masks) -> None:
-        masks.update(padding)
-        for each in watched:
-            each.batch += 1
+    def numbered() -> Iterator[Batch]:
+        for number, batch in enumerate(batches):
+            for each in watched:
+                each.batch = number
+            yield batch
 
-    with ExitStack() as hooks:
-        for each in watched:
-            for handle in each.watch(masks):
-                hooks.callback(handle.remove)
-        run_batches(model, batches, see)
+    with watching(model, [*inside.watches(), *(watch for each in watched for watch in each.watches(inside))]):
+        run_batches(model, numbered())
     return [each.to_dict(types) for each in watched if each.ran]
 
 
 class _Watched:
     """What is measured of one activation; ``batch`` is the number of the batch that runs."""
 
-    def __init__(self, name: str, act: nn.Module, before: nn.Module | None, *, routed: bool) -> None:
-        self.name, self.act, self.routed = name, act, routed
-        self.stack = next((part for part in name.split(".") if part in STACKS), None)
-        self.batch, self.ran = -1, False
+    def __init__(self, name: str, act: nn.Module, before: nn.Module | None) -> None:
+        self.name, self.act = name, act
+        self.stack = stack_of(name)
+        self.batch, self.ran = 0, False
         self.mix, self.shift = Mixing.of(act), modulation_of(act)
         self.before = None if before is None else (before, Mixing.of(before))
         self.vectors: dict[int, Tensor] = {}  # by batch, [B, R]
 
-    def watch(self, masks: Masks) -> Iterator[RemovableHandle]:
-        """Hook the activation and what in it is measured."""
-        yield self.act.register_forward_pre_hook(self.begin)
-        if self.mix is not None:  # which tokens an expert is given isn't known: padding counts there
-            known = {self.stack: []} if self.routed else masks
-            yield self.mix.module.register_forward_pre_hook(
-                lambda _, args: read_valid(self.stack, known, self.add, args[0])
+    def watches(self, inside: ExpertTokens) -> Iterator[Watch]:
+        """Yield the watches of the activation and of what in it is measured; ``inside`` knows what experts get."""
+        yield Watch(module=self.act, see=self.begin)
+        if self.mix is not None:
+            routed = id(self.act) in inside.acts
+            yield Watch(
+                module=self.mix.module,
+                see=lambda call: self.add(inside.rows(self.act, call.x) if routed else call.tokens.rows(call.x)),
             )
         if self.shift is not None:
-            yield self.shift.register_forward_pre_hook(self.read)
+            yield Watch(module=self.shift, see=self.read)
 
-    def begin(self, act: nn.Module, args: Any) -> None:
+    def begin(self, call: Call) -> None:
         """Note that it runs."""
         self.ran = True
 
     def add(self, x: Tensor) -> None:
-        """Add what the mix is given, ``[N, W]``."""
+        """Add what the mix is given, without padding: ``[N, W]``."""
+        x = x.detach().float()
         for mixing in (self.mix, self.before and self.before[1]):
             if mixing is not None:
                 mixing.add(x)
 
-    def read(self, shift: Modulation, args: Any) -> None:
+    def read(self, call: Call) -> None:
         """Keep the context vectors after the texts' last tokens: padding leaves a running one as it is."""
-        reading = shift.current()
+        reading = self.shift.current() if self.shift is not None else None
         if reading is not None and reading.vector is not None:
             self.vectors[self.batch] = reading.vector[:, -1].float().cpu()
 

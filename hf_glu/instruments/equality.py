@@ -1,4 +1,4 @@
-"""When are two models the same? Their weights are, bit by bit, and so are their outputs, computed in the same way.
+"""Telling whether two models are the same: bit by bit in their weights, and in their outputs.
 
 A tensor that a file was mapped into need not lie where a tensor of torch's own would, and a matrix product on it may
 round in another way: models are `align`ed before their outputs are compared.
@@ -28,14 +28,14 @@ def checksums(model: nn.Module) -> dict[str, str]:
 
 
 def align(model: nn.Module) -> None:
-    """Give what lies elsewhere than torch would put it memory of its own, so that products on it round as always."""
+    """Move the tensors of ``model`` that torch would put elsewhere, so that products on them round as always."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors have the same dtype, shape and bits."""
+    """Return whether two tensors have the same dtype, shape and bits."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))

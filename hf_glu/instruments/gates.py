@@ -10,20 +10,17 @@ Shapes: B sequences, T tokens of all forward passes, W channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hf_glu.activation import OwnedActivation
 from hf_glu.activation.context import Reading
-from hf_glu.activation.context.hooks import by_name, cache_of, stack_and_blocks
-from hf_glu.activation.context.reading import read
-from hf_glu.activation.context.states import load_state, tokens_seen
+from hf_glu.activation.context.states import load_state
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.kernels.scan import decays, stateful
 from hf_glu.activation.stateful import Memory
@@ -31,6 +28,8 @@ from hf_glu.errors import DataError, NoSiteError
 from hf_glu.ffn.identify import describe_site
 from hf_glu.ffn.mixers import gate_begin
 from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.instruments.recorder import Call, Watch, watching
+from hf_glu.instruments.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +69,7 @@ class GateRecord:
 class RecordedGates:
     """What `record_gates` gives."""
 
-    def __init__(self, gates: list[_Gate]) -> None:
+    def __init__(self, gates: list[_WatchedGate]) -> None:
         self._gates = gates
 
     @property
@@ -88,32 +87,19 @@ class RecordedGates:
 
 
 @dataclass(eq=False)
-class _Pass:
-    """One forward pass of a stack: its tokens, and what a gate measured in it, ``[measures, B, tokens]`` a call."""
+class _Run:
+    """What a gate measured in one forward pass of ``length`` tokens: ``[measures, B, tokens]`` a call."""
 
-    reading: Reading | None
+    length: int
     calls: list[Tensor] = field(default_factory=list)
 
-    def add(self, means: Tensor) -> None:
-        """Take ``[measures, B, tokens]``; or ``[measures, N]``, where the tokens of all sequences are in one row."""
-        if means.ndim == 2:
-            reading = self.reading
-            whole = reading is not None and means.shape[1] == reading.batch * reading.length
-            means = means.reshape(len(means), reading.batch if reading is not None and whole else 1, -1)
-        self.calls.append(means)
-
-    def runs(self) -> tuple[Tensor, ...]:
+    def layers(self) -> tuple[Tensor, ...]:
         """Return ``[measures, B, T]`` for each time that the layer ran: several, where layers share it."""
-        if not self.calls:
-            return ()
-        whole, reading = torch.cat(self.calls, -1), self.reading  # FFNs may run in chunks of the sequence
-        if reading is None or whole.shape[1] != reading.batch or whole.shape[2] % reading.length:
-            return (whole,)  # a stack that pads or pools its tokens by itself: which are padding isn't known
-        runs = whole.split(reading.length, -1)
-        return runs if reading.valid is None else tuple(run.masked_fill(~reading.valid, torch.nan) for run in runs)
+        whole = torch.cat(self.calls, -1)  # FFNs may run in chunks of the text
+        return whole.split(self.length, -1) if self.length and not whole.shape[2] % self.length else (whole,)
 
 
-class _Gate:
+class _WatchedGate:
     """What one site measures."""
 
     def __init__(self, model: nn.Module, site: Site) -> None:
@@ -121,59 +107,52 @@ class _Gate:
         keys = {"layer": "name", "index": "layer", "stack": "stack", "kind": "kind", "activation": "activation"}
         self.about = {key: described[name] for key, name in keys.items()}
         self.site, self.memory = site, _memory(site)
-        self.stack = stack_and_blocks(model, site.name)[0]
-        self.passes: list[_Pass] = []
+        self.runs: list[_Run] = []
         self.start: Tensor | None = None
 
-    def watch(self) -> Iterator[RemovableHandle]:
-        """Hook the modules that see the gate's pre-activation, and the model that knows its tokens."""
-        yield self.stack.register_forward_pre_hook(self.begin, with_kwargs=True)
+    def watches(self) -> Iterator[Watch]:
+        """Yield the watches of the modules that see the gate's pre-activation."""
         act = self.site.act
         if self.memory is not None:
-            yield self.memory.register_forward_pre_hook(self.before_memory)
-            yield self.memory.register_forward_hook(lambda memory, args, z: self.add(args[0], z))
+            yield Watch(module=self.memory, see=self.before_memory)
+            yield Watch(module=self.memory, after=True, see=lambda call: self.add(call, call.x, call.output))
         elif self.site.kind == "mixer":  # whose activation is its convolution's, too
-            yield self.site.in_proj.register_forward_hook(lambda in_proj, args, out: self.add(self.of_mixer(out)))
+            yield Watch(module=self.site.in_proj, after=True, see=lambda call: self.add(call, self.of_mixer(call)))
         elif isinstance(act, OwnedActivation) and act.gated:
-            yield act.register_forward_pre_hook(lambda act, args: self.add(split_gate_up(args[0])[0]))
+            yield Watch(module=act, see=lambda call: self.add(call, split_gate_up(call.x)[0]))
         else:
-            yield act.register_forward_pre_hook(lambda act, args: self.add(args[0]))
+            yield Watch(module=act, see=lambda call: self.add(call, call.x))
 
-    def begin(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin with another forward pass."""
-        inputs = by_name(stack, args, kwargs)
-        reading = read(inputs, partial(tokens_seen, cache_of(inputs)))
-        if reading is not None and reading.valid is not None:
-            reading.valid = reading.valid.to("cpu", copy=True)
-        self.passes.append(_Pass(reading))
-
-    def before_memory(self, memory: Memory, args: tuple[Any, ...]) -> None:
+    def before_memory(self, call: Call) -> None:
         """Keep the state that the memory is about to go on from."""
-        self.start = load_state(memory.cache(), memory.slot)
+        assert self.memory is not None
+        self.start = load_state(self.memory.cache(), self.memory.slot)
 
-    def of_mixer(self, projected: Tensor) -> Tensor:
-        """Return g from a mixer's in-projection."""
-        begin = gate_begin(self.site.anchor)
-        return projected[..., begin : begin + self.site.width]
+    def of_mixer(self, call: Call) -> Tensor:
+        """Return g from what a mixer's in-projection gives."""
+        begin, projected = gate_begin(self.site.anchor), call.output
+        gate: Tensor = projected[..., begin : begin + self.site.width]
+        return gate
 
     @torch.no_grad()
-    def add(self, g: Tensor, z: Tensor | None = None) -> None:
-        """Take the pre-activation, ``[B, T, W]`` or all sequences' tokens in one row ``[N, W]``."""
-        if torch._C._current_graph_task_id() != -1:
-            return  # computed once more in the backward pass
-        if not self.passes:  # the layer was called without its model
-            self.passes.append(_Pass(None))
+    def add(self, call: Call, g: Tensor, z: Tensor | None = None) -> None:
+        """Take the pre-activation of the tokens of a call."""
+        tokens = call.tokens
         wide = g.to(torch.promote_types(g.dtype, torch.float32))
-        measures = [wide.sigmoid()]
+        measures = [_means(tokens, wide.sigmoid())]
         if z is not None and self.memory is not None:
-            x = self.memory.sequences(g)
-            states, shift = _states(self.memory, x, self.start), (z.to(wide.dtype) - wide).abs()
-            measures = [each.reshape(x.shape) for each in (*measures, states, shift)]
-        self.passes[-1].add(torch.stack([measure.mean(-1) for measure in measures]).float().cpu())
+            states = _states(self.memory, self.memory.sequences(g), self.start)
+            measures += [states.mean(-1), _means(tokens, (z.to(wide.dtype) - wide).abs())]
+        found = torch.stack(measures).float()
+        if tokens.valid is not None:
+            found = found.masked_fill(~tokens.valid.to(found.device), torch.nan)
+        if call.first:
+            self.runs.append(_Run(tokens.length))
+        self.runs[-1].calls.append(found.cpu())
 
     def records(self) -> Iterator[GateRecord]:
         """Yield a record for each time that the layer runs in a forward pass."""
-        passes = [runs for each in self.passes if (runs := each.runs())]
+        passes = [run.layers() for run in self.runs]
         if len(sizes := sorted({run.shape[1] for runs in passes for run in runs})) > 1:
             raise DataError(
                 f"batches of {' and '.join(map(str, sizes))} sequences can't be appended: record each in its own block"
@@ -197,17 +176,19 @@ def record_gates(model: nn.Module) -> Iterator[RecordedGates]:
     Raises:
         NoSiteError: there is no such gate.
     """
-    watched = [_Gate(model, site) for site in convertible_sites(model) if _has_gate(site)]
+    watched = [_WatchedGate(model, site) for site in convertible_sites(model) if _has_gate(site)]
     if not watched:
         raise NoSiteError(
             f"{type(model).__name__} has no gates to record: hf_glu.convert(model, NAME) gives its FFNs some "
             "(those of experts aren't recorded: hf_glu.expert_statistics shows the routers)"
         )
-    with ExitStack() as hooks:
-        for gate in watched:
-            for handle in gate.watch():
-                hooks.callback(handle.remove)
+    with watching(model, [watch for gate in watched for watch in gate.watches()]):
         yield RecordedGates(watched)
+
+
+def _means(tokens: Tokens, values: Tensor) -> Tensor:
+    """Return the mean over the channels of ``values``, by sequence and time: ``[B, T]``."""
+    return tokens.texts(values.mean(-1, keepdim=True)).squeeze(-1)
 
 
 def _memory(site: Site) -> Memory | None:

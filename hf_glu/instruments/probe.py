@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ LENGTH = 24
 IDS = ("input_ids", "inputs")  # the names that families have for token ids
 MORE = ("pixel_values", "input_features", "input_values", "inputs_embeds", "bbox")  # which others may be needed
 CHARACTERS = 256  # ids of a model without a vocabulary, which reads characters (CANINE)
+GENERATORS = ("cuda", "xpu")  # devices with generators of their own, one each
 ELSE = ": give inputs={...} to compare it on, or check=False (--no-check)"
 
 
@@ -54,25 +57,51 @@ def with_decoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have dropout off and autocast off, without gradients, and every module's mode as it was afterwards."""
+    """Turn dropout, autocast and gradients off for ``model`` within the block.
+
+    Afterwards every module is in the mode that it was in, and the generators of random numbers are where they were.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     device = next(model.parameters()).device.type
     try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(device, enabled=False), same_randomness(model):
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+@contextmanager
+def same_randomness(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
+    """Leave the generators of random numbers as they were: Python's, NumPy's, torch's on CPU and GPUs of the model.
+
+    Args:
+        model: the model.
+        seed: what torch's generators start from within the block; None: they go on.
+    """
+    gpus = {part.device for part in model.parameters() if part.device.type in GENERATORS}
+    generators = [torch.default_generator]
+    generators += [torch.get_device_module(gpu).default_generators[gpu.index] for gpu in gpus]
+    states = [generator.get_state() for generator in generators]
+    python, arrays = random.getstate(), numpy.random.get_state()
+    for generator in generators if seed is not None else ():
+        generator.manual_seed(seed or 0)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the floating-point outputs (logits, hidden states) of ``model`` on ``inputs``.
 
     What a model draws at random (Reformer's hashes) is the same each time.
     """
-    with evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with evaluating(model), same_randomness(model, seed=0):
         outputs = model(**inputs)
     return {
         key: value.detach().clone()
@@ -81,7 +110,7 @@ def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def try_run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def try_run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return `run`'s outputs.
 
     Raises:
@@ -120,5 +149,5 @@ def _max_abs(a: Tensor, b: Tensor) -> float:
 
 
 def give_pad_token(tokenizer: Any) -> None:
-    """Let a tokenizer without a token to pad with (GPT-2's) take the one that ends a text."""
+    """Give a tokenizer without a token to pad with (GPT-2's) the one that ends a text."""
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

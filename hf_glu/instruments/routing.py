@@ -4,43 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_glu.config.layers import STACKS
 from hf_glu.errors import NoSiteError
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.native import is_bank
-from hf_glu.ffn.experts.router import Router, Routing
+from hf_glu.ffn.experts.router import Routing
+from hf_glu.instruments.expert_tokens import routed
+from hf_glu.instruments.recorder import Call, watching
+
+
+@dataclass(kw_only=True, eq=False)
+class _Sum:
+    """What one router did with the tokens of one label: how many, how many each expert got ``[E]``, their entropies."""
+
+    load: Tensor
+    tokens: int = 0
+    entropy: float = 0.0
 
 
 class ExpertStatistics:
-    """Running sums over what the routers saw; set `label` and `mask` before each forward pass.
+    """Running sums over what the routers saw; `label` and `mask` can be set before each forward pass.
 
     Attributes:
         label: what the tokens that come are counted under, such as the domain of the text.
-        mask: ``[batch, length]``, 1 where a token counts; None: all do.
+        mask: ``[batch, length]``, 1 where a token counts; None: where what the model is given says that it is no
+            padding (`hf_glu.instruments.tokens`).
     """
 
     def __init__(self) -> None:
         self.label = "all"
         self.mask: Tensor | None = None
-        self._sums: dict[tuple[str, str], dict[str, Any]] = {}
+        self._sums: dict[tuple[str, str], _Sum] = {}
 
-    def add(self, name: str, routing: Routing) -> None:
-        """Add what one router decided."""
-        experts, logits = routing.experts, routing.logits.detach()
+    def add(self, name: str, routing: Routing, call: Call) -> None:
+        """Add what the router of one FFN decided in a call of it."""
+        experts, logits, kept = routing.experts, routing.logits.detach(), call.tokens.kept
         if self.mask is not None and self.mask.numel() == len(logits):
-            kept = self.mask.reshape(-1).bool().to(logits.device)
-            experts, logits = experts[kept], logits[kept]
+            kept = self.mask.reshape(-1).bool()
+        if kept is not None:
+            experts, logits = experts[kept.to(experts.device)], logits[kept.to(logits.device)]
         scores = logits.softmax(-1)
         entropy = -(scores * scores.clamp_min(1e-20).log()).sum(-1)
-        sums = self._sums.setdefault((name, self.label), {"tokens": 0, "load": 0, "entropy": 0.0})
-        sums["tokens"] += len(logits)
-        sums["load"] = sums["load"] + torch.bincount(experts.reshape(-1), minlength=logits.shape[1]).cpu()
-        sums["entropy"] += float(entropy.sum())
+        load = torch.bincount(experts.reshape(-1), minlength=logits.shape[1]).cpu()
+        total = self._sums.setdefault((name, self.label), _Sum(load=torch.zeros_like(load)))
+        total.tokens += len(logits)
+        total.load += load
+        total.entropy += float(entropy.sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Return rows by layer and label: tokens, each expert's share of the load, the routers' mean entropy (nats).
@@ -48,11 +64,11 @@ class ExpertStatistics:
         No token is ever dropped.
         """
         rows = []
-        for (layer, label), sums in self._sums.items():
-            load = sums["load"].double() / sums["load"].sum().clamp_min(1)
-            entropy = sums["entropy"] / max(1, sums["tokens"])
+        for (layer, label), total in self._sums.items():
+            load = total.load.double() / total.load.sum().clamp_min(1)
+            entropy = total.entropy / max(1, total.tokens)
             rows.append(
-                {"layer": layer, "label": label, "tokens": sums["tokens"], "load": load.tolist(), "entropy": entropy}
+                {"layer": layer, "label": label, "tokens": total.tokens, "load": load.tolist(), "entropy": entropy}
             )
         return {"rows": rows, "dropped": 0}
 
@@ -63,7 +79,7 @@ class ExpertStatistics:
             KeyError: nothing was counted under a label.
         """
         layers = dict.fromkeys(layer for layer, _ in self._sums)
-        pairs = [[self._sums[layer, label]["load"].double() for label in (one, other)] for layer in layers]
+        pairs = [[self._sums[layer, label].load.double() for label in (one, other)] for layer in layers]
         apart = [(p / p.sum() - q / q.sum()).abs().sum() / 2 for p, q in pairs]
         return float(torch.stack(apart).mean())
 
@@ -79,16 +95,15 @@ def expert_statistics(model: nn.Module) -> Iterator[ExpertStatistics]:
     if not found:
         raise NoSiteError(f"{type(model).__name__} has no experts: hf_glu.convert(model, NAME, experts=...) makes some")
     statistics = ExpertStatistics()
-    handles = [ffn.router.register_forward_hook(partial(_record, statistics, name)) for name, ffn in found.items()]
-    try:
+    with watching(
+        model, [watch for name, ffn in found.items() for watch in routed(ffn, partial(statistics.add, name))]
+    ):
         yield statistics
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _record(statistics: ExpertStatistics, name: str, router: Router, args: Any, routing: Routing) -> None:
-    statistics.add(name, routing)
+def stack_of(name: str) -> str | None:
+    """Return the stack that the path of a module names: ``encoder``, ``decoder`` or None."""
+    return next((part for part in name.split(".") if part in STACKS), None)
 
 
 def active_parameters(model: nn.Module) -> int:

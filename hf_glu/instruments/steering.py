@@ -6,15 +6,17 @@ Shapes: B sequences, T tokens, R size of the context vector.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_glu.activation import GatedActivation
+from hf_glu.activation.context import Reading
 from hf_glu.activation.modulated import ContextSource
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
@@ -25,10 +27,12 @@ from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.mixers import gate_begin
 from hf_glu.ffn.sites import Site, convertible_sites
 from hf_glu.instruments.probe import evaluating
+from hf_glu.instruments.recorder import Call, Watch, watching
 
 # preset -> threshold, slope
 PRESETS = {"strict": (0.3, 1.2), "loose": (-0.3, 0.9)}
-Amount = float | Tensor
+Amount: TypeAlias = float | Tensor
+Shift: TypeAlias = Callable[[Tensor], Tensor]  # from a gate's pre-activations to those that it gets
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def modulation(
     model: nn.Module, preset: str | None = None, *, threshold: Amount = 0.0, slope: Amount = 1.0, layers: Any = None,
     vector: Tensor | None = None,
 ) -> Iterator[None]:  # fmt: skip
-    """Have every gate of ``model`` see slope (g - threshold) in place of g, within the block.
+    """Give every gate of ``model`` slope (g - threshold) in place of g, within the block.
 
     Works for any model whose FFNs hf_glu knows, dense ones included, and for Mamba's mixers; on top of what a modulated
     activation does itself.
@@ -83,24 +87,20 @@ def context_vector(model: nn.Module, **inputs: Any) -> Tensor:
         NoSiteError: it has none.
     """
     found: list[Tensor] = []
-    caller = threading.get_ident()
+    source, caller = _sources(model)[-1], threading.get_ident()
 
-    def record(source: ContextSource, args: Any, vector: Tensor) -> None:
-        reading = source.current()
+    def see(call: Call) -> None:
         if threading.get_ident() == caller:
-            found.append(_at_last(vector, None if reading is None else reading.valid))
+            found.append(_at_last(call.output, source.current()))
 
-    handle = _sources(model)[-1].register_forward_hook(record)
-    try:
-        with evaluating(model):
-            model(**inputs)
-        return found[-1]
-    finally:
-        handle.remove()
+    with watching(model, [Watch(module=source, see=see, after=True)]), evaluating(model):
+        model(**inputs)
+    return found[-1]
 
 
-def _at_last(vector: Tensor, valid: Tensor | None) -> Tensor:
+def _at_last(vector: Tensor, reading: Reading | None) -> Tensor:
     """Return the vector at the last token of each sequence that is no padding: ``[B, 1, R]``."""
+    valid = None if reading is None else reading.valid
     if valid is None or vector.shape[1] == 1:
         return vector[:, -1:]
     last = valid.shape[1] - 1 - valid.flip(1).int().argmax(1)
@@ -114,7 +114,7 @@ def _sources(model: nn.Module) -> list[ContextSource]:
     return found
 
 
-def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> list[Any]:
+def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> list[RemovableHandle]:
     neutral = not isinstance(threshold, Tensor) and not isinstance(slope, Tensor) and (threshold, slope) == (0.0, 1.0)
     if neutral:
         return []
@@ -132,14 +132,14 @@ def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> l
     return handles
 
 
-def _hook(site: Site, shift: Any) -> Any:
+def _hook(site: Site, shift: Shift) -> RemovableHandle:
     if site.kind == "mixer":
         begin, width = gate_begin(site.anchor), site.width
         return site.in_proj.register_forward_hook(partial(_after_projection, shift=shift, begin=begin, width=width))
     return site.act.register_forward_pre_hook(partial(_before, shift=shift))
 
 
-def _before(act: nn.Module, args: tuple[Any, ...], *, shift: Any) -> tuple[Any, ...]:
+def _before(act: nn.Module, args: tuple[Any, ...], *, shift: Shift) -> tuple[Any, ...]:
     x = args[0]
     if isinstance(act, GatedActivation):
         gate, up = x.chunk(2, dim=-1)
@@ -147,7 +147,7 @@ def _before(act: nn.Module, args: tuple[Any, ...], *, shift: Any) -> tuple[Any, 
     return (shift(x), *args[1:])
 
 
-def _after_projection(module: nn.Module, args: Any, out: Tensor, *, shift: Any, begin: int, width: int) -> Tensor:
+def _after_projection(module: nn.Module, args: Any, out: Tensor, *, shift: Shift, begin: int, width: int) -> Tensor:
     before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
     return torch.cat([before, shift(gate), after], dim=-1)
 

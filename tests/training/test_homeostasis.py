@@ -66,3 +66,49 @@ def test_bad_input():
     ids = torch.randint(5, 60, (2, 8))
     with hf_glu.homeostasis(model, 1.0), pytest.raises(TrainingError, match="reentry"):
         model(input_ids=ids, labels=ids)
+
+
+IDS = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+MASK = (torch.arange(9) < torch.tensor([[9], [4], [6]])).long()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_has_no_part_in_a_gates_openness(side):
+    model = make_native("llama").train()
+    mask = MASK if side == "right" else MASK.flip(1)
+    found = []
+    sites = find_sites(model)
+    handles = [site.act.register_forward_pre_hook(lambda act, args: found.append(args[0])) for site in sites]
+    with hf_glu.homeostasis(model, 1.0) as penalty:
+        model(input_ids=IDS, attention_mask=mask, labels=IDS)
+    for handle in handles:
+        handle.remove()
+    for site, gate in zip(sites, found, strict=True):
+        assert_same(penalty.targets[site.name], gate[mask.bool()].sigmoid().mean(0).detach(), "exact")
+
+
+def gradients(checkpointing):
+    """Return the gradients of three steps, the last two with a penalty that isn't 0."""
+    torch.manual_seed(0)
+    model = FAMILIES["gpt2"].make(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0).train()
+    hf_glu.convert(model, "geglu_new", check=False)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = {}
+    with hf_glu.homeostasis(model, 10.0) as penalty:
+        for step in range(3):
+            model.zero_grad()
+            # two passes before the first one's layers are computed again
+            parts = [(IDS, MASK), (IDS.flip(0), MASK.flip(1))]
+            losses = [
+                model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss for ids, mask in parts
+            ]
+            sum(losses).backward()
+            found |= {f"{step} {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            for target in penalty.targets.values():
+                target += 0.1
+    return found
+
+
+def test_gradients_are_the_same_with_layers_that_are_computed_again():
+    assert_same(gradients(checkpointing=True), gradients(checkpointing=False), "exact up to rounding")

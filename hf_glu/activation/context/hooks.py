@@ -63,9 +63,21 @@ def unwatch_context(model: nn.Module) -> None:
             ]:
                 for known in (hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
                     known.pop(key, None)
-        carrying = vars(module).get("_gradient_checkpointing_func")
-        if isinstance(carrying, Carrying):
-            module._gradient_checkpointing_func = carrying.plain  # type: ignore[assignment]
+        _stop_carrying(module)
+
+
+def _stop_carrying(module: nn.Module) -> None:
+    """Give a module its own checkpointing function back."""
+    carrying = vars(module).get("_gradient_checkpointing_func")
+    if isinstance(carrying, Carrying):
+        module._gradient_checkpointing_func = carrying.plain  # type: ignore[assignment]
+
+
+def end_carrying(stack: nn.Module) -> None:
+    """Undo what `before_stack` did for gradient checkpointing, where nothing watches the stack any more."""
+    if before_stack not in stack._forward_pre_hooks.values():
+        for module in stack.modules():
+            _stop_carrying(module)
 
 
 def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:

@@ -24,6 +24,8 @@ class Reading:
         restart: ``[B, T]``, True where another text begins (packed sequences); None: nowhere but at the start.
         vector: ``[B, T or 1, R]``, the context vector of modulated activations; None: there is none (yet).
         rows: ``[N]``, which of the B T tokens a reader inside an expert is given, in their order; None: all.
+        labelled: ``[B, T]``, False where only the model around the stack is told of padding. Observers leave it
+            out; what the model computes doesn't depend on it. None: they tell nothing.
     """
 
     batch: int
@@ -32,6 +34,7 @@ class Reading:
     restart: Tensor | None = None
     vector: Tensor | None = None
     rows: Tensor | None = None
+    labelled: Tensor | None = None
 
     def padded(self, length: int, device: torch.device) -> Reading:
         """Return the reading of the same tokens with padding after them, ``length`` in all."""

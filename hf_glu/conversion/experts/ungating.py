@@ -18,7 +18,7 @@ from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches
 from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE, Fit
 from hf_glu.ffn.experts.native import UNGATED, apply_gate
 from hf_glu.ffn.sites import Site
-from hf_glu.instruments.probe import evaluating
+from hf_glu.instruments import expert_tokens
 
 RIDGES = (RIDGE, 1e-4, 1e-2, 1.0)
 
@@ -26,24 +26,13 @@ RIDGES = (RIDGE, 1e-4, 1e-2, 1.0)
 def routed_inputs(model: Any, bank: Site, batches: Batches) -> tuple[Tensor, Tensor]:
     """Return what a bank is given on ``batches``: tokens ``[T, H]`` in float32 and their experts ``[T, k]``.
 
-    Padding counts, as the router sees it.
+    Padding is left out: it has no part in what the fit must keep.
+
+    Raises:
+        OptionError: the model never runs the bank on these batches.
     """
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, index = [*args, *kwargs.values()][:2]
-        found.append((hidden.detach().float(), index))
-
-    handle = bank.anchor.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        with evaluating(model):
-            for batch in batches:
-                model(**batch)
-                if sum(len(hidden) for hidden, _ in found) >= MAX_TOKENS:
-                    break
-    finally:
-        handle.remove()
-    return torch.cat([hidden for hidden, _ in found]), torch.cat([index for _, index in found])
+    tokens, experts = expert_tokens.routed_inputs(model, bank.anchor, batches, limit=MAX_TOKENS)
+    return tokens.float(), experts
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from hf_glu.errors import OptionError
 from hf_glu.ffn.sites import Site
-from hf_glu.instruments.probe import evaluating, give_pad_token, with_decoder
+from hf_glu.instruments.probe import give_pad_token, with_decoder
+from hf_glu.instruments.recorder import first_inputs
 
 BATCH = 32
 MAX_LENGTH = 128
@@ -77,38 +77,13 @@ def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
         raise OptionError(f"calibration inputs_embeds are {embeds.shape[-1]} wide, the model is {table.embedding_dim}")
 
 
-class _Reached(Exception):
-    """Ends a forward pass: nothing after the site is needed."""
-
-
 def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TOKENS) -> Tensor:
     """Return what the FFN at ``site`` is given on ``batches``: ``[tokens, hidden]`` in float32, without padding.
 
     Raises:
         OptionError: the model never runs the site on these batches.
     """
-    found: list[Tensor] = []
-    mask: Tensor | None = None
-
-    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].detach()
-        if mask is not None and x.shape[:-1] == mask.shape:
-            x = x[mask.bool()]
-        found.append(x.reshape(-1, x.shape[-1]).float())
-        raise _Reached
-
-    handle = site.in_proj.register_forward_pre_hook(record)
-    try:
-        with evaluating(model):
-            for batch in batches:
-                key = "decoder_attention_mask" if site.stack == "decoder" else "attention_mask"
-                mask = batch.get(key)
-                with suppress(_Reached):
-                    model(**batch)
-                if sum(len(part) for part in found) >= limit:
-                    break
-    finally:
-        handle.remove()
-    if not found:
+    found = first_inputs(model, site.in_proj, batches, limit=limit)
+    if found is None:
         raise OptionError(f"the calibration data never reach {site.name}: give what its stack reads, too")
-    return torch.cat(found)[:limit]
+    return found.float()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from hf_glu.activation import GatedActivation
 from hf_glu.errors import NoSiteError, OptionError, TrainingError
 from hf_glu.ffn.sites import find_sites
+from hf_glu.instruments.recorder import Call, Watch, watching
 
 
 class Homeostasis:
     """The penalty of one model's gates: weight * mean over FFNs and channels of (openness - openness at first)^2.
 
-    A channel's openness is the mean of sigmoid(g) over the tokens of a batch, padding included.
+    A channel's openness is the mean of sigmoid(g) over the tokens of a batch that are no padding.
 
     Attributes:
         targets: openness of each FFN's channels in the first batch, ``[W]``.
@@ -31,14 +32,17 @@ class Homeostasis:
         self.targets: dict[str, Tensor] = {}
         self._found: list[Tensor] = []
 
-    def see(self, act: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
-        """Note the openness of one gate."""
+    def see(self, name: str, act: nn.Module, call: Call) -> None:
+        """Note the openness of the gate called ``name``, which ``act`` is given."""
         if not act.training:
             return
-        gate = args[0].chunk(2, dim=-1)[0] if isinstance(act, GatedActivation) else args[0]
-        openness = gate.sigmoid().flatten(0, -2).float().mean(0)
+        x = call.tokens.rows(call.x)
+        gate = x.chunk(2, dim=-1)[0] if isinstance(act, GatedActivation) else x
+        openness = gate.sigmoid().float().mean(0)
         target = self.targets.setdefault(name, openness.detach())
-        self._found.append((openness - target).square().mean())
+        moved = (openness - target).square().mean()
+        if not call.repeated:  # else it was noted in the forward pass
+            self._found.append(moved)
 
     def add(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Add the penalty to the loss that the model returns."""
@@ -69,10 +73,10 @@ def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
     sites = [site for site in find_sites(model) if site.kind != "experts" and (site.native or site.activation)]
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no gate: hf_glu.convert(model, 'swiglu') gives it some")
-    handles: list[Any] = [site.act.register_forward_pre_hook(partial(penalty.see, name=site.name)) for site in sites]
-    handles.append(model.register_forward_hook(penalty.add))
-    try:
-        yield penalty
-    finally:
-        for handle in handles:
+    watches = [Watch(module=site.act, see=partial(penalty.see, site.name, site.act), repeated=True) for site in sites]
+    with watching(model, watches):
+        handle = model.register_forward_hook(penalty.add)
+        try:
+            yield penalty
+        finally:
             handle.remove()
