@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from comparing import assert_same, fresh_outputs, outputs
+from contexts import make, target_of
 from peft import get_peft_model
 from pico import FAMILIES
 from short_training import changed, snapshot
-from test_modulated import make, target_of
-from test_stateful import batch, ids
+from states import batch, ids
 
 import hf_glu
 from hf_glu.activation.modulated import ContextSource

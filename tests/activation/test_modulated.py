@@ -9,55 +9,18 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same, outputs
+from contexts import awake, make, target_of
 from pico import FAMILIES, NATIVE, make_native
-from test_stateful import CLOSE, GENERATE, batch, ids, logits, without_dropout
+from states import CLOSE, GENERATE, batch, ids, logits, without_dropout
 from torch import Tensor
 
 import hf_glu
-from hf_glu.activation.modulated import ContextSource, Modulation
-from hf_glu.activation.stateful import Memory
+from hf_glu.activation.modulated import ContextSource
 from hf_glu.config.context import ContextOptions
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
 from hf_glu.ffn.sites import find_sites
 
 DECODERS = ("gpt2", "llama", "opt", "t5")
-BASE = {"t5_v1_1": "geglu_new", "modernbert": "geglu"}
-
-
-def make(name: str) -> Any:
-    if name in ("Mamba", "Mamba2"):
-        torch.manual_seed(0)
-        more = {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16} if name == "Mamba2" else {}
-        config = getattr(transformers, f"{name}Config")(
-            vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8, **more
-        )
-        return getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    return FAMILIES[name].make() if name in FAMILIES else make_native(name)
-
-
-def target_of(name: str) -> str:
-    return FAMILIES[name].exact if name in FAMILIES else BASE.get(name, "swiglu")
-
-
-def awake(name: str, prefix: str = "modulated_", **more: Any) -> Any:
-    model = make(name)
-    hf_glu.convert(model, prefix + target_of(name), check=False, **more)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1 and not name.startswith("Mamba"):
-                parameter.mul_(3)
-        for module in model.modules():
-            for key in ("threshold", "slope") if isinstance(module, Modulation) else ():
-                parameter = getattr(module, key)
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 2)
-            if isinstance(module, ContextSource):
-                module.weight.mul_(5)
-            for key in ("alpha", "beta") if isinstance(module, Memory) else ():
-                getattr(module, key).copy_(torch.randn(module.alpha.shape, generator=generator) * 2)
-    if hasattr(model, "generation_config"):
-        model.generation_config.eos_token_id = None
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *(n for n in NATIVE if n != "mixtral"), "Mamba", "Mamba2"])

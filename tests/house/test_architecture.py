@@ -3,66 +3,21 @@
 import ast
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
+from source import (
+    FILES,
+    LEVEL,
+    PACKAGE,
+    ROOT,
+    circles,
+    imported_modules,
+    imported_rooms,
+    module_of,
+    room_of,
+)
 
 import hf_glu
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "hf_glu"
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# from the bottom up; rooms of one level never import each other
-LEVELS = (
-    ("errors", "inplace", "finding", "autodiff", "traits", "stopping", "equality"),
-    ("files",),
-    ("entry", "jsonio", "carrying"),
-    (
-        "selection",
-        "registry",
-        "functional",
-        "scan",
-        "metrics",
-        "reporting",
-        "expert_options",
-        "state_options",
-        "context_options",
-        "scale",
-    ),
-    ("config", "context"),
-    ("config_file",),
-    ("activation",),
-    ("experts",),
-    ("layers",),
-    ("probe", "routes"),
-    ("plugin", "conversion", "standalone"),
-    ("hub", "launch", "shards"),
-    ("provenance",),
-    ("checkpoint", "doctor", "tasks"),
-    ("verification", "inspection", "steering", "training", "coverage", "streaming", "exporting"),
-    ("publishing", "bench"),
-    ("finetuning",),
-    ("cli",),
-)
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-
-
-def room_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(path):
-    """Yield (room, line) of every import of hf_glu's own modules, wherever it stands in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" if node.module == "hf_glu" else node.module for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.startswith("hf_glu."):
-                yield name.split(".")[1], node.lineno
 
 
 def violations(path, imports):
@@ -82,10 +37,30 @@ def test_imports_go_down_only():
 
 
 def test_the_check_of_imports_can_fail():
-    assert violations(PACKAGE / "registry.py", [("layers", 3)]) == ["registry.py:3 registry imports layers"]
-    assert violations(PACKAGE / "plugin" / "names.py", [("conversion", 1)])
+    assert violations(PACKAGE / "ffn" / "build.py", [("conversion", 3)]) == ["build.py:3 ffn imports conversion"]
+    assert violations(PACKAGE / "plugin" / "names.py", [("tasks", 1)])
     assert list(imported_rooms(PACKAGE / "plugin" / "__init__.py"))
 
+
+def test_no_files_import_each_other():
+    imports = {module_of(path): {name for name, _ in imported_modules(path)} for path in FILES}
+    del imports["hf_glu"]  # the package names what is public, and is imported for it
+    assert not circles(imports)
+
+
+def test_the_check_of_circles_can_fail():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    inner = "if TYPE_CHECKING:\n    from hf_glu.ffn import sites\n\ndef late():\n    import hf_glu.errors\n"
+    assert list(imported_modules(FILES[0], inner)) == [("hf_glu.ffn.sites", 2), ("hf_glu.errors", 5)]
+
+
+def test_no_test_imports_another_test():
+    found = {path.name for path in (ROOT / "tests").rglob("*.py") if OTHER_TEST.search(path.read_text())}
+    assert not found, "what tests share lies beside them, in tests/"
+    assert OTHER_TEST.search("from " + "test_stateful import awake")
+
+
+OTHER_TEST = re.compile(r"^ *(from|import) test_\w+", re.MULTILINE)
 
 CHANGES_GLOBALS = re.compile(
     r"ACT2FN\[[^\]]+\] *=[^=]|(?<!item\.)__class__ *=[^=]|"

@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same, fresh_process, outputs
+from contexts import make, target_of
 from pico import FAMILIES, make_native
-from test_modulated import make, target_of
 from transformers.activations import ACT2FN
 
 import hf_glu
