@@ -87,3 +87,28 @@ def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
         more = {f"decoder_{key}" if key == "attention_mask" else key: value for key, value in more.items()}
         return model(input_ids=source, decoder_input_ids=tokens, **more).logits
     return model(input_ids=tokens, **more).logits
+
+
+# what a model calls its cache -> how it is asked for twelve tokens in parts; the state of Mamba itself begins anew
+# when several tokens continue a text
+CACHES = {"past_key_values": [(1,) * 12, (5, 7), (3, 1, 8)], "cache_params": [(1,) * 12, (5, *(1,) * 7)]}
+
+
+@torch.no_grad()
+def whole_and_chunks(model: Any) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits of two texts at once, and in parts that the cache continues, for each way to divide them.
+
+    There are no parts of a model that sees all tokens at once.
+    """
+    tokens, source = ids(2, 12), {"input_ids": ids(2, 7, seed=9)} if model.config.is_encoder_decoder else {}
+    key = "decoder_input_ids" if source else "input_ids"
+    whole, found = model(**source, **{key: tokens}), []
+    cache = next((name for name in CACHES if getattr(whole, name, None) is not None), None)
+    for split in CACHES.get(cache, []):
+        parts, kept = [], None
+        for part in tokens.split(split, dim=1):
+            out = model(**source, **{key: part, cache: kept}, use_cache=True)
+            kept = out[cache]
+            parts.append(out.logits)
+        found.append(torch.cat(parts, 1))
+    return whole.logits, found

@@ -10,9 +10,9 @@ import pytest
 import torch
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
-from states import CLOSE, GENERATE, awake, batch, ids, logits, make, memories, target_of, without_dropout
+from states import CLOSE, GENERATE, awake, ids, logits, memories, target_of, without_dropout
 from torch import Tensor
-from transformers import CompileConfig, GenerationConfig, StaticCache
+from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, StaticCache
 
 import hf_glu
 from hf_glu.activation.context.states import ROLLBACK
@@ -21,34 +21,6 @@ from hf_glu.errors import ConversionError, OptionError, TrainingError, UnknownNa
 DECODERS = ("gpt2", "llama", "opt", "gpt_neox")
 EXPERTS = ("gpt2+experts", "llama+experts")
 NATIVE_NAMES = [name for name in NATIVE if name != "mixtral"]
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, *NATIVE_NAMES])
-def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
-    model = make(name)
-    before = outputs(model)
-    report = hf_glu.convert(model, target_of(name))
-    assert report.plan.promise == "exact"
-    assert_same(outputs(model), before, "exact up to rounding")
-    assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
-    assert not hf_glu.convert(model, target_of(name)).plan.changes
-    new = {n: p for n, p in model.named_parameters() if n.split(".")[-1] in ("alpha", "beta", "decay")}
-    assert new
-    first = {n: p.detach().clone() for n, p in new.items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(3):
-        torch.manual_seed(0)
-        model.train()
-        out = model(**batch(model))
-        out[0].float().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for key, parameter in new.items():
-        assert (parameter != first[key]).float().mean() > 0.6, key  # some of OPT's ReLUs never open
-    model.eval().save_pretrained(tmp_path)
-    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    assert_same(outputs(again), outputs(model), "bitwise")
 
 
 def test_names_options_and_loading_of_a_dense_checkpoint(tmp_path):
@@ -143,21 +115,6 @@ def test_the_padding_test_can_fail(monkeypatch):
     left, mask = torch.cat([ids(3, 4, seed=5), tokens], 1), torch.tensor([[0] * 4 + [1] * 9] * 3)
     found = logits(model, left, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0))[:, 4:]
     assert (found - logits(model, tokens)).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5", "bart"])
-@pytest.mark.parametrize("split", [(1,) * 12, (5, 7), (3, 1, 8)])
-def test_chunks_with_the_cache_are_the_whole(name, split):
-    model, tokens = awake(name), ids(2, 12)
-    whole, parts, cache = logits(model, tokens), [], None
-    source = {"input_ids": ids(2, 7, seed=9)} if model.config.is_encoder_decoder else {}
-    key = "decoder_input_ids" if source else "input_ids"
-    for part in tokens.split(split, dim=1):
-        with torch.no_grad():
-            out = model(**source, **{key: part}, past_key_values=cache, use_cache=True)
-        cache, found = out.past_key_values, out.logits
-        parts.append(found)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
 
 
 @pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5"])
@@ -365,5 +322,7 @@ def test_compiled_training_is_one_graph(name, prefix):
 def test_continuous_batching_is_refused():
     model = awake("gpt2")
     config = GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    found = model.generate_batch(inputs=[[5, 6, 7], [8, 9]], generation_config=config, progress_bar=False)
+    small = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=32)  # else all the free memory
+    found = model.generate_batch([[5, 6, 7], [8, 9]], config, small, progress_bar=False)
+    assert len(found) == 2
     assert all("paged cache" in each.error for each in found.values())
