@@ -154,10 +154,19 @@ def jacobian(f: Function, t: Tensor, parameters: list[Tensor], generator: torch.
     }
 
 
+# torch can't batch the forward mode of some of its own operators, such as PReLU's on one row after a product
+TORCHS_OWN = "Trying to set a forward gradient that has a different size"
+
+
 def _quotients(check: Callable[..., bool], **more: bool) -> Callable[..., Answers]:
     def tool(f: Function, t: Tensor, parameters: list[Tensor], generator: torch.Generator) -> Answers:
         try:
-            fine = check(f, (t,), **more)
+            try:
+                fine = check(f, (t,), **more)
+            except RuntimeError as error:
+                if TORCHS_OWN not in str(error):
+                    raise
+                fine = check(f, (t,), **more | {"check_batched_forward_grad": False})
         except RuntimeError as error:  # as torch's own checks say what they found
             raise AssertionError(f"{check.__name__}: {str(error)[:300]}") from error
         return {check.__name__: torch.tensor(float(fine), dtype=t.dtype)}

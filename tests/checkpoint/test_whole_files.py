@@ -200,7 +200,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_later(job, monkeypatch):
         with pytest.raises(CheckpointError, match="can't be written"):
             run_job(job, OPTIONS)
     assert [path.name for path in job.folder.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert_the_same_run(job, run_job(job, OPTIONS, resume=True, finish=write_card))
+    assert_the_same_run(job, run_job(job, OPTIONS, resume=True))
 
 
 def test_what_a_kill_leaves_is_in_nobodys_way(job, stopped):
@@ -214,7 +214,7 @@ def test_what_a_kill_leaves_is_in_nobodys_way(job, stopped):
     (stopped / "checkpoint-best").mkdir()
     assert not is_whole(half)
     with pytest.warns(UserWarning, match=r"checkpoint-6 isn't whole"):
-        resumed = run_job(job, OPTIONS, resume=True, finish=write_card)
+        resumed = run_job(job, OPTIONS, resume=True)
     shutil.rmtree(stopped / "checkpoint-best", ignore_errors=True)
     assert_the_same_run(job, resumed)
 
@@ -234,22 +234,22 @@ def test_half_checkpoints_are_skipped(damage, stopped):
 
 def test_a_run_without_a_whole_checkpoint_begins_again(job, stopped):
     shutil.rmtree(stopped / "checkpoint-5")
-    assert_the_same_run(job, run_job(job, OPTIONS, resume=True, finish=write_card))
+    assert_the_same_run(job, run_job(job, OPTIONS, resume=True))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"options": 3}'])
 def test_a_broken_run_file_is_one_line(text, job, stopped):
     (stopped / "run.json").write_text(text)
     with pytest.raises(HfGluError, match=r"run\.json"):
-        run_job(job, OPTIONS, resume=True, finish=write_card)
+        run_job(job, OPTIONS, resume=True)
 
 
 def test_changed_data_are_refused(job, stopped, tmp_path):
     write_data(tmp_path, seed=1)
     with pytest.raises(CheckpointError, match="has changed"):
-        run_job(job, OPTIONS, resume=True, finish=write_card)
+        run_job(job, OPTIONS, resume=True)
     write_data(tmp_path)
-    assert_the_same_run(job, run_job(job, OPTIONS, resume=True, finish=write_card))
+    assert_the_same_run(job, run_job(job, OPTIONS, resume=True))
 
 
 def test_home_and_a_run_that_was_killed_before_its_card(job, monkeypatch, tmp_path):

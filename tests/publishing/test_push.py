@@ -294,7 +294,7 @@ def test_the_publisher_is_there_and_the_only_name_from_above():
         for name in re.findall(r'"(hf_glu(?:\.\w+)+)"', path.read_text())
         if LEVEL.get(name.split(".")[1], -1) > LEVEL.get(room_of(path), 99)
     ]
-    assert upward == [("publishing.py", module)], "a name in a string is an import, too"
+    assert upward == [("pushing.py", module)], "a name in a string is an import, too"
 
 
 def test_nothing_is_sent_where_the_check_fails(hub, folder, monkeypatch):

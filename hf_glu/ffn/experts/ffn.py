@@ -74,7 +74,7 @@ class ExpertFFN(OwnedModule):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the experts."""
         if torch.jit.is_tracing():
-            return self._drop(tracing.experts(x, self.router, self.banks, self.shared))
+            return self.traced(x)
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)
         out = self._routed(tokens, routing)
@@ -90,6 +90,10 @@ class ExpertFFN(OwnedModule):
                 out = inject(out, loss, self.scale, self.router.loads(routing), self.router.load)
         out = out.to(self._dtype(x)).view(*x.shape[:-1], self.hidden)
         return self._drop(out)
+
+    def traced(self, x: Tensor) -> Tensor:
+        """Apply the experts by operations that any tracer can write down."""
+        return self._drop(tracing.experts(x, self.router, self.banks, self.shared))
 
     def _drop(self, out: Tensor) -> Tensor:
         return out if self.dropout is None else self.dropout(out)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.native import MixedBank
-from hf_glu.ffn.experts.tracing import experts, native_experts
+from hf_glu.ffn.experts.tracing import native_experts
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def traceable() -> Iterator[None]:
     from transformers.exporters.utils import patch_attributes
 
     ways: list[tuple[type, str, Callable[..., Any]]] = [
-        (ExpertFFN, "forward", experts),
+        (ExpertFFN, "forward", ExpertFFN.traced),
         (MixedBank, "forward", native_experts),
     ]  # fmt: skip
     with patch_attributes([(owner, name, lambda _, way=way: way) for owner, name, way in ways]):
