@@ -54,13 +54,19 @@ def test_the_check_of_circles_can_fail():
     assert list(imported_modules(FILES[0], inner)) == [("hf_glu.ffn.sites", 2), ("hf_glu.errors", 5)]
 
 
+OTHER_TEST = re.compile(r"^ *(from|import) test_\w+", re.MULTILINE)
+
+
+def test_the_tests_mirror_the_rooms():
+    rooms = {path.parent.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} == {*rooms, "house", "recipes"}
+
+
 def test_no_test_imports_another_test():
     found = {path.name for path in (ROOT / "tests").rglob("*.py") if OTHER_TEST.search(path.read_text())}
     assert not found, "what tests share lies beside them, in tests/"
     assert OTHER_TEST.search("from " + "test_stateful import awake")
 
-
-OTHER_TEST = re.compile(r"^ *(from|import) test_\w+", re.MULTILINE)
 
 CHANGES_GLOBALS = re.compile(
     r"ACT2FN\[[^\]]+\] *=[^=]|(?<!item\.)__class__ *=[^=]|"
