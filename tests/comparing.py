@@ -46,6 +46,7 @@ def outputs(model: Any, **inputs: Any) -> dict[str, Tensor]:
 
 
 _FRESH = """
+import json
 import sys
 import torch
 import hf_glu
@@ -54,10 +55,12 @@ from hf_glu.instruments.probe import probe_inputs, run
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)
-for name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+for folder in sys.argv[1:]:
+    with open(folder + "/config.json") as file:
+        name = json.load(file)["architectures"][0]
     model, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     bad = {key: sorted(map(str, value)) for key, value in info.items() if value}
-    assert not bad, bad
+    assert not bad, (folder, bad)
     torch.save(run(model.eval(), probe_inputs(model)), folder + ".outputs.pt")
 """
 
@@ -71,10 +74,10 @@ def fresh_process(code: str, *arguments: str, **environment: str) -> subprocess.
 
 
 def fresh_outputs(saved: Mapping[str, Path]) -> dict[str, dict[str, Tensor]]:
-    """Return the outputs of saved models (class name -> folder), each loaded by one new process.
+    """Return the outputs of saved models (any name -> folder), all loaded by one new process.
 
     That process finds nothing missing, unexpected or mismatched.
     """
-    done = fresh_process(_FRESH, *(str(part) for pair in saved.items() for part in pair))
+    done = fresh_process(_FRESH, *map(str, saved.values()))
     assert done.returncode == 0, done.stderr[-2000:]
     return {name: torch.load(f"{folder}.outputs.pt", weights_only=True) for name, folder in saved.items()}

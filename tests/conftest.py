@@ -12,6 +12,7 @@ sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent
 import pytest
 import torch
 import transformers
+from footprint import Small
 
 import hf_glu
 
@@ -26,3 +27,10 @@ def _fresh():
     hf_glu.register()
     yield
     hf_glu.register()
+
+
+@pytest.fixture(autouse=True)
+def _small():
+    """Fail a test that takes the process above what every machine has."""
+    with Small():
+        yield

@@ -2,89 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from comparing import assert_same, outputs
-from pico import FAMILIES, NATIVE, make_native
-from test_stateful import CLOSE, GENERATE, batch, ids, logits, without_dropout
+from contexts import awake, make
+from pico import FAMILIES, make_native
+from states import CLOSE, GENERATE, batch, ids, logits, without_dropout
 from torch import Tensor
 
 import hf_glu
-from hf_glu.activation.modulated import ContextSource, Modulation
-from hf_glu.activation.stateful import Memory
+from hf_glu.activation.modulated import ContextSource
 from hf_glu.config.context import ContextOptions
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
 from hf_glu.ffn.sites import find_sites
 
 DECODERS = ("gpt2", "llama", "opt", "t5")
-BASE = {"t5_v1_1": "geglu_new", "modernbert": "geglu"}
-
-
-def make(name: str) -> Any:
-    if name in ("Mamba", "Mamba2"):
-        torch.manual_seed(0)
-        more = {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16} if name == "Mamba2" else {}
-        config = getattr(transformers, f"{name}Config")(
-            vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8, **more
-        )
-        return getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    return FAMILIES[name].make() if name in FAMILIES else make_native(name)
-
-
-def target_of(name: str) -> str:
-    return FAMILIES[name].exact if name in FAMILIES else BASE.get(name, "swiglu")
-
-
-def awake(name: str, prefix: str = "modulated_", **more: Any) -> Any:
-    model = make(name)
-    hf_glu.convert(model, prefix + target_of(name), check=False, **more)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1 and not name.startswith("Mamba"):
-                parameter.mul_(3)
-        for module in model.modules():
-            for key in ("threshold", "slope") if isinstance(module, Modulation) else ():
-                parameter = getattr(module, key)
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 2)
-            if isinstance(module, ContextSource):
-                module.weight.mul_(5)
-            for key in ("alpha", "beta") if isinstance(module, Memory) else ():
-                getattr(module, key).copy_(torch.randn(module.alpha.shape, generator=generator) * 2)
-    if hasattr(model, "generation_config"):
-        model.generation_config.eos_token_id = None
-    return model.eval()
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, *(n for n in NATIVE if n != "mixtral"), "Mamba", "Mamba2"])
-@pytest.mark.parametrize("prefix", ["modulated_", "modulated_stateful_"])
-def test_conversion_is_exact_and_nothing_is_dead(name, prefix, tmp_path):
-    model = make(name)
-    before, size = outputs(model), sum(parameter.numel() for parameter in model.parameters())
-    report = hf_glu.convert(model, prefix + target_of(name))
-    assert report.plan.promise == "exact"
-    assert_same(outputs(model), before, "exact up to rounding")
-    assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
-    assert report.plan.parameters_before == size
-    new = {n: p for n, p in model.named_parameters() if ".shift." in n or ".context_source." in n}
-    first = {n: p.detach().clone() for n, p in new.items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(3):
-        torch.manual_seed(0)
-        model.train()(**batch(model))[0].float().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for key, parameter in new.items():
-        assert (parameter != first[key]).float().mean() > 0.6, key
-    model.eval().save_pretrained(tmp_path)
-    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    for other in (again, copy.deepcopy(model)):
-        assert_same(outputs(other), outputs(model), "bitwise")
 
 
 def test_parameters_are_few():
@@ -120,22 +55,6 @@ def test_padding_and_rows(name):
         left, mask = torch.cat([ids(3, 4, seed=5), tokens], 1), mask.flip(1)
         positions = {} if name == "Mamba2" else {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
         torch.testing.assert_close(logits(model, left, attention_mask=mask, **positions)[:, 4:], alone, **CLOSE)
-
-
-@pytest.mark.parametrize("name", [*DECODERS, "Mamba2"])
-@pytest.mark.parametrize("split", [(1,) * 12, (3, 1, 8)])
-def test_chunks_with_the_cache_are_the_whole(name, split):
-    model, tokens = awake(name, "modulated_stateful_"), ids(2, 12)
-    whole, parts, cache = logits(model, tokens), [], None
-    source = {"input_ids": ids(2, 7, seed=9)} if model.config.is_encoder_decoder else {}
-    key = "decoder_input_ids" if source else "input_ids"
-    keep = "cache_params" if name == "Mamba2" else "past_key_values"
-    for part in tokens.split(split, dim=1):
-        with torch.no_grad():
-            out = model(**source, **{key: part, keep: cache}, use_cache=True)
-        cache = out[keep]
-        parts.append(out.logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])

@@ -12,9 +12,9 @@ import torch
 import transformers
 from accelerate import cpu_offload, disk_offload
 from comparing import assert_same, outputs
+from mixers import make as make_mamba
 from pico import FAMILIES, make_native
-from test_mixers import make as make_mamba
-from test_stateful import awake as awake_states
+from states import awake as awake_states
 from torch import nn
 
 import hf_glu

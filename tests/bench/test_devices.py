@@ -97,7 +97,8 @@ def test_torchao_saved_and_loaded_again(target, tmp_path):
     assert_same(outputs(load_model(tmp_path / "int8")), expected, "bitwise")
     with pytest.raises(ConversionError, match="quantized"):
         hf_glu.convert(load_model(tmp_path / "int8"), "geglu")
-    assert_same(fresh_outputs({CLASSIFIER: tmp_path / "int8"})[CLASSIFIER], expected, "bitwise")
+    if target != "geglu":  # a process takes seconds: the slow one starts it
+        assert_same(fresh_outputs({CLASSIFIER: tmp_path / "int8"})[CLASSIFIER], expected, "bitwise")
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from comparing import assert_same, fresh_outputs, fresh_process, outputs
+from comparing import assert_same, fresh_process, outputs
 from pico import FAMILIES
 from torch.utils.data import DataLoader
 from transformers.activations import ACT2FN
@@ -24,15 +24,6 @@ def converted(family, head=None):
     for site in hf_glu.find_sites(model):
         site.in_proj.weight.data += 0.01 * torch.randn_like(site.in_proj.weight)
     return model
-
-
-def test_a_fresh_process_loads_them_bitwise(tmp_path):
-    models = {FAMILIES[family].heads[0]: converted(family) for family in FAMILIES}
-    for name, model in models.items():
-        model.save_pretrained(tmp_path / name)
-    fresh = fresh_outputs({name: tmp_path / name for name in models})
-    for name, model in models.items():
-        assert_same(fresh[name], outputs(model), "bitwise")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,6 +60,17 @@ def test_base_model_and_head_load_each_other(family, tmp_path):
         assert torch.equal(ours.in_proj.weight, theirs.in_proj.weight)
 
 
+@pytest.mark.parametrize("family", THREE)
+@pytest.mark.parametrize("options", [{}, {"ignore_mismatched_sizes": True}])
+def test_unregistered_loading_raises(family, options, tmp_path):
+    model = converted(family)
+    model.save_pretrained(tmp_path)
+    hf_glu.unregister()
+    with pytest.raises(KeyError, match=f"^'{FAMILIES[family].exact}'$"):
+        type(model).from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.slow
 def test_without_the_plugin_loading_raises(tmp_path):
     code = """
 import sys, transformers

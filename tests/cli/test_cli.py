@@ -177,15 +177,14 @@ def test_as_a_process(dense, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("hf-glu: unknown gated activation 'gegul'")
     assert "Traceback" not in done.stderr
-    done = _process("activations", "--json", capture_output=True, text=True)
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["activations"]
 
 
 def test_run_loads_the_plugin_into_other_programs():
-    probe = "from transformers.activations import ACT2FN; import sys; sys.exit(7 if 'geglu' in ACT2FN else 1)"
-    done = _process("run", "--", sys.executable, "-c", probe)
+    probe = "from transformers.activations import ACT2FN; import sys; from hf_glu.cli import run; "
+    probe += "code = run(['activations', '--json']); sys.exit(7 if code == 0 and 'geglu' in ACT2FN else 1)"
+    done = _process("run", "--", sys.executable, "-c", probe, capture_output=True, text=True)
     assert done.returncode == 7
+    assert json.loads(done.stdout)["activations"]
 
 
 def test_doctor(run):

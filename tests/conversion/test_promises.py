@@ -1,8 +1,8 @@
 """What a conversion promises is what is measured: options that change the function, mixers, and what is above it."""
 
+import mixers
 import pytest
 import torch
-import transformers
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
 
@@ -11,9 +11,6 @@ from hf_glu.config.experts import ExpertOptions
 from hf_glu.conversion import measure
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.mixers import GatedMixer
-
-_MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 16}
-MIXERS = {"Mamba": {"state_size": 8}, "FalconMamba": {"state_size": 8}, "Mamba2": _MAMBA2}
 
 
 @pytest.mark.parametrize("state", [{"alpha": 1.0}, {"beta": -2}, {"alpha": 1e-3, "learnable": False}])
@@ -52,11 +49,9 @@ def test_experts_that_are_added_up_are_approximate(top_k, promise):
      ("moa_swiglu", "exact up to rounding"), ("learnable_geglu", "exact up to rounding")],
 )  # fmt: skip
 @pytest.mark.parametrize("act", ["silu", "gelu", "relu"])
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", mixers.MODELS)
 def test_a_mixers_gate_is_a_silu(name, act, target, promise, tmp_path):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "hidden_act": act, **MIXERS[name]}
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
+    model = mixers.make(name, hidden_act=act)
     before = outputs(model)
     report = hf_glu.convert(model, target)
     assert report.plan.promise == promise

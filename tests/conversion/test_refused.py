@@ -7,7 +7,7 @@ import torch
 import transformers
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
-from test_architecture import FILES, PACKAGE
+from source import FILES, PACKAGE
 
 import hf_glu
 from hf_glu import cli

@@ -4,76 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from comparing import assert_same, outputs
+from mixers import MODELS, awake, make
+from states import CLOSE, ids, logits
 from torch import Tensor
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.activation.stateful import Memory
 from hf_glu.errors import ConversionError, OptionError, TrainingError
 from hf_glu.ffn.mixers import GatedMixer
-
-_MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 16}
-MODELS = {"Mamba": {"state_size": 8}, "FalconMamba": {"state_size": 8}, "Mamba2": _MAMBA2}
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def make(name: str, **more: Any) -> Any:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, **MODELS[name], **more}
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
-    model.generation_config.eos_token_id = None
-    return model
-
-
-def awake(name: str) -> Any:
-    model = make(name)
-    hf_glu.convert(model, "stateful_swiglu", check=False)
-    with torch.no_grad():
-        for memory in (module for module in model.modules() if isinstance(module, Memory)):
-            memory.alpha.normal_(std=2)
-            memory.beta.normal_(std=2)
-    return model
-
-
-def ids(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(5, 60, shape, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
-    return model(tokens, **more).logits
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
-    model = make(name)
-    before = outputs(model)
-    report = hf_glu.convert(model, "stateful_swiglu")
-    assert report.plan.promise == "exact"
-    assert_same(outputs(model), before, "bitwise")
-    assert report.plan.parameters_after == sum(parameter.numel() for parameter in model.parameters())
-    assert model.config.hidden_act == "stateful_swiglu"
-    new = {n: p for n, p in model.named_parameters() if ".shift." in n}
-    first = {n: p.detach().clone() for n, p in new.items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(3):
-        model.train()(ids(4, 10), labels=ids(4, 10)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for key, parameter in new.items():
-        assert (parameter != first[key]).float().mean() > 0.9, key
-    model.eval().save_pretrained(tmp_path)
-    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert_same(outputs(other), outputs(model), "bitwise")
 
 
 @pytest.mark.parametrize("name", MODELS)

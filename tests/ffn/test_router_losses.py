@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same
-from pico import FAMILIES, make_native
+from routed import ROWS, WAYS, gradients, made
 from taskdata import save_base, write_dataset
-from torch import nn
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_glu
-from hf_glu.config.experts import ExpertOptions
 from hf_glu.errors import TrainingError
-from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.router import Router
 from hf_glu.ffn.experts.shares import cross_entropies
 from hf_glu.plugin.trainers import LOSSES
@@ -24,46 +21,7 @@ from hf_glu.training.job import Job
 from hf_glu.training.loop.loop import Loop
 from hf_glu.training.options import JobOptions, TrainingOptions
 
-MODELS = {
-    "gpt2": ("geglu_new", "gelu_new*2,geglu_new*2", {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}),
-    "llama": ("swiglu", "swiglu*4", {}),
-    "t5": ("reglu", "reglu*4", {"dropout_rate": 0}),
-}
 SPLITS = (1, 2, 4, 8)
-ROWS = torch.arange(64).reshape(8, 8) * 7 % 50 + 3
-
-
-def made(family, balance=0.0, z=0.1):
-    torch.manual_seed(0)
-    name, experts, dropout = MODELS[family]
-    model = FAMILIES[family].make(**dropout) if family in FAMILIES else make_native(family)
-    hf_glu.convert(model, name, experts=experts, check=False)
-    for ffn in find_experts(model).values():
-        nn.init.normal_(ffn.router.weight, std=0.3)
-        ffn.options = ffn.router.options = ExpertOptions(groups=ffn.options.groups, balance=balance, z=z)
-    return model.train()
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def outside(model, rows, **more):
-    logits = model(input_ids=rows, **more).logits[:, :-1].flatten(0, 1)
-    return functional.cross_entropy(logits, rows[:, 1:].flatten())
-
-
-# how a micro-batch's loss is made: by the model, its mean over the number of parts; by the model, divided by the step's
-# items; a tuple; outside of the model, left alone or not
-WAYS = {
-    "mean": lambda model, rows, parts: model(input_ids=rows, labels=rows).loss / parts,
-    "items": lambda model, rows, parts: (
-        model(input_ids=rows, labels=rows, num_items_in_batch=parts * rows[:, 1:].numel()).loss
-    ),
-    "tuple": lambda model, rows, parts: model(input_ids=rows, labels=rows, return_dict=False)[0] / parts,
-    "alone": lambda model, rows, parts: outside(model, rows) / parts,
-    "outside": lambda model, rows, parts: hf_glu.with_router_losses(outside(model, rows), model) / parts,
-}
 
 
 def step(model, way, rows, parts, scale=1.0):
@@ -254,8 +212,8 @@ def test_a_loss_that_ignores_the_count_of_items_takes_the_routers_along(monkeypa
 TWO = """
 import sys, torch
 import torch.distributed as dist
-sys.path[:0] = [sys.argv[3], sys.argv[3] + "/ffn"]
-from test_router_losses import ROWS, WAYS, gradients, made
+sys.path.insert(0, sys.argv[3])
+from routed import ROWS, WAYS, gradients, made
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 model = torch.nn.parallel.DistributedDataParallel(made("gpt2"))

@@ -3,101 +3,69 @@
 import ast
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
+from source import (
+    FILES,
+    LEVEL,
+    PACKAGE,
+    ROOT,
+    circles,
+    imported_modules,
+    imported_rooms,
+    module_of,
+    room_of,
+)
 
 import hf_glu
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "hf_glu"
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# from the bottom up; rooms of one level never import each other
-LEVELS = (
-    ("errors", "inplace", "version"),
-    ("config",),
-    ("activation",),
-    ("ffn",),
-    ("instruments",),
-    ("conversion",),
-    ("checkpoint",),
-    ("tasks", "plugin"),
-    ("training", "publishing"),
-    ("bench",),
-    ("cli",),
-)
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-
-
-def module_of(path):
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in FILES}
-
-
-def room_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_modules(path):
-    """Yield (module, line) of every import of hf_glu's own modules, wherever it stands in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in MODULES else node.module for name in names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.startswith("hf_glu."):
-                yield name, node.lineno
 
 
 def violations(path, imports):
     room = room_of(path)
-    rooms = [(module.split(".")[1], line) for module, line in imports]
     return [
         f"{path.name}:{line} {room} imports {other}"
-        for other, line in rooms
+        for other, line in imports
         if other in LEVEL and other != room and LEVEL[other] >= LEVEL[room]
     ]
-
-
-def circles(graph):
-    """Return the modules that reach themselves, each with those on its circles."""
-    found = {}
-    for start in graph:
-        seen, ahead = set(), list(graph[start])
-        while ahead:
-            if (module := ahead.pop()) not in seen:
-                seen.add(module)
-                ahead += graph.get(module, ())
-        if start in seen:
-            found[start] = sorted(other for other in seen if start in graph.get(other, ()))
-    return found
 
 
 def test_imports_go_down_only():
     checked = [path for path in FILES if room_of(path) != "__init__"]
     assert len(checked) > 30
     assert {room_of(path) for path in checked} == set(LEVEL), "a room without a level"
-    assert not [found for path in checked for found in violations(path, imported_modules(path))]
+    assert not [found for path in checked for found in violations(path, imported_rooms(path))]
 
 
-def test_no_file_imports_itself_round_a_circle():
-    graph = {module: {other for other, _ in imported_modules(path)} for module, path in MODULES.items()}
-    graph.pop("hf_glu")  # the public names, which no room imports from
-    assert not circles(graph)
+def test_the_check_of_imports_can_fail():
+    assert violations(PACKAGE / "ffn" / "build.py", [("conversion", 3)]) == ["build.py:3 ffn imports conversion"]
+    assert violations(PACKAGE / "plugin" / "names.py", [("tasks", 1)])
+    assert list(imported_rooms(PACKAGE / "plugin" / "__init__.py"))
 
 
-def test_the_checks_of_imports_can_fail():
-    below = [("hf_glu.ffn.sites", 3)]
-    assert violations(PACKAGE / "config" / "registry.py", below) == ["registry.py:3 config imports ffn"]
-    assert violations(PACKAGE / "plugin" / "names.py", [("hf_glu.training.job", 1)])
-    assert list(imported_modules(PACKAGE / "plugin" / "__init__.py"))
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b": ["c"], "c": ["b"]}
+def test_no_files_import_each_other():
+    imports = {module_of(path): {name for name, _ in imported_modules(path)} for path in FILES}
+    del imports["hf_glu"]  # the package names what is public, and is imported for it
+    assert not circles(imports)
+
+
+def test_the_check_of_circles_can_fail():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    inner = "if TYPE_CHECKING:\n    from hf_glu.ffn import sites\n\ndef late():\n    import hf_glu.errors\n"
+    assert list(imported_modules(FILES[0], inner)) == [("hf_glu.ffn.sites", 2), ("hf_glu.errors", 5)]
+
+
+OTHER_TEST = re.compile(r"^ *(from|import) test_\w+", re.MULTILINE)
+
+
+def test_the_tests_mirror_the_rooms():
+    rooms = {path.parent.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} == {*rooms, "house", "recipes"}
+
+
+def test_no_test_imports_another_test():
+    found = {path.name for path in (ROOT / "tests").rglob("*.py") if OTHER_TEST.search(path.read_text())}
+    assert not found, "what tests share lies beside them, in tests/"
+    assert OTHER_TEST.search("from " + "test_stateful import awake")
 
 
 CHANGES_GLOBALS = re.compile(

@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same
+from mixers import MODELS
+from mixers import awake as awake_mixer
+from mixers import make as make_mixer
 from pico import FAMILIES, NATIVE, make_native
-from test_mixers import MODELS
-from test_mixers import awake as awake_mixer
-from test_mixers import make as make_mixer
-from test_reporting import Reader
-from test_stateful import awake, ids, memories
+from runs import Reader
+from states import awake, ids, memories
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast

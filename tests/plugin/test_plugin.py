@@ -1,5 +1,7 @@
 """Registering, unregistering, import order, the self-check."""
 
+import os
+
 import pytest
 import torch
 import transformers
@@ -98,24 +100,6 @@ def test_self_check_says_what_is_missing():
         require(PreTrainedModel, "__init__", "config", "no_such_parameter")
 
 
-def test_self_check_at_registration_and_doctor():
-    code = """
-import sys
-from importlib.util import find_spec
-import transformers.modeling_utils as m
-del m.PreTrainedModel._finalize_model_loading
-import subprocess
-try:
-    import hf_glu
-except ImportError as error:
-    assert "_finalize_model_loading" in str(error) and "\\n" not in str(error), error
-    from transformers.activations import ACT2FN
-    print("refused")
-"""
-    done = fresh_process(code)
-    assert done.stdout.strip() == "refused", done.stderr[-2000:]
-
-
 IMPORTS = {
     "neither torch nor transformers is imported": """
 import sys, hf_glu
@@ -159,13 +143,53 @@ hf_glu.register()
 assert "swiglu" in ACT2FN
 assert PreTrainedModel.post_init.__wrapped__
 """,
+    "after a hook that Transformers no longer has": """
+import transformers.modeling_utils as m
+del m.PreTrainedModel._finalize_model_loading
+try:
+    import hf_glu
+except ImportError as error:
+    assert "_finalize_model_loading" in str(error) and "\\n" not in str(error), error
+    from transformers.activations import ACT2FN
+else:
+    raise SystemExit("not refused")
+""",
 }
 
 
-@pytest.mark.parametrize("order", IMPORTS)
-def test_import(order):
-    done = fresh_process(IMPORTS[order])
+FORKS = """
+import os, sys, traceback
+import torch, numpy, tokenizers, safetensors, huggingface_hub  # what is heavy, and isn't hooked
+for number, code in enumerate(sys.argv[1:]):
+    if not os.fork():
+        try:
+            exec(compile(code, f"<case {number}>", "exec"), {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def forked(*codes):
+    """Run each code in a process where neither hf_glu nor Transformers is imported; return how each ended."""
+    done = fresh_process(FORKS, *codes)
     assert done.returncode == 0, done.stderr[-2000:]
+    return [int(line) for line in done.stdout.split()], done.stderr
+
+
+def test_nothing_is_imported_that_isnt_needed():
+    done = fresh_process(IMPORTS["neither torch nor transformers is imported"])
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_every_order_of_imports_works():
+    orders = [name for name in IMPORTS if not name.startswith("neither")]
+    ends, errors = forked(*(IMPORTS[name] for name in orders), "raise SystemExit(3)")
+    assert dict(zip(orders, ends, strict=False)) == dict.fromkeys(orders, 0), errors[-3000:]
+    assert ends[-1] == 1, "a failure isn't seen"
 
 
 def test_doctor():

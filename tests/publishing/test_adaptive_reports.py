@@ -13,8 +13,8 @@ import torch
 from comparing import assert_same
 from datasets import Dataset
 from pico import FAMILIES, make_native
+from runs import IDS, MASK, report, write_run
 from taskdata import make_rows, save_base
-from test_reporting import IDS, MASK, report, write_run
 from torch.nn import functional
 
 import hf_glu

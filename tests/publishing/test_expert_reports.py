@@ -13,8 +13,8 @@ import torch
 from comparing import assert_same
 from pico import FAMILIES, LAYERS, make_native
 from rich.console import Console
+from runs import IDS, MASK, contrast, report, write_run
 from taskdata import save_base, write_dataset
-from test_reporting import IDS, MASK, contrast, report, write_run
 
 import hf_glu
 from hf_glu.cli import tables

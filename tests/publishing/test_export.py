@@ -10,7 +10,7 @@ import torch
 import transformers
 from comparing import assert_same, fresh_process, outputs
 from pico import FAMILIES, VOCAB, make_native
-from test_scan import OPTIONS, inputs, options_of, reference
+from scans import OPTIONS, inputs, options_of, reference
 
 import hf_glu
 from hf_glu import cli

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import close_session
 from pico import FAMILIES
 from safetensors.torch import load_file
-from test_architecture import FILES, LEVEL, room_of
+from source import FILES, LEVEL, room_of
 
 import hf_glu
 from hf_glu.checkpoint.convert import load_model
