@@ -83,13 +83,13 @@ class Registry:
 
     @property
     def families(self) -> tuple[Derived, ...]:
-        """The families of names."""
-        return tuple(self._families.values())
+        """The families of names: suffixes and mixes first, then wrappers from the outside in."""
+        return tuple(sorted(self._families.values(), key=Derived.rank))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of wrappers and mixes: mixes first, then wrappers from the outside in."""
-        return tuple(family.kind for family in sorted(self.families, key=Derived.rank) if family.kind)
+        """The kinds of mixes and wrappers."""
+        return tuple(family.kind for family in self.families if family.kind)
 
     @property
     def sections(self) -> dict[str, Kind]:
