@@ -96,5 +96,6 @@ KIND = Kind(
     trait="Each gate sees the tokens before: a short convolution of its pre-activations is added to them.",
     section=CanonOptions,
     check=check_direction,
+    curves=lambda g: {"w_0 = 1": 2 * g, "w_1 = 1, g[t - 1] = 1": g + 1, "w_1 = -1, g[t - 1] = 1": g - 1},
 )
 Wrapper(kind=KIND, order=4, equation=EQUATION, paper=PAPER, shift=Convolution).register(f"N(z) [* u], {EQUATION}")

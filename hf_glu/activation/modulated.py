@@ -152,6 +152,18 @@ def _encoder_mask(mask: Tensor, hidden: Tensor) -> Tensor | None:
     return read_mask(mask, batch, length, None)
 
 
+def _moved(g: Tensor, threshold: float, slope: float) -> Tensor:
+    """Return what gates ``[G]`` are with a threshold and a slope."""
+    shift, steepness = (g.new_tensor([[value]]) for value in (threshold, slope - 1))
+    return modulate(g.unsqueeze(1), g.new_ones(len(g), 1), shift, steepness)[:, 0]
+
+
+# label of a figure -> threshold, slope
+CASES = {
+    "threshold 1": (1.0, 1.0), "threshold -1": (-1.0, 1.0), "slope 2": (0.0, 2.0), "slope 0.5": (0.0, 0.5),
+}  # fmt: skip
+
+
 def source_parts(places: Sequence[Place], options: ContextOptions) -> list[Part]:
     """Return the sources of context vectors that a model needs: one in each stack that has modulated activations.
 
@@ -191,5 +203,6 @@ KIND = Kind(
     trait="A context vector, the same for all layers, sets threshold and slope of each gate.",
     section=ContextOptions,
     parts=source_parts,
+    curves=lambda g: {label: _moved(g, *case) for label, case in CASES.items()},
 )
 Wrapper(kind=KIND, order=0, equation=EQUATION, paper=PAPER, shift=Modulation).register(f"N({EQUATION}) [* u]")

@@ -105,10 +105,19 @@ class Memory(Shift):
         return z
 
 
+def _shifted(g: Tensor, alpha: float, beta: float, state: float) -> Tensor:
+    """Return z of gates ``[G]`` that come after a state."""
+    a, b, decay = (g.new_tensor([value]) for value in (alpha, beta, 0.5))
+    return stateful(g.view(-1, 1, 1), a, b, decay, start=g.new_full((len(g), 1), state))[0].flatten()
+
+
+# label of a figure -> alpha, beta, s
+CASES = {"alpha 2, s = 1": (2.0, 0.0, 1.0), "beta 2, s = 0": (0.0, 2.0, 0.0), "beta 2, s = 1": (0.0, 2.0, 1.0)}
 KIND = Kind(
     flag="stateful",
     trait="Each gate remembers how open it was: a running mean over the tokens before shifts it.",
     section=StateOptions,
     check=check_direction,
+    curves=lambda g: {label: _shifted(g, *case) for label, case in CASES.items()},
 )
 Wrapper(kind=KIND, order=10, equation=Z, paper="hf_glu", shift=Memory).register(f"N(z) [* u], {Z}")

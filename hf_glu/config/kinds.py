@@ -6,7 +6,7 @@ plans, builds, checks or describes a model asks the registry for the kinds (`hf_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -64,6 +64,7 @@ class Part:
 
 Check: TypeAlias = Callable[[Sequence[Place], Any], None]
 Parts: TypeAlias = Callable[[Sequence[Place], Any], list[Part]]
+Curves: TypeAlias = "Callable[[Tensor], Mapping[str, Tensor]]"
 
 
 def allow(places: Sequence[Place], options: Any) -> None:
@@ -85,6 +86,8 @@ class Kind:
         section: its options, the section ``section.key`` of ``config.hf_glu``; None: it has none of its own.
         check: raises OptionError where a model can't have it at some places with such options.
         parts: returns what the model needs beside the activations at some places.
+        curves: returns what the elementwise part is given at gates ``[G]`` in some cases, by labels of a figure; None:
+            it isn't drawn.
     """
 
     flag: str
@@ -92,6 +95,7 @@ class Kind:
     section: type[Entry] | None = None
     check: Check = allow
     parts: Parts = no_parts
+    curves: Curves | None = None
 
 
 Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
