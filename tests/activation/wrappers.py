@@ -45,6 +45,11 @@ def convolve(gates: list[Tensor], p: Parameters) -> list[Tensor]:
     return [g + sum(taps[i] * gates[t - i] for i in range(min(len(taps), t + 1))) for t, g in enumerate(gates)]
 
 
+def smear(gates: list[Tensor], p: Parameters) -> list[Tensor]:
+    earlier = [torch.zeros_like(gates[0]), *gates]
+    return [g + p["share"] * (p["slope"] * g + p["offset"]).sigmoid() * earlier[t] for t, g in enumerate(gates)]
+
+
 TABLE = {
     "modulated": Row(parameters=("threshold", "slope"), options={"size": 3}, refused=({"size": 0},), both=None),
     "stateful": Row(
@@ -53,5 +58,9 @@ TABLE = {
     "canon": Row(
         parameters=("taps",), options={"kernel": 3}, refused=({"kernel": 1}, {"kernel": True}, {"direction": "up"}),
         walk=convolve,
+    ),
+    "smear": Row(
+        parameters=("share", "slope", "offset"), options={"open": 0.9}, refused=({"open": 1}, {"open": "0.5"}),
+        walk=smear,
     ),
 }  # fmt: skip
