@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparing import assert_same, fresh_outputs, outputs
+from comparing import assert_same, fresh_outputs, fresh_process, outputs
 from peft import get_peft_model
 from pico import FAMILIES, make_native
 from short_training import changed, snapshot
@@ -433,3 +433,35 @@ def test_the_card_says_what_the_kind_says(flag):
     (kind,) = (kind for kind in registry.kinds if kind.flag == flag)
     facts = {"config": {"hidden_act": f"{flag}_geglu"}, "base": {}, "run": {}, "conversion": {}}
     assert traits(facts) == [kind.trait]
+
+
+def test_wrappers_that_do_something_nest_in_their_order():
+    kinds = [family.kind.flag for family in registry.families if family.place == "wrapper" and family.kind]
+    act = registry["".join(f"{flag}_" for flag in READING) + "silu"].factory()
+    act.configure(hf_glu.GluConfig(), 5)
+    louder(act)
+    own, gate = shifts(act.double()), torch.randn(1, 7, 5, dtype=torch.float64)
+    expected = gate[0]
+    for flag, shift in zip([flag for flag in kinds if flag in READING], own, strict=True):
+        expected = walked(flag, expected, shift)
+    with within(Pass(act, Reading(1, 7))):
+        assert_same(act(gate)[0], torch.nn.functional.silu(expected), "formula")
+
+
+def test_a_formula_with_two_wrappers_has_the_names_of_old_checkpoints():
+    act = registry["modulated_stateful_swiglu_oss"].factory()
+    act.configure(hf_glu.GluConfig(), 5)
+    assert set(act.state_dict()) == {"shift.threshold", "shift.slope", "inner.alpha", "inner.beta", "inner.decay"}
+
+
+@pytest.mark.parametrize("how", ["GluConfig", "AutoConfig"])
+def test_a_process_that_has_built_no_model_knows_the_sections(how, tmp_path):
+    said = {SECTIONS[flag]: row.options for flag, row in TABLE.items()}
+    FAMILIES["bert"].make_config(hidden_act=f"{ALL}geglu", hf_glu=said).save_pretrained(tmp_path)
+    code = {
+        "GluConfig": f"assert hf_glu.GluConfig(**{said}).sections == {said}",
+        "AutoConfig": f"import transformers; config = transformers.AutoConfig.from_pretrained({str(tmp_path)!r})\n"
+        f"assert config.hf_glu == {{'version': 1}} | {said}",
+    }
+    done = fresh_process(f"import hf_glu\n{code[how]}")
+    assert done.returncode == 0, done.stderr[-2000:]
