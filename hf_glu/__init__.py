@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 # public name -> the module that has it, imported on first use
 _LAZY = {
     "Activation": "hf_glu.config.registry",
-    "GluConfig": "hf_glu.config.glu",
+    "GluConfig": "hf_glu.activation",  # which registers the kinds that have sections in it
     "AnnealCallback": "hf_glu.training.parameters.annealing",
     "activations": "hf_glu.activation.listing",
     "active_parameters": "hf_glu.instruments.routing",

@@ -3,7 +3,9 @@
 A sequence is noise with one of four flags in it, and ``distance`` tokens later a query that the flag answers. The model
 is a stock Mistral whose layers see ``window`` tokens each, so that nothing from further back than ``(window - 1) *
 layers`` tokens reaches a token, and positions are relative: without a state, the answer is a guess (25 %). Parameters
-are equal: the states' 3 W numbers a layer are as many as the 3 H W / H of W / H more units in the plain FFN.
+are equal: the states' 3 W numbers a layer are as many as the 3 H W / H of W / H more units in the plain FFN, and those
+of ``smear_swiglu``; ``canon_swiglu`` has W more. These two read the token before, and the 3 before, in each layer: they
+reach 8 and 12 tokens back where attention reaches 6, and no further.
 
 Alpha begins at 8: a flag among 64 tokens moves a running mean by a hundredth, and what isn't read isn't learned. (From
 0, the state gets to 39 % at distance 32 in as many steps; seed 0.) Alpha, beta and the decays have no weight decay and
@@ -37,7 +39,8 @@ from hf_glu.training.data.prediction import eval_mode
 Data = dict[str, Any]
 FLAGS, QUERY, NOISE, VOCABULARY, IGNORED = 4, 4, 5, 16, -100
 LEAD = 8  # the flag comes at one of the first places
-PLAIN, STATEFUL = "swiglu", "stateful_swiglu"
+PLAIN, STATEFUL, CANON, SMEAR = "swiglu", "stateful_swiglu", "canon_swiglu", "smear_swiglu"
+ACTIVATIONS = (PLAIN, STATEFUL, CANON, SMEAR)
 # of the model, its training and its test
 SIZES: Data = {
     "hidden": 32, "layers": 2, "heads": 4, "width": 64, "window": 4, "state": {"decay": [0.5, 0.999], "alpha": 8.0},
@@ -58,7 +61,7 @@ def make_batch(count: int, distance: int, seed: int) -> dict[str, Tensor]:
 
 
 def make_model(activation: str, sizes: Any, seed: int) -> MistralForCausalLM:
-    """Return a fresh Mistral; the one without states is wider by as many parameters."""
+    """Return a fresh Mistral; the plain one is wider by as many parameters as a state has."""
     more = -(-sizes.width // sizes.hidden) if activation == PLAIN else 0
     config = MistralConfig(
         vocab_size=VOCABULARY, hidden_size=sizes.hidden, intermediate_size=sizes.width + more,
@@ -115,7 +118,7 @@ def summarise(runs: list[Data]) -> list[Data]:
 
 
 def experiment(sizes: Any, distances: list[int], seeds: list[int], output: Path | None) -> Data:
-    """Train both models at all distances with all seeds; return plain data, and write it where there is a folder.
+    """Train all models at all distances with all seeds; return plain data, and write it where there is a folder.
 
     Raises:
         OptionError: a distance that attention can reach.
@@ -126,7 +129,7 @@ def experiment(sizes: Any, distances: list[int], seeds: list[int], output: Path 
     result: Data = {"sizes": vars(sizes), "seeds": seeds, "chance": 1 / FLAGS, "reach": reach(sizes), "runs": []}
     for distance in distances:
         for seed in seeds:
-            result["runs"] += [run(activation, distance, seed, sizes) for activation in (PLAIN, STATEFUL)]
+            result["runs"] += [run(activation, distance, seed, sizes) for activation in ACTIVATIONS]
             result |= {"rows": summarise(result["runs"]), "seconds": time.perf_counter() - start}
             if output is not None:
                 output.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """The files of activations that hf_glu brings: importing this fills the registry."""
 
-from hf_glu.activation import gated, learnable, moa, modulated, stateful
+from hf_glu.activation import canon, gated, learnable, moa, modulated, smear, stateful
 
-KINDS = (gated, learnable, moa, modulated, stateful)
+KINDS = (gated, learnable, moa, modulated, stateful, canon, smear)

@@ -21,6 +21,7 @@ from transformers import initialization as init
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.mixture import mix, recomputed_mix
 from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
+from hf_glu.config.kinds import Kind
 from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, Activation, Derived, registry, unmixed, unwrapped
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ class Family:
         coefficient: what the trained coefficients are called in equations.
         note: says what they are.
         flags: of its entries.
+        kind: what others must know of it.
         make: makes the mix of an elementwise name.
     """
 
@@ -159,6 +161,7 @@ class Family:
     coefficient: str
     note: str
     flags: frozenset[str]
+    kind: Kind
     make: type[LearnableMix]
 
     def equation(self, x: str, suffix: str = "") -> str:
@@ -169,7 +172,9 @@ class Family:
         """Add the family to the registry."""
         equation = self.equation("g", " [* u]")
         pattern = f"{self.prefix}N"
-        registry.add_family(Derived(pattern=pattern, place="mix", equation=equation, paper=PAPER, derive=self.derive))
+        registry.add_family(
+            Derived(pattern=pattern, place="mix", equation=equation, paper=PAPER, derive=self.derive, kind=self.kind)
+        )
 
     def derive(self, name: str, inner: str, entry: Activation | None) -> Activation | None:
         """Return the activation ``name``, a mix that ends as ``inner``; None where that is no N(g) * u."""
@@ -185,6 +190,7 @@ class Family:
         )  # fmt: skip
 
 
+KIND = Kind(flag=LEARNABLE, trait="The activation mixes {functions} with trainable coefficients.")
 Family(
-    prefix="learnable_", coefficient="a_k", note="a trained", flags=frozenset({LEARNABLE}), make=LearnableMix
+    prefix="learnable_", coefficient="a_k", note="a trained", flags=frozenset({LEARNABLE}), kind=KIND, make=LearnableMix
 ).register()

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.learnable import Family, LearnableMix
+from hf_glu.config.kinds import Kind
 from hf_glu.config.registry import ADAPTIVE, LEARNABLE
 
 if TYPE_CHECKING:
@@ -90,5 +91,6 @@ class TokenMix(LearnableMix):
 
 
 Family(
-    prefix="moa_", coefficient="a_k(g)", note="a of each token", flags=frozenset({LEARNABLE, ADAPTIVE}), make=TokenMix
-).register()
+    prefix="moa_", coefficient="a_k(g)", note="a of each token", flags=frozenset({LEARNABLE, ADAPTIVE}),
+    kind=Kind(flag=ADAPTIVE, trait="The mix depends on the token."), make=TokenMix,
+).register()  # fmt: skip

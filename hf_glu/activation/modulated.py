@@ -10,6 +10,8 @@ Shapes: B sequences, T tokens, H hidden size, W channels, R size of the context 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,7 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.context import Reader
+from hf_glu.activation.context.hooks import SOURCE
 from hf_glu.activation.context.reading import read_mask
 from hf_glu.activation.context.states import load_state, store_states
 from hf_glu.activation.kernels.modulation import modulate, recomputed_modulation
@@ -25,8 +28,8 @@ from hf_glu.activation.kernels.scan import decays, spread_decays, stateful
 from hf_glu.activation.module import OwnedModule
 from hf_glu.activation.wrapped import Shift, Wrapper
 from hf_glu.config.context import ContextOptions
-from hf_glu.config.registry import MODULATED
-from hf_glu.errors import OptionError
+from hf_glu.config.kinds import Kind, Part, Place
+from hf_glu.errors import ConversionError, OptionError
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
@@ -46,7 +49,7 @@ class Modulation(Shift):
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Make the parameters of ``width`` channels."""
-        self.options = ContextOptions.from_dict(options.context)
+        self.options = options.read(ContextOptions)
         self.threshold, self.slope = (nn.Parameter(torch.empty(width, self.options.size)) for _ in range(2))
         if self.threshold.device.type != "meta":
             self.reset_parameters()
@@ -149,6 +152,57 @@ def _encoder_mask(mask: Tensor, hidden: Tensor) -> Tensor | None:
     return read_mask(mask, batch, length, None)
 
 
-Wrapper(prefix="modulated_", order=0, flag=MODULATED, equation=EQUATION, paper=PAPER, shift=Modulation).register(
-    f"N({EQUATION}) [* u]"
+def _moved(g: Tensor, threshold: float, slope: float) -> Tensor:
+    """Return what gates ``[G]`` are with a threshold and a slope."""
+    shift, steepness = (g.new_tensor([[value]]) for value in (threshold, slope - 1))
+    return modulate(g.unsqueeze(1), g.new_ones(len(g), 1), shift, steepness)[:, 0]
+
+
+# label of a figure -> threshold, slope
+CASES = {
+    "threshold 1": (1.0, 1.0), "threshold -1": (-1.0, 1.0), "slope 2": (0.0, 2.0), "slope 0.5": (0.0, 0.5),
+}  # fmt: skip
+
+
+def source_parts(places: Sequence[Place], options: ContextOptions) -> list[Part]:
+    """Return the sources of context vectors that a model needs: one in each stack that has modulated activations.
+
+    Raises:
+        OptionError: a layer that a stack doesn't have, or an encoder's vector for a model without one.
+        ConversionError: a model without layers.
+    """
+    found: dict[int, Part] = {}
+    for place in places:
+        if place.blocks is None:
+            raise ConversionError(f"{place.name} is in no list of layers: there is no place for a context vector")
+        if options.layer >= len(place.blocks):
+            raise OptionError(
+                f"context layer {options.layer} is out of range: the stack has {len(place.blocks)} layers"
+            )
+        block, pool = place.blocks[options.layer], _pool(place, options)
+        found.setdefault(id(block), Part(
+            block=block, name=SOURCE, make=partial(ContextSource, place.hidden, options, pool),
+            parameters=options.size * (place.hidden + (pool == "running")),
+        ))  # fmt: skip
+    return list(found.values())
+
+
+def _pool(place: Place, options: ContextOptions) -> str:
+    """Return how a stack's vector is made."""
+    if options.pool == "encoder" and place.causal:
+        if place.side != "decoder" or not place.encoded:
+            raise OptionError(f"context pool=encoder needs a decoder with an encoder, not {type(place.stack).__name__}")
+        return "encoder"
+    if options.pool == "mean" and place.causal:
+        raise OptionError(f"context pool=mean would let {type(place.stack).__name__} see later tokens: use running")
+    return "running" if place.causal or options.pool == "running" else "mean"
+
+
+KIND = Kind(
+    flag="modulated",
+    trait="A context vector, the same for all layers, sets threshold and slope of each gate.",
+    section=ContextOptions,
+    parts=source_parts,
+    curves=lambda g: {label: _moved(g, *case) for label, case in CASES.items()},
 )
+Wrapper(kind=KIND, order=0, equation=EQUATION, paper=PAPER, shift=Modulation).register(f"N({EQUATION}) [* u]")

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.cache_utils import DynamicCache
 
-from hf_glu.activation.context.reading import Reading
 from hf_glu.activation.context.routed import Routed
-from hf_glu.activation.context.states import ROLLBACK, Trail, load_state, store_states, trail_of
+from hf_glu.activation.context.states import ROLLBACK, load_state, store_states
 from hf_glu.activation.kernels.scan import bidirectional, decays, spread_decays, stateful, step
-from hf_glu.activation.wrapped import Shift, Wrapper
-from hf_glu.config.registry import STATEFUL
+from hf_glu.activation.wrapped import Shift, Wrapper, check_direction
+from hf_glu.config.kinds import Kind
 from hf_glu.config.state import StateOptions
 from hf_glu.errors import OptionError
 
@@ -50,7 +48,7 @@ class Memory(Shift):
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Make the parameters of ``width`` channels."""
-        self.options = StateOptions.from_dict(options.state)
+        self.options = options.read(StateOptions)
         kind = nn.Parameter if self.options.learnable else nn.Buffer
         self.alpha, self.beta, self.decay = (kind(torch.empty(width)) for _ in range(3))
         if self.decay.device.type != "meta":
@@ -77,7 +75,7 @@ class Memory(Shift):
         if self.options is None:
             return gate
         reading = self.current()
-        if reading is not None and reading.length == 1 and (trail := self._trail(reading)) is not None:
+        if reading is not None and reading.length == 1 and (trail := self.trail(reading)) is not None:
             state = trail.newest()
             return step(gate.view(state.shape), *self._constants(state.dtype), state, trail.room()).view_as(gate)
         if reading is not None and reading.rows is not None:
@@ -85,13 +83,6 @@ class Memory(Shift):
             return routed.scatter(self._walk(routed.gather(gate), routed.valid, routed.restart, routed))
         valid, restart = (reading.valid, reading.restart) if reading is not None else (None, None)
         return self._walk(self.sequences(gate), valid, restart).reshape(gate.shape)
-
-    def _trail(self, reading: Reading) -> Trail | None:
-        """Return the states that one more token goes on from; None where there is more to do, or more to learn."""
-        cache = self.cache()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or reading.rows is not None:
-            return None
-        return trail_of(cache, self.slot) if isinstance(cache, DynamicCache) else None
 
     def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return alpha - beta, beta and 1 - decay, from what the parameters hold now."""
@@ -114,6 +105,19 @@ class Memory(Shift):
         return z
 
 
-Wrapper(prefix="stateful_", order=10, flag=STATEFUL, equation=Z, paper="hf_glu", shift=Memory).register(
-    f"N(z) [* u], {Z}"
+def _shifted(g: Tensor, alpha: float, beta: float, state: float) -> Tensor:
+    """Return z of gates ``[G]`` that come after a state."""
+    a, b, decay = (g.new_tensor([value]) for value in (alpha, beta, 0.5))
+    return stateful(g.view(-1, 1, 1), a, b, decay, start=g.new_full((len(g), 1), state))[0].flatten()
+
+
+# label of a figure -> alpha, beta, s
+CASES = {"alpha 2, s = 1": (2.0, 0.0, 1.0), "beta 2, s = 0": (0.0, 2.0, 0.0), "beta 2, s = 1": (0.0, 2.0, 1.0)}
+KIND = Kind(
+    flag="stateful",
+    trait="Each gate remembers how open it was: a running mean over the tokens before shifts it.",
+    section=StateOptions,
+    check=check_direction,
+    curves=lambda g: {label: _shifted(g, *case) for label, case in CASES.items()},
 )
+Wrapper(kind=KIND, order=10, equation=Z, paper="hf_glu", shift=Memory).register(f"N(z) [* u], {Z}")

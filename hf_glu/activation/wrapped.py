@@ -7,18 +7,23 @@ Shapes: W channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
-from hf_glu.activation.context import Reader
+from hf_glu.activation.context import Reader, Reading
+from hf_glu.activation.context.states import Trail, trail_of
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
+from hf_glu.config.kinds import Kind, Place
 from hf_glu.config.registry import GATED, Activation, Derived, registry
+from hf_glu.errors import OptionError
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
@@ -35,26 +40,36 @@ class Shift(Reader, OwnedModule):
         """Tell whether it does nothing."""
         raise NotImplementedError
 
+    def trail(self, reading: Reading) -> Trail | None:
+        """Return the states that one more token goes on from; None where there is more to do, or more to learn."""
+        cache = self.cache()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or reading.rows is not None:
+            return None
+        return trail_of(cache, self.slot) if isinstance(cache, DynamicCache) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper:
     """A family of wrapped names.
 
     Attributes:
-        prefix: before the name.
+        kind: what others must know of it; its flag and ``_`` stand before the name.
         order: among wrappers; those with a lower one are further outside.
-        flag: of its entries.
         equation: what the elementwise part is given.
         paper: where it comes from.
         shift: makes a fresh shift.
     """
 
-    prefix: str
+    kind: Kind
     order: int
-    flag: str
     equation: str
     paper: str
     shift: Callable[[], Shift]
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the name."""
+        return f"{self.kind.flag}_"
 
     def register(self, equation: str) -> None:
         """Add the family, which computes ``equation``, to the registry."""
@@ -67,12 +82,13 @@ class Wrapper:
                 equation=equation,
                 paper=self.paper,
                 derive=self.derive,
+                kind=self.kind,
             )
         )
 
     def derive(self, name: str, inner: str, entry: Activation | None) -> Activation:
         """Return the activation ``name``, which is this wrapper around ``inner``."""
-        flags = frozenset({self.flag}) | (entry.flags if entry else frozenset())
+        flags = frozenset({self.kind.flag}) | (entry.flags if entry else frozenset())
         if entry is None or GATED not in flags:
             return Activation(
                 name=name, equation=f"{inner}({self.equation})", paper=self.paper, flags=flags,
@@ -123,28 +139,51 @@ class WrappedGate(OwnedActivation):
 
 
 class WrappedFormula(GatedActivation):
-    """An entry's own formula of (shift(g), u)."""
+    """An entry's own formula of (shifts(g), u).
+
+    The shifts are modules of their own, from the outside in ``shift``, ``inner``, ``inner_2``, ``inner_3``, ...: what
+    the state dict calls them.
+    """
 
     def __init__(self, name: str, inner: str, wrapper: Wrapper) -> None:
         super().__init__(name)
         wrapped = registry[inner].factory()
-        self.shift = wrapper.shift()
-        self.inner = wrapped.shift if isinstance(wrapped, WrappedFormula) else None
+        own = [wrapper.shift(), *(wrapped.shifts() if isinstance(wrapped, WrappedFormula) else ())]
+        for place, shift in enumerate(own):
+            setattr(self, _name_of_shift(place), shift)
+
+    def shifts(self) -> list[Shift]:
+        """Return the shifts, the outermost first."""
+        return [module for module in self.children() if isinstance(module, Shift)]
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Hand the options on."""
-        self.shift.configure(options, width)
-        if self.inner is not None:
-            self.inner.configure(options, width)
+        for shift in self.shifts():
+            shift.configure(options, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the formula."""
         assert self.formula is not None
         gate, up = split_gate_up(x)
-        gate = self.shift(gate)
-        return self.formula(gate if self.inner is None else self.inner(gate), up)
+        for shift in self.shifts():
+            gate = shift(gate)
+        return self.formula(gate, up)
+
+
+def _name_of_shift(place: int) -> str:
+    return ("shift", "inner")[place] if place < 2 else f"inner_{place}"
 
 
 def shifts(act: nn.Module) -> list[Shift]:
     """Return every shift in an activation."""
     return [module for module in act.modules() if isinstance(module, Shift)]
+
+
+def check_direction(places: Sequence[Place], options: Any) -> None:
+    """Raise OptionError where activations with ``direction="both"`` would let a causal stack see later tokens."""
+    for place in places if options.direction == "both" else ():
+        if place.causal:
+            raise OptionError(
+                f"{place.name}: a {options.key} in both directions would let {type(place.stack).__name__} see later "
+                "tokens: use direction=forward, or layers=encoder where there is one"
+            )

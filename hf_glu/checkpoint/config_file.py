@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hf_glu.activation  # noqa: F401  (its kinds have sections in a config)
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.section import MAX_LAYERS

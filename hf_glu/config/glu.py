@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_glu.config.context import ContextOptions
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.layers import LayerSpec, check_layers, selected
-from hf_glu.config.section import MAX_LAYERS, MAX_WIDTH, is_count, is_name
-from hf_glu.config.state import StateOptions
+from hf_glu.config.registry import registry
+from hf_glu.config.section import MAX_LAYERS, MAX_WIDTH, Entry, is_count, is_name
 from hf_glu.errors import OptionError, refuse_unknown, shown
 
+Section = TypeVar("Section", bound=Entry)
 VERSION = 1
 MAX_FUNCTIONS = 64  # of a mix
 MULTIPLE = 64
@@ -74,12 +74,17 @@ def name_at(names: Mapping[str, str] | None, layer: int, stack: str | None) -> s
     return next(found, None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class GluConfig:
     """Options of the gated feed-forward networks of one model; every field has a good default.
 
     The activation itself is not here: it is the name in the model's own field (``hidden_act``,
     ``activation_function``, ``feed_forward_proj``, ...).
+
+    Beside these fields, each kind of wrapper has a section of its own, under its key: ``state`` of ``stateful_``
+    activations (`hf_glu.config.state.StateOptions`), ``context`` of ``modulated_`` ones
+    (`hf_glu.config.context.ContextOptions`), and whatever other kinds are registered (`registry.sections`).
+    ``GluConfig(state={"alpha": 1.0}).state`` is such a section, None where it has the defaults.
 
     Attributes:
         version: format of this entry, 1.
@@ -96,8 +101,7 @@ class GluConfig:
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
         experts: the FFNs are experts (see `hf_glu.config.experts.ExpertOptions`); ``width`` is that of an expert. None:
             one FFN.
-        context: of ``modulated_`` activations, see `hf_glu.config.context.ContextOptions`. None: its defaults.
-        state: of ``stateful_`` activations, see `hf_glu.config.state.StateOptions`. None: its defaults.
+        sections: those of the kinds by their keys, as far as they have one.
 
     Raises:
         UnknownNameError: unknown key.
@@ -113,10 +117,20 @@ class GluConfig:
     mix: dict[str, Any] | None = None
     width: int | str | None = None
     experts: dict[str, Any] | None = None
-    state: dict[str, Any] | None = None
-    context: dict[str, Any] | None = None
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
+        given = {**(options.pop("sections", None) or {}), **options}  # `dataclasses.replace` gives all of them
+        refuse_unknown(given, KEYS | registry.sections.keys(), "config.hf_glu")
+        for known in fields(self):
+            if known.name in KEYS:
+                object.__setattr__(self, known.name, given.get(known.name, known.default))
+        sections = {key: given[key] for key in registry.sections if given.get(key) is not None}
+        object.__setattr__(self, "sections", sections)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise OptionError where a value can't be used."""
         if not is_count(self.version, VERSION):
             raise OptionError(
                 f"config.hf_glu has version {shown(self.version)}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
@@ -132,8 +146,9 @@ class GluConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
-        StateOptions.from_dict(self.state)
-        ContextOptions.from_dict(self.context)
+        for key, kind in registry.sections.items():
+            if kind.section:
+                kind.section.from_dict(self.sections.get(key))
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:
@@ -144,7 +159,7 @@ class GluConfig:
             return entry
         if not isinstance(entry, Mapping):
             raise OptionError(f"config.hf_glu must be a dict of options, got {type(entry).__name__}")
-        refuse_unknown(entry, (field.name for field in fields(cls)), "config.hf_glu")
+        refuse_unknown(entry, KEYS | registry.sections.keys(), "config.hf_glu")
         return cls(**entry)
 
     @classmethod
@@ -158,6 +173,18 @@ class GluConfig:
             return None
         return name_at(self.by_layer, layer, stack) or name
 
+    def read(self, section: type[Section]) -> Section:
+        """Return the options of a kind that has this section."""
+        return section.from_dict(self.sections.get(section.key))
+
+    if not TYPE_CHECKING:  # which knows `sections` only
+
+        def __getattr__(self, key: str) -> dict[str, Any] | None:
+            """Return a kind's section by its key."""
+            if key in registry.sections:
+                return self.__dict__.get("sections", {}).get(key)
+            raise AttributeError(f"GluConfig has no {key!r}")
+
     @property
     def expert_options(self) -> ExpertOptions | None:
         """The options of the experts, None where there are none."""
@@ -165,4 +192,9 @@ class GluConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain dict that ``config.json`` stores: the version and whatever is not the default."""
-        return {key: value for key, value in asdict(self).items() if key == "version" or value is not None}
+        found = asdict(self)
+        found |= found.pop("sections")
+        return {key: value for key, value in found.items() if key == "version" or value is not None}
+
+
+KEYS = frozenset(field.name for field in fields(GluConfig)) - {"sections"}

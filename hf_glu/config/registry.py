@@ -4,7 +4,8 @@
     base := entry | N | N_glu         N: an elementwise activation of Transformers, or an entry without a gate
 
 Each wrapper stands at most once; in whatever order they stand, one reading comes out, in which they nest by their
-``order``. A new base is an `Activation`, a new wrapper, mix or suffix a `Derived`: that is all that one needs.
+``order``. A new base is an `Activation`, a new wrapper, mix or suffix a `Derived`, whose `Kind` says what others must
+know of it: that is all that one needs.
 """
 
 from __future__ import annotations
@@ -12,90 +13,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Literal
 
+from hf_glu.config.kinds import Activation as Activation
+from hf_glu.config.kinds import Derived as Derived
+from hf_glu.config.kinds import Formula as Formula
+from hf_glu.config.kinds import Kind
 from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, shown
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-GATED, LEARNABLE, ADAPTIVE, STATEFUL, MODULATED = "gated", "learnable", "adaptive", "stateful", "modulated"
+GATED, LEARNABLE, ADAPTIVE = "gated", "learnable", "adaptive"
 LONGEST = 128  # characters of a name
 _local = threading.local()  # undo: what takes a thread's changes back
-Formula: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Activation:
-    """One activation.
-
-    Attributes:
-        name: snake_case, without dashes (T5 splits its field on them).
-        equation: what it computes; ``g`` and ``u`` are the gate and up halves of its input ``[g | u]``.
-        paper: where it comes from.
-        flags: what it is, such as ``gated``.
-        factory: a callable without arguments that builds a fresh module (never a shared instance).
-        gate: the elementwise activation of its gate half, if it is N(g) * u; that is what a natively gated family,
-            which multiplies by the up half itself, is given. None where it has no such form.
-        formula: (g, u) -> hidden, where the activation isn't N(g) * u.
-    """
-
-    name: str
-    equation: str
-    paper: str
-    flags: frozenset[str]
-    factory: Callable[[], nn.Module] = field(compare=False)
-    gate: str | None = None
-    formula: Formula | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name != self.name.lower():
-            raise UnknownNameError(f"an activation's name is snake_case without dashes, got {self.name!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a listing shows, as plain data."""
-        return {
-            "name": self.name,
-            "equation": self.equation,
-            "paper": self.paper,
-            "gate": self.gate,
-            "flags": sorted(self.flags),
-        }
-
-
-Derive: TypeAlias = Callable[[str, str, Activation | None], Activation | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Derived:
-    """A family of names: an affix at a name N.
-
-    Attributes:
-        pattern: the affix and N, such as ``N_glu`` or ``stateful_N``.
-        place: ``wrapper`` or ``mix`` (prefixes), or ``suffix`` (of an elementwise base).
-        order: of a wrapper: those with a lower one are further outside.
-        equation, paper: as of an `Activation`.
-        derive: (name, N, N's activation or None where that is Transformers' own) -> the activation called ``name``;
-            None where N can't have the affix.
-    """
-
-    pattern: str
-    place: Literal["wrapper", "mix", "suffix"]
-    equation: str
-    paper: str
-    derive: Derive
-    order: int = 0
-
-    @property
-    def affix(self) -> str:
-        """What stands at N."""
-        return self.pattern.removeprefix("N") if self.place == "suffix" else self.pattern.removesuffix("N")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a listing shows, as plain data."""
-        return {"pattern": self.pattern, "equation": self.equation, "paper": self.paper}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +83,18 @@ class Registry:
 
     @property
     def families(self) -> tuple[Derived, ...]:
-        """The families of names."""
-        return tuple(self._families.values())
+        """The families of names: suffixes and mixes first, then wrappers from the outside in."""
+        return tuple(sorted(self._families.values(), key=Derived.rank))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of mixes and wrappers."""
+        return tuple(family.kind for family in self.families if family.kind)
+
+    @property
+    def sections(self) -> dict[str, Kind]:
+        """The kinds that have options of their own, by the key of their section in ``config.hf_glu``."""
+        return {kind.section.key: kind for kind in self.kinds if kind.section}
 
     def remove(self, name: str) -> None:
         """Remove an entry."""
@@ -173,7 +113,7 @@ class Registry:
         if problem:
             return None
         mix = prefixes.pop().affix if prefixes and prefixes[-1].place == "mix" else ""
-        wrappers = sorted(prefixes, key=lambda wrapper: (wrapper.order, wrapper.affix))
+        wrappers = sorted(prefixes, key=Derived.rank)
         return Reading(wrappers=tuple(wrapper.affix for wrapper in wrappers), mix=mix, base=base)
 
     def _split(self, name: object) -> tuple[list[Derived], str, str]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from hf_glu.errors import LONGEST, OptionError, refuse_unknown, shown
 
+DIRECTIONS = ("forward", "both")  # in which an activation reads the tokens around it
 # more than any model has; what goes beyond is a broken file, and must not be allocated
 MAX_WIDTH, MAX_EXPERTS, MAX_UNITS, MAX_LAYERS = 2**20, 2**12, 2**26, 2**12
 
@@ -37,10 +38,17 @@ class Entry:
     Attributes:
         key: of the entry.
         example: such an entry, for messages.
+        awake: what a plan says where a conversion with such options isn't exact.
     """
 
     key: ClassVar[str]
     example: ClassVar[dict[str, Any]]
+    awake: ClassVar[str] = ""
+
+    @property
+    def neutral(self) -> bool:
+        """Whether an activation with these options is at first what it is without them."""
+        return True
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | None) -> Self:
@@ -69,3 +77,9 @@ def decay_range(value: Any, key: str, example: list[float]) -> tuple[float, floa
     if len(decay) != 2 or not all(is_number(d) and 0 < d < 1 for d in decay) or decay[0] > decay[1]:
         raise OptionError(f"{key} decay must be a range within 0 and 1 such as {example}, got {shown(value)}")
     return decay
+
+
+def check_direction(value: Any, key: str) -> None:
+    """Raise OptionError unless ``value`` is one of `DIRECTIONS`."""
+    if value not in DIRECTIONS:
+        raise OptionError(f"{key} direction must be one of {', '.join(DIRECTIONS)}, got {shown(value)}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_glu.config.section import Entry, decay_range, is_number
+from hf_glu.config.section import Entry, check_direction, decay_range, is_number
 from hf_glu.errors import OptionError, shown
 
-DIRECTIONS = ("forward", "both")
 LARGEST = 1e4
 
 
@@ -29,6 +28,7 @@ class StateOptions(Entry):
 
     key = "state"
     example = {"direction": "both"}  # noqa: RUF012 (of the class)
+    awake = "alpha and beta aren't 0: the state changes the function from the start"
 
     decay: tuple[float, float] = (0.5, 0.99)
     alpha: float = 0.0
@@ -43,8 +43,7 @@ class StateOptions(Entry):
                 raise OptionError(f"state {key} must be a number below {LARGEST:g}, got {shown(getattr(self, key))}")
         if not isinstance(self.learnable, bool):
             raise OptionError(f"state learnable must be true or false, got {shown(self.learnable)}")
-        if self.direction not in DIRECTIONS:
-            raise OptionError(f"state direction must be one of {', '.join(DIRECTIONS)}, got {shown(self.direction)}")
+        check_direction(self.direction, "state")
 
     @property
     def neutral(self) -> bool:

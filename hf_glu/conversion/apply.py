@@ -15,7 +15,6 @@ from hf_glu.activation.context import watch_context
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
-from hf_glu.config.context import ContextOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, core
 from hf_glu.conversion.checks import check_values
@@ -24,13 +23,13 @@ from hf_glu.conversion.fit.calibration import Batches, make_batches, site_inputs
 from hf_glu.conversion.fit.fitting import Fit, FitOptions, constant_direction, contributions, fit, outputs_of
 from hf_glu.conversion.made import note_making
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import modulated
+from hf_glu.conversion.planning import flagged
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import OptionError
 from hf_glu.ffn.build import configure, give_dense_configs, native_gate
-from hf_glu.ffn.context_sites import place_sources
+from hf_glu.ffn.context_sites import place_parts
 from hf_glu.ffn.forward import ffn_output, ffn_units, projections
 from hf_glu.ffn.linear import set_rows, weight_rows
 from hf_glu.ffn.mixers import gate_of, own_gate
@@ -56,7 +55,7 @@ def carry_out(
     }
     for entry in entries:
         entry.write()
-    place_sources(model, modulated(planned.steps), ContextOptions.from_dict(planned.context))
+    place_parts(model, flagged(planned.steps), planned.options)
     watch_context(model)
     give_dense_configs(model, planned.steps[0].source)
     differences, errors = comparison.finish(planned.promise) if comparison else (None, {})

@@ -87,7 +87,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     gated = [site for site in sites if site.name in names]
     targets = list(dict.fromkeys(names.values()))
     layers = selection_of(gated, sites)
-    optioned = planned.state or planned.context or any(LEARNABLE in registry[target].flags for target in targets)
+    optioned = planned.sections or any(LEARNABLE in registry[target].flags for target in targets)
     # a mixer's field is its convolution's, too
     native = layers is None and len(targets) == 1 and all(site.native and site.kind != "mixer" for site in sites)
     width = _native_width(config, steps) if native and not optioned else None
@@ -103,8 +103,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
         by_layer=_by_layer(gated, names, sites) if len(targets) > 1 else None,
         mix=_mix(planned, old),
         width=_width(gated, changed, old),
-        state=_same(planned.state, old.state, "state"),
-        context=_same(planned.context, old.context, "context"),
+        sections={key: _same(planned.sections.get(key), old.sections.get(key), key) for key in registry.sections},
     )
     first = {site.stack: names[site.name] for site in reversed(gated)}
     return Entry(config=config, activations=first, options=options.to_dict())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_glu.config.experts import ExpertOptions
-from hf_glu.config.registry import unmixed, unwrapped
+from hf_glu.config.registry import registry, unmixed, unwrapped
 from hf_glu.conversion.apply import carry_out
 from hf_glu.conversion.checks import check_convertible
 from hf_glu.conversion.experts.banks import convert_banks, read_bank_groups
@@ -16,7 +16,7 @@ from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.planning import plan
 from hf_glu.conversion.report import Report, one_after_the_other
 from hf_glu.conversion.steps import Target
-from hf_glu.conversion.targets import read_dictionary
+from hf_glu.conversion.targets import check_sections, read_dictionary
 from hf_glu.conversion.transaction import whole
 from hf_glu.errors import OptionError
 from hf_glu.ffn.experts.group import is_gated
@@ -35,14 +35,13 @@ def convert(
     tokenizer: Any = None,
     distill_steps: int | None = None,
     bias: bool | None = None,
-    state: Mapping[str, Any] | None = None,
-    context: Mapping[str, Any] | None = None,
     mix: Mapping[str, Any] | None = None,
     experts: str | int | ExpertOptions | None = None,
     top_k: int | None = None,
     drop: float = 0.0,
     inputs: Mapping[str, Any] | None = None,
     check: bool | str = True,
+    **sections: Mapping[str, Any] | None,
 ) -> Report:
     """Convert ``model``'s feed-forward networks to gated activations, in place.
 
@@ -61,7 +60,7 @@ def convert(
             hidden]``, or batches of the model's inputs; ``tokenizer`` is of the texts.
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
         bias: False: no bias on in-projections that have none (T5); where the route needs one, it takes ``calibration``.
-        state, context, mix: options of ``stateful_``, ``modulated_`` and ``moa_`` activations, as in `hf_glu.plan`.
+        mix, sections: options of ``moa_`` activations, and of wrappers: ``state``, ``context``, as in `hf_glu.plan`.
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (`experts.upcycling`), once it has
             ``width``; where the model has banks of them (Mixtral), their activations (`experts.banks`).
         top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
@@ -71,17 +70,18 @@ def convert(
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; or more differs than promised.
     """
+    check_sections(sections, convert)
     check_convertible(model)
     choice: dict[str, Any] = {"layers": layers, "exclude": exclude, "mix": mix}
     if experts is not None:
-        choice |= {"drop": drop, "inputs": inputs, "state": state, "context": context, "check": check}
+        choice |= {"drop": drop, "inputs": inputs, "sections": sections, "check": check}
         fitted = {"width": width, "bias": bias, "calibration": calibration, "tokenizer": tokenizer}
         return _to_experts(model, target, experts, top_k, fitted | {"distill_steps": distill_steps}, choice)
     if target is None:
         raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
     if top_k is not None or drop:
         raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
-    choice |= {"state": state, "context": context, "fitted": calibration is not None}
+    choice |= {"fitted": calibration is not None, **sections}
     planned = plan(model, target, width=width, bias=bias, **choice)
     return carry_out(model, planned, calibration, tokenizer, distill_steps, inputs, check)
 
@@ -110,10 +110,10 @@ def _to_experts(
     """Make experts of FFNs, or give a model's own banks other activations."""
     resized = fitted["width"] != "keep" or fitted["bias"] is not None
     if banks := find_banks(model):
-        useless = {"state": choice.pop("state"), "context": choice.pop("context"), "drop": choice.pop("drop")}
+        useless = {**choice.pop("sections"), "drop": choice.pop("drop")}
         if target is not None or resized or top_k is not None or any(useless.values()):
             where = f"{type(model).__name__} has experts of its own ({banks[0].name})"
-            known = "no target, width, top_k, drop, bias, state or context"
+            known = f"no target, width, top_k, drop, bias, {' or '.join(registry.sections)}"
             raise OptionError(f"{where}: give experts= their activations, and {known}")
         given = {key: fitted[key] for key in ("calibration", "tokenizer")}
         return convert_banks(model, experts, **given, **choice)

@@ -105,7 +105,7 @@ def _write(config: Any, base: str, *, native: bool) -> None:
         options["by_layer"] = {layers: unmixed(other) for layers, other in names.items()}
     plain = (
         native
-        and not {"layers", "by_layer", "width", "state", "context"} & set(options)
+        and not {"layers", "by_layer", "width", *registry.sections} & set(options)
         and entry is not None
         and GATED in entry.flags
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +12,16 @@ from torch import nn
 
 from hf_glu.activation import OwnedActivation, registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.config.context import ContextOptions
 from hf_glu.config.glu import GluConfig, check_by_layer, check_width
 from hf_glu.config.layers import check_layers
-from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, MODULATED, STATEFUL, adds_wrappers, unwrapped
-from hf_glu.config.state import StateOptions
+from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, adds_wrappers, unwrapped
 from hf_glu.conversion.checks import check_convertible
 from hf_glu.conversion.routes import APPROXIMATE, ROUNDING, WRAP, Route, find_route, mix_route
 from hf_glu.conversion.steps import FITTED, NO_CHANGE, Plan, Step, Target, mix_of
-from hf_glu.conversion.targets import read_dictionary
+from hf_glu.conversion.targets import check_sections, read_dictionary
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.build import check_selection, gated_width, native_gate
-from hf_glu.ffn.context_sites import check_directions, source_places
+from hf_glu.ffn.context_sites import check_kinds, needed_parts
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import build_activation
 from hf_glu.ffn.identify import source_activation
@@ -31,7 +29,6 @@ from hf_glu.ffn.linear import out_features
 from hf_glu.ffn.sites import Site, convertible_sites
 
 UNBIASED_NOTE = "without a bias, up is fitted to be 1 on the calibration inputs: the error is reported"
-AWAKE_NOTE = "alpha and beta aren't 0: the state changes the function from the start"
 NARROW_NOTE = "the units that add most, fitted to the old output: the error is reported"
 
 
@@ -44,9 +41,8 @@ def plan(
     exclude: str | None = None,
     fitted: bool = False,
     bias: bool | None = None,
-    state: Mapping[str, Any] | None = None,
-    context: Mapping[str, Any] | None = None,
     mix: Mapping[str, Any] | None = None,
+    **sections: Mapping[str, Any] | None,
 ) -> Plan:
     """Plan the conversion of ``model``'s FFNs to gated activations; nothing is changed.
 
@@ -61,45 +57,41 @@ def plan(
         exclude: regular expression; sites whose name it finds are left alone.
         fitted: whether the FFNs will be fitted to calibration data, so that any activation may become any gate.
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
-        state: options of ``stateful_`` activations, see `hf_glu.config.state.StateOptions`.
-        context: options of ``modulated_`` ones, see `hf_glu.config.context.ContextOptions`.
         mix: options of ``learnable_`` and ``moa_`` ones, as ``config.hf_glu["mix"]`` has them; the model's own
             activation comes first in any dictionary.
+        sections: options of wrappers, as ``config.hf_glu`` has them: ``state`` of ``stateful_`` activations (see
+            `hf_glu.config.state.StateOptions`), ``context`` of ``modulated_`` ones (`hf_glu.config.context.
+            ContextOptions`), ``canon={"kernel": 4}`` of ``canon_`` ones, and so on.
 
     Raises:
-        UnknownNameError: unknown target.
+        UnknownNameError: unknown target or option.
         OptionError: a width that can't be.
         NoSiteError: no FFN site, or none chosen.
         ConversionError: no route, converted to something else already, or a model that can't be converted as it is.
     """
+    check_sections(sections, plan)
     target, mix = read_dictionary(target, mix)
     targets = _targets(target)
-    options = read_options(targets.values(), mix, state, context)
+    options = read_options(targets.values(), mix, sections)
     check_convertible(model)
     check_width(None if width == "keep" else width)
     sites = chosen_sites(model, targets, layers, exclude)
-    check_directions(model, stateful(sites), StateOptions.from_dict(options.state))
+    check_kinds(model, [(site, registry[name].flags) for site, name in sites], options)
     steps = tuple(_step(model, site, name, width, fitted, bias) for site, name in sites)
     steps = _with_biases(_awake(steps, options))
     steps = _with_activations(steps, replace(options, mix=mix_of(steps, mix)))
-    sources = _source_parameters(model, steps, ContextOptions.from_dict(options.context))
+    beside = sum(part.parameters for part in needed_parts(model, flagged(steps), options) if not part.taken)
     total = sum(parameter.numel() for parameter in model.parameters())
     added = sum(step.parameters_after - step.parameters_before for step in steps)
     return Plan(
         target=target if isinstance(target, str) else targets,
         steps=steps,
         parameters_before=total,
-        parameters_after=total + added + sources,
+        parameters_after=total + added + beside,
         bytes_per_parameter=next(model.parameters()).element_size(),
-        state=options.state,
-        context=options.context,
+        sections=options.sections,
         given=mix,
     )
-
-
-def _source_parameters(model: Any, steps: tuple[Step, ...], options: ContextOptions) -> int:
-    """Return how many parameters the sources of context vectors add."""
-    return sum(place.parameters(options) for place in source_places(model, modulated(steps), options))
 
 
 def _targets(target: Target) -> dict[str, str]:
@@ -111,29 +103,33 @@ def _targets(target: Target) -> dict[str, str]:
 
 
 def read_options(
-    names: Iterable[str], mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None,
-    context: Mapping[str, Any] | None,
-) -> GluConfig:  # fmt: skip
+    names: Iterable[str], mix: Mapping[str, Any] | None, sections: Mapping[str, Mapping[str, Any] | None]
+) -> GluConfig:
     """Return the options of the activations ``names``; raise OptionError for one that none of them is for."""
     names = list(names)
     flags = {flag for entry in map(registry.find, names) if entry for flag in entry.flags}
-    for key, entry, flag in (("state", state, STATEFUL), ("context", context, MODULATED), ("mix", mix, LEARNABLE)):
+    given = [(key, sections.get(key), kind.flag) for key, kind in registry.sections.items()]
+    for key, entry, flag in (*given, ("mix", mix, LEARNABLE)):
         if entry is not None and flag not in flags:
             raise OptionError(f"{key} is for {flag}_swiglu and other {flag} names, not {', '.join(names)}")
     if ADAPTIVE not in flags and (useless := sorted({"gate", "rank"} & set(mix or {}))):
         raise OptionError(f"mix {useless[0]} is for moa_swiglu and other moa names, not {', '.join(names)}")
-    states, contexts = StateOptions.from_dict(state).to_dict(), ContextOptions.from_dict(context).to_dict()
-    return GluConfig(mix=None if mix is None else dict(mix), state=states or None, context=contexts or None)
+    kinds = registry.sections.items()
+    changed = {key: kind.section.from_dict(sections.get(key)).to_dict() or None for key, kind in kinds if kind.section}
+    return GluConfig(mix=None if mix is None else dict(mix), sections=changed)
 
 
-def stateful(sites: Iterable[tuple[Site, str]]) -> list[Site]:
-    """Return the sites that get stateful activations."""
-    return [site for site, target in sites if STATEFUL in registry[target].flags]
+def flagged(steps: tuple[Step, ...]) -> list[tuple[Site, frozenset[str]]]:
+    """Return the sites that are changed, with the flags of what they get."""
+    return [(step.site, registry[step.target].flags) for step in steps if step.changes]
 
 
-def modulated(steps: tuple[Step, ...]) -> list[Site]:
-    """Return the sites that get modulated activations."""
-    return [step.site for step in steps if step.changes and MODULATED in registry[step.target].flags]
+def awake_notes(flags: Collection[str], options: GluConfig) -> list[str]:
+    """Return why activations with these flags have an effect from the start; nothing: they have none."""
+    sections = [
+        options.read(kind.section) for kind in registry.sections.values() if kind.flag in flags and kind.section
+    ]
+    return [section.awake for section in sections if not section.neutral]
 
 
 def _with_biases(steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -217,14 +213,11 @@ def _step(model: nn.Module, site: Site, target: str, width: int | str, fitted: b
 
 
 def _awake(steps: tuple[Step, ...], options: GluConfig) -> tuple[Step, ...]:
-    """Say so of steps whose states have an effect from the start."""
-    if StateOptions.from_dict(options.state).neutral:
-        return steps
+    """Say so of steps whose wrappers have an effect from the start."""
+    notes = ["; ".join(awake_notes(registry[step.target].flags, options)) if step.changes else "" for step in steps]
     return tuple(
-        replace(step, route=replace(step.route, promise=APPROXIMATE, note=AWAKE_NOTE))
-        if step.changes and STATEFUL in registry[step.target].flags
-        else step
-        for step in steps
+        replace(step, route=replace(step.route, promise=APPROXIMATE, note=note)) if note else step
+        for step, note in zip(steps, notes, strict=True)
     )
 
 

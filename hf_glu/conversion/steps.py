@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_glu.activation import registry
@@ -109,8 +109,7 @@ class Plan:
         steps: one for each chosen site.
         parameters_before, parameters_after: of the whole model.
         bytes_per_parameter: of the FFN weights' dtype.
-        state: options of stateful activations.
-        context: options of modulated ones.
+        sections: options of wrappers, by the keys of their sections in ``config.hf_glu``.
         given: options of learnable and adaptive ones; the functions beside those that the sites need.
     """
 
@@ -119,8 +118,7 @@ class Plan:
     parameters_before: int
     parameters_after: int
     bytes_per_parameter: int
-    state: dict[str, Any] | None = None
-    context: dict[str, Any] | None = None
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     given: dict[str, Any] | None = None
 
     @property
@@ -141,7 +139,7 @@ class Plan:
     @property
     def options(self) -> GluConfig:
         """The options of the activations."""
-        return GluConfig(mix=self.mix, state=self.state, context=self.context)
+        return GluConfig(mix=self.mix, sections=self.sections)
 
     @property
     def mix(self) -> dict[str, Any] | None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 from hf_glu.activation import build_elementwise, registry
 from hf_glu.config.glu import check_by_layer, check_mix
 from hf_glu.config.registry import LEARNABLE
 from hf_glu.conversion.steps import Target
-from hf_glu.errors import OptionError
+from hf_glu.errors import OptionError, refuse_unknown
 
 _NAMED = re.compile(r"(?P<name>\w+)\s*\((?P<functions>[\w\s,]+)\)")
+
+
+def check_sections(given: Iterable[str], function: Callable[..., Any]) -> None:
+    """Raise UnknownNameError where ``function`` is given an option that is neither its own nor a wrapper's."""
+    own = [name for name, known in signature(function).parameters.items() if known.kind is known.KEYWORD_ONLY]
+    refuse_unknown(given, (*own, *registry.sections), f"the options of {function.__name__}")
 
 
 def read_dictionary(target: Target, mix: Mapping[str, Any] | None) -> tuple[Target, dict[str, Any] | None]:

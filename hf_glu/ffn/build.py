@@ -15,16 +15,12 @@ from torch import nn
 
 from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
 from hf_glu.activation.context import watch_context
-from hf_glu.activation.modulated import Modulation
-from hf_glu.activation.wrapped import shifts
-from hf_glu.config.context import ContextOptions
 from hf_glu.config.glu import GluConfig, iso_width
 from hf_glu.config.layers import check_layers, highest, selected
-from hf_glu.config.registry import GATED, MODULATED, STATEFUL
-from hf_glu.config.state import StateOptions
+from hf_glu.config.registry import GATED
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.config_fields import activation_of, default_activation, names_ours, write_activation
-from hf_glu.ffn.context_sites import check_directions, place_sources
+from hf_glu.ffn.context_sites import check_kinds, place_parts
 from hf_glu.ffn.expert_sites import make_experts, put_experts
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import flags_of
@@ -96,11 +92,9 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
     for site in ours:
-        options = options_of(model, site)
-        if any(isinstance(shift, Modulation) for shift in shifts(site.act)):
-            place_sources(model, [site], ContextOptions.from_dict(options.context))
-        if STATEFUL in registry[str(site.activation)].flags:
-            check_directions(model, [site], StateOptions.from_dict(options.state))
+        flagged, options = [(site, registry[str(site.activation)].flags)], options_of(model, site)
+        place_parts(model, flagged, options)
+        check_kinds(model, flagged, options)
     watch_context(model)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
@@ -117,10 +111,9 @@ def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> li
     if wanted is None:
         return sites
     chosen = [site for site in sites if site.kind != "experts" and selected(options.layers, site.layer, site.stack)]
-    if STATEFUL in flags_of(wanted):
-        check_directions(model, chosen, StateOptions.from_dict(options.state))
-    if MODULATED in flags_of(wanted):
-        place_sources(model, chosen, ContextOptions.from_dict(options.context))
+    flagged = [(site, flags_of(wanted)) for site in chosen]
+    check_kinds(model, flagged, options)
+    place_parts(model, flagged, options)
     for site in chosen:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias
         width = gated_width(options.width, site.width)

@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
+from hf_glu.activation.modulated import KIND as MODULATED
 from hf_glu.config.glu import GluConfig
-from hf_glu.config.registry import MODULATED, core
+from hf_glu.config.registry import core
 from hf_glu.errors import CheckpointError
 from hf_glu.ffn.build import owned_activations
 from hf_glu.ffn.config_fields import activation_of, configs_of, default_activation, plain_name
@@ -146,4 +147,4 @@ def _known_before(model: Any, missing: set[str], said: Mapping[str, Any] | None)
 
 
 def _modulated(names: Iterable[str]) -> bool:
-    return any((entry := registry.find(name)) and MODULATED in entry.flags for name in names)
+    return any((entry := registry.find(name)) and MODULATED.flag in entry.flags for name in names)

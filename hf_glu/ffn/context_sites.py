@@ -1,84 +1,70 @@
-"""Where a model's context vectors come from: one source in each stack that has modulated activations."""
+"""What kinds of activations ask of a model: that they may be where they are, and parts of their own in its layers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from hf_glu.activation import registry
 from hf_glu.activation.context.hooks import stack_and_blocks
 from hf_glu.activation.modulated import ContextSource
-from hf_glu.config.context import ContextOptions
-from hf_glu.config.state import StateOptions
-from hf_glu.errors import ConversionError, OptionError
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.kinds import Part, Place
 from hf_glu.ffn.sites import Site
 
 _GENERATORS = frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES).difference(
     modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 )
+Flagged = Iterable[tuple[Site, Collection[str]]]  # sites with the flags of what they have, or are to get
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SourcePlace:
-    """Where a source goes: the block whose input it summarises, and how."""
-
-    block: nn.Module
-    hidden: int
-    pool: str
-
-    @property
-    def taken(self) -> bool:
-        """Whether the source is there."""
-        return isinstance(getattr(self.block, "context_source", None), ContextSource)
-
-    def parameters(self, options: ContextOptions) -> int:
-        """Return the number of parameters that the source would add."""
-        return 0 if self.taken else options.size * (self.hidden + (self.pool == "running"))
+def check_kinds(model: nn.Module, flagged: Flagged, options: GluConfig) -> None:
+    """Raise OptionError where an activation can't be at its site with these options, such as one that looks ahead."""
+    flagged = list(flagged)
+    for kind in registry.sections.values():
+        assert kind.section is not None
+        kind.check(_places(model, flagged, kind.flag), options.read(kind.section))
 
 
-def source_places(model: nn.Module, sites: list[Site], options: ContextOptions) -> list[SourcePlace]:
-    """Return the places of the sources that the modulated activations at ``sites`` need.
+def needed_parts(model: nn.Module, flagged: Flagged, options: GluConfig) -> list[Part]:
+    """Return what the activations at some sites need in the model beside them.
 
     Raises:
-        OptionError: a layer that a stack doesn't have, or an encoder's vector for a model without one.
-        ConversionError: a model without layers.
+        OptionError, ConversionError: the model has no place for it.
     """
-    found: dict[int, SourcePlace] = {}
-    for site in sites:
-        stack, blocks = stack_and_blocks(model, site.name)
-        if blocks is None:
-            raise ConversionError(f"{site.name} is in no list of layers: there is no place for a context vector")
-        if options.layer >= len(blocks):
-            raise OptionError(f"context layer {options.layer} is out of range: the stack has {len(blocks)} layers")
-        block = blocks[options.layer]
-        pool = _pool(model, stack, site, options)
-        found.setdefault(id(block), SourcePlace(block=block, hidden=site.hidden, pool=pool))
-    return list(found.values())
+    flagged = list(flagged)
+    found = []
+    for kind in registry.sections.values():
+        assert kind.section is not None
+        found += kind.parts(_places(model, flagged, kind.flag), options.read(kind.section))
+    return found
 
 
-def place_sources(model: nn.Module, sites: list[Site], options: ContextOptions) -> None:
-    """Put the sources in their places; does nothing where they are."""
-    for place in source_places(model, sites, options):
-        if place.taken:
+def place_parts(model: nn.Module, flagged: Flagged, options: GluConfig) -> None:
+    """Put what the activations at some sites need into the model; does nothing where it is there."""
+    for part in needed_parts(model, flagged, options):
+        if part.taken:
             continue
-        like = next(place.block.parameters())
-        source = ContextSource(place.hidden, options, place.pool)
-        if like.device.type != "meta" and source.weight.device.type != "meta":
-            source = source.to(device=like.device)
-        place.block.context_source = source.to(dtype=like.dtype).train(place.block.training)
+        like, made = next(part.block.parameters()), part.make()
+        if like.device.type != "meta" and not any(p.device.type == "meta" for p in made.parameters()):
+            made = made.to(device=like.device)
+        setattr(part.block, part.name, made.to(dtype=like.dtype).train(part.block.training))
 
 
-def check_directions(model: nn.Module, sites: list[Site], options: StateOptions) -> None:
-    """Raise OptionError where a state of ``sites`` would look ahead in a stack that must not see later tokens."""
-    for site in sites if options.direction == "both" else ():
-        stack, _ = stack_and_blocks(model, site.name)
-        if _causal(model, stack, site):
-            raise OptionError(
-                f"{site.name}: a state in both directions would let {type(stack).__name__} see later tokens: use "
-                "direction=forward, or layers=encoder where there is one"
-            )
+def _places(model: Any, flagged: list[tuple[Site, Collection[str]]], flag: str) -> list[Place]:
+    """Return the places of the sites that have ``flag``."""
+    found = []
+    for site, flags in flagged:
+        if flag in flags:
+            stack, blocks = stack_and_blocks(model, site.name)
+            found.append(Place(
+                name=site.name, stack=stack, side=site.stack, blocks=blocks, hidden=site.hidden,
+                causal=_causal(model, stack, site), encoded=getattr(model.config, "is_encoder_decoder", False),
+            ))  # fmt: skip
+    return found
 
 
 def _causal(model: Any, stack: Any, site: Site) -> bool:
@@ -96,18 +82,6 @@ def _causal(model: Any, stack: Any, site: Site) -> bool:
         or getattr(config, "is_decoder", False)
         or any(getattr(module, "is_causal", False) for module in stack.modules())
     )
-
-
-def _pool(model: Any, stack: Any, site: Site, options: ContextOptions) -> str:
-    """Return how a stack's vector is made."""
-    causal = _causal(model, stack, site)
-    if options.pool == "encoder" and causal:
-        if site.stack != "decoder" or not getattr(model.config, "is_encoder_decoder", False):
-            raise OptionError(f"context pool=encoder needs a decoder with an encoder, not {type(stack).__name__}")
-        return "encoder"
-    if options.pool == "mean" and causal:
-        raise OptionError(f"context pool=mean would let {type(stack).__name__} see later tokens: use running")
-    return "running" if causal or options.pool == "running" else "mean"
 
 
 def remove_sources(model: nn.Module) -> None:

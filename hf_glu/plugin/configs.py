@@ -56,6 +56,8 @@ def settle(config: Any) -> None:
         if not config.auto_map:
             del config.auto_map
     if config.__dict__.get("hf_glu") is not None:
+        import hf_glu.activation  # noqa: F401  (its kinds have sections there; torch is loaded for no other config)
+
         config.hf_glu = GluConfig.of(config).to_dict()
     sync_derived(config)
 

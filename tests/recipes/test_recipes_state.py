@@ -17,6 +17,7 @@ from rich.console import Console
 from typer import Exit
 
 from hf_glu.activation.stateful import Memory
+from hf_glu.activation.wrapped import shifts
 from hf_glu.tasks import movies
 
 SIZES = SimpleNamespace(**memory.SIZES | memory.QUICK)
@@ -70,9 +71,15 @@ def test_a_query_asks_for_the_flag_that_came_a_distance_before():
     assert not torch.equal(memory.make_batch(200, 9, seed=4)["input_ids"], batch["input_ids"])
 
 
-@pytest.mark.parametrize("activation", [memory.PLAIN, memory.STATEFUL])
+@pytest.mark.parametrize("activation", memory.ACTIVATIONS)
 def test_only_a_state_reaches_further_than_the_windows(activation):
+    torch.manual_seed(0)
     model = memory.make_model(activation, SIZES, 0).eval()
+    with torch.no_grad():  # canon_ and smear_ begin without effect
+        for shift in shifts(model):
+            if not isinstance(shift, Memory):
+                for parameter in shift.parameters():
+                    parameter.normal_()
 
     def changes(distance: int) -> bool:
         ids = torch.randint(memory.NOISE, memory.VOCABULARY, (1, 40))
@@ -86,7 +93,9 @@ def test_only_a_state_reaches_further_than_the_windows(activation):
 
     reach = memory.reach(SIZES)
     assert changes(reach)
-    for distance in (reach + 1, 16, 32):
+    more = {memory.CANON: 3, memory.SMEAR: 1}.get(activation, 0) * SIZES.layers  # tokens that the gates read
+    assert changes(reach + more)
+    for distance in (reach + more + 1, 16, 32):
         assert changes(distance) == (activation == memory.STATEFUL)
 
 
@@ -111,11 +120,14 @@ def test_the_whole_memory_recipe(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "memory.json").read_text()) == result
     assert [(run["distance"], run["seed"], run["activation"]) for run in result["runs"]] == [
-        (distance, seed, name) for distance in (8, 12) for seed in (0, 1) for name in (memory.PLAIN, memory.STATEFUL)
+        (distance, seed, name) for distance in (8, 12) for seed in (0, 1) for name in memory.ACTIVATIONS
     ]
     assert (result["chance"], result["reach"]) == (0.25, 6)
     row = result["rows"][1]
-    assert row["accuracies"] == [result["runs"][1]["accuracy"], result["runs"][3]["accuracy"]]
+    assert row["activation"] == memory.STATEFUL
+    assert row["accuracies"] == [
+        run["accuracy"] for run in result["runs"][1 : 2 * len(memory.ACTIVATIONS) : len(memory.ACTIVATIONS)]
+    ]
     assert row["mean"] == pytest.approx(sum(row["accuracies"]) / 2)
     console = Console(width=200)
     with console.capture() as shown:

@@ -17,24 +17,22 @@ from hf_glu.activation import registry
 from hf_glu.activation.context import watch_context
 from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.activation.learnable import mix_options
-from hf_glu.config.context import ContextOptions
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.config.glu import GluConfig
-from hf_glu.config.registry import LEARNABLE, MODULATED, STATEFUL, unwrapped
-from hf_glu.config.state import StateOptions
+from hf_glu.config.registry import LEARNABLE, unwrapped
 from hf_glu.conversion.checks import check_convertible, check_values
 from hf_glu.conversion.config_entries import selection_of
 from hf_glu.conversion.experts.copying import Source, fill, read_source
 from hf_glu.conversion.foresight import check_comes_back
 from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import AWAKE_NOTE, chosen_sites, read_options
+from hf_glu.conversion.planning import awake_notes, chosen_sites, read_options
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, find_route, mix_route, weakest
 from hf_glu.conversion.steps import Plan, Step
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.build import give_dense_configs
 from hf_glu.ffn.config_fields import activation_field, write_activation
-from hf_glu.ffn.context_sites import check_directions, place_sources
+from hf_glu.ffn.context_sites import check_kinds, place_parts
 from hf_glu.ffn.expert_sites import make_experts, put_experts
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import flags_of, is_gated
@@ -68,8 +66,7 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
 
 def upcycle(
     model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None, drop: float, inputs: Any,
-    check: bool | str, mix: Mapping[str, Any] | None, state: Mapping[str, Any] | None,
-    context: Mapping[str, Any] | None,
+    check: bool | str, mix: Mapping[str, Any] | None, sections: Mapping[str, Mapping[str, Any] | None],
 ) -> Report:  # fmt: skip
     """Turn the chosen FFNs into experts, in place; see `hf_glu.convert`.
 
@@ -84,17 +81,16 @@ def upcycle(
     sites = [source.site for source in sources]
     layers = selection_of(sites, convertible_sites(model))
     named = [group.name for group in (*options.experts, *options.always_on)]
-    acts = read_options(named, _mix([source.name for source in sources], options, mix), state, context)
-    if STATEFUL in flags_of(options):
-        check_directions(model, sites, StateOptions.from_dict(acts.state))
+    acts = read_options(named, _mix([source.name for source in sources], options, mix), sections)
+    flagged = [(site, flags_of(options)) for site in sites]
+    check_kinds(model, flagged, acts)
     total = sum(parameter.numel() for parameter in model.parameters())
     comparison = Comparison(model, [], inputs, check=check) if check else None
     bias = [s.bias is not None or any(r.up_bias for r in each) for s, each in zip(sources, routes, strict=True)]
     generator = torch.Generator().manual_seed(SEED)
     steps = []
     configs = {id(config): config for site in sites for config in governing_configs(model, site)}
-    if MODULATED in flags_of(options):
-        place_sources(model, sites, ContextOptions.from_dict(acts.context))
+    place_parts(model, flagged, acts)
     for source, found, has_bias in zip(sources, routes, bias, strict=True):
         site = source.site
         experts = make_experts(site, options, bias=has_bias, width=site.width, acts=acts)
@@ -191,9 +187,8 @@ def _changes(source: Source, options: ExpertOptions, acts: GluConfig, drop: floa
             group.width and group.width < source.width for group in options.experts
         ),
         f"weights=ones adds {options.top_k} experts up": options.weights == "ones" and options.top_k > 1,
-        AWAKE_NOTE: STATEFUL in flags_of(options) and not StateOptions.from_dict(acts.state).neutral,
     }
-    return [note for note, holds in notes.items() if holds]
+    return [*(note for note, holds in notes.items() if holds), *awake_notes(flags_of(options), acts)]
 
 
 def _step(
@@ -241,8 +236,7 @@ def write_experts(
         bias=True if bias and first.bias is None else old.bias,
         layers=layers,
         mix=acts.mix,
-        state=acts.state,
-        context=acts.context,
+        sections=acts.sections,
         width=old.width,
         experts=options.to_dict(),
     )

@@ -9,18 +9,11 @@ from hf_glu.activation import registry
 from hf_glu.checkpoint.hub import invalid_name
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import STACKS
-from hf_glu.config.registry import ADAPTIVE, LEARNABLE, MODULATED, STATEFUL, Activation
+from hf_glu.config.registry import Activation
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING
 from hf_glu.ffn.config_fields import plain_name
 from hf_glu.ffn.families import ACTIVATION_FIELDS
 from hf_glu.publishing.card.facts import Facts
-
-TRAITS = {
-    LEARNABLE: "The activation mixes {functions} with trainable coefficients.",
-    ADAPTIVE: "The mix depends on the token.",
-    STATEFUL: "Each gate remembers how open it was: a running mean over the tokens before shifts it.",
-    MODULATED: "A context vector, the same for all layers, sets threshold and slope of each gate.",
-}
 
 
 def options_of(facts: Facts) -> GluConfig:
@@ -167,7 +160,7 @@ def traits(facts: Facts) -> list[str]:
     """Return what is to be known of the model's activations, a sentence each."""
     flags = {flag for entry in activations(facts) for flag in entry.flags}
     functions = ", ".join(f"`{name}`" for name in (options_of(facts).mix or {}).get("functions", ()))
-    return [text.format(functions=functions or "several") for flag, text in TRAITS.items() if flag in flags]
+    return [kind.trait.format(functions=functions or "several") for kind in registry.kinds if kind.flag in flags]
 
 
 def limits(facts: Facts) -> list[str]:

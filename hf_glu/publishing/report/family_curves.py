@@ -15,8 +15,6 @@ from torch import Tensor
 from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.elementwise import elementwise_names
 from hf_glu.activation.gated import SUFFIX
-from hf_glu.activation.kernels.modulation import modulate
-from hf_glu.activation.kernels.scan import stateful
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.config.glu import GluConfig
@@ -26,16 +24,6 @@ BASE, INNER = "swiglu", "silu"  # what the families are drawn with
 GRID = torch.linspace(-4, 4, 161)
 WIDE = torch.linspace(-12, 12, 97)  # where curves that are one on the grid differ: relu and relu6
 
-# label -> threshold, slope
-MODULATIONS = {
-    BASE: (0.0, 1.0), "threshold 1": (1.0, 1.0), "threshold -1": (-1.0, 1.0), "slope 2": (0.0, 2.0),
-    "slope 0.5": (0.0, 0.5),
-}  # fmt: skip
-# label -> alpha, beta, state
-STATES = {
-    BASE: (0.0, 0.0, 0.5), "alpha 2, s = 1": (2.0, 0.0, 1.0), "beta 2, s = 0": (0.0, 2.0, 0.0),
-    "beta 2, s = 1": (0.0, 2.0, 1.0),
-}  # fmt: skip
 # label -> the coefficients of silu, gelu, relu and tanh
 MIXES = {
     BASE: (1.0, 0.0, 0.0, 0.0), "half relu": (0.5, 0.0, 0.5, 0.0), "half tanh": (0.5, 0.0, 0.0, 0.5),
@@ -66,14 +54,21 @@ def panels() -> list[list[Panel]]:
     """Return the panels: the registry's entries and ``N_glu`` of every other function N; the families of names."""
     found = [_panel(entry.name, {"": _gated(entry.name)}) for entry in registry]
     found += [_panel(name, {"": _gated(name)}) for name in _derived()]
-    families: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, tuple[float, ...]]]] = {
-        "modulated_": (_modulated, MODULATIONS), "stateful_": (_stateful, STATES),
+    mixes: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, tuple[float, ...]]]] = {
         "learnable_": (_learnable, MIXES), "moa_": (_adaptive, GATES),
     }  # fmt: skip
-    return [found, [
+    families = [
+        _panel(
+            f"{kind.flag}_{BASE}", {label: _gated(BASE, z) for label, z in {BASE: GRID, **kind.curves(GRID)}.items()}
+        )
+        for kind in registry.kinds
+        if kind.curves is not None
+    ]
+    families += [
         _panel(prefix + BASE, {label: value(*case) for label, case in cases.items()})
-        for prefix, (value, cases) in families.items()
-    ]]  # fmt: skip
+        for prefix, (value, cases) in mixes.items()
+    ]
+    return [found, families]
 
 
 def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
@@ -95,18 +90,6 @@ def _derived() -> Iterator[str]:
         if not any(torch.allclose(value, other, atol=1e-5) for other in known):
             known.append(value)
             yield name + SUFFIX
-
-
-def _modulated(threshold: float, slope: float) -> Tensor:
-    moved = modulate(
-        GRID.unsqueeze(1), torch.ones(len(GRID), 1), torch.tensor([[threshold]]), torch.tensor([[slope - 1]])
-    )
-    return _gated(BASE, moved[:, 0])
-
-
-def _stateful(alpha: float, beta: float, state: float) -> Tensor:
-    gate, (a, b, decay) = GRID.view(-1, 1, 1), (torch.tensor([value]) for value in (alpha, beta, 0.5))
-    return _gated(BASE, stateful(gate, a, b, decay, start=torch.full((len(GRID), 1), state))[0].flatten())
 
 
 def _learnable(*coefficients: float) -> Tensor:
