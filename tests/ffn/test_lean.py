@@ -229,6 +229,8 @@ WRITERS = {
     "numpy": lambda y: np.multiply(y.detach().numpy(), 0.5, out=y.detach().numpy()),
     "another": lambda y: y * 0.5,
     "dropout": lambda y: functional.dropout(y, 0.5, training=True, inplace=True),
+    "swapped units": lambda y: (y.data.copy_(y.data.flip(-1)), None)[1],
+    "swapped tokens": lambda y: (y.data.copy_(y.data.roll(1, -2)), None)[1],
     "a unit": lambda y: (y.data[..., :1].zero_(), None)[1],
 }
 

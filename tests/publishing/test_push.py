@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from hf_glu.checkpoint.convert import load_model
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.errors import CheckpointError, OptionError, PublishingError
 from hf_glu.instruments.probe import run
+from hf_glu.plugin import pushing
+from hf_glu.plugin.patching import Patches
 from hf_glu.plugin.pushing import PUBLISHER
 from hf_glu.publishing.card.card import write_card
 from hf_glu.publishing.hub import flat
@@ -217,6 +220,36 @@ def test_push_to_hub_of_a_gated_model(hub, folder, monkeypatch):
     assert [name for name in repo.files() if name.endswith(".py")]
     assert model.training
     assert torch.equal(logits(load_model(REPO)), logits(model))
+
+
+def test_a_push_says_once_what_it_adds_and_can_be_plain(monkeypatch, caplog):
+    taken = []
+    publisher = SimpleNamespace(push=lambda model, repo: taken.append("ours"))
+    monkeypatch.setitem(sys.modules, "publisher_of_this_test", publisher)
+    monkeypatch.setattr(pushing, "PUBLISHER", ("publisher_of_this_test", "push"))
+    pushing.say_once.cache_clear()
+
+    class Base:
+        config = transformers.BertConfig(hf_glu={"version": 1})
+        modules = named_modules = lambda self: iter(())
+
+        def push_to_hub(self, repo):
+            taken.append("plain")
+
+    patches = Patches()
+    pushing.install_push(Base, patches)
+    Base().push_to_hub(REPO)
+    Base().push_to_hub(REPO)
+    assert taken == ["ours", "ours"]
+    said = [record.getMessage() for record in caplog.records if record.name == "hf_glu"]
+    assert len(said) == 1
+    assert "HF_GLU_PLAIN_PUSH=1" in said[0]
+    monkeypatch.setenv(pushing.PLAIN, "1")
+    Base().push_to_hub(REPO)
+    patches.undo()
+    monkeypatch.delenv(pushing.PLAIN)
+    Base().push_to_hub(REPO)
+    assert taken == ["ours", "ours", "plain", "plain"]
 
 
 def test_push_to_hub_leaves_the_tokenizer_of_an_earlier_push(hub, folder, change, monkeypatch):

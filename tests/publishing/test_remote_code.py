@@ -44,6 +44,7 @@ GRID = [
     if not (kind == "plain" and name in NATIVE) and not ("experts" in kind and name not in EXPERTS)
     and not (name == "mixtral" and kind not in ("learnable", "experts"))
 ]  # fmt: skip
+CODE = "modeling_hf_glu.py"
 TEXTS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 # a process without hf_glu: loads folders by their own code, and writes what they compute beside them
@@ -153,13 +154,13 @@ def test_it_computes_the_same_and_a_broken_one_would_be_seen(tmp_path):
     folders = {kind: publish(model, tmp_path / kind) for kind, model in models.items()}
     garbage = shutil.copytree(folders["all"], tmp_path / "garbage")  # a buffer that a load leaves undefined
     edit(
-        garbage, "hf_glu_activation_module.py", "        self.formula = entry.formula\n",
+        garbage, CODE, "        self.formula = entry.formula\n",
         '        self.formula = entry.formula\n        self.register_buffer("one", torch.ones(()), persistent=False)\n',
     )  # fmt: skip
-    edit(garbage, "hf_glu_activation_module.py", "fused=fused)", "fused=fused) * self.one")
+    edit(garbage, CODE, "return gated(x, self.phi, contiguous=contiguous)", "return gated(x, self.phi) * self.one")
     overwritten = shutil.copytree(folders["all"], tmp_path / "overwritten")  # a start value written over a loaded one
     edit(
-        overwritten, "hf_glu_activation_stateful.py", "init.constant_(self.alpha, self.options.alpha)",
+        overwritten, CODE, "init.constant_(self.alpha, self.options.alpha)",
         "self.alpha.data.fill_(self.options.alpha)",
     )  # fmt: skip
     jobs = [(folder, "AutoModelForMaskedLM", "") for folder in (*folders.values(), garbage, overwritten)]
@@ -278,9 +279,11 @@ def test_without_the_plugin_nothing_is_silent(tmp_path):
     hf_glu.convert(model, "stateful_geglu", check=False)
     model.save_pretrained(tmp_path / "bert")
     write_code(tmp_path / "bert")
-    code = shutil.copytree(tmp_path / "bert", tmp_path / "code")
-    for path in code.glob("*.py"):
-        shutil.copy(path, tmp_path / "dense")
+    mixed = FAMILIES["bert"].make(hidden_act="stateful_moa_geglu")  # whose code has what the other's needs, and mixes
+    mixed.save_pretrained(tmp_path / "mixed")
+    write_code(tmp_path / "mixed")
+    for folder in ("bert", "dense"):
+        shutil.copy(tmp_path / "mixed" / CODE, tmp_path / folder)
     done = fresh_process(
         _ALONE, str(tmp_path / "bert"), str(tmp_path / "dense"), HF_MODULES_CACHE=str(tmp_path / "modules")
     )
@@ -330,7 +333,12 @@ def test_only_our_classes_are_dropped_from_a_config():
 
 
 def test_the_code_is_flat_and_needs_nothing_but_torch_and_transformers():
-    files = flat_code()
+    for model in (converted("bert", "plain"), converted("bert", "experts+all"), converted("Mamba", "all")):
+        check_flat({CODE: flat_code(model)})
+
+
+def check_flat(files: dict[str, str]) -> None:
+    """Assert that files of code may stand beside a checkpoint, each of which needs no others."""
     for name, code in files.items():
         assert code.startswith(f"# Generated from hf_glu {hf_glu.__version__} (Apache-2.0)"), name
         compile(code, name, "exec")
@@ -350,6 +358,43 @@ def test_the_code_is_flat_and_needs_nothing_but_torch_and_transformers():
         assert "import_module" not in code
     left = files.keys() - {"hf_glu_plugin_standalone.py"}  # which does without the plugin
     assert not any("plugin" in name or "conversion" in name or "training" in name for name in left)
+
+
+SIZES = {
+    "plain": ("bert", "gpt2", 800), "stateful": ("bert", "llama", 2000), "moa": ("bert", "gpt2", 1500),
+    "modulated": ("bert", "llama", 2000), "experts with states": ("bert", "gpt2", 2500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_the_code_is_as_small_as_what_the_model_has(kind, tmp_path):
+    *names, most = SIZES[kind]
+    for name in names:
+        if kind == "experts with states":
+            model = make(name)
+            hf_glu.convert(model, f"stateful_{target_of(name)}", experts=4, check=False)
+        else:
+            model = converted(name, kind)
+        model.save_pretrained(tmp_path / name)
+        written = write_code(tmp_path / name)
+        assert written == [CODE]
+        lines = (tmp_path / name / CODE).read_text().splitlines()
+        assert most / 2 < len(lines) < most, (name, len(lines))
+
+
+def test_code_without_a_kind_says_so_when_it_is_asked_for(tmp_path):
+    source = flat_code(converted("bert", "plain"))
+    for absent in ("class Memory", "class Bank", "class LearnableMix", "class MixedBank", "class GatedMixer"):
+        assert absent not in source
+    code: dict[str, Any] = {"__name__": "code_of_a_checkpoint"}
+    exec(compile(source, CODE, "exec"), code)
+    config = FAMILIES["bert"].make().config
+    config.hidden_act, config.hf_glu = "geglu", {"version": 1, "experts": {"groups": "gelu*2"}}
+    with pytest.raises(ValueError, match="no experts: install hf_glu"):
+        code["BertModel"](config)
+    config.hf_glu = {"version": 1, "layers": [0]}
+    with pytest.raises(ValueError, match="all layers: install hf_glu"):
+        code["BertModel"](config)
 
 
 def test_what_needs_no_code_gets_none_and_what_has_foreign_parts_is_refused(tmp_path):

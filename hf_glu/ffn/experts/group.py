@@ -180,8 +180,11 @@ def _loop(
     in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
     if torch.is_grad_enabled():
         inputs = (x, x.new_ones(len(x)) if scale is None else scale, in_proj, out_proj, in_bias, out_bias)
-        known = is_recomputable(bank.act) and not needs_formula(*inputs)
-        y: Tensor = Loop.apply(bank.act, sizes, *inputs) if known else plain_loop(bank.act, sizes, *inputs)
+        y: Tensor = (
+            Loop.apply(bank.act, sizes, *inputs)
+            if is_recomputable(bank.act) and not needs_formula(*inputs)
+            else plain_loop(bank.act, sizes, *inputs)
+        )
         return y
     spans = spans_of(sizes)
     parts = [bank.act(linear(x[rows], in_proj, in_bias, expert)).to(x.dtype) for expert, rows in spans]

@@ -2,15 +2,20 @@
 
 The bank stays what it is: its class is subclassed in place, so that its parameters' names, its initialisation and its
 place in the family's plans stay. Only the forward is ours: sort once, and give each group of experts its activation.
+
+Not a function registered with Transformers' ``ExpertsInterface``: one is chosen by name for a whole model, by whoever
+loads it or calls ``set_experts_implementation``, and any other choice would compute one activation for all experts
+without a word. The forward of the class can't be chosen away, and uses public operations of torch alone.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.moe import _grouped_linear
+from torch.nn import functional
 
 from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
 from hf_glu.activation.elementwise import elementwise_names
@@ -19,6 +24,7 @@ from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import unwrapped
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.experts import tracing
+from hf_glu.ffn.experts.group import choose_backend
 from hf_glu.inplace import InPlace, become
 
 UNGATED = "ungated_"
@@ -82,27 +88,47 @@ class MixedBank(InPlace, nn.Module):
             return hidden_states
         experts = top_k_index.reshape(-1)
         order = experts.argsort(stable=True)
-        counts = torch.bincount(experts, minlength=self.num_experts)
+        counts = torch.bincount(experts, minlength=self.num_experts).tolist()
         rows, which = hidden_states[order // top_k_index.shape[1]], experts[order]
-        ends = counts.cumsum(0).to(torch.int32)
         biases = (
             (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which]) if self.has_bias else (None, None)
         )
-        projected = _grouped_linear(rows, self.gate_up_proj, ends, biases[0], self.is_transposed)
-        sizes = [int(size) for size in torch.stack([c.sum() for c in counts.split([g.count for g in self.groups])])]
+        projected = grouped_linear(rows, self.gate_up_proj, counts, biases[0], transposed=self.is_transposed)
+        each = iter(counts)
+        sizes = [sum(islice(each, group.count)) for group in self.groups]
         units = torch.cat([self.gate(number, part) for number, part in enumerate(projected.split(sizes))])
-        out = _grouped_linear(units, self.down_proj, ends, biases[1], self.is_transposed)
+        out = grouped_linear(units, self.down_proj, counts, biases[1], transposed=self.is_transposed)
         if self.has_post_expert_norm:
             out = self.post_expert_norm(out)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        each = out[back].view(*top_k_index.shape, -1) * top_k_weights.unsqueeze(-1)
-        return each.sum(1).to(hidden_states.dtype)
+        weighted = out[back].view(*top_k_index.shape, -1) * top_k_weights.unsqueeze(-1)
+        return weighted.sum(1).to(hidden_states.dtype)
 
     def gate(self: Any, number: int, projected: Tensor) -> Tensor:
         """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``."""
         kept = not self.groups[number].name.startswith(UNGATED)
         return apply_gate(self, self.acts[number], projected, kept=kept)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | None, *, transposed: bool) -> Tensor:
+    """Return x W_e^T + b for each expert's rows, in the weights' dtype whatever autocast says, as stock banks do.
+
+    Args:
+        x: ``[N, in]``, the first ``counts[0]`` rows expert 0's, and so on.
+        weight: ``[E, out, in]``, ``[E, in, out]`` where ``transposed``.
+        counts: E numbers of rows.
+        bias: of each row ``[N, out]``, or None.
+        transposed: how the weights lie.
+    """
+    x, weight = x.to(weight.dtype), weight if transposed else weight.mT
+    if choose_backend(x, weight) == "grouped":
+        ends = torch.tensor(counts, device=x.device).cumsum(0, dtype=torch.int32)
+        out = functional.grouped_mm(x, weight, offs=ends)
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            out = torch.cat([rows @ each for rows, each in zip(x.split(counts), weight, strict=True)])
+    return out if bias is None else out + bias
 
 
 def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:

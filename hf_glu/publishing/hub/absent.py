@@ -1,0 +1,258 @@
+"""What the code of a checkpoint goes without, by what its model has: definitions, with what stands in their place.
+
+A text "" stands for nothing: whatever only calls such a definition is left out, too. Kernels that save time or memory
+are never there: the formulas beside them compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from hf_glu.activation.context import Reader
+from hf_glu.activation.kinds import KINDS
+from hf_glu.config.glu import GluConfig
+from hf_glu.ffn.config_fields import configs_of
+from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.native import MixedBank
+from hf_glu.ffn.families import DERIVED_FIELDS, SiteRow
+from hf_glu.ffn.mixers import GatedMixer
+from hf_glu.publishing.hub.entries import Entries
+from hf_glu.publishing.hub.program import Program
+from hf_glu.publishing.hub.source import Place
+from hf_glu.publishing.hub.stock import Stock
+
+Stubs = Mapping[Place, str]
+ROOT = ("hf_glu.plugin.standalone", "GluModel")
+OFF = frozenset({"saves_memory", "kernels", "_is_few"})  # attributes and methods that only choose another kernel
+
+_BUILD, _SITES, _CONFIG = "hf_glu.ffn.build", "hf_glu.ffn.sites", "hf_glu.config.glu"
+_LOOP, _NATIVE = "hf_glu.ffn.experts.loop", "hf_glu.ffn.experts.native"
+_SCAN = "hf_glu.activation.kernels.scan"
+_REGISTRY, _LAYERS = "hf_glu.config.registry", "hf_glu.config.layers"
+
+# the names' grammar in brief: the activations of a model are known
+_READINGS = "        self.readings: dict[str, Reading] = {}\n"
+_READ = """    def read(self, name: str) -> Reading | None:
+        return self.readings.get(name)
+
+"""
+_REGISTRY_OF_NAMES = '''\
+class Registry:
+    """The activations that this code has, by name, and what the names consist of."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Activation] = {}
+        self.readings: dict[str, Reading] = {}
+
+    def find(self, name: object) -> Activation | None:
+        return self.entries.get(name) if isinstance(name, str) else None
+
+    def read(self, name: str) -> Reading | None:
+        return self.readings.get(name)
+
+    def is_stock(self, name: str) -> bool:
+        return name not in self.entries and name in self.stock()
+
+    def unknown(self, name: object, kind: str = "") -> UnknownNameError:
+        return UnknownNameError(f"unknown {kind}activation {shown(name)}; {nearest(name, self.entries)}")
+
+    def __getitem__(self, name: str) -> Activation:
+        if found := self.find(name):
+            return found
+        raise self.unknown(name)'''
+ALWAYS: Stubs = {
+    (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES,
+    # the recurrence, on a CPU token by token: what the package's operator computes, bit by bit
+    (_SCAN, "stateful"): """def stateful(
+    gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, *, start: Tensor | None = None,
+    valid: Tensor | None = None, restart: Tensor | None = None, reverse: bool = False, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    if torch.jit.is_tracing():
+        raise OptionError("a trace would be of texts of one length: install hf_glu to trace a stateful model")
+    if gate.shape[1] == 1 and start is not None and valid is None and restart is None and not torch.is_grad_enabled():
+        alpha, beta, decay = (parameter.to(start.dtype) for parameter in (alpha, beta, decay))
+        out = torch.empty_like(state := start.unsqueeze(1))
+        return step(gate, alpha - beta, beta, 1 - decay, state, out), out
+    if restart is not None and reverse:
+        restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
+    if gate.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return traced(gate, alpha, beta, decay, start, valid, restart, reverse)
+    g = gate.to(torch.promote_types(gate.dtype, torch.float32))
+    alpha, beta, decay = (parameter.to(g.dtype) for parameter in (alpha, beta, decay))
+    counts = None if valid is None else valid.unsqueeze(-1).to(g.dtype)
+    kept = None if restart is None else 1 - restart.unsqueeze(-1).to(g.dtype)
+    n = torch.sigmoid(g)
+    x, rates = n * (1 - decay), decay.expand(1, g.shape[1], -1)
+    if counts is not None:
+        x, rates = x * counts, counts * decay
+    if kept is not None:
+        rates = (kept if counts is None else counts * kept) * decay
+    if counts is not None:
+        rates = rates + (1 - counts) * (1 if kept is None else kept)
+    state = g.new_zeros(g.shape[0], g.shape[2]) if start is None else start.to(g.dtype)
+    steps = list(zip(x.unbind(1), rates.unbind(1), strict=True))
+    before, after = [], []
+    for new, rate in reversed(steps) if reverse else steps:
+        before.append(state)
+        state = torch.addcmul(new, state, rate)
+        after.append(state)
+    read, states = (torch.stack(part[::-1] if reverse else part, 1) for part in (before, after))
+    read = read if kept is None else read * kept
+    return torch.addcmul(torch.addcmul(g, n, beta), read, alpha - beta).to(gate.dtype), states""",
+    (_LOOP, "Loop"): "",
+    (_LOOP, "Dispatch"): "",
+    (_LOOP, "Combine"): "",
+    (_SITES, "Site.to_dict"): "",
+    (_SITES, "Site.parameters"): "",
+    ("hf_glu.ffn.experts.ffn", "ExpertFFN.to_dict"): "",
+    ("hf_glu.config.registry", "Activation.to_dict"): "",
+    ("hf_glu.config.registry", "Activation.__post_init__"): "",
+    ("hf_glu.errors", "shown"): "def shown(value: object) -> str:\n    return repr(value)[:80]",
+    # what a config says was checked when the code was written
+    (_CONFIG, "check_width"): "",
+    (_CONFIG, "check_mix"): "",
+    (_CONFIG, "check_by_layer"): "",
+    ("hf_glu.config.experts", "ExpertOptions.__post_init__"): "",
+    ("hf_glu.config.experts", "check_size"): "",
+    ("hf_glu.config.state", "StateOptions.__post_init__"): "",
+    ("hf_glu.config.context", "ContextOptions.__post_init__"): "",
+    ("hf_glu.config.section", "Entry.to_dict"): "",
+    ("hf_glu.config.experts", "ExpertOptions.to_dict"): "",
+}
+WITHOUT_EXPERTS: Stubs = {
+    ("hf_glu.ffn.experts.ffn", "ExpertFFN"): "ExpertFFN = ()",
+    ("hf_glu.ffn.expert_sites", "FirstOnly"): "FirstOnly = ()",
+    ("hf_glu.ffn.experts.ffn", "find_experts"): '''\
+def find_experts(model: nn.Module) -> dict[str, Any]:
+    return {}''',
+    (_BUILD, "build_experts"): '''\
+def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> list[Site]:
+    if options.experts is not None:
+        raise ConversionError("the code of this checkpoint has no experts: install hf_glu")
+    return sites''',
+}  # fmt: skip
+WITHOUT_BANKS: Stubs = {
+    (_NATIVE, "MixedBank"): "MixedBank = ()",
+    (_BUILD, "mix_banks"): "",
+    (_SITES, "find_banks"): """def find_banks(model: nn.Module) -> list[Site]:
+    return []""",
+}
+WITHOUT_MIXERS: Stubs = {
+    ("hf_glu.ffn.mixers", "own_gate"): "",
+    (_SITES, "find_mixers"): '''\
+def find_mixers(model: nn.Module) -> list[Site]:
+    """Return none: this code changes no state-space mixer."""
+    return []''',
+}
+WITHOUT_OPTIONS: Stubs = {("hf_glu.config.experts", "ExpertOptions"): ""}
+WITHOUT_READERS: Stubs = {("hf_glu.activation.context.hooks", "watch_context"): ""}
+WITHOUT_STATES: Stubs = {
+    ("hf_glu.config.state", "StateOptions"): "",
+    ("hf_glu.ffn.context_sites", "check_directions"): "",
+}
+WITHOUT_CONTEXT: Stubs = {
+    ("hf_glu.config.context", "ContextOptions"): "",
+    ("hf_glu.ffn.context_sites", "place_sources"): "",
+}
+WITHOUT_DERIVED: Stubs = {("hf_glu.ffn.config_fields", "sync_derived"): ""}
+WITHOUT_LAYERS: Stubs = {
+    (_CONFIG, "name_at"): '''\
+def name_at(names: Mapping[str, str] | None, layer: int, stack: str | None) -> str | None:
+    return check_layers(names)''',
+    (_LAYERS, "check_layers"): '''\
+def check_layers(spec: Any) -> None:
+    if spec is not None:
+        raise OptionError("the code of this checkpoint gates all layers: install hf_glu to select some")''',
+    (_LAYERS, "selected"): '''\
+def selected(spec: None, layer: int, stack: str | None = None) -> bool:
+    return True''',
+    (_BUILD, "check_selection"): "",
+}  # fmt: skip
+WITHOUT_WIDTH: Stubs = {
+    (_BUILD, "gated_width"): '''\
+def gated_width(width: int | str | None, dense: int) -> int:
+    if width is not None:
+        raise OptionError("the code of this checkpoint has no width of its own: install hf_glu")
+    return dense''',
+}  # fmt: skip
+WITHOUT_NAMES: Stubs = {(_BUILD, "give_dense_configs"): ""}
+WITHOUT_KINDS: Stubs = {
+    ("hf_glu.ffn.completeness", "refuse_losses"): '''\
+def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
+    missing = dict.fromkeys(_untied(model, loading_info.missing_keys), "isn't in the checkpoint")
+    unexpected = _unmatched(loading_info.unexpected_keys, model._keys_to_ignore_on_load_unexpected)
+    if _no_checkpoint(model, set(missing), unexpected):
+        return
+    mismatched = loading_info.mismatched_keys
+    found = {key: f"is {list(has)} in the checkpoint, not {list(want)}" for key, has, want in mismatched}
+    found |= missing | dict.fromkeys(unexpected, "has no place in the model")
+    sites = [*convertible_sites(model), *find_banks(model)]
+    paths = {path for site in sites for path in (*site.parts, f"{site.path}.{site.row.act}".removeprefix("."))}
+    bad = sorted(key for key in found if _within(key, paths | set(find_experts(model))))
+    if bad:
+        raise CheckpointError(
+            f"{load_config.pretrained_model_name_or_path}: {bad[0]} {found[bad[0]]} (and {len(bad) - 1} more): "
+            "another FFN. To turn a dense checkpoint into a gated model, run `hf-glu convert SRC DST --to NAME`"
+        )''',
+    (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES.replace(_READ, "").replace(_READINGS, ""),
+    (_REGISTRY, "unwrapped"): "def unwrapped(name: str) -> str:\n    return name",
+}  # fmt: skip
+
+
+def program_for(model: Any, stock: Stock) -> str:
+    """Return what the code of a model, and of other stock classes for its config, needs of the package, as source."""
+    layouts = stock.layouts
+    parts = list(model.modules())
+    every = {kind.__name__ for kind in KINDS}
+    kinds = {base.__module__ for part in parts for base in type(part).__mro__} & every
+    configs = list(configs_of(model.config))
+    options = [GluConfig.of(config) for config in configs]
+    experts, banks = bool(find_experts(model)), any(isinstance(part, MixedBank) for part in parts)
+    mixers = any(isinstance(part, GatedMixer) for part in parts)
+    there = (
+        (experts, WITHOUT_EXPERTS),
+        (banks, WITHOUT_BANKS),
+        (experts or banks, WITHOUT_OPTIONS),
+        (mixers, WITHOUT_MIXERS),
+        (any(isinstance(part, Reader) for part in parts), WITHOUT_READERS),
+        ("hf_glu.activation.stateful" in kinds, WITHOUT_STATES),
+        ("hf_glu.activation.modulated" in kinds, WITHOUT_CONTEXT),
+        (any(field in vars(part) for part in configs for field in DERIVED_FIELDS), WITHOUT_DERIVED),
+        (any(entry.layers is not None or entry.by_layer for entry in options), WITHOUT_LAYERS),
+        (any(entry.width is not None for entry in options), WITHOUT_WIDTH),
+        (stock.names, WITHOUT_NAMES),
+        (bool(kinds), WITHOUT_KINDS),
+    )
+    stubs = {**ALWAYS, ("hf_glu.ffn.families", "SITE_TABLE"): _table(layouts)}
+    for is_there, more in there:
+        stubs |= {} if is_there else more
+    layout_kinds = {row.kind for row in layouts} | ({"mixer"} if mixers else set()) | ({"experts"} if banks else set())
+    program = Program(stubs, OFF | _never(layouts, layout_kinds), every - kinds, every | {"hf_glu.errors"})
+    entries = Entries(model.config, options, readings=bool(kinds))
+    program.need([ROOT, *entries.needed])
+    source = program.write()
+    return f"{source}\n{entries.source(program.names)}"
+
+
+def _never(layouts: tuple[SiteRow, ...], kinds: set[str]) -> set[str]:
+    """Return the conditions that never hold of sites of these kinds."""
+    found = {f"kind == {kind!r}" for kind in ("dense", "gated", "packed", "experts", "mixer") if kind not in kinds}
+    if not kinds - {"dense"}:
+        found |= {"native", "kind != 'dense'", "kind in ('gated', 'packed')"}
+    if not any(row.gate for row in layouts):
+        found |= {"row.gate is not None", "row.gate"}
+    return found
+
+
+def _table(layouts: tuple[SiteRow, ...]) -> str:
+    """Return the source of the rows of the sites' table for some layouts."""
+    rows = ("    SiteRow({}),".format(", ".join(f"{key}={value!r}" for key, value in _given(row))) for row in layouts)
+    return "\n".join(["SITE_TABLE = (", *rows, ")"])
+
+
+def _given(row: SiteRow) -> list[tuple[str, Any]]:
+    """Return the values of a row that aren't the default; its families only where they count."""
+    values = {one.name: getattr(row, one.name) for one in fields(row) if getattr(row, one.name) != one.default}
+    return [(key, value) for key, value in values.items() if key != "families" or row.exclusive]
