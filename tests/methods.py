@@ -54,10 +54,12 @@ class Method:
             the model's own names.
         verb: a public function of hf_glu that takes the model, or a checkpoint's folder and another one.
         then: further verbs, called with the model alone.
+        promise: what the report promises of the function at the start, where ``start`` is given; else ``approximate``.
         start: the row of `comparing.TOLERANCE` that the outputs stay within; None: the function changes.
         again: what calling it (the last of ``then``, where there are some) once more raises; None: it changes nothing.
         reverts: what `hf_glu.revert` raises; None: it gives back the model as it was.
         back: the row of `comparing.TOLERANCE` that the weights it gives back stay within.
+        moved: share of each new parameter that three steps move, at least.
         quiet: endings of parameters that three steps may leave as they are.
     """
 
@@ -66,10 +68,12 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     verb: str = "convert"
     then: tuple[str, ...] = ()
+    promise: str = "exact"
     start: str | None = "exact up to rounding"
     again: type[Exception] | None = None
     reverts: type[Exception] | None = None
     back: str = "bitwise"
+    moved: float = 0.6
     quiet: tuple[str, ...] = ()
 
     def carry_out(self, model: Any, name: str, folder: Path) -> tuple[Any, Any]:
@@ -86,12 +90,12 @@ class Method:
             self.follow(verb, model)
         return model, report
 
-    def repeat(self, model: Any, name: str, folder: Path) -> Any:
-        """Do the last thing once more; return the model, or the one that is loaded."""
+    def repeat(self, model: Any, name: str, folder: Path) -> tuple[Any, Any]:
+        """Do the last thing once more; return what `carry_out` does."""
         if not self.then:
-            return self.carry_out(model, name, folder)[0]
+            return self.carry_out(model, name, folder)
         self.follow(self.then[-1], model)
-        return model
+        return model, None
 
     def follow(self, verb: str, model: Any) -> None:
         """Call a verb of ``then``."""
@@ -134,7 +138,8 @@ _CALIBRATED = {"calibration": TEXTS}
 METHODS = {
     # dense FFNs become gated ones
     "gated": Method(target="{base}", models=DENSE, start="exact"),
-    "glu": Method(target="glu", models=("gpt2:sigmoid", "bert:silu"), start="exact up to rounding"),
+    "glu": Method(target="glu", models=("gpt2:sigmoid",)),
+    "glu of itself": Method(target="glu", models=("bert:silu",), promise="exact up to rounding"),
     "bilinear": Method(target="bilinear", models=("gpt2:linear",)),
     "reglu": Method(target="reglu", models=("t5", "opt", "gpt2:relu2")),
     "geglu": Method(target="geglu", models=("bert", "gpt_neox")),
@@ -162,8 +167,10 @@ METHODS = {
     "learnable": Method(target="learnable_{base}", models=FEW),
     "learnable, another": Method(target="learnable_swiglu", models=("bert", "t5")),
     "learnable, not gated": Method(target="learnable_relu", models=("bert",), reverts=ConversionError),
-    "moa": Method(target="moa_{base}", models=(*FEW, "Mamba")),
-    "stateful": Method(target="stateful_{base}", models=EVERY),
+    "moa": Method(target="moa_{base}", models=FEW),
+    "moa, mixers": Method(target="moa_{base}", models=("Mamba",), promise="exact up to rounding"),
+    "stateful": Method(target="stateful_{base}", models=(*DENSE, *GATED)),
+    "stateful, mixers": Method(target="stateful_{base}", models=MIXERS, start="bitwise", moved=0.9),
     "stateful, not gated": Method(target="stateful_{dense}", models=("bert",), reverts=ConversionError),
     "modulated": Method(target="modulated_{base}", models=EVERY),
     "modulated stateful": Method(target="modulated_stateful_{base}", models=EVERY),

@@ -23,7 +23,9 @@ from hf_glu.config.experts import ExpertOptions
 from hf_glu.errors import OptionError, UnknownNameError
 from hf_glu.ffn.experts import ExpertFFN
 
-TINY = ["--tokens", "6", "--hidden", "16", "--width", "32", "--rounds", "2", "--warmup", "1"]
+# one thread: several wait for each other at sizes where nothing can be shared out
+SIZES = ["--tokens", "6", "--hidden", "16", "--width", "32", "--threads", "1"]
+TINY = [*SIZES, "--rounds", "2", "--warmup", "1"]
 
 
 class Stage:
@@ -211,7 +213,7 @@ def test_the_contenders_compute_the_same():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_command_at_a_tiny_size(dtype, capsys):
-    assert cli.run(["bench", "experts", *TINY, "--dtype", dtype, "--threads", "1", "--json"]) == 0
+    assert cli.run(["bench", "experts", *TINY, "--dtype", dtype, "--json"]) == 0
     captured = capsys.readouterr()
     data = json.loads(captured.out)
     assert captured.err.count("measuring") == 2
@@ -232,7 +234,7 @@ def test_the_command_at_a_tiny_size(dtype, capsys):
 
 
 def test_the_scan_at_a_tiny_size(capsys):
-    assert cli.run(["bench", "scan", *TINY, "--threads", "1", "--json"]) == 0
+    assert cli.run(["bench", "scan", *TINY, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["contender"] for row in rows] == [scan.LOOP, scan.SCAN, scan.PLAIN, scan.STATEFUL]
     assert [row["target"] for row in rows] == [None, 0.8, None, 1.25]
@@ -243,7 +245,7 @@ def test_the_scan_at_a_tiny_size(capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_activations_at_a_tiny_size(dtype, capsys):
-    assert cli.run(["bench", "activations", *TINY, "--threads", "1", "--dtype", dtype, "--json"]) == 0
+    assert cli.run(["bench", "activations", *TINY, "--dtype", dtype, "--json"]) == 0
     rows = {row["contender"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert list(rows) == [activations.PLAIN, *activations.CONTENDERS]
     assert [row["target"] for row in rows.values()] == [None, *[1.10, 1.15, 1.30] * 2]
@@ -378,7 +380,7 @@ def test_the_ffns_compute_the_same_and_the_mean_has_a_verdict():
 
 
 def test_a_run_beside_a_committed_one(tmp_path, capsys):
-    file, small = tmp_path / "ratios.json", ["--tokens", "6", "--hidden", "16", "--width", "32", "--rounds", "1"]
+    file, small = tmp_path / "ratios.json", [*SIZES, "--rounds", "1"]
     assert cli.run(["bench", "experts", *small, "--save", str(file)]) == 0
     capsys.readouterr()
     assert cli.run(["bench", "experts", *small, "--against", str(file), "--tolerance", "1000", "--json"]) == 0

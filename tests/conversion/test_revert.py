@@ -62,7 +62,7 @@ def test_a_trained_or_narrowed_one_says_why_not():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("prefix", ["learnable_", "stateful_", "modulated_", "moa_"])
+@pytest.mark.parametrize("prefix", ["learnable_", "moa_"])  # wrappers: tests/house/test_methods.py
 def test_what_has_no_effect_yet_is_undone_too(family, prefix):
     made = FAMILIES[family]
     model, dense = made.make(), made.make()

@@ -21,6 +21,7 @@ from hf_glu.ffn.mixers import GatedMixer
 @pytest.mark.parametrize("name", MODELS)
 def test_causality_padding_and_chunks(name):
     model, tokens = awake(name), ids(2, 12)
+    assert model.config.hidden_act == "stateful_swiglu"
     plain = make(name)
     whole = logits(model, tokens)
     assert (whole - logits(plain, tokens)).abs().max() > 1e-2, "the state does nothing"

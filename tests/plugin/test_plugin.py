@@ -159,7 +159,7 @@ else:
 
 FORKS = """
 import os, sys, traceback
-import torch, numpy, tokenizers, safetensors, huggingface_hub  # what is heavy, and isn't hooked
+import torch, torch._dynamo, torch.distributed.tensor, huggingface_hub, safetensors, tokenizers  # heavy, not hooked
 for number, code in enumerate(sys.argv[1:]):
     if not os.fork():
         try:
