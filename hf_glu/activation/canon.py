@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.recent import Before, Recent
-from hf_glu.activation.wrapped import Wrapper, check_direction
-from hf_glu.config import section
+from hf_glu.activation.wrapped import Wrapper, refuse_lookahead
 from hf_glu.config.kinds import Kind
+from hf_glu.config.section import Entry, check_direction, is_count
 from hf_glu.errors import OptionError, shown
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MAX_KERNEL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanonOptions(section.Entry):
+class CanonOptions(Entry):
     """How far a gate's convolution sees.
 
     Attributes:
@@ -53,9 +53,9 @@ class CanonOptions(section.Entry):
     direction: str = "forward"
 
     def __post_init__(self) -> None:
-        if not section.is_count(self.kernel, MAX_KERNEL, 2):
+        if not is_count(self.kernel, MAX_KERNEL, 2):
             raise OptionError(f"canon kernel must be at least 2 and at most {MAX_KERNEL}, got {shown(self.kernel)}")
-        section.check_direction(self.direction, "canon")
+        check_direction(self.direction, "canon")
 
 
 class Convolution(Recent):
@@ -95,7 +95,7 @@ KIND = Kind(
     flag="canon",
     trait="Each gate sees the tokens before: a short convolution of its pre-activations is added to them.",
     section=CanonOptions,
-    check=check_direction,
+    check=refuse_lookahead,
     curves=lambda g: {"w_0 = 1": 2 * g, "w_1 = 1, g[t - 1] = 1": g + 1, "w_1 = -1, g[t - 1] = 1": g - 1},
 )
 Wrapper(kind=KIND, order=4, equation=EQUATION, paper=PAPER, shift=Convolution).register(f"N(z) [* u], {EQUATION}")

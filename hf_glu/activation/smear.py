@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.recent import Before, Recent
-from hf_glu.activation.wrapped import Wrapper, check_direction
-from hf_glu.config import section
+from hf_glu.activation.wrapped import Wrapper, refuse_lookahead
 from hf_glu.config.kinds import Kind
+from hf_glu.config.section import Entry, check_direction, is_number
 from hf_glu.errors import OptionError, shown
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ EQUATION = "z = g + a sigmoid(v g + c) g[t - 1]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmearOptions(section.Entry):
+class SmearOptions(Entry):
     """How the other token is mixed in.
 
     Attributes:
@@ -55,9 +55,9 @@ class SmearOptions(section.Entry):
     direction: str = "forward"
 
     def __post_init__(self) -> None:
-        if not section.is_number(self.open) or not 0 < self.open < 1:
+        if not is_number(self.open) or not 0 < self.open < 1:
             raise OptionError(f"smear open must be within 0 and 1, got {shown(self.open)}")
-        section.check_direction(self.direction, "smear")
+        check_direction(self.direction, "smear")
 
 
 class Smear(Recent):
@@ -98,7 +98,7 @@ KIND = Kind(
     flag="smear",
     trait="Each gate sees the token before: a learned part of its pre-activation is added.",
     section=SmearOptions,
-    check=check_direction,
+    check=refuse_lookahead,
     curves=lambda g: {
         "a = 1, g[t - 1] = 2": g + 1, "a = 1, v = 2, g[t - 1] = 2": g + 2 * (2 * g).sigmoid(),
         "a = 1, v = -2, g[t - 1] = 2": g + 2 * (-2 * g).sigmoid(),

@@ -22,7 +22,7 @@ from transformers import initialization as init
 from hf_glu.activation.context.routed import Routed
 from hf_glu.activation.context.states import ROLLBACK, load_state, store_states
 from hf_glu.activation.kernels.scan import bidirectional, decays, spread_decays, stateful, step
-from hf_glu.activation.wrapped import Shift, Wrapper, check_direction
+from hf_glu.activation.wrapped import Shift, Wrapper, refuse_lookahead
 from hf_glu.config.kinds import Kind
 from hf_glu.config.state import StateOptions
 from hf_glu.errors import OptionError
@@ -117,7 +117,7 @@ KIND = Kind(
     flag="stateful",
     trait="Each gate remembers how open it was: a running mean over the tokens before shifts it.",
     section=StateOptions,
-    check=check_direction,
+    check=refuse_lookahead,
     curves=lambda g: {label: _shifted(g, *case) for label, case in CASES.items()},
 )
 Wrapper(kind=KIND, order=10, equation=Z, paper="hf_glu", shift=Memory).register(f"N(z) [* u], {Z}")

@@ -179,7 +179,7 @@ def shifts(act: nn.Module) -> list[Shift]:
     return [module for module in act.modules() if isinstance(module, Shift)]
 
 
-def check_direction(places: Sequence[Place], options: Any) -> None:
+def refuse_lookahead(places: Sequence[Place], options: Any) -> None:
     """Raise OptionError where activations with ``direction="both"`` would let a causal stack see later tokens."""
     for place in places if options.direction == "both" else ():
         if place.causal:
