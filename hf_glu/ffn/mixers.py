@@ -5,6 +5,11 @@ the scan, or of a norm. Its class is subclassed in place: while its own forward 
 what a wrapped silu does to g; for any other activation, g is replaced by a constant, and the scan's output multiplied
 by the activation instead. The convolution's activation, the scan and its kernels stay as they are.
 What one call hands from one part to another is kept by thread: two may run one model at once.
+
+Not hooks on the projections: LoRA, quantised layers and whatever else takes the place of one keeps the hooks on the
+inner layer, where they would see a part of its output, or loses them, and the gate would be another without a word.
+What stands at ``in_proj`` when the forward asks for it is the whole projection, whoever has wrapped it. It costs what
+hooks would: 0.84 of their time for one token, 1.00 for 64 (Mamba, hidden 256, one thread), with the same bits.
 """
 
 from __future__ import annotations

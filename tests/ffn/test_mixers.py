@@ -144,6 +144,36 @@ def test_a_fused_kernel_isnt_ignored(monkeypatch):
         model.train()(ids(1, 4), use_cache=False)
 
 
+class Adapted(torch.nn.Module):
+    """A projection with something added to what it gives, as adapters and quantised layers wrap one."""
+
+    def __init__(self, inner: Any, added: Any) -> None:
+        super().__init__()
+        self.inner, self.added = inner, added
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.added(x)
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2"])
+@pytest.mark.parametrize("target", ["stateful_swiglu", "stateful_geglu"])
+def test_a_projection_that_is_wrapped_afterwards_is_gated_as_a_whole(name, target):
+    merged, tokens = make(name), ids(2, 9)
+    hf_glu.convert(merged, target, check=False)
+    with torch.no_grad():
+        for memory in (module for module in merged.modules() if isinstance(module, Memory)):
+            memory.alpha.normal_(std=2)
+    wrapped = copy.deepcopy(merged)
+    for layer, other in zip(merged.backbone.layers, wrapped.backbone.layers, strict=True):
+        for part in ("in_proj", "out_proj"):
+            plain = getattr(layer.mixer, part)
+            added = torch.nn.Linear(plain.in_features, plain.out_features, bias=False)
+            with torch.no_grad():
+                plain.weight += added.weight
+            setattr(other.mixer, part, Adapted(getattr(other.mixer, part), added))
+    torch.testing.assert_close(logits(wrapped, tokens), logits(merged, tokens), **CLOSE)
+
+
 def test_some_layers(tmp_path):
     model = make("Mamba")
     hf_glu.convert(model, "stateful_swiglu", layers=[1])

@@ -21,7 +21,7 @@ from hf_glu.activation.kernels.formulas import gated
 
 VECTOR = 64  # elements that torch's kernels take at once at most; the last ones of fewer have other bits, by an ulp
 PRODUCT = "_hf_glu_product"
-PLACES = torch.randint(-(2**62), 2**62, (2**15,), generator=torch.Generator().manual_seed(0))
+PLACES = torch.randint(-(2**62), 2**62, (2**11,), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def fingerprint(y: Tensor) -> Tensor:
     whole = len(data) // 4 * 4
     words, numbers = data[:whole].view(torch.int32), PLACES.to(y.device)
     count = len(words) // len(numbers) * len(numbers)
-    blocks = words[:count].view(-1, len(numbers)).split(1 if y.device.type == "cpu" else 128)
+    rows = words[:count].view(-1, len(numbers))
+    most = 16 if y.device.type == "cpu" else 2**11  # which stay in the cache, or bound the memory
+    blocks = rows.split(min(most, len(rows) // 16 + 1))
     rest = [words[count:] * numbers[: len(words) - count], data[whole:] * numbers[: len(data) - whole]]
     return torch.cat([*((block * numbers).sum(1) for block in blocks), *(part.sum().unsqueeze(0) for part in rest)])
 

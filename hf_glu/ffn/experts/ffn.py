@@ -39,9 +39,15 @@ class ExpertFFN(OwnedModule):
     """
 
     def __init__(
-        self, hidden: int, width: int, options: ExpertOptions, *, bias: bool, acts: GluConfig | None = None,
+        self,
+        hidden: int,
+        width: int,
+        options: ExpertOptions,
+        *,
+        bias: bool,
+        acts: GluConfig | None = None,
         dropout: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         own: dict[str, Any] = {"bias": bias, "acts": acts or GluConfig()}
         self.options, self.hidden, self.width, self.groups = options, hidden, width, options.experts
@@ -58,9 +64,14 @@ class ExpertFFN(OwnedModule):
         groups = f"{self.options.groups}, top {self.options.top_k}"
         count = sum(parameter.numel() for parameter in self.parameters())
         return {
-            "layout": "experts", "kind": "hf_glu experts", "hidden": self.hidden, "width": self.width,
-            "activation": groups, "parameters": count, "active_parameters": round(count - self.idle),
-        }  # fmt: skip
+            "layout": "experts",
+            "kind": "hf_glu experts",
+            "hidden": self.hidden,
+            "width": self.width,
+            "activation": groups,
+            "parameters": count,
+            "active_parameters": round(count - self.idle),
+        }
 
     @property
     def idle(self) -> float:

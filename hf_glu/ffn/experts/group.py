@@ -21,7 +21,7 @@ from hf_glu.activation.module import is_recomputable
 from hf_glu.config.experts import ExpertOptions, Group
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, unwrapped
-from hf_glu.ffn.experts.loop import Loop, linear, plain_loop, spans_of
+from hf_glu.ffn.experts.loop import ExpertLoop, linear, plain_loop, spans_of
 
 STD = 0.02
 ALIGNMENT = 16  # bytes of a row: torch's grouped GEMM wants no less
@@ -90,9 +90,13 @@ class Bank(OwnedModule):
                 init.zeros_(bias)
 
     def forward(
-        self, x: Tensor, counts: Tensor | Sequence[int], backend: str | None, scale: Tensor | None = None,
+        self,
+        x: Tensor,
+        counts: Tensor | Sequence[int],
+        backend: str | None,
+        scale: Tensor | None = None,
         tokens: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Return the outputs for ``x``, both ``[N, H]``, each row times its ``scale`` ``[N]``.
 
         The first ``counts[0]`` rows of ``x`` go to expert 0, and so on; row i is the model's token ``tokens[i]``.
@@ -181,7 +185,7 @@ def _loop(
     if torch.is_grad_enabled():
         inputs = (x, x.new_ones(len(x)) if scale is None else scale, in_proj, out_proj, in_bias, out_bias)
         y: Tensor = (
-            Loop.apply(bank.act, sizes, *inputs)
+            ExpertLoop.apply(bank.act, sizes, *inputs)
             if is_recomputable(bank.act) and not needs_formula(*inputs)
             else plain_loop(bank.act, sizes, *inputs)
         )

@@ -55,7 +55,7 @@ def plain_loop(
     return torch.cat(parts) * scale.unsqueeze(1)
 
 
-class Loop(torch.autograd.Function):
+class ExpertLoop(torch.autograd.Function):
     """The same, keeping only x and z = in_e(x): the backward pass computes h = act(z) again.
 
     The activation is one that is known exactly (`kernels.known`) and has no parameters. With d the gradient

@@ -101,7 +101,7 @@ ALWAYS: Stubs = {
     read, states = (torch.stack(part[::-1] if reverse else part, 1) for part in (before, after))
     read = read if kept is None else read * kept
     return torch.addcmul(torch.addcmul(g, n, beta), read, alpha - beta).to(gate.dtype), states""",
-    (_LOOP, "Loop"): "",
+    (_LOOP, "ExpertLoop"): "",
     (_LOOP, "Dispatch"): "",
     (_LOOP, "Combine"): "",
     (_SITES, "Site.to_dict"): "",

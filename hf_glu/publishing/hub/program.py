@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cache
 
-from hf_glu.publishing.hub.source import Edit, Piece, Place, Reader, Source, defined, is_ours
+from hf_glu.publishing.hub.source import Edit, ModuleSource, Piece, PieceReader, Place, defined, is_ours
 
 WIDTH = 120  # characters of a line
 
 
-read_source = cache(Source)
+read_source = cache(ModuleSource)
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Program:
     Attributes:
         absent: definitions, or methods as ``Class.method``, that aren't there, with what stands in their place: "",
             where that is left out which names them.
-        off: names of attributes and methods that are always false, see `source.Reader`.
+        off: names of attributes and methods that are always false, see `source.PieceReader`.
         quiet: modules of which only the definitions are there.
         missing: modules of which nothing is there: a class of theirs is one that nothing is an instance of.
         needed: the definitions, by module.
@@ -48,7 +48,7 @@ class Program:
     _left_out: dict[str, set[str]] = field(default_factory=dict)
     _pieces: dict[int, Piece] = field(default_factory=dict)
 
-    def source(self, module: str) -> Source:
+    def source(self, module: str) -> ModuleSource:
         """Return a module's source."""
         return read_source(module)
 
@@ -73,7 +73,7 @@ class Program:
     def piece(self, module: str, node: ast.AST) -> Piece:
         """Return what a statement of a module uses and how it is written."""
         if id(node) not in self._pieces:
-            reader = Reader(self.source(module), self._absent_in(module), self.off)
+            reader = PieceReader(self.source(module), self._absent_in(module), self.off)
             reader.visit(node)
             self._pieces[id(node)] = reader.piece
         return self._pieces[id(node)]

@@ -24,7 +24,7 @@ def is_ours(module: str) -> bool:
     return module.partition(".")[0] == PACKAGE
 
 
-class Source:
+class ModuleSource:
     """A module of the package.
 
     Attributes:
@@ -130,7 +130,7 @@ class Piece:
     edits: list[Edit] = field(default_factory=list)
 
 
-class Reader(ast.NodeVisitor):
+class PieceReader(ast.NodeVisitor):
     """Read one statement of a module into a `Piece`.
 
     Left out: statements that only call what is absent; conditions that never hold, with what hangs on them; docstrings
@@ -142,7 +142,7 @@ class Reader(ast.NodeVisitor):
         off: attributes that are always false, and conditions, such as ``kind == 'mixer'`` (of whatever object).
     """
 
-    def __init__(self, source: Source, absent: Set[str], off: Set[str]) -> None:
+    def __init__(self, source: ModuleSource, absent: Set[str], off: Set[str]) -> None:
         self.source, self.absent, self.off = source, absent, off
         self.piece, self.local = Piece(), frozenset[str]()
 
