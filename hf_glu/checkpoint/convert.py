@@ -15,10 +15,9 @@ from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE, base_of
 from hf_glu.checkpoint.writing import user_path, whole_folder, writing
-from hf_glu.conversion import Report, convert, plan, to_native
-from hf_glu.conversion.converting import check_experts
+from hf_glu.conversion import Change, Plan, Report, plan, to_native
+from hf_glu.conversion.changes.t5_layout import dense_t5_sites
 from hf_glu.conversion.steps import Target
-from hf_glu.conversion.t5_layout import dense_t5_sites
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.probe import give_pad_token
 
@@ -221,27 +220,24 @@ def _copy(path: Path, target: Path, root: Path) -> None:
 def convert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    target: Target | None = None,
+    target: Target | Change | None = None,
     *,
-    width: int | str = "keep",
-    layers: Any = None,
-    exclude: str | None = None,
     calibration: Sequence[str] | None = None,
     distill_steps: int | None = None,
     native: bool = False,
-    experts: str | None = None,
-    top_k: int | None = None,
     check: bool | str = True,
     base_model: str | None = None,
+    **options: Any,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
 
     Weights, config, tokenizer and other files are there afterwards, and the report as ``hf_glu_report.json``; where
-    anything goes wrong, ``destination`` isn't, and ``source`` is never written to.
+    anything goes wrong, ``destination`` isn't, and ``source`` is never written to. What can't be done is said before
+    weights are read.
 
     Args:
         source, destination: the checkpoints.
-        target, width, layers, exclude, distill_steps, experts, top_k, check: as in `hf_glu.convert`.
+        target, distill_steps, check, options: as in `hf_glu.convert`.
         calibration: texts, for the tokenizer beside the checkpoint.
         native: whether to write a T5 in the layout of T5 v1.1, which loads without hf_glu (see `hf_glu.to_native`).
         base_model: what the model card calls ``source``, where that is a folder.
@@ -252,27 +248,39 @@ def convert_checkpoint(
     """
     folder, base = resolve(source), base_of(source, base_model)
     check_destination(destination)
-    fitted, bias = calibration is not None, False if native else None
-    # says what can't be before weights are read
-    skeleton = load_skeleton(folder)
-    if native:
-        dense_t5_sites(skeleton)
-    if experts is not None:
-        resized = fitted or width != "keep" or bias is not None
-        check_experts(skeleton, target, experts, top_k, layers=layers, exclude=exclude, resized=resized)
-    elif target is not None:
-        plan(skeleton, target, width=width, layers=layers, exclude=exclude, fitted=fitted, bias=bias)
-    tokenizer = load_tokenizer(folder) if fitted else None
+    planned = plan_checkpoint(folder, target, fitted=calibration is not None, native=native, **options)
+    tokenizer = load_tokenizer(folder) if calibration is not None else None
     with staged_folder(destination) as stage:
         model = load_model(folder)
         with reading(source, why="can't be converted"):  # a model that loads needn't run
-            report = convert(
-                model, target, width=width, layers=layers, exclude=exclude, calibration=calibration,
-                tokenizer=tokenizer, distill_steps=distill_steps, bias=bias, experts=experts, top_k=top_k, check=check,
-            )  # fmt: skip
+            report = planned.apply(
+                model, calibration=calibration, tokenizer=tokenizer, distill_steps=distill_steps, check=check
+            )
         if native:
             to_native(model)
         model.save_pretrained(stage)
         copy_other_files(folder, stage)
         write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
     return report
+
+
+def plan_checkpoint(
+    source: str | os.PathLike[str], target: Target | Change | None = None, *, fitted: bool = False,
+    native: bool = False, **options: Any,
+) -> Plan:  # fmt: skip
+    """Plan the conversion of a checkpoint, of which only the config is read.
+
+    Args:
+        source: the checkpoint.
+        target, fitted, options: as in `hf_glu.plan`.
+        native: whether it is to be a T5 in the layout of T5 v1.1, which has no biases.
+
+    Raises:
+        CheckpointError: it can't be read.
+        HfGluError: as `hf_glu.plan`.
+    """
+    skeleton = load_skeleton(source)
+    if native:
+        dense_t5_sites(skeleton)
+        options["bias"] = False
+    return plan(skeleton, target, fitted=fitted, **options)

@@ -6,16 +6,14 @@ Only the in-projections of converted FFNs are computed; every other tensor's byt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from hf_glu.checkpoint.convert import check_destination, copy_other_files, load_model, staged_folder
 from hf_glu.checkpoint.hub import resolve
@@ -32,45 +30,34 @@ from hf_glu.checkpoint.shards import (
     read_tensor,
     write_shard,
 )
-from hf_glu.config.registry import GATED, registry
-from hf_glu.conversion import plan
-from hf_glu.conversion.checks import check_convertible
-from hf_glu.conversion.config_entries import config_entries
+from hf_glu.conversion import Plan, plan
 from hf_glu.conversion.report import Report, SiteReport
-from hf_glu.conversion.routes import Route
-from hf_glu.conversion.steps import Plan, Step, Target
+from hf_glu.conversion.steps import Change, Target
+from hf_glu.conversion.work import TensorRule
 from hf_glu.errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Shards = Mapping[str, Mapping[str, Stored]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Change:
-    """How the tensors of one in-projection change."""
-
-    route: Route
-    transposed: bool
-    adds_bias: bool
-
-    def widen(self, tensor: Tensor, *, bias: bool) -> Tensor:
-        return self.route.widen(tensor, bias=bias, dim=int(self.transposed and not bias))
-
-
 def convert_stream(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    target: Target,
+    target: Target | Change | None = None,
     *,
-    layers: Any = None,
-    exclude: str | None = None,
     base_model: str | None = None,
+    **options: Any,
 ) -> Report:
     """Convert the safetensors checkpoint ``source`` into the new folder ``destination``, shard by shard.
 
     What comes out is what `hf_glu.convert_checkpoint` writes, with the shards of the source; memory holds one tensor at
     a time. Transformers loads the source before and the result afterwards without weights, so that names, shapes and
     completeness are right. Nothing is measured: `hf_glu.verify` compares the two.
+
+    Args:
+        source, destination: the checkpoints.
+        target, options: as in `hf_glu.plan`; a change that takes more than one tensor at a time is refused.
+        base_model: what the model card calls ``source``, where that is a folder.
 
     Raises:
         CheckpointError: files that are missing, broken, of another model or can't be written; weights that aren't
@@ -81,12 +68,11 @@ def convert_stream(
     check_destination(destination)
     shards = read_shards(folder)
     skeleton = _load_shapes(folder)
-    check_convertible(skeleton)
-    planned = plan(skeleton, target, layers=layers, exclude=exclude)
-    changes = _changes(skeleton, planned, {key for keys in shards.values() for key in keys})
+    planned = plan(skeleton, target, **options)
+    rules = _rules(skeleton, planned, {key for keys in shards.values() for key in keys})
     with staged_folder(destination) as stage:
-        _convert_shards(folder, stage, shards, changes)
-        for entry in config_entries(skeleton, planned):
+        _convert_shards(folder, stage, shards, rules)
+        for entry in planned.change.entries(skeleton, planned):
             entry.write()
         skeleton.config.architectures = skeleton.config.architectures or [type(skeleton).__name__]
         skeleton.config.save_pretrained(stage)
@@ -111,33 +97,26 @@ def _load_shapes(folder: Path) -> Any:
     return model
 
 
-def _changes(skeleton: Any, planned: Plan, keys: set[str]) -> dict[str, _Change]:
-    """Return the checkpoint's keys of the in-projections that change; head and base models name them differently."""
-    changes: dict[str, _Change] = {}
+def _rules(skeleton: Any, planned: Plan, keys: Collection[str]) -> dict[str, TensorRule]:
+    """Return the rules by the checkpoint's own paths; head and base models name them differently."""
+    rules: dict[str, TensorRule] = {}
     prefix = f"{skeleton.base_model_prefix}."
     for step in planned.steps:
-        if step.changes and registry[step.target].flags != {GATED}:
-            raise CheckpointError(f"{step.target} has parameters of its own, which aren't streamed: leave --stream out")
-        if not step.changes or step.site.native:
-            continue
-        path = step.site.parts[-2]
-        names = (path, path.removeprefix(prefix), prefix + path)
-        found = next((name for name in names if f"{name}.weight" in keys), None)
-        if found is None:
-            raise CheckpointError(f"the checkpoint has no {path}.weight, nor under another prefix: can't be streamed")
-        changes[found] = _change(step, has_bias=f"{found}.bias" in keys)
-    return changes
+        found = step.change.tensors(step) if step.changes else []
+        if found is None or planned.stages:
+            raise CheckpointError(f"{step.change.name} takes a whole model and isn't streamed: leave --stream out")
+        for rule in found:
+            names = (rule.path, rule.path.removeprefix(prefix), prefix + rule.path)
+            path = next((name for name in names if f"{name}.weight" in keys), None)
+            if path is None:
+                raise CheckpointError(
+                    f"the checkpoint has no {rule.path}.weight, nor under another prefix: can't be streamed"
+                )
+            rules[path] = replace(rule, adds_bias=rule.adds_bias and f"{path}.bias" not in keys)
+    return rules
 
 
-def _change(step: Step, *, has_bias: bool) -> _Change:
-    return _Change(
-        route=step.route,
-        transposed=isinstance(step.site.in_proj, Conv1D),
-        adds_bias=step.adds_bias and not has_bias,
-    )
-
-
-def _convert_shards(folder: Path, stage: Path, shards: Shards, changes: Mapping[str, _Change]) -> None:
+def _convert_shards(folder: Path, stage: Path, shards: Shards, rules: Mapping[str, TensorRule]) -> None:
     """Write the converted shards and their index."""
     weight_map: dict[str, str] = {}
     total = 0
@@ -145,7 +124,7 @@ def _convert_shards(folder: Path, stage: Path, shards: Shards, changes: Mapping[
         outputs = {
             name: output
             for key, stored in tensors.items()
-            for name, output in _outputs(folder / shard, key, stored, changes)
+            for name, output in _outputs(folder / shard, key, stored, rules)
         }
         try:
             write_shard(stage / shard, outputs)
@@ -160,25 +139,25 @@ def _convert_shards(folder: Path, stage: Path, shards: Shards, changes: Mapping[
         write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _outputs(path: Path, key: str, stored: Stored, changes: Mapping[str, _Change]) -> Iterator[tuple[str, Output]]:
+def _outputs(path: Path, key: str, stored: Stored, rules: Mapping[str, TensorRule]) -> Iterator[tuple[str, Output]]:
     """Yield what becomes of one tensor of a shard."""
     module, _, kind = key.rpartition(".")
-    change = changes.get(module) if kind in ("weight", "bias") else None
-    if change is None:
+    rule = rules.get(module) if kind in ("weight", "bias") else None
+    if rule is None:
         yield key, Output(stored=stored, parts=partial(read_parts, path, key, stored))
         return
     if stored.dtype not in DTYPES:
         raise CheckpointError(f"{key} has the dtype {stored.dtype}: convert the unquantized checkpoint")
-    bias, axis = kind == "bias", int(change.transposed and kind == "weight")
-    wide = [extent * 2 if number == axis else extent for number, extent in enumerate(stored.shape)]
+    bias, axis = kind == "bias", int(rule.transposed and kind == "weight")
+    wide = [extent * rule.times if number == axis else extent for number, extent in enumerate(stored.shape)]
     yield (
         key,
         Output(
-            stored=replace(stored, shape=wide, size=2 * stored.size),
-            parts=lambda: iter([change.widen(read_tensor(path, key), bias=bias)]),
+            stored=replace(stored, shape=wide, size=rule.times * stored.size),
+            parts=lambda: iter([rule.make(read_tensor(path, key), bias, axis)]),
         ),
     )
-    if change.adds_bias and not bias:
+    if rule.adds_bias and not bias:
         zeros = torch.zeros(stored.shape[axis], dtype=DTYPES[stored.dtype])
         made = replace(stored, shape=[wide[axis]], size=wide[axis] * stored.itemsize)
-        yield f"{module}.bias", Output(stored=made, parts=lambda: iter([change.widen(zeros, bias=True)]))
+        yield f"{module}.bias", Output(stored=made, parts=lambda: iter([rule.make(zeros, True, 0)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -99,34 +99,30 @@ def convert(
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
     import hf_glu
-    from hf_glu.checkpoint.convert import load_skeleton, read_texts, staged_folder
+    from hf_glu.checkpoint.convert import plan_checkpoint, read_texts, staged_folder
     from hf_glu.publishing.card.card import write_card
 
     if not to and not experts:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
     target = _target(to) if to else None
-    units = int(width) if width.isdecimal() and len(width) < 10 else width
     texts = None if calibration is None else read_texts(calibration)
-    if experts and (plan or stream):
-        raise OptionError("experts are neither planned nor streamed: leave --plan and --stream out")
-    if plan and target is not None:
-        fitted, bias = texts is not None, False if native else None
-        planned = hf_glu.plan(
-            load_skeleton(source), target, width=units, layers=layers, exclude=exclude, fitted=fitted, bias=bias
-        )
+    options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
+    options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
+    if plan:
+        planned = plan_checkpoint(source, target, fitted=texts is not None, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
         return
     if destination is None:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     with staged_folder(destination) as stage:  # with its card, or not at all
-        if stream and target is not None:
+        if stream:
             if width != "keep" or native or texts is not None:
                 raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
-            report = hf_glu.convert_stream(source, stage, target, layers=layers, exclude=exclude, base_model=base_model)
+            report = hf_glu.convert_stream(source, stage, target, base_model=base_model, **options)
         else:
             report = hf_glu.convert_checkpoint(
-                source, stage, target, width=units, layers=layers, exclude=exclude, calibration=texts, native=native,
-                experts=experts, top_k=top_k, check="report" if check and lenient else check, base_model=base_model,
+                source, stage, target, calibration=texts, native=native,
+                check="report" if check and lenient else check, base_model=base_model, **options,
             )  # fmt: skip
         write_card(stage, repo_id=destination.absolute().name)
     tables.emit(report, tables.report, json=json)

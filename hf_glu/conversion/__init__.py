@@ -1,11 +1,25 @@
-"""Pretrained dense models into gated ones: plan, apply, report."""
+"""Pretrained dense models into gated ones: plan, apply, report. A new way to convert is a `Change`."""
 
-from hf_glu.conversion.converting import convert
-from hf_glu.conversion.experts.splitting import split_experts
-from hf_glu.conversion.freeze import freeze_mix
-from hf_glu.conversion.planning import Plan, plan
+from hf_glu.conversion.changes.freeze import freeze_mix
+from hf_glu.conversion.changes.revert import revert
+from hf_glu.conversion.changes.t5_layout import to_native
+from hf_glu.conversion.converting import convert, plan
+from hf_glu.conversion.engine import Plan
+from hf_glu.conversion.experts.splitting import Split, split_experts
 from hf_glu.conversion.report import Report
-from hf_glu.conversion.revert import revert
-from hf_glu.conversion.t5_layout import to_native
+from hf_glu.conversion.steps import CHANGES, Change, Step
 
-__all__ = ["Plan", "Report", "convert", "freeze_mix", "plan", "revert", "split_experts", "to_native"]
+__all__ = [
+    "CHANGES",
+    "Change",
+    "Plan",
+    "Report",
+    "Split",
+    "Step",
+    "convert",
+    "freeze_mix",
+    "plan",
+    "revert",
+    "split_experts",
+    "to_native",
+]

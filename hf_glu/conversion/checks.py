@@ -1,15 +1,21 @@
-"""Models that can't be converted as they are, each with the one line that says what to do."""
+"""Models and choices of sites that can't be converted, each with the one line that says what to do."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
 from torch import nn
 
-from hf_glu.errors import ConversionError
+from hf_glu.config.glu import GluConfig, name_at
+from hf_glu.config.layers import check_layers, selected
+from hf_glu.errors import ConversionError, NoSiteError, OptionError
+from hf_glu.ffn.build import check_selection
+from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import projections
-from hf_glu.ffn.sites import convertible_sites
+from hf_glu.ffn.sites import Site, convertible_sites
 
 
 def check_convertible(model: Any) -> None:
@@ -56,3 +62,38 @@ def check_values(model: nn.Module) -> None:
                 f"{name} is on the meta device and has no values: load the model in full, or name the gated "
                 "activation in its config"
             )
+
+
+def chosen_sites(
+    model: nn.Module, layers: Any, exclude: str | None, targets: Mapping[str, str] | None = None
+) -> list[Site]:
+    """Return the sites that ``layers`` and the keys of ``targets`` select and ``exclude`` doesn't find.
+
+    Raises:
+        NoSiteError: there are none.
+        OptionError: a layer that the model doesn't have, or no regular expression.
+        ConversionError: the model has experts of ours.
+    """
+    if find_experts(model):
+        raise ConversionError(
+            f"{type(model).__name__} has experts of hf_glu's already: convert the dense checkpoint instead"
+        )
+    sites = convertible_sites(model)
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no feed-forward network that hf_glu knows")
+    chosen, targets = check_layers(layers), {"all": "any"} if targets is None else targets
+    check_selection(sites, GluConfig(layers=chosen, by_layer=dict(targets)))
+    try:
+        pattern = re.compile(exclude) if exclude else None
+    except re.error as error:
+        raise OptionError(f"exclude={exclude!r} is no regular expression: {error}") from None
+    found = [
+        site
+        for site in sites
+        if selected(chosen, site.layer, site.stack)
+        and name_at(targets, site.layer, site.stack) is not None
+        and not (pattern and pattern.search(site.name))
+    ]
+    if not found:
+        raise NoSiteError(f"none of the {len(sites)} sites is chosen by layers={layers!r}, exclude={exclude!r}")
+    return found

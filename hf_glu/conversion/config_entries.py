@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,44 +10,17 @@ from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.config.glu import GluConfig, name_at
-from hf_glu.config.layers import LayerSpec, selected
 from hf_glu.config.registry import LEARNABLE
 from hf_glu.conversion.foresight import foresee, forms_after
-from hf_glu.conversion.steps import Plan, Step
+from hf_glu.conversion.forms import ConfigEntry, governed, selection_of
+from hf_glu.conversion.steps import Rows, Step
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.build import native_gate
-from hf_glu.ffn.config_fields import activation_field, activation_of, width_field, write_activation
-from hf_glu.ffn.identify import governing_configs
+from hf_glu.ffn.config_fields import activation_field, activation_of, width_field
 from hf_glu.ffn.sites import Site, convertible_sites
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What one config is to say.
-
-    Attributes:
-        config: the config.
-        activations: for the activation fields of its stacks (None: the one for all).
-        options: for ``config.hf_glu``; None where the stock family has all of it itself.
-        width: for its width field, where that changes.
-    """
-
-    config: Any
-    activations: dict[str | None, str]
-    options: dict[str, Any] | None
-    width: int | None = None
-
-    def write(self, config: Any = None) -> None:
-        """Write it, or write it into a copy; an activation for which the family has no field goes into the options."""
-        config = self.config if config is None else config
-        for stack, name in self.activations.items():
-            write_activation(config, name, stack)
-        config.hf_glu = self.options
-        if self.width is not None:
-            setattr(config, str(width_field(config)), self.width)
-
-
-def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
+def config_entries(model: nn.Module, planned: Rows, acts: GluConfig) -> list[ConfigEntry]:
     """Return what each config around a converted site is to say after the conversion.
 
     What the family can say itself goes before what only hf_glu reads.
@@ -57,15 +29,12 @@ def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
         OptionError, ConversionError: the configs can't say it, so that the model wouldn't load as it was converted.
     """
     changed = {step.site.name: step for step in planned.steps if step.changes}
-    owned: dict[int, tuple[Any, list[Site]]] = {}
-    for site in convertible_sites(model):
-        for config in governing_configs(model, site):
-            owned.setdefault(id(config), (config, []))[1].append(site)
-    governed = [each for each in owned.values() if any(site.name in changed for site in each[1])]
+    owned = governed(model, convertible_sites(model))
+    owned = [each for each in owned if any(site.name in changed for site in each[1])]
     expected = forms_after(model, planned)
     wrong: str | None = None
     for stock in (True, False):
-        entries = [_entry(config, sites, changed, planned, stock) for config, sites in governed]
+        entries = [_entry(config, sites, changed, acts, stock) for config, sites in owned]
         if not entries or (wrong := foresee(model, expected, partial(_write_copies, entries))) is None:
             return entries
     raise ConversionError(
@@ -73,13 +42,13 @@ def config_entries(model: nn.Module, planned: Plan) -> list[Entry]:
     )
 
 
-def _write_copies(entries: list[Entry], copies: Mapping[int, Any]) -> None:
+def _write_copies(entries: list[ConfigEntry], copies: Mapping[int, Any]) -> None:
     for entry in entries:
         if (config := copies.get(id(entry.config))) is not None:
             entry.write(config)
 
 
-def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Plan, stock: bool) -> Entry:
+def _entry(config: Any, sites: list[Site], changed: dict[str, Step], acts: GluConfig, stock: bool) -> ConfigEntry:
     """Return what ``config`` is to say; ``stock``: without options of ours, where the stock family has all of it."""
     steps = [changed[site.name] for site in sites if site.name in changed]
     old = GluConfig.of(config)
@@ -87,13 +56,14 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
     gated = [site for site in sites if site.name in names]
     targets = list(dict.fromkeys(names.values()))
     layers = selection_of(gated, sites)
-    optioned = planned.sections or any(LEARNABLE in registry[target].flags for target in targets)
+    optioned = any(acts.sections.values()) or any(LEARNABLE in registry[target].flags for target in targets)
     # a mixer's field is its convolution's, too
     native = layers is None and len(targets) == 1 and all(site.native and site.kind != "mixer" for site in sites)
     width = _native_width(config, steps) if native and not optioned else None
     if stock and native and not optioned and old.width is None and (width or not _narrows(steps)):
+        fields = {str(width_field(config)): width} if width else {}
         names_of = dict.fromkeys((site.stack for site in sites), native_gate(targets[0]))
-        return Entry(config=config, activations=names_of, options=None, width=width)
+        return ConfigEntry(config=config, activations=names_of, options=None, fields=fields)
     added = any(step.adds_bias for step in steps)
     options = GluConfig(
         activation=None if activation_field(config, gated[0].stack) else targets[0],
@@ -101,12 +71,12 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], planned: Pl
         bias=True if added else old.bias,
         layers=layers,
         by_layer=_by_layer(gated, names, sites) if len(targets) > 1 else None,
-        mix=_mix(planned, old),
+        mix=_mix(acts, old),
         width=_width(gated, changed, old),
-        sections={key: _same(planned.sections.get(key), old.sections.get(key), key) for key in registry.sections},
+        sections={key: _same(acts.sections.get(key), old.sections.get(key), key) for key in registry.sections},
     )
     first = {site.stack: names[site.name] for site in reversed(gated)}
-    return Entry(config=config, activations=first, options=options.to_dict())
+    return ConfigEntry(config=config, activations=first, options=options.to_dict())
 
 
 def _dense(config: Any, step: Step) -> str:
@@ -136,11 +106,10 @@ def _by_layer(gated: list[Site], names: dict[str, str], sites: list[Site]) -> di
     return by_layer
 
 
-def _mix(planned: Plan, old: GluConfig) -> dict[str, Any] | None:
-    mix = planned.mix
-    if old.mix and old.mix != mix:
+def _mix(acts: GluConfig, old: GluConfig) -> dict[str, Any] | None:
+    if old.mix and old.mix != acts.mix:
         raise ConversionError("other layers have a mix of other functions: convert all of them at once")
-    return mix
+    return acts.mix
 
 
 def _same(new: dict[str, Any] | None, old: dict[str, Any] | None, what: str) -> dict[str, Any] | None:
@@ -175,22 +144,3 @@ def _width(gated: list[Site], changed: dict[str, Step], old: GluConfig) -> int |
             return "iso"
         raise OptionError(f"the gated layers would have different widths, {sorted(widths)}, which a config can't say")
     return widths.pop()
-
-
-def selection_of(gated: list[Site], sites: list[Site]) -> LayerSpec:
-    """Return the selection that gives ``gated`` among ``sites``."""
-    if len(gated) == len(sites):
-        return None
-    stacks = {site.stack for site in sites}
-    spec: LayerSpec
-    if stacks <= {None} or len(stacks) == 1:
-        spec = sorted({site.layer for site in gated})
-    else:
-        spec = {
-            str(stack): sorted({site.layer for site in gated if site.stack == stack})
-            for stack in sorted({str(site.stack) for site in gated})
-        }
-    wanted = {site.name for site in gated}
-    if wanted != {site.name for site in sites if selected(spec, site.layer, site.stack)}:
-        raise OptionError("the chosen sites are not whole layers, which is what a config can say: widen the choice")
-    return spec

@@ -1,148 +1,149 @@
-"""`hf_glu.convert`: which of the conversions is asked for."""
+"""`hf_glu.plan` and `hf_glu.convert`: which change is asked for; the engine does the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.registry import registry, unmixed, unwrapped
-from hf_glu.conversion.apply import carry_out
+from hf_glu.conversion.changes.gate import Gate
 from hf_glu.conversion.checks import check_convertible
-from hf_glu.conversion.experts.banks import convert_banks, read_bank_groups
-from hf_glu.conversion.experts.upcycling import expert_options, expert_routes, upcycle
-from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import plan
-from hf_glu.conversion.report import Report, one_after_the_other
-from hf_glu.conversion.steps import Target
+from hf_glu.conversion.engine import Plan, make_plan
+from hf_glu.conversion.experts.banks import RegateBank
+from hf_glu.conversion.experts.upcycling import Upcycle
+from hf_glu.conversion.report import Report
+from hf_glu.conversion.steps import Change, Target
 from hf_glu.conversion.targets import check_sections, read_dictionary
-from hf_glu.conversion.transaction import whole
 from hf_glu.errors import OptionError
 from hf_glu.ffn.experts.group import is_gated
 from hf_glu.ffn.sites import find_banks
 
+Experts = str | int | ExpertOptions
+_SAME = {"width": "keep", "fitted": False, "bias": None}  # what leaves FFNs the shape that they have
+_UNROUTED = {"top_k": None, "drop": 0.0}
 
-@whole
-def convert(
+
+def plan(
     model: Any,
-    target: Target | None = None,
+    target: Target | Change | None = None,
     *,
     width: int | str = "keep",
     layers: Any = None,
     exclude: str | None = None,
+    fitted: bool = False,
+    bias: bool | None = None,
+    mix: Mapping[str, Any] | None = None,
+    experts: Experts | None = None,
+    top_k: int | None = None,
+    drop: float = 0.0,
+    **sections: Mapping[str, Any] | None,
+) -> Plan:
+    """Plan a conversion of ``model``'s FFNs; nothing is changed before the plan's ``apply()``.
+
+    Args:
+        model: a Transformers model of any head; no weights are read, so that it may be on the meta device.
+        target: a gated name, see `hf_glu.activations`; or one for each selection of layers, ``{"0-3": "geglu",
+            "4,5": "swiglu"}`` (the first key that selects a layer counts; what none selects stays dense). A mix may
+            have its dictionary in parentheses, ``moa_swiglu(silu,relu)``. Or another `hf_glu.conversion.Change`.
+        width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `iso_width`)
+            or a number. FFNs that are gated already are pruned to the number.
+        layers: which layers (see :mod:`hf_glu.config.layers`); None: all.
+        exclude: regular expression; sites whose name it finds are left alone.
+        fitted: whether there will be calibration data to fit FFNs on, so that any activation may become any gate.
+        bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
+        mix: of ``learnable_`` and ``moa_`` names, as ``config.hf_glu["mix"]``; the model's own activation comes first.
+        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (`experts.upcycling`), once it has
+            ``width``; where the model has banks of them (Mixtral), their activations (`experts.banks`), with no target.
+        top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
+        sections: options of wrappers, as ``config.hf_glu`` has them: ``state`` of ``stateful_`` activations (see
+            `hf_glu.config.state.StateOptions`), ``context`` of ``modulated_`` ones (`hf_glu.config.context.
+            ContextOptions`), ``canon={"kernel": 4}`` of ``canon_`` ones, and so on.
+
+    Raises:
+        HfGluError: an unknown name; options that can't be, or don't go together; no FFN that is chosen; no route; a
+            model that can't be converted as it is.
+    """
+    check_sections(sections, plan)
+    check_convertible(model)
+    where = {"layers": layers, "exclude": exclude}
+    shape: dict[str, Any] = {"width": width, "fitted": fitted, "bias": bias}
+    acts: dict[str, Any] = {"mix": mix, "sections": sections}
+    if isinstance(target, Change):
+        if shape != _SAME or experts is not None or top_k is not None or drop or mix or any(sections.values()):
+            raise OptionError(f"{target.name} has its own options: give plan only layers and exclude beside it")
+        return make_plan(model, target, **where)
+    if experts is not None:
+        return _plan_experts(model, target, experts, {"top_k": top_k, "drop": drop}, shape, acts, where)
+    if target is None:
+        raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
+    if top_k is not None or drop:
+        raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
+    return make_plan(model, Gate.of(target, **shape, **acts), **where)
+
+
+def _plan_experts(
+    model: Any, target: Target | None, experts: Experts, routing: dict[str, Any], shape: dict[str, Any],
+    acts: dict[str, Any], where: dict[str, Any],
+) -> Plan:  # fmt: skip
+    """Plan experts in FFNs' places, or other activations for a model's own banks."""
+    resized = shape | {"fitted": False} != _SAME
+    if banks := find_banks(model):
+        if target is not None or resized or routing != _UNROUTED or any(acts["sections"].values()):
+            known = f"no target, width, top_k, drop, bias, {' or '.join(registry.sections)}"
+            where_banks = f"{type(model).__name__} has experts of its own ({banks[0].name})"
+            raise OptionError(f"{where_banks}: give experts= their activations, and {known}")
+        return make_plan(model, RegateBank(experts=experts, mix=acts["mix"]), **where)
+    if target is not None:
+        target, acts["mix"] = read_dictionary(target, acts["mix"])
+    if not isinstance(target, str):
+        raise OptionError("experts take one target, such as swiglu")
+    upcycle = Upcycle.of(target, experts, **routing, **acts)
+    if not resized and not shape["fitted"]:
+        return make_plan(model, upcycle, **where)
+    plain = next((group.name for group in upcycle.groups if not is_gated(group.name)), None)
+    if plain is not None:
+        raise OptionError(f"experts with width, bias or calibration are copies of a gated FFN: {plain} has no gate")
+    first = make_plan(model, Gate.of(unmixed(unwrapped(target)), **shape), **where)
+    return make_plan(model, upcycle.after(first), **where, first=first)
+
+
+def convert(
+    model: Any,
+    target: Target | Change | None = None,
+    *,
     calibration: Any = None,
     tokenizer: Any = None,
     distill_steps: int | None = None,
-    bias: bool | None = None,
-    mix: Mapping[str, Any] | None = None,
-    experts: str | int | ExpertOptions | None = None,
-    top_k: int | None = None,
-    drop: float = 0.0,
     inputs: Mapping[str, Any] | None = None,
     check: bool | str = True,
-    **sections: Mapping[str, Any] | None,
+    **options: Any,
 ) -> Report:
-    """Convert ``model``'s feed-forward networks to gated activations, in place.
+    """Convert ``model``'s feed-forward networks to gated activations, in place: plan it, and carry the plan out.
 
     The in-projection becomes ``[gate | up]`` (twice as many rows), the activation ``target``, and the config says so.
     What the routes promise is measured on ``inputs`` and reported. Converting again to the same target changes nothing.
     Make the optimizer after the conversion: the projections' parameters are new ones.
 
-    With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs (:mod:`hf_glu.conversion.
-    fitting`), from the first layer on, so that each layer sees what the converted ones before it give.
+    With ``calibration``, what a route only approximates is fitted to the old FFNs' outputs (`hf_glu.conversion.fit`),
+    from the first layer on, so that each layer sees what the converted ones before it give.
 
     Args:
         model: a Transformers model of any head.
-        target, layers, exclude: as in `hf_glu.plan`; no target for a model that has banks of experts, see ``experts``.
-        width: as there; fewer units need ``calibration``.
+        target: as in `hf_glu.plan`.
         calibration: texts (with ``tokenizer``), token ids ``[sequences, length]``, embeddings ``[sequences, length,
             hidden]``, or batches of the model's inputs; ``tokenizer`` is of the texts.
         distill_steps: None: 400 where units are dropped or a bias is missing, else 0.
-        bias: False: no bias on in-projections that have none (T5); where the route needs one, it takes ``calibration``.
-        mix, sections: options of ``moa_`` activations, and of wrappers: ``state``, ``context``, as in `hf_glu.plan`.
-        experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (`experts.upcycling`), once it has
-            ``width``; where the model has banks of them (Mixtral), their activations (`experts.banks`).
-        top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
         inputs: what to compare the model on before and after; None: random token ids.
         check: whether to; ``report``: a difference above what the routes promise is reported, and doesn't raise.
+        options: ``width``, ``layers``, ``exclude``, ``bias``, ``mix``, ``experts``, ``top_k``, ``drop`` and those of
+            wrappers (``state``, ``context``, ...), as in `hf_glu.plan`; fewer units need ``calibration``.
 
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; or more differs than promised.
     """
-    check_sections(sections, convert)
-    check_convertible(model)
-    choice: dict[str, Any] = {"layers": layers, "exclude": exclude, "mix": mix}
-    if experts is not None:
-        choice |= {"drop": drop, "inputs": inputs, "sections": sections, "check": check}
-        fitted = {"width": width, "bias": bias, "calibration": calibration, "tokenizer": tokenizer}
-        return _to_experts(model, target, experts, top_k, fitted | {"distill_steps": distill_steps}, choice)
-    if target is None:
-        raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
-    if top_k is not None or drop:
-        raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
-    choice |= {"fitted": calibration is not None, **sections}
-    planned = plan(model, target, width=width, bias=bias, **choice)
-    return carry_out(model, planned, calibration, tokenizer, distill_steps, inputs, check)
-
-
-def check_experts(
-    model: Any, target: Target | None, experts: str, top_k: int | None, *, layers: Any, exclude: str | None,
-    resized: bool,
-) -> None:  # fmt: skip
-    """Raise what `convert` to experts would, as far as that can be told of a model without weights."""
-    check_convertible(model)
-    if banks := find_banks(model):
-        read_bank_groups(experts, len(banks[0].anchor.get_parameter("down_proj")))
-        return
-    if not isinstance(target, str):
-        raise OptionError("experts take one target, such as swiglu")
-    name = str(read_dictionary(target, None)[0])
-    options = expert_options(experts, name, top_k)
-    if not resized:
-        expert_routes(model, name, options, layers=layers, exclude=exclude)
-
-
-def _to_experts(
-    model: Any, target: Target | None, experts: str | int | ExpertOptions, top_k: int | None, fitted: dict[str, Any],
-    choice: dict[str, Any],
-) -> Report:  # fmt: skip
-    """Make experts of FFNs, or give a model's own banks other activations."""
-    resized = fitted["width"] != "keep" or fitted["bias"] is not None
-    if banks := find_banks(model):
-        useless = {**choice.pop("sections"), "drop": choice.pop("drop")}
-        if target is not None or resized or top_k is not None or any(useless.values()):
-            where = f"{type(model).__name__} has experts of its own ({banks[0].name})"
-            known = f"no target, width, top_k, drop, bias, {' or '.join(registry.sections)}"
-            raise OptionError(f"{where}: give experts= their activations, and {known}")
-        given = {key: fitted[key] for key in ("calibration", "tokenizer")}
-        return convert_banks(model, experts, **given, **choice)
-    if target is not None:
-        target, choice["mix"] = read_dictionary(target, choice["mix"])
-    if not isinstance(target, str):
-        raise OptionError("experts take one target, such as swiglu")
-    options = expert_options(experts, target, top_k)
-    if not resized and fitted["calibration"] is None:
-        return upcycle(model, target, options, **choice)
-    return _fitted_experts(model, target, options, fitted, choice)
-
-
-def _fitted_experts(
-    model: Any, target: str, options: ExpertOptions, fitted: dict[str, Any], choice: dict[str, Any]
-) -> Report:
-    """Fit the FFNs to gated ones of the wanted width, and make experts of these."""
-    plain = next((group.name for group in (*options.experts, *options.always_on) if not is_gated(group.name)), None)
-    if plain is not None:
-        raise OptionError(f"experts with width, bias or calibration are copies of a gated FFN: {plain} has no gate")
-    base, inputs, calibration = unmixed(unwrapped(target)), choice["inputs"], fitted["calibration"]
-    where = {key: choice[key] for key in ("layers", "exclude")}
-    first = plan(
-        model, base, width=fitted["width"], bias=fitted["bias"], fitted=calibration is not None, **where
-    )  # fmt: skip
-    comparison = Comparison(model, [], inputs, check=choice["check"]) if choice["check"] else None
-    narrow = carry_out(
-        model, first, calibration, fitted["tokenizer"], fitted["distill_steps"], inputs, check=False
-    )  # fmt: skip
-    report = upcycle(model, target, options, **{**choice, "check": False})
-    joined = one_after_the_other(narrow, report, None)
-    return replace(joined, differences=comparison.finish(joined.plan.promise)[0]) if comparison else joined
+    check_sections(options, plan, convert)
+    fitted = calibration is not None and not isinstance(target, Change)
+    return plan(model, target, fitted=fitted, **options).apply(
+        calibration=calibration, tokenizer=tokenizer, distill_steps=distill_steps, inputs=inputs, check=check
+    )

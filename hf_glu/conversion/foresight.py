@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,40 +16,18 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from hf_glu.activation.elementwise import is_elementwise, same_function
-from hf_glu.conversion.steps import Plan, Step
+from hf_glu.conversion.forms import Form, form_of, has_bias
+from hf_glu.conversion.steps import Rows, Step
 from hf_glu.errors import ConversionError, HfGluError
 from hf_glu.ffn.build import native_gate
 from hf_glu.ffn.families import NAME_ATTRIBUTES
-from hf_glu.ffn.identify import source_activation
-from hf_glu.ffn.sites import Site, convertible_sites, follow
+from hf_glu.ffn.sites import convertible_sites, follow
 
 ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 LINE = 200  # letters of another's message
 
 
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """What an FFN is: its activation, hidden units, whether it is ``[gate | up]``, and whether that has a bias."""
-
-    activation: str
-    width: int
-    widened: bool
-    bias: bool
-
-    def same(self, other: Form) -> bool:
-        """Tell whether the two are the same FFN, by whatever name of its function."""
-        both = is_elementwise(self.activation) and is_elementwise(other.activation)
-        if not (self.activation == other.activation or (both and same_function(self.activation, other.activation))):
-            return False
-        return (self.width, self.widened, self.bias) == (other.width, other.widened, other.bias)
-
-    def __str__(self) -> str:
-        gated = "[gate | up], " if self.widened else ""
-        return f"{self.activation}, {gated}{self.width} units, {'a' if self.bias else 'no'} bias"
-
-
-def forms_after(model: nn.Module, planned: Plan) -> dict[str, Form]:
+def forms_after(model: nn.Module, planned: Rows) -> dict[str, Form]:
     """Return what each FFN is after a conversion, by its site's name."""
     steps = {step.site.name: step for step in planned.steps if step.changes}
     return {
@@ -59,25 +36,12 @@ def forms_after(model: nn.Module, planned: Plan) -> dict[str, Form]:
     }
 
 
-def form_of(model: nn.Module, site: Site) -> Form:
-    """Return what an FFN is now."""
-    try:
-        name = source_activation(model, site)
-    except ConversionError:
-        name = type(site.act).__name__
-    return Form(activation=name, width=site.width, widened=site.widened, bias=_has_bias(site))
-
-
 def _after(step: Step) -> Form:
     site = step.site
     name = native_gate(step.target) if site.native else step.target
     gated = site.kind == "dense" and (site.widened or step.gated)
-    bias = _has_bias(site) or step.adds_bias
+    bias = has_bias(site) or step.adds_bias
     return Form(activation=name, width=step.width, widened=gated, bias=bias)
-
-
-def _has_bias(site: Site) -> bool:
-    return site.kind != "experts" and site.in_proj.bias is not None
 
 
 def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[int, Any]], None]) -> str | None:
@@ -94,10 +58,8 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
     config = copy.deepcopy(model.config, copies)
     write(copies)
     skeleton = _skeleton(type(model), config)
-    found = {site.name: form_of(skeleton, site) for site in convertible_sites(skeleton)}
-    for name, form in expected.items():
-        if name not in found or not form.same(found[name]):
-            return f"{name} would be {form}, and load as {found.get(name, 'no FFN')}"
+    if (wrong := _difference(expected, skeleton)) is not None:
+        return wrong
     mine, theirs = _other_activations(model), _other_activations(skeleton)
     for name, act in mine.items():
         if name in theirs and not _alike(act, theirs[name]):
@@ -139,11 +101,18 @@ def check_comes_back(model: Any) -> None:
     for key in {**mine, **theirs}:
         if mine.get(key) != theirs.get(key):
             raise ConversionError(f"{key} would be {mine.get(key, 'absent')}, and load as {theirs.get(key, 'absent')}")
+    forms = {site.name: form_of(model, site) for site in convertible_sites(model)}
+    if (wrong := _difference(forms, skeleton)) is not None:
+        raise ConversionError(wrong)
+
+
+def _difference(expected: Mapping[str, Form], skeleton: nn.Module) -> str | None:
+    """Return which FFN of a built model is another than expected, None where none is."""
     found = {site.name: form_of(skeleton, site) for site in convertible_sites(skeleton)}
-    for site in convertible_sites(model):
-        if site.name not in found or not form_of(model, site).same(found[site.name]):
-            now = form_of(model, site)
-            raise ConversionError(f"{site.name} would be {now}, and load as {found.get(site.name, 'no FFN')}")
+    for name, form in expected.items():
+        if name not in found or not form.same(found[name]):
+            return f"{name} would be {form}, and load as {found.get(name, 'no FFN')}"
+    return None
 
 
 def _skeleton(model_class: Any, config: Any) -> nn.Module:

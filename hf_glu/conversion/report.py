@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 from hf_glu.conversion.fit.fitting import Fit
-from hf_glu.conversion.routes import weakest
-from hf_glu.conversion.steps import Plan, Step
+from hf_glu.conversion.steps import Rows, Step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,11 +38,13 @@ class Report:
         plan: what was planned.
         sites: what came of each site.
         differences: max |difference| of each output of the model, before and after (None: not measured).
+        curves: site -> relative errors on held-out tokens with 1, 2, ... experts active, where units were divided.
     """
 
-    plan: Plan
+    plan: Rows
     sites: tuple[SiteReport, ...]
     differences: dict[str, float] | None
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def max_abs_difference(self) -> float | None:
@@ -65,30 +66,6 @@ class Report:
             "fit": self.fit,
             "max_abs_difference": self.max_abs_difference,
             "differences": self.differences,
+            **({"curves": self.curves} if self.curves else {}),
             "sites": [site.to_dict() for site in self.sites],
         }
-
-
-def one_after_the_other(first: Report, second: Report, differences: dict[str, float] | None) -> Report:
-    """Return two conversions of the same sites as one."""
-    done = {site.step.site.name: site for site in first.sites}
-    sites = tuple(_joined(done[site.step.site.name], site) for site in second.sites)
-    plan = replace(
-        second.plan, parameters_before=first.plan.parameters_before, steps=tuple(site.step for site in sites)
-    )  # fmt: skip
-    return Report(plan=plan, sites=sites, differences=differences)
-
-
-def _joined(first: SiteReport, second: SiteReport) -> SiteReport:
-    before, after = first.step, second.step
-    route = replace(
-        after.route,
-        name=f"{before.route.name}, then {after.route.name}",
-        promise=weakest(before.route.promise, after.route.promise),
-        note="; ".join(note for note in (before.route.note, after.route.note) if note),
-    )
-    step = replace(
-        after, source=before.source, route=route, width_before=before.width_before, iso=before.iso,
-        unbiased=before.unbiased, parameters_before=before.parameters_before,
-    )  # fmt: skip
-    return SiteReport(step=step, relative_error=second.relative_error, fit=first.fit)

@@ -92,6 +92,8 @@ def wrap_route(source: str, target: str) -> Route:
     return Route(name=f"{source} -> {target}", promise=APPROXIMATE, note="the function changes, fine-tune it")
 
 
+FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
+NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
 WRAP = Route(name="wrapped, without effect at first", promise=EXACT)
 UNIT_UP = Route(name="up = 1", promise=EXACT, up_bias=1.0)
 SIGMOID_SLOPE = Route(

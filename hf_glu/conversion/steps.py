@@ -1,53 +1,155 @@
-"""A conversion's plan, as data: one step for each site."""
+"""A conversion as data: rows, each a site and the change that is made there, and what they cost.
+
+A new way to convert is a new `Change`: a frozen dataclass of what the user may choose, which says what it plans for a
+site and does it. The engine finds the rest: sites, loading, calibration data, comparison, report, and undoing it all
+where something fails.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
 
 from hf_glu.activation import registry
-from hf_glu.activation.learnable import mix_options
-from hf_glu.config.glu import GluConfig
-from hf_glu.config.registry import GATED, LEARNABLE, core
-from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, weakest
-from hf_glu.ffn.sites import Site
+from hf_glu.config.registry import GATED
+from hf_glu.conversion.checks import chosen_sites
+from hf_glu.conversion.fit.fitting import Fit
+from hf_glu.conversion.forms import ConfigEntry, Form, form_of
+from hf_glu.conversion.routes import NO_CHANGE, Route, weakest
+from hf_glu.conversion.work import TensorRule, Work
+from hf_glu.errors import DuplicateNameError, OptionError
+from hf_glu.ffn.sites import Site, convertible_sites
 
 Target = str | Mapping[str, str]
-FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
-NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
+CHANGES: dict[str, type[Change]] = {}  # every way to convert, by name
+
+
+class Change:
+    """One way to convert. Subclasses are frozen dataclasses; each is in `CHANGES` under its class's name.
+
+    `plan` and `apply` are all that one needs; what the others do by default is right for a change in place that a
+    config needn't know of.
+
+    Attributes:
+        name: the class's name in snake_case.
+        target: what plans and reports say that it converts to.
+        of_all: whether it is of all sites or none, so that it takes no ``layers`` and ``exclude``.
+        replaces: whether something else than an FFN is in the site's place afterwards.
+        rewrites: whether weights are made anew, for which the model must be whole: not quantized, wrapped or sharded.
+        foresees: whether `entries` itself sees to it that the model will load as it is converted.
+    """
+
+    name: ClassVar[str]
+    target: Any = None
+    of_all: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
+    rewrites: ClassVar[bool] = True
+    foresees: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        if abstract:
+            return
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        known = CHANGES.setdefault(cls.name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise DuplicateNameError(f"the change {cls.name!r} is registered already, by {known.__module__}")
+
+    def every(self, model: nn.Module) -> list[Site]:
+        """Return all sites that it could be made at."""
+        return convertible_sites(model)
+
+    def choose(self, model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
+        """Return the sites of the chosen layers; raise HfGluError where there are none."""
+        return chosen_sites(model, layers, exclude)
+
+    def form(self, model: nn.Module, site: Site) -> Form:
+        """Return what is at a site now: where it is another by the time of `Plan.apply`, that raises."""
+        return form_of(model, site)
+
+    def plan(self, model: nn.Module, site: Site) -> Step:
+        """Return the row of one site: its route with what that promises, parameters, and so FLOPs and bytes.
+
+        Raises:
+            HfGluError: it can't be done there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} plans nothing")
+
+    def rows(self, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+        """Return the rows of all chosen sites."""
+        return tuple(self.plan(model, site) for site in sites)
+
+    def added(self, model: nn.Module, steps: tuple[Step, ...]) -> int:
+        """Return how many parameters the model gets outside of the sites."""
+        return 0
+
+    def needs_calibration(self, step: Step) -> bool:
+        """Tell whether a row can't be carried out without calibration data."""
+        return False
+
+    def check_calibration(self, steps: tuple[Step, ...], given: bool) -> None:
+        """Raise OptionError where calibration data are missing, or useless."""
+        if not given and any(self.needs_calibration(step) for step in steps):
+            raise OptionError(f"{self.name} needs calibration= to be fitted on: texts or tensors")
+
+    def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
+        """Return what the configs are to say afterwards; raise where they can't."""
+        return []
+
+    def apply(self, work: Work, step: Step) -> Fit | None:
+        """Convert one site, in place; parameters are replaced, never written into. Return how well it was fitted."""
+        raise NotImplementedError(f"{type(self).__name__} does nothing")
+
+    def finish(self, model: nn.Module, planned: Rows) -> None:
+        """Do what is left to do in the whole model, after all sites."""
+
+    def tensors(self, step: Step) -> list[TensorRule] | None:
+        """Return what becomes of the site's stored tensors; None: it takes a model."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """What happens to one site.
+    """One row of a plan: what happens to one site.
 
     Attributes:
         site: the site.
+        change: what is done there.
         source: its activation now.
         target: the one that it gets.
         route: how it is converted.
         width_before, width: hidden units.
+        parameters_before, parameters_after: of the site.
         iso: whether the width is the one of equal parameters.
         unbiased: whether up is to be fitted in place of a constant, for which there is no bias.
-        parameters_before, parameters_after: of the site.
-        active_after: of these, what a token uses; None: all.
+        active_after: of the parameters, what a token uses; None: all.
         biased: whether an in-projection without a bias gets one that its route doesn't need, for others that do: a
             config says it of all of them.
     """
 
     site: Site
+    change: Change
     source: str
     target: str
     route: Route
     width_before: int
     width: int
-    iso: bool
-    unbiased: bool
     parameters_before: int
     parameters_after: int
+    iso: bool = False
+    unbiased: bool = False
     active_after: int | None = None
     biased: bool = False
+
+    @classmethod
+    def at(cls, site: Site, change: Change, source: str, target: str, route: Route, **more: Any) -> Step:
+        """Return the row of a change that leaves width and parameters as they are, but for what ``more`` says."""
+        same = {"width_before": site.width, "width": site.width}
+        same |= {"parameters_before": site.parameters, "parameters_after": site.parameters}
+        return cls(site=site, change=change, source=source, target=target, route=route, **{**same, **more})
 
     @property
     def adds_bias(self) -> bool:
@@ -86,6 +188,7 @@ class Step:
             "site": self.site.name,
             "from": self.source,
             "to": self.target,
+            "change": self.change.name,
             "route": self.route.name,
             "promise": self.route.promise,
             "note": self.route.note,
@@ -101,16 +204,14 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """The steps of a conversion to ``target``, with what they cost.
+class Rows:
+    """The rows of a conversion to ``target``, with what they cost.
 
     Attributes:
-        target: the gated activation, or a mapping from selections of layers to them.
+        target: the activation, or a mapping from selections of layers to them; or the experts.
         steps: one for each chosen site.
         parameters_before, parameters_after: of the whole model.
         bytes_per_parameter: of the FFN weights' dtype.
-        sections: options of wrappers, by the keys of their sections in ``config.hf_glu``.
-        given: options of learnable and adaptive ones; the functions beside those that the sites need.
     """
 
     target: Target
@@ -118,8 +219,6 @@ class Plan:
     parameters_before: int
     parameters_after: int
     bytes_per_parameter: int
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    given: dict[str, Any] | None = None
 
     @property
     def promise(self) -> str:
@@ -130,21 +229,6 @@ class Plan:
     def changes(self) -> bool:
         """Whether anything would change."""
         return any(step.changes for step in self.steps)
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether it can't be carried out without calibration data."""
-        return any(step.needs_fit or FITTED.name in step.route.name for step in self.steps)
-
-    @property
-    def options(self) -> GluConfig:
-        """The options of the activations."""
-        return GluConfig(mix=self.mix, sections=self.sections)
-
-    @property
-    def mix(self) -> dict[str, Any] | None:
-        """What ``config.hf_glu`` says of learnable activations that start at each site's own; None: there are none."""
-        return mix_of(self.steps, self.given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -165,12 +249,3 @@ class Plan:
             "memory_bytes_after": self.parameters_after * self.bytes_per_parameter,
             "sites": [step.to_dict() for step in self.steps],
         }
-
-
-def mix_of(steps: tuple[Step, ...], given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the options of mixes: the functions of all sites, the given ones, and what they are annealed to."""
-    steps = tuple(step for step in steps if step.changes)
-    learnable = dict.fromkeys(step.target for step in steps if LEARNABLE in registry[step.target].flags)
-    if not learnable:
-        return None
-    return mix_options([core(step.source) for step in steps], learnable, given)

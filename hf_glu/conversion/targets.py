@@ -16,10 +16,11 @@ from hf_glu.errors import OptionError, refuse_unknown
 _NAMED = re.compile(r"(?P<name>\w+)\s*\((?P<functions>[\w\s,]+)\)")
 
 
-def check_sections(given: Iterable[str], function: Callable[..., Any]) -> None:
-    """Raise UnknownNameError where ``function`` is given an option that is neither its own nor a wrapper's."""
-    own = [name for name, known in signature(function).parameters.items() if known.kind is known.KEYWORD_ONLY]
-    refuse_unknown(given, (*own, *registry.sections), f"the options of {function.__name__}")
+def check_sections(given: Iterable[str], *functions: Callable[..., Any]) -> None:
+    """Raise UnknownNameError for an option that neither the functions nor a wrapper has; the last one is named."""
+    every = (known for function in functions for known in signature(function).parameters.values())
+    own = [known.name for known in every if known.kind is known.KEYWORD_ONLY]
+    refuse_unknown(given, (*own, *registry.sections), f"the options of {functions[-1].__name__}")
 
 
 def read_dictionary(target: Target, mix: Mapping[str, Any] | None) -> tuple[Target, dict[str, Any] | None]:

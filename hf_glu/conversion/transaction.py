@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hf_glu.errors import ConversionError
-from hf_glu.ffn.naming import unname
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +25,6 @@ def whole(verb: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P
     """Have ``verb``, whose first argument is a model, leave the model as it was where it raises.
 
     What it makes are ordinary tensors, in inference mode, too; parameters that modules share stay shared, or it raises.
-    Afterwards the model has no name: whoever loaded a base by its old one (PEFT, TRL) would get another model.
     """
 
     @wraps(verb)
@@ -36,9 +34,6 @@ def whole(verb: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P
             with torch.inference_mode(False):
                 result = verb(model, *args, **kwargs)
             _check_ties(model, before.ties)
-            planned = getattr(result, "plan", None)
-            if planned is None or planned.changes:
-                unname(model)
         except BaseException:
             before.restore()
             raise

@@ -15,8 +15,7 @@ from hf_glu.activation.elementwise import SAME_FUNCTION
 from hf_glu.checkpoint.convert import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.writing import check_folder
-from hf_glu.conversion import convert
-from hf_glu.conversion.planning import plan
+from hf_glu.conversion import convert, plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name

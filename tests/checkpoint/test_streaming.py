@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import hf_glu
 from hf_glu import cli
 from hf_glu.checkpoint import shards, streaming
+from hf_glu.conversion.changes.gate import Gate
 from hf_glu.errors import CheckpointError, ConversionError
 
 
@@ -259,7 +260,7 @@ def test_what_was_written_is_loaded_before_it_has_its_name(sharded, tmp_path, mo
     with pytest.raises(CheckpointError, match="can't be read back as it was written"):
         hf_glu.convert_stream(sharded, tmp_path / "out", "geglu_new")
     monkeypatch.setattr(streaming, "write_shard", plain)
-    monkeypatch.setattr(streaming, "config_entries", lambda *given: [])
+    monkeypatch.setattr(Gate, "entries", lambda *given: [])
     with pytest.raises(CheckpointError, match="where its config says"):
         hf_glu.convert_stream(sharded, tmp_path / "out", "geglu_new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]

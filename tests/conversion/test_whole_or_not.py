@@ -13,15 +13,17 @@ from torch import nn
 from torch.nn.utils import prune
 
 import hf_glu
-from hf_glu.conversion import apply, converting, freeze
-from hf_glu.conversion import t5_layout as native
-from hf_glu.conversion.experts import banks, splitting, ungating, upcycling
+from hf_glu.conversion import engine
+from hf_glu.conversion.changes import freeze, gate, parts
+from hf_glu.conversion.changes import t5_layout as native
+from hf_glu.conversion.experts import banks, replacing, splitting, ungating, upcycling
 from hf_glu.conversion.fit import fitting
+from hf_glu.conversion.forms import ConfigEntry
 from hf_glu.conversion.transaction import whole
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.instruments.probe import probe_inputs
 
-revert = import_module("hf_glu.conversion.revert")  # the room, not the verb
+revert = import_module("hf_glu.conversion.changes.revert")  # the room, not the verb
 FAMILY = {name: made.make for name, made in FAMILIES.items()}
 IDS = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
 
@@ -60,17 +62,21 @@ def counted(monkeypatch, room, name, stop, calls):
 
 # what is called on the way, in the room that calls it
 STEPS = {
-    apply: ("_convert_site", "_apply", "_widen", "_start_at", "fit", "config_entries", "place_sources", "watch_context",
-            "give_dense_configs", "own_gate", "set_rows"),
-    fitting: ("solve_out_projection", "distill", "relative_error"),
-    upcycling: ("fill", "put_experts", "write_experts", "watch", "watch_context", "give_dense_configs"),
-    splitting: ("_split", "put_experts", "write_experts", "watch", "watch_context"),
-    banks: ("_write", "mix_banks", "_start_at", "drop_gates", "_step"),
+    engine: ("_convert_sites", "settle", "watch_context", "unwatch_context", "align", "unname", "Report"),
+    ConfigEntry: ("write",),
+    gate: ("fit_change", "config_entries", "place_wrappers", "give_dense_configs"),
+    gate.Gate: ("apply", "_make", "finish"),
+    parts: ("_start_at", "own_gate", "set_rows", "note_making"),
+    parts.Widen: ("apply",),
+    fitting: ("fit", "solve_out_projection", "distill", "relative_error"),
+    replacing: ("read_source", "make_experts", "watch", "give_dense_configs"),
+    upcycling: ("fill", "put_experts", "place_wrappers"),
+    splitting: ("_split", "put_experts"),
+    banks: ("mix_banks", "_start_at", "drop_gates"),
     ungating: ("_fit_expert", "_clear_up"),
     native: ("_replace", "set_rows", "sync_derived"),
-    revert: ("set_rows", "remove_sources", "unwatch_context", "write_activation"),
-    freeze: ("_folded", "_write", "plain_experts"),
-    converting: ("carry_out", "upcycle", "convert_banks"),
+    revert: ("set_rows", "remove_sources"),
+    freeze: ("_folded", "_entry", "plain_experts"),
 }  # fmt: skip
 
 

@@ -465,7 +465,11 @@ def test_the_command_line_and_a_job_make_experts(tmp_path, capsys):
     assert cli.run(["sites", str(tmp_path / "moe"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sites"][0]["activation"] == "gelu*2,geglu*2, top 2"
     assert cli.run(["verify", str(tmp_path / "dense"), str(tmp_path / "moe")]) == 0
-    assert cli.run([*arguments, "--plan"]) == 2
+    capsys.readouterr()
+    assert cli.run([*arguments, "--plan", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["promise"] == "exact"
+    assert planned["sites"][0]["change"] == "upcycle"
     write_dataset(tmp_path / "data", "rte")
     base = save_base(tmp_path / "base", "gpt2")
     job = JobOptions(model=base, task="rte", dataset=str(tmp_path / "data"), to="geglu_new", experts="gelu_new*4")

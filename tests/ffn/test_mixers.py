@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.activation.stateful import Memory
 from hf_glu.errors import ConversionError, OptionError, TrainingError
 from hf_glu.ffn.mixers import GatedMixer
 

@@ -10,6 +10,7 @@ Shapes: T tokens, H hidden size, W units of an expert, k experts a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,87 +19,133 @@ from torch import nn
 from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.elementwise import name_of, same_function
 from hf_glu.activation.learnable import LearnableMix, mix_options
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.config.experts import ExpertOptions, Group, read_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
 from hf_glu.config.registry import LEARNABLE
-from hf_glu.conversion.checks import check_convertible, check_values
-from hf_glu.conversion.config_entries import selection_of
 from hf_glu.conversion.experts.ungating import drop_gates, routed_inputs
-from hf_glu.conversion.fit.calibration import make_batches
-from hf_glu.conversion.foresight import check_comes_back
-from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.report import Report, SiteReport
-from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, exact_targets
-from hf_glu.conversion.steps import Plan, Step
-from hf_glu.errors import ConversionError, OptionError
+from hf_glu.conversion.fit.fitting import Fit
+from hf_glu.conversion.forms import ConfigEntry, Form, governed, selection_of, size
+from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, exact_targets, weakest
+from hf_glu.conversion.steps import Change, Rows, Step
+from hf_glu.conversion.work import Work
+from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.build import check_selection, mix_banks
-from hf_glu.ffn.config_fields import activation_of, write_activation
+from hf_glu.ffn.config_fields import activation_of
 from hf_glu.ffn.experts.native import UNGATED, MixedBank, apply_gate, bank_width, built_in, check_groups, inner_gate
-from hf_glu.ffn.identify import enclosing_configs, governing_configs
+from hf_glu.ffn.identify import enclosing_configs
 from hf_glu.ffn.sites import Site, find_banks
 
 CHECK = 64  # random rows that our gate is compared with the family's own on
 
 
-def convert_banks(
-    model: Any, experts: str | int | ExpertOptions, *, layers: Any, exclude: Any, calibration: Any, tokenizer: Any,
-    inputs: Mapping[str, Any] | None, check: bool | str, mix: Mapping[str, Any] | None,
-) -> Report:  # fmt: skip
-    """Give the experts of the chosen banks activations of their own, in place; see `hf_glu.convert`.
+@dataclass(frozen=True, kw_only=True)
+class RegateBank(Change):
+    """Give the experts of banks activations of their own; those without a gate are fitted.
 
-    Raises:
-        ConversionError: a family whose experts compute something else, or that are mixed already.
-        OptionError: another number of experts, or ungated ones without calibration data.
+    Attributes:
+        experts: the activations, such as ``silu*2,relu*2``.
+        mix: options of learnable ones.
+        acts: what the configs say of all banks, once `rows` knows them.
     """
-    check_convertible(model)
-    check_values(model)
-    if exclude:
-        raise OptionError("exclude names FFNs; banks of experts are chosen by layers=")
-    every = find_banks(model)
-    check_selection(every, GluConfig(layers=check_layers(layers)))
-    chosen = [bank for bank in every if selected(check_layers(layers), bank.layer, bank.stack)]
-    sources = {bank_source(model, bank) for bank in chosen}
-    if len(sources) != 1:
-        raise ConversionError(f"the banks have different activations, {', '.join(sorted(sources))}: choose layers")
-    (source,) = sources
-    groups = read_bank_groups(experts, len(chosen[0].anchor.get_parameter("down_proj")))
-    routes = {group: _route(source, group) for group in groups}
-    drops = any(group.name.startswith(UNGATED) for group in groups)
-    if drops != (calibration is not None):
-        raise OptionError("experts that lose their gate, and only those, need calibration= to be fitted on")
-    batches = make_batches(model, calibration, tokenizer) if drops else []
-    comparison = Comparison(model, [], inputs, check=check) if check else None
-    before = {bank.name: bank.parameters for bank in chosen}
-    total = sum(parameter.numel() for parameter in model.parameters())
-    options = _write(model, chosen, every, source, groups, mix)
-    fits = {}
-    for bank in chosen:
-        seen = routed_inputs(model, bank, batches) if drops else None
-        mix_banks([bank], options)
-        _start_at(bank.anchor, source)
-        fits[bank.name] = None if seen is None else drop_gates(bank.anchor, source, *seen)
-    check_comes_back(model)
-    steps = tuple(_step(bank, source, groups, list(routes.values()), before[bank.name]) for bank in chosen)
-    plan = Plan(
-        target=options.experts["groups"] if options.experts else "", steps=steps, parameters_before=total,
-        parameters_after=sum(parameter.numel() for parameter in model.parameters()),
-        bytes_per_parameter=next(model.parameters()).element_size(),
-    )  # fmt: skip
-    reports = tuple(SiteReport(step=step, relative_error=None, fit=fits[step.site.name]) for step in steps)
-    differences = comparison.finish(plan.promise)[0] if comparison else None
-    return Report(plan=plan, sites=reports, differences=differences)
+
+    experts: str | int | ExpertOptions
+    mix: Mapping[str, Any] | None = None
+    acts: GluConfig = field(default_factory=GluConfig)
+
+    @property
+    def target(self) -> str:
+        """The activations, as reports say them."""
+        return ",".join(f"{group.name}*{group.count}" for group in self.groups)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The activations; raises OptionError where there are none."""
+        given = self.experts.groups if isinstance(self.experts, ExpertOptions) else str(self.experts)
+        return read_groups(given) if not given.isdecimal() else ()
+
+    @property
+    def drops(self) -> bool:
+        """Whether experts lose their gate."""
+        return any(group.name.startswith(UNGATED) for group in self.groups)
+
+    def every(self, model: nn.Module) -> list[Site]:
+        return find_banks(model)
+
+    def choose(self, model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
+        if exclude:
+            raise OptionError("exclude names FFNs; banks of experts are chosen by layers=")
+        every = find_banks(model)
+        check_selection(every, GluConfig(layers=check_layers(layers)))
+        chosen = [bank for bank in every if selected(check_layers(layers), bank.layer, bank.stack)]
+        if not chosen:
+            raise NoSiteError(f"none of the {len(every)} banks is chosen by layers={layers!r}")
+        return chosen
+
+    def form(self, model: nn.Module, site: Site) -> Form:
+        bias = bool(getattr(site.anchor, "has_bias", False))
+        return Form(activation=bank_source(model, site), width=bank_width(site.anchor), widened=True, bias=bias)
+
+    def rows(self, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+        """Return the rows of all banks, whose experts are to be alike.
+
+        Raises:
+            ConversionError: experts that compute something else, or that are mixed already.
+            OptionError: another number of experts than they have.
+        """
+        sources = {bank_source(model, bank) for bank in sites}
+        if len(sources) != 1:
+            raise ConversionError(f"the banks have different activations, {', '.join(sorted(sources))}: choose layers")
+        (source,) = sources
+        check_bank_groups(self.groups, len(sites[0].anchor.get_parameter("down_proj")))
+        learnable = [gate for group in self.groups if _is_mix(gate := inner_gate(group.name)[0])]
+        mix = mix_options([source], learnable, self.mix) if learnable else None
+        layers = selection_of(sites, find_banks(model))
+        experts = ExpertOptions(groups=self.target, top_k=1).to_dict()
+        change = replace(self, acts=GluConfig(layers=layers, mix=mix, experts=experts))
+        return tuple(change.row(bank, source) for bank in sites)
+
+    def row(self, bank: Site, source: str) -> Step:
+        routes = [_route(source, group) for group in self.groups]
+        note = "; ".join(dict.fromkeys(route.note for route in routes if route.note))
+        name = "experts " + ", ".join(f"{group.name}*{group.count}" for group in self.groups)
+        route = Route(name=name, promise=weakest(*(route.promise for route in routes)), note=note)
+        width = bank_width(bank.anchor)
+        more = bank.parameters + sum(_parameters(group, width, self.acts) for group in self.groups)
+        at = {"width_before": width, "width": width, "parameters_after": more}
+        return Step.at(bank, self, source, exact_targets(source)[0], route, **at)
+
+    def needs_calibration(self, step: Step) -> bool:
+        return self.drops
+
+    def check_calibration(self, steps: tuple[Step, ...], given: bool) -> None:
+        """Raise OptionError where experts are to lose their gate and can't be fitted, or the other way round."""
+        if self.drops != given:
+            raise OptionError("experts that lose their gate, and only those, need calibration= to be fitted on")
+
+    def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
+        first = planned.steps[0]
+        found = []
+        for config, _ in governed(model, [step.site for step in planned.steps]):
+            options = replace(self.acts, dense_act=GluConfig.of(config).dense_act or first.source)
+            found.append(ConfigEntry(config=config, activations={None: first.target}, options=options.to_dict()))
+        return found
+
+    def apply(self, work: Work, step: Step) -> Fit | None:
+        """Give one bank its activations; where that drops gates, fit the experts on the tokens routed to them."""
+        bank: Any = step.site.anchor
+        seen = routed_inputs(work.model, step.site, work.batches or []) if self.drops else None
+        mix_banks([step.site], self.acts)
+        _start_at(bank, step.source)
+        return None if seen is None else drop_gates(bank, step.source, *seen)
 
 
-def read_bank_groups(experts: str | int | ExpertOptions, count: int) -> tuple[Group, ...]:
-    """Return the activations of a bank's ``count`` experts; raise where they aren't as many, or not gates."""
-    if isinstance(experts, ExpertOptions):
-        experts = experts.groups
-    groups = read_groups(str(experts)) if not str(experts).isdecimal() else ()
+def check_bank_groups(groups: tuple[Group, ...], count: int) -> None:
+    """Raise where ``groups`` can't be the activations of a bank's ``count`` experts."""
     if not groups:
         raise OptionError(f"the bank has {count} experts already: give their activations, such as silu*{count}")
     check_groups(groups, count)
-    return groups
 
 
 @torch.no_grad()
@@ -117,6 +164,8 @@ def bank_source(model: nn.Module, bank: Site) -> str:
         name = name_of(module.act_fn, (*names, "silu", "gelu", "gelu_new", "relu"))
     if name is None:
         raise ConversionError(f"{bank.name}: Transformers has no name for its activation")
+    if module.down_proj.device.type == "meta":
+        return name
     rows = torch.randn(CHECK, 2 * bank_width(module), generator=torch.Generator().manual_seed(0)).to(module.down_proj)
     try:
         theirs, ours = module._apply_gate(rows), apply_gate(module, build_elementwise(name).to(rows), rows)
@@ -143,39 +192,16 @@ def _is_mix(name: str) -> bool:
     return entry is not None and LEARNABLE in entry.flags
 
 
-def _write(
-    model: Any, chosen: list[Site], every: list[Site], source: str, groups: tuple[Group, ...],
-    mix: Mapping[str, Any] | None,
-) -> GluConfig:  # fmt: skip
-    """Write into the configs that these banks have activations for each expert; return the options."""
-    text = ",".join(f"{group.name}*{group.count}" for group in groups)
-    learnable = [gate for group in groups if _is_mix(gate := inner_gate(group.name)[0])]
-    options = GluConfig()
-    for config in {id(c): c for bank in chosen for c in governing_configs(model, bank)}.values():
-        options = GluConfig(
-            dense_act=GluConfig.of(config).dense_act or source,
-            layers=selection_of(chosen, every),
-            mix=mix_options([source], learnable, mix) if learnable else None,
-            experts=ExpertOptions(groups=text, top_k=1).to_dict(),
-        )
-        write_activation(config, exact_targets(source)[0])
-        config.hf_glu = options.to_dict()
-    return options
+def _parameters(group: Group, width: int, acts: GluConfig) -> int:
+    """Return how many parameters the activation of a group has."""
+    with torch.device("meta"):
+        act = build_elementwise(inner_gate(group.name)[0])
+        if isinstance(act, OwnedActivation):
+            act.configure(acts, width)
+    return size(act)
 
 
 def _start_at(bank: Any, source: str) -> None:
     for act in bank.acts:
         if isinstance(act, LearnableMix):
             act.start_at(source, build_elementwise(source).to(act.mix))
-
-
-def _step(bank: Site, source: str, groups: tuple[Group, ...], routes: list[Route], before: int) -> Step:
-    promise = max((route.promise for route in routes), key=(EXACT, APPROXIMATE).index)
-    note = "; ".join(dict.fromkeys(route.note for route in routes if route.note))
-    name = "experts " + ", ".join(f"{group.name}*{group.count}" for group in groups)
-    width = bank_width(bank.anchor)
-    return Step(
-        site=bank, source=source, target=exact_targets(source)[0], route=Route(name=name, promise=promise, note=note),
-        width_before=width, width=width, iso=False, unbiased=False, parameters_before=before,
-        parameters_after=bank.parameters,
-    )  # fmt: skip

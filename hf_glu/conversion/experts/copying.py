@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +10,17 @@ from torch import Tensor, nn
 from hf_glu.activation import registry
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
+from hf_glu.conversion.forms import has_bias
 from hf_glu.conversion.routes import Route
+from hf_glu.conversion.steps import Step
 from hf_glu.errors import ConversionError, OptionError
+from hf_glu.ffn.build import native_gate
 from hf_glu.ffn.expert_sites import own_module
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import Bank, banks_of, is_gated
-from hf_glu.ffn.forward import ffn_output
+from hf_glu.ffn.forward import ffn_output, projections
 from hf_glu.ffn.identify import source_activation
-from hf_glu.ffn.linear import weight_rows
+from hf_glu.ffn.linear import AnyLinear, weight_rows
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.probe import evaluating
 
@@ -27,15 +29,45 @@ ROWS = 16  # random inputs that a module is compared with its parts on
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """The FFN that the experts are copied from: its rows ``[W or 2 W, H]``, out-projection and activation."""
+    """The FFN that experts are copied from.
+
+    Attributes:
+        site: where it is.
+        name: its activation, or that of its gate.
+        gated: whether it is ``[gate | up]``.
+        width: W.
+        biased: whether its in-projection has a bias.
+    """
 
     site: Site
     name: str
     gated: bool
-    rows: Tensor
-    bias: Tensor | None
     width: int
-    parameters: int
+    biased: bool
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows of its in-projection: ``[W or 2 W, H]``."""
+        return torch.cat([weight_rows(part) for part in self._ins])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its bias, ``[W or 2 W]``."""
+        biases = [part.bias for part in self._ins]
+        return torch.cat(biases) if self.biased else None
+
+    @property
+    def _ins(self) -> list[AnyLinear]:
+        return projections(self.site)[:-1]
+
+    @property
+    def bytes(self) -> int:
+        """What its in-projection takes in the machine's own memory, or is to."""
+        return sum(
+            part.weight.numel() * part.weight.element_size()
+            for part in self._ins
+            if part.weight.device.type in ("cpu", "meta")
+        )
 
 
 def read_source(model: nn.Module, site: Site) -> Source:
@@ -45,19 +77,19 @@ def read_source(model: nn.Module, site: Site) -> Source:
     if site.kind == "experts":
         raise ConversionError(f"{site.name} is a bank of experts already: convert(model, NAME) changes their gates")
     _check_alone(site)
-    name = source_activation(model, site)
-    size = {"width": site.width, "parameters": site.parameters}
-    if site.row.gate is not None:
-        gate = site.anchor.get_submodule(site.row.gate)
-        rows = torch.cat([weight_rows(gate), weight_rows(site.in_proj)])
-        biases: list[Any] = [gate.bias, site.in_proj.bias]
-        bias = None if gate.bias is None else torch.cat(biases)
-        return Source(site=site, name=name, gated=True, rows=rows, bias=bias, **size)
+    name, gated = source_activation(model, site), site.widened or site.native
     if site.widened:
         name = str(registry[name].gate or name)
-    gated = site.widened or site.kind == "packed"
-    rows = weight_rows(site.in_proj)
-    return Source(site=site, name=name, gated=gated, rows=rows, bias=site.in_proj.bias, **size)
+    biased = all(part.bias is not None for part in projections(site)[:-1])
+    return Source(site=site, name=name, gated=gated, width=site.width, biased=biased)
+
+
+def source_after(step: Step) -> Source:
+    """Return what a dense or gated FFN will be after a step that gates it."""
+    name = native_gate(step.target) if step.site.native else step.target
+    biased = has_bias(step.site) or step.adds_bias
+    gate = str(registry[name].gate or name) if step.gated and not step.site.native else name
+    return Source(site=step.site, name=gate, gated=True, width=step.width, biased=biased)
 
 
 @torch.no_grad()
@@ -79,8 +111,7 @@ def fill(experts: ExpertFFN, source: Source, routes: list[Route], generator: tor
     """Copy the FFN into every expert; shared experts start at an output of 0."""
     routed, shared = banks_of(experts.banks), banks_of(experts.shared)
     for bank, route in zip((*routed, *shared), routes, strict=True):
-        kept = _kept(source, bank.width)
-        rows, bias, out = _copied(source, bank, route, kept)
+        rows, bias, out = _copied(source, bank, route)
         bank.in_proj.copy_(rows.expand_as(bank.in_proj))
         bank.out_proj.copy_(out.expand_as(bank.out_proj))
         if bank.in_bias is not None and bank.out_bias is not None:
@@ -108,22 +139,22 @@ def _start_at(act: nn.Module, source: Source) -> None:
         inner.load_state_dict(old.state_dict())
 
 
-def _kept(source: Source, width: int) -> Tensor:
+def _kept(source: Source, rows: Tensor, width: int) -> Tensor:
     """Return the units that a narrower expert keeps: those of the largest in- and out-weights."""
     site = source.site
     if width > site.width:
         raise OptionError(f"an expert of width {width} can't be copied from the {site.width} units of {site.name}")
-    rows = source.rows.view(-1, site.width, source.rows.shape[1])
+    rows = rows.view(-1, site.width, rows.shape[1])
     size = rows.double().square().sum((0, 2)) * weight_rows(site.out_proj).double().square().sum(0)
     return size.topk(width).indices.sort().values if width < site.width else torch.arange(width, device=rows.device)
 
 
-def _copied(source: Source, bank: Bank, route: Route, kept: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def _copied(source: Source, bank: Bank, route: Route) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the expert's in-rows and bias, and the out-projection's rows."""
-    site = source.site
+    site, rows, bias = source.site, source.rows, source.bias
+    kept = _kept(source, rows, bank.width)
     halves = torch.cat([kept, kept + site.width]) if source.gated else kept
-    rows, out = source.rows[halves], weight_rows(site.out_proj)[:, kept]
-    bias = None if source.bias is None else source.bias[halves]
+    rows, bias, out = rows[halves], None if bias is None else bias[halves], weight_rows(site.out_proj)[:, kept]
     if is_gated(bank.name) and not source.gated:
         zero = torch.zeros_like(rows[:, 0]) if bias is None else bias
         return route.widen(rows, bias=False), route.widen(zero, bias=True), out

@@ -8,40 +8,34 @@ Shapes: T tokens, H hidden size, W units, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hf_glu.activation.context import watch_context
 from hf_glu.config.experts import ExpertOptions, Group, write_groups
-from hf_glu.config.glu import GluConfig
-from hf_glu.conversion.checks import check_convertible, check_values
-from hf_glu.conversion.config_entries import selection_of
+from hf_glu.conversion.engine import make_plan
 from hf_glu.conversion.experts.copying import Source, read_source
-from hf_glu.conversion.experts.upcycling import check_alone, source_of, write_experts
-from hf_glu.conversion.fit.calibration import make_batches, site_inputs
-from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE
-from hf_glu.conversion.foresight import check_comes_back
-from hf_glu.conversion.planning import chosen_sites
-from hf_glu.conversion.routes import exact_targets
-from hf_glu.conversion.transaction import whole
+from hf_glu.conversion.experts.replacing import ExpertChange
+from hf_glu.conversion.fit.calibration import site_inputs
+from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE, Fit
+from hf_glu.conversion.routes import APPROXIMATE, ROUNDING, Route, exact_targets
+from hf_glu.conversion.steps import Step
+from hf_glu.conversion.work import Work
 from hf_glu.errors import OptionError
-from hf_glu.ffn.build import give_dense_configs
-from hf_glu.ffn.expert_sites import make_experts, put_experts
+from hf_glu.ffn.expert_sites import put_experts
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import banks_of
-from hf_glu.ffn.experts.losses import watch
 from hf_glu.ffn.forward import ffn_units
-from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.linear import weight_rows
-from hf_glu.ffn.sites import find_sites
+from hf_glu.ffn.sites import Site
 
 SIMILARITIES = ("coactivation", "weights")
 ROUNDS = 10
 SAMPLE = 4096  # tokens that units' activities are compared on
 NUMBERS = 2**24  # of one chunk of contributions
+UNKNOWN = ExpertOptions(groups="gelu", top_k=1)  # until the FFNs are known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +56,13 @@ class SplitReport:
         return {"experts": self.experts, "top_k": self.top_k, "curves": self.curves}
 
 
-@whole
-@torch.no_grad()
 def split_experts(
     model: Any, experts: int, *, top_k: int, calibration: Any, tokenizer: Any = None, layers: Any = None,
     exclude: str | None = None, similarity: str = "coactivation",
 ) -> SplitReport:  # fmt: skip
     """Divide the units of each FFN among ``experts`` experts, in place, from the first layer on.
+
+    ``hf_glu.plan(model, hf_glu.conversion.Split(experts=8, top_k=2))`` says beforehand what that would be.
 
     Args:
         model: a Transformers model; its FFNs keep their activations.
@@ -82,33 +76,61 @@ def split_experts(
         OptionError: a number of experts that doesn't divide the width, or another option out of range.
         ConversionError, NoSiteError: as `hf_glu.plan`.
     """
-    if similarity not in SIMILARITIES:
-        raise OptionError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
-    check_convertible(model)
-    check_values(model)
-    sites = [site for site, _ in chosen_sites(model, {"all": "swiglu"}, layers, exclude)]
-    check_alone(model, sites)
-    chosen = selection_of(sites, find_sites(model))
-    sources = [read_source(model, site) for site in sites]
-    options = _options(sources, experts, top_k)
-    target = exact_targets(sources[0].name)[0]
-    bias = any(source.bias is not None or source.site.out_proj.bias is not None for source in sources)
-    batches = make_batches(model, calibration, tokenizer)
-    configs = {id(config): config for site in sites for config in governing_configs(model, site)}
-    curves = {}
-    for source in sources:
-        x = site_inputs(model, source.site, batches)
-        made = make_experts(source.site, options, bias=bias, width=source.width // experts)
-        curves[source.site.name] = _split(source, made, x, similarity)
-        put_experts(model, source.site, made)
-    for config in configs.values():
-        first = source_of(model, config, sources)
-        write_experts(config, target, options, first, acts=GluConfig(), layers=chosen, bias=bias)
-    give_dense_configs(model, sources[0].name)
-    watch(model)
-    watch_context(model)
-    check_comes_back(model)
-    return SplitReport(experts=experts, top_k=top_k, curves=curves)
+    change = Split(experts=experts, top_k=top_k, similarity=similarity)
+    planned = make_plan(model, change, layers=layers, exclude=exclude)
+    report = planned.apply(calibration=calibration, tokenizer=tokenizer, check=False)
+    return SplitReport(experts=experts, top_k=top_k, curves=report.curves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(ExpertChange):
+    """Divide FFNs' units among experts.
+
+    Attributes:
+        experts, top_k, similarity: as in `split_experts`.
+        options: what `rows` makes of them, once it knows the FFNs.
+    """
+
+    experts: int
+    top_k: int
+    similarity: str = "coactivation"
+    options: ExpertOptions = UNKNOWN
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            raise OptionError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+
+    @property
+    def target(self) -> str:
+        """The experts, as reports say them."""
+        return f"{self.experts} experts, top {self.top_k}"
+
+    def rows(self, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+        """Return the rows of all FFNs, which are to be alike."""
+        sources = self.read(model, sites)
+        bias = any(source.biased or source.site.out_proj.bias is not None for source in sources)
+        change = replace(self, options=_options(sources, self.experts, self.top_k), bias=bias)
+        return tuple(change._row(source) for source in sources)
+
+    def _row(self, source: Source) -> Step:
+        promise, note = APPROXIMATE, f"{self.top_k} of {self.experts} experts: the error's curve is measured"
+        if self.top_k == self.experts:
+            promise, note = ROUNDING, ""
+        route = Route(name=f"split into {self.target}", promise=promise, note=note)
+        return self.row(source, exact_targets(source.name)[0], route, width=source.width // self.experts)
+
+    def needs_calibration(self, step: Step) -> bool:
+        return True  # for the routers
+
+    @torch.no_grad()
+    def apply(self, work: Work, step: Step) -> Fit | None:
+        """Divide one FFN; the curve of its error is left in ``work``."""
+        source = read_source(work.model, step.site)
+        x = site_inputs(work.model, step.site, work.batches or [])
+        made = self.make(source, width=source.width // self.experts)
+        work.curves[step.site.name] = _split(source, made, x, self.similarity)
+        put_experts(work.model, step.site, made)
+        return None
 
 
 def _options(sources: list[Source], experts: int, top_k: int) -> ExpertOptions:
@@ -125,18 +147,18 @@ def _options(sources: list[Source], experts: int, top_k: int) -> ExpertOptions:
 def _split(source: Source, made: ExpertFFN, x: Tensor, similarity: str) -> list[float]:
     """Fill the experts and the router; return the error's curve."""
     site, (bank,) = source.site, banks_of(made.banks)
-    out = weight_rows(site.out_proj)
+    rows, bias, out = source.rows, source.bias, weight_rows(site.out_proj)
     if similarity == "weights":
-        features = source.rows.view(-1, source.width, source.rows.shape[1]).transpose(0, 1).flatten(1)
+        features = rows.view(-1, source.width, rows.shape[1]).transpose(0, 1).flatten(1)
     else:
         features = ffn_units(site, x[:SAMPLE].to(out.dtype)).T
     parts = balanced_clusters(features.float(), bank.count)
     for expert, units in enumerate(parts):
         halves = torch.cat([units, units + source.width]) if source.gated else units
-        bank.in_proj[expert] = source.rows[halves]
+        bank.in_proj[expert] = rows[halves]
         bank.out_proj[expert] = out[:, units]
         if bank.in_bias is not None and bank.out_bias is not None:
-            bank.in_bias[expert] = 0 if source.bias is None else source.bias[halves]
+            bank.in_bias[expert] = 0 if bias is None else bias[halves]
             whole = site.out_proj.bias  # as many parts of it as experts are active make it whole
             bank.out_bias[expert] = 0 if whole is None else whole / made.options.top_k
     held = max(1, int(HELD_OUT * len(x)))

@@ -8,43 +8,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_glu.activation import registry
-from hf_glu.activation.context import watch_context
 from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.activation.learnable import mix_options
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
-from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import LEARNABLE, unwrapped
-from hf_glu.conversion.checks import check_convertible, check_values
-from hf_glu.conversion.config_entries import selection_of
-from hf_glu.conversion.experts.copying import Source, fill, read_source
-from hf_glu.conversion.foresight import check_comes_back
-from hf_glu.conversion.measure import Comparison
-from hf_glu.conversion.planning import awake_notes, chosen_sites, read_options
-from hf_glu.conversion.report import Report, SiteReport
+from hf_glu.conversion.experts.copying import Source, fill, read_source, source_after
+from hf_glu.conversion.experts.replacing import ExpertChange
+from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, find_route, mix_route, weakest
-from hf_glu.conversion.steps import Plan, Step
+from hf_glu.conversion.steps import Rows, Step
+from hf_glu.conversion.work import Work
+from hf_glu.conversion.wrappers import (
+    Sections,
+    awake_notes,
+    read_options,
+    wrapper_parameters,
+)
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
-from hf_glu.ffn.build import give_dense_configs
-from hf_glu.ffn.config_fields import activation_field, write_activation
-from hf_glu.ffn.context_sites import check_kinds, place_parts
-from hf_glu.ffn.expert_sites import make_experts, put_experts
-from hf_glu.ffn.experts import ExpertFFN
+from hf_glu.ffn.context_sites import Flagged, check_kinds, place_parts
+from hf_glu.ffn.expert_sites import put_experts
 from hf_glu.ffn.experts.group import flags_of, is_gated
-from hf_glu.ffn.experts.losses import watch
-from hf_glu.ffn.identify import governing_configs
-from hf_glu.ffn.sites import Site, convertible_sites, find_sites
-from hf_glu.instruments.routing import active_parameters
+from hf_glu.ffn.sites import Site
 
 COPY = Route(name="copy", promise=EXACT)
 OTHER_NOTE = "the function changes: learnable_ names are exact"
 OTHER = Route(name="copy, other activation", promise=APPROXIMATE, note=OTHER_NOTE)
-SEED = 0
 
 
 def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int | None) -> ExpertOptions:
@@ -64,92 +58,113 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
     return experts
 
 
-def upcycle(
-    model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None, drop: float, inputs: Any,
-    check: bool | str, mix: Mapping[str, Any] | None, sections: Mapping[str, Mapping[str, Any] | None],
-) -> Report:  # fmt: skip
-    """Turn the chosen FFNs into experts, in place; see `hf_glu.convert`.
+@dataclass(frozen=True, kw_only=True)
+class Upcycle(ExpertChange):
+    """Make experts of FFNs, each a copy.
 
-    Raises:
-        ConversionError: an FFN that is a bank of experts already, or a group that can't be made of it.
+    Attributes:
+        target: for the config's field, a name that stock Transformers doesn't know.
+        drop: share of each expert's units to initialise anew.
+        mix: as given, of learnable experts.
+        first: what the FFNs will be, where another change goes before this one; None: what they are.
     """
-    if not 0 <= drop < 1:
-        raise OptionError(f"drop must be a share of the units, 0 up to 1, got {drop}")
-    check_convertible(model)
-    check_values(model)
-    sources, routes = expert_routes(model, target, options, layers=layers, exclude=exclude)
-    sites = [source.site for source in sources]
-    layers = selection_of(sites, convertible_sites(model))
-    named = [group.name for group in (*options.experts, *options.always_on)]
-    acts = read_options(named, _mix([source.name for source in sources], options, mix), sections)
-    flagged = [(site, flags_of(options)) for site in sites]
-    check_kinds(model, flagged, acts)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    comparison = Comparison(model, [], inputs, check=check) if check else None
-    bias = [s.bias is not None or any(r.up_bias for r in each) for s, each in zip(sources, routes, strict=True)]
-    generator = torch.Generator().manual_seed(SEED)
-    steps = []
-    configs = {id(config): config for site in sites for config in governing_configs(model, site)}
-    place_parts(model, flagged, acts)
-    for source, found, has_bias in zip(sources, routes, bias, strict=True):
-        site = source.site
-        experts = make_experts(site, options, bias=has_bias, width=site.width, acts=acts)
-        fill(experts, source, found, generator, drop)
-        put_experts(model, site, experts)
-        steps.append(_step(source, target, options, found, experts, _changes(source, options, acts, drop)))
-    for config in configs.values():
-        first = source_of(model, config, sources)
-        write_experts(config, target, options, first, acts=acts, layers=layers, bias=any(bias))
-    give_dense_configs(model, sources[0].name if is_elementwise(sources[0].name) else "gelu")
-    watch(model)
-    watch_context(model)
-    check_comes_back(model)
-    plan = Plan(
-        target=target, steps=tuple(steps), parameters_before=total,
-        parameters_after=sum(parameter.numel() for parameter in model.parameters()),
-        bytes_per_parameter=next(model.parameters()).element_size(),
-    )  # fmt: skip
-    differences = comparison.finish(plan.promise)[0] if comparison else None
-    return Report(
-        plan=plan, sites=tuple(SiteReport(step=step, relative_error=None) for step in steps), differences=differences
-    )
 
+    target: str
+    drop: float = 0.0
+    mix: Mapping[str, Any] | None = None
+    first: Rows | None = None
 
-def source_of(model: Any, config: Any, sources: list[Source]) -> Source:
-    """Return the first FFN that a config governs."""
-    return next(s for s in sources if any(config is each for each in governing_configs(model, s.site)))
+    @classmethod
+    def of(
+        cls, target: str, experts: str | int | ExpertOptions, top_k: int | None, *, drop: float,
+        mix: Mapping[str, Any] | None, sections: Sections,
+    ) -> Upcycle:  # fmt: skip
+        """Return the change as users write it; raise HfGluError where it can't be read."""
+        options = expert_options(experts, target, top_k)
+        if not 0 <= drop < 1:
+            raise OptionError(f"drop must be a share of the units, 0 up to 1, got {drop}")
+        names = [group.name for group in (*options.experts, *options.always_on)]
+        acts = read_options(names, None, sections)
+        return cls(target=target, options=options, drop=drop, mix=mix, acts=acts)
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups of experts, the shared ones last."""
+        return (*self.options.experts, *self.options.always_on)
 
-def expert_routes(
-    model: Any, target: str, options: ExpertOptions, *, layers: Any, exclude: str | None
-) -> tuple[list[Source], list[list[Route]]]:
-    """Return the chosen FFNs, and how each expert is made of each; nothing is changed, and no weight is read.
+    def after(self, first: Rows) -> Upcycle:
+        """Return the change for FFNs that another one goes before."""
+        return replace(self, first=first)
 
-    Raises:
-        HfGluError: an expert that can't be made, or no FFN to make any of.
-    """
-    sites = [site for site, _ in chosen_sites(model, {"all": target}, layers, exclude)]
-    check_alone(model, sites)
-    sources = [read_source(model, site) for site in sites]
-    check_memory(sources, options)
-    return sources, [[_route(source, group) for group in (*options.experts, *options.always_on)] for source in sources]
+    def rows(self, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+        """Return the rows of all FFNs, whose experts share one entry of the config.
+
+        Raises:
+            HfGluError: an expert that can't be made.
+        """
+        sources = self.read(model, sites)
+        if self.first is not None:
+            sources = [source_after(step) for step in self.first.steps]
+        check_memory(sources, self.options)
+        routes = [self._routes(source) for source in sources]
+        names = [group.name for group in self.groups]
+        mix = _mix([source.name for source in sources], self.options, self.mix)
+        acts = read_options(names, mix, self.acts.sections)
+        bias = any(s.biased or any(r.up_bias for r in found) for s, found in zip(sources, routes, strict=True))
+        change = replace(self, acts=acts, bias=bias)
+        check_kinds(model, self._flagged(sites), acts)
+        return tuple(change._row(source, found) for source, found in zip(sources, routes, strict=True))
+
+    def _routes(self, source: Source) -> list[Route]:
+        """Return how each group of experts is made of an FFN."""
+        return [_route(source, group) for group in self.groups]
+
+    def _row(self, source: Source, routes: list[Route]) -> Step:
+        changes = self._changes(source)
+        promise = weakest(*(route.promise for route in routes), *([APPROXIMATE] if changes else []))
+        notes = [*dict.fromkeys(route.note for route in routes if route.note), *changes]
+        name = f"upcycled to {self.options.groups}, top {self.options.top_k}"
+        route = Route(name=name, promise=promise, note="; ".join(notes))
+        before = {step.site.name: step.parameters_after for step in self.first.steps} if self.first else {}
+        size = before.get(source.site.name, source.site.parameters)
+        return self.row(source, self.target, route, width=source.width, parameters_before=size)
+
+    def _changes(self, source: Source) -> list[str]:
+        """Return what keeps the experts together from computing what the FFN did."""
+        options = self.options
+        notes = {
+            f"{self.drop:.0%} of each expert's units are initialised anew": self.drop > 0,
+            "narrower experts keep the units of the largest weights": any(
+                group.width and group.width < source.width for group in options.experts
+            ),
+            f"weights=ones adds {options.top_k} experts up": options.weights == "ones" and options.top_k > 1,
+        }
+        return [*(note for note, holds in notes.items() if holds), *awake_notes(flags_of(options), self.acts)]
+
+    def _flagged(self, sites: list[Site]) -> Flagged:
+        return [(site, flags_of(self.options)) for site in sites]
+
+    def added(self, model: nn.Module, steps: tuple[Step, ...]) -> int:
+        return wrapper_parameters(model, self._flagged([step.site for step in steps]), self.acts)
+
+    def apply(self, work: Work, step: Step) -> Fit | None:
+        source = read_source(work.model, step.site)
+        place_parts(work.model, self._flagged([step.site]), self.acts)
+        experts = self.make(source, width=source.width)
+        fill(experts, source, self._routes(source), work.generator, self.drop)
+        put_experts(work.model, step.site, experts)
+        return None
 
 
 def check_memory(sources: list[Source], options: ExpertOptions) -> None:
     """Raise OptionError where the experts of these FFNs can't be held by this machine's memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    weights = [source.rows.numel() * source.rows.element_size() for source in sources if on_cpu(source.rows)]
-    needed = options.count * sum(weights)
+    needed = options.count * sum(source.bytes for source in sources)
     if needed > memory:
         raise OptionError(
             f"{options.count:,} experts in {len(sources)} FFNs take more than {needed / 1e9:,.0f} GB, and this machine "
             f"has {memory / 1e9:,.0f} GB of memory"
         )
-
-
-def on_cpu(tensor: Tensor) -> bool:
-    """Tell whether a tensor is in the machine's own memory, or is to be."""
-    return tensor.device.type in ("cpu", "meta")
 
 
 def _route(source: Source, group: Group) -> Route:
@@ -177,68 +192,3 @@ def _mix(sources: list[str], options: ExpertOptions, given: Mapping[str, Any] | 
     names = {group.name for group in (*options.experts, *options.always_on)}
     learnable = sorted(name for name in names if (found := registry.find(name)) and LEARNABLE in found.flags)
     return mix_options(sources, learnable, given) if learnable else None
-
-
-def _changes(source: Source, options: ExpertOptions, acts: GluConfig, drop: float) -> list[str]:
-    """Return what keeps the experts together from computing what the FFN did."""
-    notes = {
-        f"{drop:.0%} of each expert's units are initialised anew": drop > 0,
-        "narrower experts keep the units of the largest weights": any(
-            group.width and group.width < source.width for group in options.experts
-        ),
-        f"weights=ones adds {options.top_k} experts up": options.weights == "ones" and options.top_k > 1,
-    }
-    return [*(note for note, holds in notes.items() if holds), *awake_notes(flags_of(options), acts)]
-
-
-def _step(
-    source: Source, target: str, options: ExpertOptions, routes: list[Route], experts: ExpertFFN, changes: list[str]
-) -> Step:
-    site = source.site
-    promise = weakest(*(route.promise for route in routes), *([APPROXIMATE] if changes else []))
-    notes = [*dict.fromkeys(route.note for route in routes if route.note), *changes]
-    name = f"upcycled to {options.groups}, top {options.top_k}"
-    return Step(
-        site=site, source=source.name, target=target, route=Route(name=name, promise=promise, note="; ".join(notes)),
-        width_before=source.width, width=source.width, iso=False, unbiased=False,
-        parameters_before=source.parameters,
-        parameters_after=sum(parameter.numel() for parameter in experts.parameters()),
-        active_after=active_parameters(experts),
-    )  # fmt: skip
-
-
-def check_alone(model: nn.Module, chosen: list[Site]) -> None:
-    """Raise ConversionError where other FFNs are converted already: a config can't say both."""
-    names = {site.name for site in chosen}
-    other = next((site for site in find_sites(model) if site.activation and site.name not in names), None)
-    if other is not None:
-        raise ConversionError(f"{other.name} is converted to {other.activation}: experts and others can't be mixed")
-
-
-def write_experts(
-    config: Any, target: str, options: ExpertOptions, first: Source, *, acts: GluConfig, layers: Any, bias: bool
-) -> None:
-    """Write into a config that the chosen layers have experts.
-
-    Args:
-        config: of the model.
-        target: for its activation field, a name that stock Transformers doesn't know.
-        options: the experts.
-        first: the FFN that the first site had.
-        acts: options of the experts' activations.
-        layers: those with experts; None: all.
-        bias: whether the experts have biases.
-    """
-    old = GluConfig.of(config)
-    written = GluConfig(
-        activation=None if activation_field(config) else target,
-        dense_act=old.dense_act or (first.name if is_elementwise(first.name) else None),
-        bias=True if bias and first.bias is None else old.bias,
-        layers=layers,
-        mix=acts.mix,
-        sections=acts.sections,
-        width=old.width,
-        experts=options.to_dict(),
-    )
-    write_activation(config, target)
-    config.hf_glu = written.to_dict()

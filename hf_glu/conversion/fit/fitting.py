@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,24 @@ def constant_direction(x: Tensor, *, ridge: float = RIDGE) -> Tensor:
         gram += part.double().T @ part.double()
     gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
     return torch.linalg.solve(gram, total)
+
+
+def fit_change(site: Site, x: Tensor, change: Callable[[], None], options: FitOptions) -> Fit:
+    """Make a change to the FFN at ``site``, then fit it to give what it gave before on ``x``.
+
+    It is done in float32, on copies of the weights.
+    """
+    dtypes = [module.weight.dtype for module in projections(site)]
+    for module in projections(site):  # copies: what is fitted is written into
+        bias = None if module.bias is None else module.bias.detach().clone().float()
+        set_rows(module, weight_rows(module).detach().clone().float(), bias)
+    old = outputs_of(partial(ffn_output, site), x)
+    change()
+    result = fit(site, x, old, options)
+    for module, dtype in zip(projections(site), dtypes, strict=True):
+        module.to(dtype)
+    site.act.to(dtypes[0])
+    return result
 
 
 @torch.no_grad()

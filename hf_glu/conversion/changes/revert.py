@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise, registry
-from hf_glu.activation.context import unwatch_context
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
@@ -18,15 +17,19 @@ from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import LEARNABLE, core
-from hf_glu.conversion.checks import check_convertible, check_values
-from hf_glu.conversion.made import made_with
-from hf_glu.conversion.routes import APPROXIMATE, Route, find_route, mix_route
-from hf_glu.conversion.transaction import whole
+from hf_glu.conversion.changes.parts import made_with
+from hf_glu.conversion.checks import check_values
+from hf_glu.conversion.engine import make_plan
+from hf_glu.conversion.fit.fitting import Fit
+from hf_glu.conversion.forms import ConfigEntry, governed, size
+from hf_glu.conversion.routes import APPROXIMATE, ROUNDING, Route, find_route, mix_route, weakest
+from hf_glu.conversion.steps import Change, Rows, Step
+from hf_glu.conversion.work import Work
+from hf_glu.conversion.wrappers import placed_parameters
 from hf_glu.errors import ConversionError, NoSiteError
-from hf_glu.ffn.config_fields import write_activation
 from hf_glu.ffn.context_sites import remove_sources
 from hf_glu.ffn.identify import governing_configs, source_activation
-from hf_glu.ffn.linear import set_rows, weight_rows
+from hf_glu.ffn.linear import parameter_count, set_rows, weight_rows
 from hf_glu.ffn.mixers import GatedMixer
 from hf_glu.ffn.sites import Site, convertible_sites
 from hf_glu.inplace import become_stock
@@ -36,15 +39,13 @@ from hf_glu.inplace import become_stock
 class _Undo:
     """What a site gets back: its activation and, where it was dense, the rows and bias of its in-projection."""
 
-    site: Site
     name: str
     act: nn.Module
     rows: Tensor | None = None
     bias: Tensor | None = None
+    promise: str = ROUNDING
 
 
-@whole
-@torch.no_grad()
 def revert(model: Any) -> int:
     """Give ``model`` its FFNs back as they were, in place, where its conversion is as it was made.
 
@@ -60,25 +61,52 @@ def revert(model: Any) -> int:
         ConversionError: an FFN was trained, fitted or narrowed, so that no dense one computes the same. Nothing is
             changed then.
     """
-    check_convertible(model)
-    check_values(model)
-    converted = [site for site in convertible_sites(model) if site.widened or site.activation]
-    if not converted:
-        raise NoSiteError(f"{type(model).__name__} has no converted feed-forward network to revert")
-    undone = [_undo(model, site) for site in converted]
-    names = {id(config): (config, step.name) for step in undone for config in governing_configs(model, step.site)}
-    _refuse_others(model, [step.site.name for step in undone], {key: name for key, (_, name) in names.items()})
-    for step in undone:
-        if step.rows is not None:
-            set_rows(step.site.in_proj, step.rows, step.bias)
-        step.site.set_act(step.act.train(step.site.act.training))
-        become_stock(step.site.anchor, GatedMixer)
-    remove_sources(model)
-    unwatch_context(model)
-    for config, name in names.values():
-        write_activation(config, name)
-        vars(config).pop("hf_glu", None)
-    return len(undone)
+    return len(make_plan(model, Revert()).apply(check=False).sites)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revert(Change):
+    """Take a conversion back, at all sites: a config that speaks of some is to be rid of them all."""
+
+    of_all = True
+
+    def choose(self, model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
+        check_values(model)
+        sites = [site for site in convertible_sites(model) if site.widened or site.activation]
+        if not sites:
+            raise NoSiteError(f"{type(model).__name__} has no converted feed-forward network to revert")
+        return sites
+
+    @torch.no_grad()
+    def plan(self, model: nn.Module, site: Site) -> Step:
+        undo = _undo(model, site)
+        gone = size(site.act) - size(undo.act)
+        if undo.rows is not None:
+            gone += parameter_count(site.in_proj) - undo.rows.numel() - (0 if undo.bias is None else undo.bias.numel())
+        route, after = Route(name="reverted", promise=undo.promise), site.parameters - gone
+        return Step.at(site, self, str(site.activation), undo.name, route, parameters_after=after)
+
+    def added(self, model: nn.Module, steps: tuple[Step, ...]) -> int:
+        return -placed_parameters(model)
+
+    def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
+        names = {step.site.name: step.target for step in planned.steps}
+        found = governed(model, [step.site for step in planned.steps])
+        wanted = {id(config): names[sites[-1].name] for config, sites in found}
+        _refuse_others(model, list(names), wanted)
+        return [ConfigEntry(config=config, activations={None: wanted[id(config)]}, options=None) for config, _ in found]
+
+    @torch.no_grad()
+    def apply(self, work: Work, step: Step) -> Fit | None:
+        site, undo = step.site, _undo(work.model, step.site)
+        if undo.rows is not None:
+            set_rows(site.in_proj, undo.rows, undo.bias)
+        site.set_act(undo.act.train(site.act.training))
+        become_stock(site.anchor, GatedMixer)
+        return None
+
+    def finish(self, model: nn.Module, planned: Rows) -> None:
+        remove_sources(model)
 
 
 def _refuse_others(model: Any, undone: list[str], names: Mapping[int, str]) -> None:
@@ -106,7 +134,7 @@ def _undo(model: Any, site: Site) -> _Undo:
     if act is None or not all(shift.neutral() for shift in shifts(site.act)):
         raise ConversionError(why + f"{name} isn't {dense} any more: it was trained")
     if site.native:
-        return _Undo(site=site, name=dense, act=act)
+        return _Undo(name=dense, act=act)
     route = _route(dense, name)
     if route is None:
         raise ConversionError(why + f"{name} has no dense form")
@@ -117,7 +145,7 @@ def _undo(model: Any, site: Site) -> _Undo:
     rows, bias = _dense_rows(site, route, options)
     if rows is None:
         raise ConversionError(why + f"its weights are not those that {dense} -> {name} gives: it was trained or fitted")
-    return _Undo(site=site, name=dense, act=act, rows=rows, bias=bias)
+    return _Undo(name=dense, act=act, rows=rows, bias=bias, promise=weakest(route.promise, ROUNDING))
 
 
 def _has(site: Site, dense: str) -> bool:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_glu.conversion.checks import check_convertible, check_values
-from hf_glu.conversion.transaction import whole
+from hf_glu.conversion.checks import check_values
+from hf_glu.conversion.engine import make_plan
+from hf_glu.conversion.fit.fitting import Fit
+from hf_glu.conversion.forms import ConfigEntry, governed
+from hf_glu.conversion.routes import ROUNDING, Route
+from hf_glu.conversion.steps import Change, Rows, Step
+from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError, NoSiteError
 from hf_glu.ffn.build import native_gate
 from hf_glu.ffn.config_fields import GATED_PREFIX, sync_derived, width_field
@@ -22,8 +29,6 @@ DENSE, GATED = "DenseActDense", "DenseGatedActDense"
 NATIVE_NAMES = {"gelu_new": "gelu", "gelu": None}
 
 
-@whole
-@torch.no_grad()
 def to_native(model: Any) -> int:
     """Turn the converted FFNs of a T5 into the stock gated ones (``wi_0``, ``wi_1``, ``wo``), in place.
 
@@ -37,21 +42,46 @@ def to_native(model: Any) -> int:
         NoSiteError: the model has no converted T5 FFN.
         ConversionError: an FFN that the stock layout can't hold; nothing is changed then.
     """
-    check_convertible(model)
-    check_values(model)
-    wanted = dense_t5_sites(model)
-    name = _activation(wanted)
-    for site in wanted:
+    return len(make_plan(model, ToNative()).apply(check=False).sites)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToNative(Change):
+    """Give a converted T5 the layout of T5 v1.1: one field of the config says that of all FFNs."""
+
+    of_all = True
+    replaces = True
+
+    def choose(self, model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
+        check_values(model)
+        return dense_t5_sites(model)
+
+    def rows(self, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+        _activation(sites)
+        return super().rows(model, sites)
+
+    def plan(self, model: nn.Module, site: Site) -> Step:
         _check_bias(site)
-    configs = {id(config): config for site in wanted for config in governing_configs(model, site)}
-    for config in configs.values():
-        config.hf_glu = None
-        config.feed_forward_proj = GATED_PREFIX + name
-        setattr(config, str(width_field(config)), wanted[0].width)
-        sync_derived(config, always=True)
-    for site in wanted:
-        _replace(model, site)
-    return len(wanted)
+        name, bias = str(site.activation), site.in_proj.bias
+        after = site.parameters - (0 if bias is None else bias.numel())
+        route = Route(name="the layout of T5 v1.1", promise=ROUNDING)
+        return Step.at(site, self, name, name, route, parameters_after=after)
+
+    def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
+        sites = [step.site for step in planned.steps]
+        name, width = GATED_PREFIX + _activation(sites), sites[0].width
+        return [
+            ConfigEntry(
+                config=config, activations={}, options=None,
+                fields={"feed_forward_proj": name, str(width_field(config)): width},
+            )
+            for config, _ in governed(model, sites)
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def apply(self, work: Work, step: Step) -> Fit | None:
+        _replace(work.model, step.site, _activation([step.site]))
+        return None
 
 
 def dense_t5_sites(model: nn.Module) -> list[Site]:
@@ -83,12 +113,15 @@ def _check_bias(site: Site) -> None:
         )
 
 
-def _replace(model: nn.Module, site: Site) -> None:
-    dense = site.anchor
+def _replace(model: nn.Module, site: Site, name: str) -> None:
+    dense, config = site.anchor, copy.copy(governing_configs(model, site)[0])
+    config.feed_forward_proj = GATED_PREFIX + name
+    setattr(config, str(width_field(config)), site.width)
+    sync_derived(config, always=True)
     gated_class = getattr(sys.modules[type(dense).__module__], type(dense).__name__.replace(DENSE, GATED))
     gate, up = weight_rows(site.in_proj).chunk(2)
     with torch.device("meta"):
-        gated = gated_class(governing_configs(model, site)[0])
+        gated = gated_class(config)
     act = getattr(site.act, "phi", None)
     for linear, rows in ((gated.wi_0, gate), (gated.wi_1, up)):
         set_rows(linear, rows.clone(), None)

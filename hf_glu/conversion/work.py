@@ -1,0 +1,59 @@
+"""What changes are given, and give back, besides rows: data to work on, and rules for stored tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from hf_glu.conversion.fit.calibration import Batches
+from hf_glu.ffn.sites import Site
+
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRule:
+    """How the stored weight and bias of a linear map become those after a change, without a model.
+
+    Attributes:
+        path: of the map in the model.
+        make: (tensor, whether it is the bias, dimension of the outputs) -> the new tensor.
+        transposed: whether the weight is stored as ``[in, out]``.
+        times: how many times as many outputs there are afterwards.
+        adds_bias: whether a map without a bias gets one.
+    """
+
+    path: str
+    make: Callable[[Tensor, bool, int], Tensor]
+    transposed: bool
+    times: int = 1
+    adds_bias: bool = False
+
+    @classmethod
+    def of(cls, site: Site, make: Callable[[Tensor, bool, int], Tensor], **more: Any) -> TensorRule:
+        """Return the rule for the in-projection of a site."""
+        return cls(path=site.parts[-2], make=make, transposed=isinstance(site.in_proj, Conv1D), **more)
+
+
+@dataclass(kw_only=True, eq=False)
+class Work:
+    """What a change is given besides its row, while a plan is carried out.
+
+    Attributes:
+        model: the model.
+        batches: calibration data; None: none were given.
+        distill_steps: of fits; None: as many as each needs.
+        generator: of random numbers, the same for all rows.
+        curves: where a change leaves the error of a site by its number of active experts.
+    """
+
+    model: Any
+    batches: Batches | None = None
+    distill_steps: int | None = None
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(SEED))
+    curves: dict[str, list[float]] = field(default_factory=dict)
