@@ -61,7 +61,7 @@ class Entries:
             own = ", ".join(f"{key}={self._write(each, called)}" for key, each, default in given if each != default)
             return f"{self._write(type(value), called)}({own})"
         if callable(value):
-            place = str(value.__module__), str(value.__name__)  # type: ignore[attr-defined]
+            place = str(value.__module__), str(value.__name__)
             self.needed.append(place)
             return called.get(place, place[1])
         return repr(value)
