@@ -69,9 +69,8 @@ def fingerprint(y: Tensor) -> Tensor:
     Versions of tensors aren't enough: who writes through ``.data`` or another library's view doesn't count as a change.
     Nor is a plain sum, which whoever swaps elements leaves as it is. Two words that change places, or any other change,
     go unseen with a probability of about 2^-29 at most (their difference times that of two random numbers of 62 bits is
-    0 modulo 2^64). It costs 9.7 ms for 3 million floats on one thread, where a plain sum takes 0.8 and making the
-    product again 14.9, and its memory, too; a training step of GPT-2's FFN takes 1.06 (swiglu) and 0.98 (geglu) of what
-    it takes with plain sums.
+    0 modulo 2^64). For 3 million floats (one thread) it takes 40 ms, a plain sum 1.1, the product itself 26, with
+    twice its memory.
     """
     data = y.detach().reshape(-1).view(torch.uint8)
     whole = len(data) // 4 * 4
