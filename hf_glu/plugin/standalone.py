@@ -46,8 +46,8 @@ class GluModel(PreTrainedModel):
     _constructed = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        say_dense(config)
         try:
+            say_dense(config)
             super().__init__(config, *args, **kwargs)
         finally:
             say_ours(config)

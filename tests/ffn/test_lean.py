@@ -22,7 +22,7 @@ from transformers.activations import ACT2FN
 import hf_glu
 from hf_glu.activation import registry
 from hf_glu.activation.kernels.formulas import gated
-from hf_glu.activation.kernels.product import RecomputedGate, product_of
+from hf_glu.activation.kernels.product import RecomputedGate, fingerprint, product_of
 from hf_glu.bench.ffn import FusedFFN
 from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.errors import NoSiteError, OptionError
@@ -262,6 +262,21 @@ def test_whatever_happens_between_gate_and_out_projection_is_seen(way, where):
         found.append(gradients(ffn, x))
     for ours, expected in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 37, 48), (40, 1024)])
+def test_the_fingerprint_sees_each_change_and_each_swap(dtype, shape):
+    y = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 1  # which differ in few bits
+    first, count = fingerprint(y), y.numel()
+    assert torch.equal(fingerprint(y.clone()), first)
+    for seed in range(60):
+        one, two = torch.randint(count, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
+        swapped, changed = y.clone(), y.clone()
+        swapped.view(-1)[one], swapped.view(-1)[two] = y.view(-1)[two], y.view(-1)[one]
+        changed.view(-1)[one] += 1
+        assert torch.equal(fingerprint(swapped), first) == torch.equal(swapped, y)
+        assert not torch.equal(fingerprint(changed), first)
 
 
 def test_a_dense_model_has_nothing_to_save():

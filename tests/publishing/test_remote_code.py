@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -382,19 +383,20 @@ def test_the_code_is_as_small_as_what_the_model_has(kind, tmp_path):
         assert most / 2 < len(lines) < most, (name, len(lines))
 
 
-def test_code_without_a_kind_says_so_when_it_is_asked_for(tmp_path):
+def test_code_without_a_kind_says_so_when_it_is_asked_for(monkeypatch):
     source = flat_code(converted("bert", "plain"))
     for absent in ("class Memory", "class Bank", "class LearnableMix", "class MixedBank", "class GatedMixer"):
         assert absent not in source
-    code: dict[str, Any] = {"__name__": "code_of_a_checkpoint"}
-    exec(compile(source, CODE, "exec"), code)
+    code = ModuleType("code_of_a_checkpoint")
+    monkeypatch.setitem(sys.modules, code.__name__, code)
+    exec(compile(source, CODE, "exec"), vars(code))
     config = FAMILIES["bert"].make().config
     config.hidden_act, config.hf_glu = "geglu", {"version": 1, "experts": {"groups": "gelu*2"}}
     with pytest.raises(ValueError, match="no experts: install hf_glu"):
-        code["BertModel"](config)
+        code.BertModel(config)
     config.hf_glu = {"version": 1, "layers": [0]}
     with pytest.raises(ValueError, match="all layers: install hf_glu"):
-        code["BertModel"](config)
+        code.BertModel(config)
 
 
 def test_what_needs_no_code_gets_none_and_what_has_foreign_parts_is_refused(tmp_path):

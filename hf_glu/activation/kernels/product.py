@@ -21,7 +21,7 @@ from hf_glu.activation.kernels.formulas import gated
 
 VECTOR = 64  # elements that torch's kernels take at once at most; the last ones of fewer have other bits, by an ulp
 PRODUCT = "_hf_glu_product"
-PLACES = torch.randint(-(2**62), 2**62, (2**11,), generator=torch.Generator().manual_seed(0))
+PLACES = torch.randint(-(2**62), 2**62, (2**9,), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,25 @@ class Product:
 
 
 def fingerprint(y: Tensor) -> Tensor:
-    """Return the sums of the bits of a contiguous tensor, four bytes at a time, each times a number of its place.
+    """Return the sum of a contiguous tensor's bits, 32 at a time, each times a number of its place: ``[1]``.
 
     Versions of tensors aren't enough: who writes through ``.data`` or another library's view doesn't count as a change.
-    Nor is a plain sum, which whoever swaps elements leaves as it is. Two words of 32 bits that change places, or any
-    other change, go unseen with a probability of 2^-29 at most (their difference times that of two random numbers of 62
-    bits is 0 modulo 2^64). Making the product again instead costs as much time, and twice its memory.
+    Nor is a plain sum, which whoever swaps elements leaves as it is. Two words that change places, or any other change,
+    go unseen with a probability of about 2^-29 at most (their difference times that of two random numbers of 62 bits is
+    0 modulo 2^64). For 3 million floats (one thread) it takes 40 ms, a plain sum 1.1, the product itself 26, with
+    twice its memory.
     """
     data = y.detach().reshape(-1).view(torch.uint8)
     whole = len(data) // 4 * 4
     words, numbers = data[:whole].view(torch.int32), PLACES.to(y.device)
     count = len(words) // len(numbers) * len(numbers)
     rows = words[:count].view(-1, len(numbers))
-    most = 16 if y.device.type == "cpu" else 2**11  # which stay in the cache, or bound the memory
+    most = 64 if y.device.type == "cpu" else 2**13  # which stay in the cache, or bound the memory
     blocks = rows.split(min(most, len(rows) // 16 + 1))
-    rest = [words[count:] * numbers[: len(words) - count], data[whole:] * numbers[: len(data) - whole]]
-    return torch.cat([*((block * numbers).sum(1) for block in blocks), *(part.sum().unsqueeze(0) for part in rest)])
+    rest = (words[count:] * numbers[: len(words) - count]).sum()
+    rest += (data[whole:] * numbers.flip(0)[: len(data) - whole]).sum()
+    sums = torch.cat([*((block * numbers).sum(1) for block in blocks if len(block)), rest.unsqueeze(0)])
+    return sums if len(sums) == 1 else fingerprint(sums)
 
 
 def by_layout(phi: nn.Module, x: Tensor) -> bool:
