@@ -465,3 +465,16 @@ def test_a_process_that_has_built_no_model_knows_the_sections(how, tmp_path):
     }
     done = fresh_process(f"import hf_glu\n{code[how]}")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", READING)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_graph_takes_other_lengths_and_padding(flag, name, tmp_path):
+    from hf_glu.publishing.export import graphs
+    from hf_glu.publishing.export.samples import distances, expected_outputs
+
+    model = awake(flag, name)
+    graphs.write_graph(model, "program", tmp_path)
+    found = distances(expected_outputs(model), graphs.graph_outputs(model, tmp_path))
+    assert max(found.values()) < 2e-6
