@@ -11,7 +11,7 @@ import pytest
 import torch
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
-from test_whole_or_not import structure
+from test_whole_or_not import RESIDUAL, structure
 
 import hf_glu
 from hf_glu import cli
@@ -279,3 +279,32 @@ def test_the_command_line_plans_all_of_them(name, tmp_path, capsys):
     assert cli.run(command) == 0
     assert "Plan: 2 FFNs" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_frozen_mix_of_a_family_without_a_field_loads_frozen(tmp_path):
+    model = RESIDUAL["bloom"]().eval()
+    hf_glu.convert(model, "learnable_geglu")
+    hf_glu.anneal(model, 1.0)
+    logits = outputs(model)
+    hf_glu.freeze_mix(model)
+    assert model.config.hf_glu["activation"] == "geglu"
+    assert "mix" not in model.config.hf_glu
+    assert_same(outputs(model), logits, "exact")
+    model.save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same(outputs(again.eval()), outputs(model), "bitwise")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_experts_of_ffns_of_which_only_some_have_a_bias_all_have_one(first, tmp_path):
+    model = FAMILIES["bert"].make()
+    site = convertible_sites(model)[first]
+    set_rows(site.in_proj, weight_rows(site.in_proj), None)
+    planned = hf_glu.plan(model, "geglu", experts="gelu*2")
+    planned.apply()
+    assert planned.parameters_after == size(model)
+    model.save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same(outputs(again), outputs(model), "bitwise")
