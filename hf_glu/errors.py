@@ -62,6 +62,10 @@ class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 
 
+class MissingPackageError(HfGluError, ImportError):
+    """A package that comes with an extra, which isn't installed; the message says how to install it."""
+
+
 def shown(value: object) -> str:
     """Return ``value`` as a message shows it: like its repr, but short however long, deep or large it is."""
     return _SHORT.repr(value)

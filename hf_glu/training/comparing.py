@@ -21,7 +21,7 @@ from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
 from hf_glu.training.job import run_job
-from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
+from hf_glu.training.options import OF_CONVERSION, OF_VARIANTS, JobOptions, TrainingOptions
 from hf_glu.training.record import (
     FREE,
     MADE_OF,
@@ -36,8 +36,6 @@ from hf_glu.training.saving import RUN, known_results
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
-# what variants and seeds say
-OF_VARIANTS = ("to", "width", "random", "seed")
 # what a fitted conversion depends on, beside model, data and versions
 OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
 
