@@ -78,7 +78,7 @@ def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")],
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder or Hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder, Hub id or FILE.gguf.")],
     destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
     to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",

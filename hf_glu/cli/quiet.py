@@ -12,7 +12,7 @@ from typing import Any
 import wrapt
 
 # loggers that tell at import which of their own kernels this machine can't use
-REMARKS = ("torchao", "torch.onnx", "onnxscript", "torch.utils.flop_counter")
+REMARKS = ("torchao", "torch.onnx", "onnxscript", "torch.utils.flop_counter", "torch.utils._pytree")
 
 
 def be_quiet() -> None:
@@ -21,8 +21,7 @@ def be_quiet() -> None:
     ``TRANSFORMERS_VERBOSITY`` and ``PYTHONWARNINGS`` (or ``-W``) are obeyed, and nothing is put into the environment,
     which the programs of ``hf-glu run`` inherit.
     """
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        wrapt.register_post_import_hook(_quiet_transformers, "transformers.utils.logging")
+    wrapt.register_post_import_hook(_quiet_transformers, "transformers.utils.logging")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module=r"hf_glu\.")
@@ -32,9 +31,12 @@ def be_quiet() -> None:
 
 
 def _quiet_transformers(module: ModuleType) -> None:
-    """Have Transformers log errors only, from its first import on."""
+    """Have Transformers log errors only from its first import on, and draw progress bars for people only."""
     logger: Any = module
-    logger.set_verbosity_error()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logger.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logger.disable_progress_bar()
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:

@@ -10,13 +10,12 @@ import typer
 from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.fields import with_flags
-from hf_glu.config.extras import need
+from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import OptionError
 from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions, read_yaml, split_options
 from hf_glu.training.packaged import find_config
 
 _CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
-PACKAGES = ("datasets", "evaluate", "sklearn")
 
 
 def _quiet() -> None:
@@ -60,7 +59,7 @@ def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, Train
 
 def _check_packages(command: str, job: JobOptions, *more: str) -> None:
     """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
-    need(*PACKAGES, *(["peft"] if job.peft == "lora" else []), *more, what=f"hf-glu {command}")
+    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=f"hf-glu {command}")
 
 
 def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
@@ -125,7 +124,7 @@ def compare(
 
     from hf_glu.training.comparing import compare as run
 
-    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options)
+    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options, tables.tell)
     _emit({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 

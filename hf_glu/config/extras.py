@@ -23,6 +23,7 @@ EXTRAS = {
     "torchao": "quantize",
     "gguf": "gguf",
 }
+OF_TRAINING = ("datasets", "evaluate", "sklearn")  # that every task needs
 
 
 def need(*packages: str, what: str) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import transformers
 from torch import nn
 
-from hf_glu.errors import ConversionError
+from hf_glu.conversion.gguf import is_from_gguf, is_unpacked
+from hf_glu.errors import ConversionError, shown
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.sites import convertible_sites
 
 
 def check_convertible(model: Any) -> None:
     """Raise ConversionError where a conversion in place would go wrong."""
+    if isinstance(model, (str, os.PathLike)):
+        raise ConversionError(
+            f"hf_glu.convert and plan take a model, got {shown(model)}: hf_glu.convert_checkpoint(SOURCE, DESTINATION, "
+            "...) converts a folder or a Hub id"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise ConversionError(f"a Transformers model is needed, got {type(model).__name__}")
     if is_part(type(model)):
@@ -25,7 +32,9 @@ def check_convertible(model: Any) -> None:
         raise ConversionError(
             "the model is wrapped by PEFT: merge the adapter first (merge_and_unload), or convert before"
         )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+    if is_from_gguf(model) and not is_unpacked(model):
+        raise ConversionError("the model has blocks of a GGUF file: load it with GgufConfig(dequantize=True)")
+    if not is_unpacked(model) and (getattr(model, "hf_quantizer", None) or getattr(model, "is_quantized", False)):
         raise ConversionError("the model is quantized: convert the unquantized checkpoint, then quantize the result")
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or "_flat_param" in name:

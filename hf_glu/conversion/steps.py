@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, LEARNABLE, core
+from hf_glu.config.showing import Shown, Table, change
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, weakest
 from hf_glu.ffn.sites import Site
 
 Target = str | Mapping[str, str]
 FITTED = Route(name="up = 1, fitted", promise=APPROXIMATE, up_bias=1.0, note="no route of its own: as good as the fit")
+COLUMNS = ("site", "from", "to", "route", "promise", "#width", "#parameters")
 NO_CHANGE = Route(name="none", promise=EXACT, note="it has this activation already")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Step(Shown):
     """What happens to one site.
 
     Attributes:
@@ -80,6 +82,19 @@ class Step:
         """Whether anything is done."""
         return self.route is not NO_CHANGE
 
+    def without_modules(self) -> Step:
+        """Return what it says, without the modules that it says it of."""
+        return replace(self, site=self.site.without_modules())
+
+    def _table(self) -> Table:
+        return Table(title=f"1 FFN to {self.target}", columns=COLUMNS, rows=[self.row()])
+
+    def row(self) -> tuple[str, ...]:
+        """Return its row of a table with the `COLUMNS`."""
+        widths = f"{self.width_before:,} -> {self.width:,}" if self.width != self.width_before else f"{self.width:,}"
+        count = f"{self.parameters_before:,} -> {self.parameters_after:,}"
+        return self.site.name, self.source, self.target, self.route.name, self.route.promise, widths, count
+
     def to_dict(self) -> dict[str, Any]:
         """Return the step as plain data."""
         return {
@@ -100,8 +115,8 @@ class Step:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Plan(Shown):
     """The steps of a conversion to ``target``, with what they cost.
 
     Attributes:
@@ -147,6 +162,19 @@ class Plan:
     def mix(self) -> dict[str, Any] | None:
         """What ``config.hf_glu`` says of learnable activations that start at each site's own; None: there are none."""
         return mix_of(self.steps, self.given)
+
+    def without_modules(self) -> Plan:
+        """Return what it says, without the modules that it says it of."""
+        return replace(self, steps=tuple(step.without_modules() for step in self.steps))
+
+    def _table(self) -> Table:
+        title = f"Plan: {len(self.steps)} FFNs ({self.promise if self.steps else 'none'})"
+        return Table(title=title, columns=COLUMNS, rows=[step.row() for step in self.steps], notes=(self.cost,))
+
+    @property
+    def cost(self) -> str:
+        """The model's parameters before and after, as a line."""
+        return f"parameters {change(self.parameters_before, self.parameters_after)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from hf_glu.conversion.gguf import forget_gguf
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.naming import unname
 
@@ -39,6 +40,7 @@ def whole(verb: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P
             planned = getattr(result, "plan", None)
             if planned is None or planned.changes:
                 unname(model)
+                forget_gguf(model)
         except BaseException:
             before.restore()
             raise
