@@ -18,8 +18,8 @@ def check_convertible(model: Any) -> None:
     """Raise ConversionError where a conversion in place would go wrong."""
     if isinstance(model, (str, os.PathLike)):
         raise ConversionError(
-            f"hf_glu.convert and plan take a model, got {shown(model)}: hf_glu.convert_checkpoint(SOURCE, DESTINATION, "
-            "...) converts a folder or a Hub id"
+            f"a Transformers model is needed, got the {type(model).__name__} {shown(str(model))}: "
+            "hf_glu.convert_checkpoint(SOURCE, DESTINATION, ...) converts a folder or a Hub id"
         )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise ConversionError(f"a Transformers model is needed, got {type(model).__name__}")
