@@ -207,11 +207,14 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
     """Copy what belongs to a checkpoint beside weights, config and card (but for ``keep``): tokenizer, subfolders.
 
-    Code stays behind, and what configs say of it.
+    Code stays behind, and what configs say of it. Of a GGUF file the tokenizer in it is written.
 
     Raises:
         CheckpointError: a link that leads out of ``source``.
     """
+    if is_gguf(source):
+        save_gguf_tokenizer(source, destination)
+        return
     for path in sorted(source.iterdir()):
         if (
             (path.name in _WRITTEN_ANEW and path.name not in keep)
@@ -290,9 +293,6 @@ def convert_checkpoint(
         if native:
             to_native(model)
         model.save_pretrained(stage)
-        if is_gguf(folder):
-            save_gguf_tokenizer(folder, stage)
-        else:
-            copy_other_files(folder, stage)
+        copy_other_files(folder, stage)
         write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
     return report

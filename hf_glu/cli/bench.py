@@ -46,7 +46,7 @@ def bench(
         check_file(save)
     options = BenchOptions(**given)
     if "devices" in name and options.task:
-        need(*OF_TRAINING, what="hf-glu bench devices --task")
+        need(*OF_TRAINING, what="bench devices --task")
 
     from hf_glu.bench.running import run as run_bench
 

@@ -59,7 +59,7 @@ def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, Train
 
 def _check_packages(command: str, job: JobOptions, *more: str) -> None:
     """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
-    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=f"hf-glu {command}")
+    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=command)
 
 
 def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
