@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.config.extras import need
+from hf_glu.errors import HfGluError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +83,11 @@ class Drawing:
 
 
 def require_matplotlib() -> None:
-    """Raise MissingPackageError where matplotlib isn't installed."""
-    need("matplotlib", what="a figure")
+    """Raise HfGluError where matplotlib isn't installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise HfGluError("a report's figures need matplotlib: pip install hf_glu[report]") from error
 
 
 def draw(
@@ -94,7 +97,7 @@ def draw(
     """Return what ``paint`` draws into an axes of these points; what is larger than a screen scrolls in its own box.
 
     Raises:
-        MissingPackageError: matplotlib isn't installed.
+        HfGluError: matplotlib isn't installed.
     """
     return _draw(name, title, lambda figure: paint(figure.add_subplot()), alt, note, height, width)
 
@@ -105,7 +108,7 @@ def draw_panels(
     """Return small figures with the same axes side by side, each with its own title.
 
     Raises:
-        MissingPackageError: matplotlib isn't installed.
+        HfGluError: matplotlib isn't installed.
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
