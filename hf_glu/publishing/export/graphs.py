@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ from torch import Tensor
 
 from hf_glu.activation.kernels.scan.traced import LONGEST, at_most
 from hf_glu.checkpoint.config_file import first_line
-from hf_glu.config.extras import need
 from hf_glu.config.traits import longest_text
 from hf_glu.conversion.checks import check_convertible
-from hf_glu.errors import ConversionError
+from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.sites import find_mixers
 from hf_glu.instruments.probe import evaluating
 from hf_glu.publishing.export.samples import no_cache, on_samples, sample
@@ -52,8 +52,10 @@ RUNTIMES = {
 
 
 def check_packages(kind: str) -> None:
-    """Raise MissingPackageError where a kind of graph needs a package that isn't installed."""
-    need(*RUNTIMES[kind].packages, what=f"an export as {kind}")
+    """Raise OptionError where a kind of graph needs a package that isn't installed."""
+    missing = [name for name in RUNTIMES[kind].packages if find_spec(name) is None]
+    if missing:
+        raise OptionError(f"{kind} needs {', '.join(missing)}: pip install 'hf_glu[export]'")
 
 
 def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
@@ -66,8 +68,7 @@ def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
         options: of Transformers' export config, such as a quantizer.
 
     Raises:
-        MissingPackageError: a package isn't installed.
-        OptionError: the model takes no token ids.
+        OptionError: a package isn't installed, or the model takes no token ids.
         ConversionError: the model can't be traced.
     """
     check_convertible(model)
