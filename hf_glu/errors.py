@@ -62,6 +62,10 @@ class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 
 
+class MissingPackageError(HfGluError, ImportError):
+    """A package that comes with an extra, which isn't installed; the message says how to install it."""
+
+
 def shown(value: object) -> str:
     """Return ``value`` as a message shows it: like its repr, but short however long, deep or large it is."""
     return _SHORT.repr(value)
@@ -78,7 +82,19 @@ def refuse_unknown(keys: Iterable[str], valid: Iterable[str], where: str) -> Non
 def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near."""
     names = sorted(valid)
-    close = get_close_matches(str(name)[:LONGEST], names, n=limit, cutoff=0.6)
+    close = _close(str(name)[:LONGEST], names, limit)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "valid: " + ", ".join(names)
+
+
+def _close(name: str, names: list[str], limit: int) -> list[str]:
+    """Return the nearest of ``names``, whether in capitals or with dashes; where one is only spelled so, that one."""
+    spelled = [known for known in names if _folded(known) == _folded(name)]
+    matches = get_close_matches(_folded(name), {_folded(known) for known in names}, n=limit, cutoff=0.6)
+    return spelled or [known for match in matches for known in names if _folded(known) == match][:limit]
+
+
+def _folded(name: str) -> str:
+    """Return a name without what people spell otherwise: ``SwiGLU``, ``ge-glu``."""
+    return name.casefold().replace("-", "_")

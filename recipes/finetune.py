@@ -1,8 +1,8 @@
 """Fine-tune with Accelerate, on however many processes: what ``hf-glu finetune`` does, as a script to launch.
 
-accelerate launch recipes/finetune.py --config recipes/configs/bert-geglu-glue.yaml --task sst2 --output runs/sst2
+accelerate launch recipes/finetune.py --config bert-geglu-glue --task sst2 --output runs/sst2
 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/finetune.py ...  # two CPU processes
-accelerate launch --config_file recipes/accelerate/fsdp2.yaml recipes/finetune.py ...
+accelerate launch --config_file "$(hf-glu configs fsdp2)" recipes/finetune.py ...
 """
 
 import sys

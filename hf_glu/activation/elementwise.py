@@ -60,9 +60,12 @@ def same_function(first: str, second: str) -> bool:
 
 def name_of(act: nn.Module, candidates: tuple[str, ...]) -> str | None:
     """Return the first of ``candidates`` whose module is of the same class as ``act``, else one of the same values."""
-    built = {name: build_elementwise(name) for name in dict.fromkeys(candidates) if is_elementwise(name)}
-    same = (name for name, module in built.items() if type(module) is type(act))
-    return next(same, None) or _name_by_value(act, built)
+    built: dict[str, nn.Module] = {}
+    for name in filter(is_elementwise, dict.fromkeys(candidates)):
+        built[name] = build_elementwise(name)
+        if type(built[name]) is type(act):  # no more are built than need be: xIELU warns where its kernels are missing
+            return name
+    return _name_by_value(act, built)
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ from typing import Any
 
 from hf_glu.activation.elementwise import elementwise_names
 from hf_glu.config.registry import Activation, Derived, registry
+from hf_glu.config.showing import Shown, Table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Listing(Shown):
     """Every gated activation by name, the families of names, and the elementwise names N that these take."""
 
     entries: tuple[Activation, ...]
@@ -24,6 +25,12 @@ class Listing:
             "rules": [rule.to_dict() for rule in self.rules],
             "elementwise": list(self.elementwise),
         }
+
+    def _table(self) -> Table:
+        rows = [(entry.name, entry.equation, entry.paper) for entry in self.entries]
+        rows += [(rule.pattern, rule.equation, rule.paper) for rule in self.rules]
+        title, notes = "Gated activations, [g | u] = gate and up halves", ("N: " + ", ".join(self.elementwise),)
+        return Table(title=title, columns=("name", "value", "source"), rows=rows, notes=notes, whole=True)
 
     def markdown(self) -> str:
         """Return the listing as the README's table."""

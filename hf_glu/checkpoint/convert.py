@@ -11,6 +11,14 @@ from typing import Any
 
 from hf_glu.checkpoint.carrying import REFERENCES, check_inside, clean_json, is_code
 from hf_glu.checkpoint.config_file import check_config, model_class_of, reading
+from hf_glu.checkpoint.gguf import (
+    gguf_file,
+    is_gguf,
+    load_gguf,
+    load_gguf_tokenizer,
+    read_gguf_config,
+    save_gguf_tokenizer,
+)
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE, base_of
@@ -49,6 +57,8 @@ def load_model(
     Raises:
         CheckpointError: it can't be found or loaded, or some of its weights are missing.
     """
+    if is_gguf(source):
+        return load_gguf(source, **options)
     folder = resolve(source, revision=revision, token=token)
     check_config(folder)
     options = {"dtype": "auto", "ignore_mismatched_sizes": True, **options}
@@ -88,6 +98,9 @@ def load_skeleton(source: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: it can't be found, or its config can't be built.
     """
+    if is_gguf(source):
+        with reading(source):
+            return _build_skeleton(read_gguf_config(source))
     folder = resolve(source)
     check_config(folder)
     with reading(source):
@@ -117,6 +130,10 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if is_gguf(source):
+        tokenizer = load_gguf_tokenizer(source)
+        give_pad_token(tokenizer)
+        return tokenizer
     folder = resolve(source)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
         raise CheckpointError(f"{source} has no tokenizer, which texts need")
@@ -189,11 +206,14 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
     """Copy what belongs to a checkpoint beside weights, config and card (but for ``keep``): tokenizer, subfolders.
 
-    Code stays behind, and what configs say of it.
+    Code stays behind, and what configs say of it. Of a GGUF file the tokenizer in it is written.
 
     Raises:
         CheckpointError: a link that leads out of ``source``.
     """
+    if is_gguf(source):
+        save_gguf_tokenizer(source, destination)
+        return
     for path in sorted(source.iterdir()):
         if (
             (path.name in _WRITTEN_ANEW and path.name not in keep)
@@ -229,7 +249,7 @@ def convert_checkpoint(
     base_model: str | None = None,
     **options: Any,
 ) -> Report:
-    """Convert the checkpoint ``source`` (local folder or Hub id) into the new folder ``destination``.
+    """Convert the checkpoint ``source`` (local folder, Hub id or GGUF file) into the new folder ``destination``.
 
     Weights, config, tokenizer and other files are there afterwards, and the report as ``hf_glu_report.json``; where
     anything goes wrong, ``destination`` isn't, and ``source`` is never written to. What can't be done is said before
@@ -246,7 +266,7 @@ def convert_checkpoint(
         CheckpointError: one of the two can't be read or written.
         HfGluError: as `hf_glu.convert`.
     """
-    folder, base = resolve(source), base_of(source, base_model)
+    folder, base = gguf_file(source) if is_gguf(source) else resolve(source), base_of(source, base_model)
     check_destination(destination)
     planned = plan_checkpoint(folder, target, fitted=calibration is not None, native=native, **options)
     tokenizer = load_tokenizer(folder) if calibration is not None else None

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.gguf import is_gguf
 from hf_glu.checkpoint.hub import invalid_name, resolve
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.checkpoint.writing import user_path
@@ -28,6 +29,8 @@ def base_of(source: str | os.PathLike[str], name: str | None = None) -> dict[str
     Raises:
         CheckpointError, DataError: it can't be found, or its report can't be read.
     """
+    if is_gguf(source):
+        return {"name": name or Path(source).stem, "repository": False}
     folder = resolve(source)
     base = {**naming(source, name), **carried(folder)}
     report = _report(folder)

@@ -16,6 +16,7 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.exits import EXIT_DIFFERENT
 from hf_glu.cli.fields import with_flags
+from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ def bench(
     json: Json = False,
 ) -> int:
     """Measure claims about speed or memory against their targets."""
-    from hf_glu.bench.running import run as run_bench
-
     before = read_results(against) if against else None
     for each in name:
         check_name(each)
@@ -46,6 +45,11 @@ def bench(
     if save:
         check_file(save)
     options = BenchOptions(**given)
+    if "devices" in name and options.task:
+        need(*OF_TRAINING, what="bench devices --task")
+
+    from hf_glu.bench.running import run as run_bench
+
     results: dict[str, Any] = {"benches": [run_bench(each, options, on_cell=_tell).to_dict() for each in name]}
     guarded = compare(before, results, tolerance) if before else None
     if guarded:
@@ -71,8 +75,7 @@ def show_all(data: tables.Data, console: Console) -> None:
 
 
 def _tell(cell: Cell) -> None:
-    console = Console(stderr=True, markup=False, highlight=False)
-    console.print("measuring " + describe(cell.shape), style="dim", soft_wrap=True)
+    tables.tell("measuring " + describe(cell.shape))
 
 
 def describe(shape: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ import typer
 from hf_glu.checkpoint.writing import user_path, write_text
 from hf_glu.cli import tables
 from hf_glu.errors import OptionError, UnknownNameError, nearest
+from hf_glu.version import __version__
 
 app = typer.Typer(
     help="Gated feed-forward networks for stock Transformers models.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -33,11 +33,11 @@ Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites who
 def _root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    import hf_glu
-
     if version:
-        print(hf_glu.__version__)
+        print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -78,7 +78,7 @@ def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")],
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder or Hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Dense checkpoint: local folder, Hub id or FILE.gguf.")],
     destination: Annotated[Path | None, typer.Argument(metavar="DST", help="New folder.")] = None,
     to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
@@ -98,26 +98,28 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
+    if not to and not experts:
+        raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
+    target = _target(to) if to else None
+    options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
+    options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
+    if destination is None and not plan:
+        raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
+    if stream and (width != "keep" or native or calibration is not None):
+        raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
+
     import hf_glu
     from hf_glu.checkpoint.convert import plan_checkpoint, read_texts, staged_folder
     from hf_glu.publishing.card.card import write_card
 
-    if not to and not experts:
-        raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
-    target = _target(to) if to else None
     texts = None if calibration is None else read_texts(calibration)
-    options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
-    options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
     if plan:
         planned = plan_checkpoint(source, target, fitted=texts is not None, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
         return
-    if destination is None:
-        raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
+    assert destination is not None  # checked above
     with staged_folder(destination) as stage:  # with its card, or not at all
         if stream:
-            if width != "keep" or native or texts is not None:
-                raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
             report = hf_glu.convert_stream(source, stage, target, base_model=base_model, **options)
         else:
             report = hf_glu.convert_checkpoint(
@@ -170,7 +172,9 @@ def doctor(json: Json = False) -> int:
     return 0 if result.healthy else EXIT_BAD_INPUT
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 def run(context: typer.Context) -> int:
     """Run another program (`hf-glu run -- lm_eval ...`) with the plugin loaded in it and in its Python children."""
     from hf_glu.plugin.launch import run_with_plugin

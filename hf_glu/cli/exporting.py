@@ -27,12 +27,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint for runtimes without hf_glu, and compare what they compute with the model."""
-    from hf_glu.publishing.export import TOLERANCE
-    from hf_glu.publishing.export import export as run_export
-
     chosen = [name for name, given in {"onnx": onnx, "program": program, "native": native}.items() if given]
     if len(chosen) > 1:
         raise OptionError(f"one format at a time, got --{' and --'.join(chosen)}")
+
+    from hf_glu.publishing.export import TOLERANCE
+    from hf_glu.publishing.export import export as run_export
+
     result = run_export(
         source, destination, format=(chosen or ["onnx"])[0], tolerance=TOLERANCE if tolerance is None else tolerance
     )

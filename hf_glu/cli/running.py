@@ -8,12 +8,15 @@ from collections.abc import Sequence
 
 from hf_glu.checkpoint.stopping import end_at_once
 from hf_glu.cli.exits import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from hf_glu.cli.quiet import be_quiet
+from hf_glu.config.extras import of_import
 from hf_glu.errors import HfGluError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``hf-glu``: bad input is one line on standard error and exit code 2, never a traceback."""
     end_at_once()  # before anything slow is imported
+    be_quiet()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -30,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     import typer
     from typer.main import get_command
 
-    from hf_glu.cli import bench, exporting, inspection, publishing, training  # noqa: F401  (their commands)
+    from hf_glu.cli import bench, configs, exporting, inspection, publishing, training  # noqa: F401  (their commands)
     from hf_glu.cli.commands import app
 
     # click's own or, in newer versions, typer's copy of it
@@ -45,6 +48,10 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except HfGluError as error:
         return _fail(str(error), getattr(error, "exit_code", EXIT_BAD_INPUT))
+    except ModuleNotFoundError as error:
+        if (missing := of_import(error, "this command")) is None:
+            raise
+        return _fail(str(missing))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_glu.checkpoint.jsonio import to_json
+from hf_glu.config.showing import change, number
 
 Data = dict[str, Any]
 PIPE_WIDTH = 160
@@ -26,6 +27,11 @@ def emit(result: Any, show: Callable[[Data, Console], None], *, json: bool) -> N
         show(data, console)
 
 
+def tell(line: str) -> None:
+    """Print a line about the work that goes on, on standard error."""
+    Console(stderr=True, markup=False, highlight=False).print(line, style="dim", soft_wrap=True)
+
+
 def table(title: str, *columns: str) -> Table:
     """Return an empty table; columns whose name starts with ``#`` hold numbers."""
     made = Table(title=title, title_justify="left", title_style="bold")
@@ -34,16 +40,6 @@ def table(title: str, *columns: str) -> Table:
             column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
         )
     return made
-
-
-def number(value: float | None, form: str = ".1e") -> str:
-    """Return a number for a table, `-` where there is none."""
-    return "-" if value is None else format(value, form)
-
-
-def change(before: int, after: int) -> str:
-    """Return `before -> after (+x %)`."""
-    return f"{before:,} -> {after:,} ({(after - before) / before:+.1%})" if before else f"{before} -> {after}"
 
 
 def activations(data: Data, console: Console) -> None:

@@ -10,8 +10,12 @@ import typer
 from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.fields import with_flags
+from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import OptionError
-from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.packaged import find_config
+
+_CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
 
 
 def _quiet() -> None:
@@ -45,13 +49,17 @@ def _try_report(folder: Path | None) -> str | None:
     return str(write_report(folder))
 
 
-def _read(config: Path | None, given: dict[str, Any]) -> tuple[Any, Any]:
+def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, TrainingOptions]:
     """Return the options that a YAML file gives, and flags override."""
-    job, options = split_options({**(read_yaml(config) if config else {}), **given})
+    job, options = split_options({**(read_yaml(find_config(config)) if config else {}), **given})
     if not job.model:
         raise OptionError("give the pretrained checkpoint with --model")
-    _quiet()
     return job, options
+
+
+def _check_packages(command: str, job: JobOptions, *more: str) -> None:
+    """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
+    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=command)
 
 
 def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
@@ -68,7 +76,7 @@ def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, 
 @with_flags(JobOptions, TrainingOptions)
 def finetune(
     given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help="YAML file of options; flags override it.")] = None,
+    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     suite: Annotated[str | None, typer.Option(help="All tasks of glue or superglue; resumes where it stopped.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A task of the suite (again for more).")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Fine-tune the dense model the same way, too.")] = False,
@@ -76,12 +84,15 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
+    job, options = _read(config, given)
+    _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
+    _check_packages("finetune", job)
+    _quiet()
+
     from hf_glu.publishing.card.card import write_card
     from hf_glu.training.baseline import finetune_and_report
     from hf_glu.training.suite import run_suite
 
-    job, options = _read(config, given)
-    _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
     if suite:
         _emit(run_suite(suite, job, options, only=only), tables.suite, json=json)
         return
@@ -93,7 +104,7 @@ def finetune(
 @with_flags(JobOptions, TrainingOptions)
 def compare(
     given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help="YAML file of options; flags override it.")] = None,
+    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     variants: Annotated[
         str, typer.Option(help="Such as dense,geglu,swiglu:iso,random-geglu; first the baseline.")
     ] = "dense,random-geglu,geglu,swiglu,swiglu:iso",
@@ -101,9 +112,6 @@ def compare(
     json: Json = False,
 ) -> None:
     """Fine-tune several activations with several seeds on one task: mean, spread, paired test, plot."""
-    from hf_glu.training.comparing import OF_VARIANTS
-    from hf_glu.training.comparing import compare as run
-
     job, options = _read(config, given)
     if (option := next((key for key in OF_VARIANTS if key in given), None)) is not None:
         raise OptionError(f"{option} does nothing in a comparison: --variants and --seeds say it")
@@ -111,7 +119,12 @@ def compare(
         raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
     if not job.output:
         raise OptionError("compare needs a folder for its runs: give it with --output")
-    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options)
+    _check_packages("compare", job, "scipy")
+    _quiet()
+
+    from hf_glu.training.comparing import compare as run
+
+    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options, tables.tell)
     _emit({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 

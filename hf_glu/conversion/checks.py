@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from hf_glu.config.glu import GluConfig, name_at
 from hf_glu.config.layers import check_layers, selected
-from hf_glu.errors import ConversionError, NoSiteError, OptionError
+from hf_glu.conversion.gguf import is_from_gguf, is_unpacked
+from hf_glu.errors import ConversionError, NoSiteError, OptionError, shown
 from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import projections
@@ -20,6 +22,11 @@ from hf_glu.ffn.sites import Site, convertible_sites
 
 def check_convertible(model: Any) -> None:
     """Raise ConversionError where a conversion in place would go wrong."""
+    if isinstance(model, (str, os.PathLike)):
+        raise ConversionError(
+            f"a Transformers model is needed, got the {type(model).__name__} {shown(str(model))}: "
+            "hf_glu.convert_checkpoint(SOURCE, DESTINATION, ...) converts a folder or a Hub id"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise ConversionError(f"a Transformers model is needed, got {type(model).__name__}")
     if is_part(type(model)):
@@ -31,7 +38,9 @@ def check_convertible(model: Any) -> None:
         raise ConversionError(
             "the model is wrapped by PEFT: merge the adapter first (merge_and_unload), or convert before"
         )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+    if is_from_gguf(model) and not is_unpacked(model):
+        raise ConversionError("the model has blocks of a GGUF file: load it with GgufConfig(dequantize=True)")
+    if not is_unpacked(model) and (getattr(model, "hf_quantizer", None) or getattr(model, "is_quantized", False)):
         raise ConversionError("the model is quantized: convert the unquantized checkpoint, then quantize the result")
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or "_flat_param" in name:

@@ -20,6 +20,7 @@ from hf_glu.conversion.fit.calibration import make_batches
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.foresight import check_comes_back
 from hf_glu.conversion.forms import Form, size
+from hf_glu.conversion.gguf import forget_gguf
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.routes import weakest
@@ -31,7 +32,7 @@ from hf_glu.ffn.naming import unname
 from hf_glu.instruments.equality import align
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Plan(Rows):
     """A conversion that was planned, and can be carried out.
 
@@ -198,3 +199,4 @@ def settle(model: nn.Module, *changes: Change) -> None:
     if not all(change.foresees for change in changes):
         check_comes_back(model)
     unname(model)
+    forget_gguf(model)

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+from hf_glu.config.showing import Shown, Table, number
 from hf_glu.conversion.fit.fitting import Fit
-from hf_glu.conversion.steps import Rows, Step
+from hf_glu.conversion.steps import COLUMNS, Rows, Step
+
+_COLUMNS = (*COLUMNS, "#relative error")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SiteReport:
-    """One site.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SiteReport(Shown):
+    """One site; it holds numbers, not the site's modules.
 
     Attributes:
         step: what was planned.
@@ -24,15 +27,26 @@ class SiteReport:
     relative_error: float | None
     fit: Fit | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step", self.step.without_modules())
+
+    def _table(self) -> Table:
+        return Table(title=f"1 FFN to {self.step.target}", columns=_COLUMNS, rows=[self.row()])
+
+    def row(self) -> tuple[str, ...]:
+        """Return its row of a report's table."""
+        error = number(self.relative_error) if self.fit is None else f"{self.fit.before:.1%} -> {self.fit.after:.1%}"
+        return (*self.step.row(), error)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
         fitted = asdict(self.fit) if self.fit else None
         return {**self.step.to_dict(), "relative_error": self.relative_error, "fit": fitted}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Report:
-    """A conversion that was carried out.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Report(Shown):
+    """A conversion that was carried out; it holds numbers, and doesn't keep the model alive.
 
     Attributes:
         plan: what was planned.
@@ -45,6 +59,17 @@ class Report:
     sites: tuple[SiteReport, ...]
     differences: dict[str, float] | None
     curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plan", self.plan.without_modules())
+
+    def _table(self) -> Table:
+        done = "converted" if self.plan.changes else "already converted: nothing changed"
+        difference = f"max |difference| of the model's outputs {number(self.max_abs_difference)}"
+        return Table(
+            title=f"{len(self.sites)} FFNs ({self.plan.promise if self.sites else 'none'}), {done}", columns=_COLUMNS,
+            rows=[site.row() for site in self.sites], notes=(self.plan.cost, difference),
+        )  # fmt: skip
 
     @property
     def max_abs_difference(self) -> float | None:

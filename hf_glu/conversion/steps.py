@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.config.registry import GATED
+from hf_glu.config.showing import Shown, Table, change
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.forms import ConfigEntry, Form, form_of
@@ -25,6 +26,7 @@ from hf_glu.errors import DuplicateNameError, OptionError
 from hf_glu.ffn.sites import Site, convertible_sites
 
 Target = str | Mapping[str, str]
+COLUMNS = ("site", "from", "to", "route", "promise", "#width", "#parameters")
 CHANGES: dict[str, type[Change]] = {}  # every way to convert, by name
 
 
@@ -106,13 +108,17 @@ class Change:
     def finish(self, model: nn.Module, planned: Rows) -> None:
         """Do what is left to do in the whole model, after all sites."""
 
+    def without_modules(self) -> Change:
+        """Return what it says, without modules of a model: reports are kept longer than models."""
+        return self
+
     def tensors(self, step: Step) -> list[TensorRule] | None:
         """Return what becomes of the site's stored tensors; None: it takes a model."""
         return None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Step(Shown):
     """One row of a plan: what happens to one site.
 
     Attributes:
@@ -182,6 +188,19 @@ class Step:
         """Whether anything is done."""
         return self.route is not NO_CHANGE
 
+    def without_modules(self) -> Step:
+        """Return what it says, without the modules that it says it of."""
+        return replace(self, site=self.site.without_modules(), change=self.change.without_modules())
+
+    def _table(self) -> Table:
+        return Table(title=f"1 FFN to {self.target}", columns=COLUMNS, rows=[self.row()])
+
+    def row(self) -> tuple[str, ...]:
+        """Return its row of a table with the `COLUMNS`."""
+        widths = f"{self.width_before:,} -> {self.width:,}" if self.width != self.width_before else f"{self.width:,}"
+        count = f"{self.parameters_before:,} -> {self.parameters_after:,}"
+        return self.site.name, self.source, self.target, self.route.name, self.route.promise, widths, count
+
     def to_dict(self) -> dict[str, Any]:
         """Return the step as plain data."""
         return {
@@ -203,8 +222,8 @@ class Step:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Rows(Shown):
     """The rows of a conversion to ``target``, with what they cost.
 
     Attributes:
@@ -229,6 +248,23 @@ class Rows:
     def changes(self) -> bool:
         """Whether anything would change."""
         return any(step.changes for step in self.steps)
+
+    def without_modules(self) -> Rows:
+        """Return what it says, without the modules that it says it of."""
+        return Rows(
+            target=self.target, steps=tuple(step.without_modules() for step in self.steps),
+            parameters_before=self.parameters_before, parameters_after=self.parameters_after,
+            bytes_per_parameter=self.bytes_per_parameter,
+        )  # fmt: skip
+
+    def _table(self) -> Table:
+        title = f"Plan: {len(self.steps)} FFNs ({self.promise if self.steps else 'none'})"
+        return Table(title=title, columns=COLUMNS, rows=[step.row() for step in self.steps], notes=(self.cost,))
+
+    @property
+    def cost(self) -> str:
+        """The model's parameters before and after, as a line."""
+        return f"parameters {change(self.parameters_before, self.parameters_after)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from hf_glu.activation import OwnedActivation
 from hf_glu.config.layers import STACKS
+from hf_glu.config.showing import Shown, Table
+from hf_glu.errors import NoSiteError
 from hf_glu.ffn.experts.native import is_bank
 from hf_glu.ffn.families import BANK, MIXER, NO_FFN, SITE_TABLE, Kind, SiteRow
 from hf_glu.ffn.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+class NoModule(nn.Module):
+    """What stands for the modules of a site that a report holds: reports are kept, and must not keep a model alive."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Raise NoSiteError."""
+        raise NoSiteError(f"a report holds no modules, such as {target}: hf_glu.find_sites(model) finds them")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Site:
     """One FFN of a model.
 
@@ -33,6 +43,13 @@ class Site:
     anchor: nn.Module
     layer: int
     stack: str | None
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, layout={self.row.layout!r}, kind={self.kind!r})"
+
+    def without_modules(self) -> Site:
+        """Return what it says of its place, without the modules that are there."""
+        return replace(self, anchor=NoModule())
 
     @property
     def kind(self) -> Kind:
@@ -118,9 +135,22 @@ class Site:
         }
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+class Sites(Shown, list[Site]):
+    """A model's FFN sites: a list, and a table where it is shown."""
+
+    def _table(self) -> Table:
+        rows = [
+            (site["name"], site["layout"], site["kind"], f"{site['hidden']:,}", f"{site['width']:,}",
+             site["activation"], f"{site['parameters']:,}")
+            for site in map(Site.to_dict, self)
+        ]  # fmt: skip
+        columns = ("site", "layout", "kind", "#hidden", "#width", "activation", "#parameters")
+        return Table(title=f"{len(self)} FFN sites", columns=columns, rows=rows)
+
+
+def find_sites(model: nn.Module) -> Sites:
     """Return every FFN site of ``model``, once each where layers share modules, in the order of its modules."""
-    sites: list[Site] = []
+    sites = Sites()
     seen: set[int] = set()
     for name, module in model.named_modules():
         for row in SITE_TABLE:

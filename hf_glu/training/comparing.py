@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,7 +21,7 @@ from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
 from hf_glu.training.job import run_job
-from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
+from hf_glu.training.options import OF_CONVERSION, OF_VARIANTS, JobOptions, TrainingOptions
 from hf_glu.training.record import (
     FREE,
     MADE_OF,
@@ -35,8 +36,6 @@ from hf_glu.training.saving import RUN, known_results
 
 COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
-# what variants and seeds say
-OF_VARIANTS = ("to", "width", "random", "seed")
 # what a fitted conversion depends on, beside model, data and versions
 OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
 
@@ -89,11 +88,16 @@ def read_variant(text: str) -> Variant:
     return Variant(name=name, to=to, width=width or "keep", random=name.startswith(RANDOM))
 
 
-def compare(variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
+def compare(
+    variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions,
+    on_run: Callable[[str], object] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Fine-tune each variant with each seed; return ``compare.json``'s content.
 
     What is finished in ``job.output`` is not run again; where that is made of another model, data or options, nothing
     is run. The first variant is the baseline.
+
+    ``on_run`` is told of each run as it begins, by a line such as ``run 3 of 9: geglu, seed 1``.
 
     Raises:
         HfGluError: as `run_job`.
@@ -111,8 +115,11 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
     }
     known = _known_results(folder, job, options, [run[1:] for run in runs.values()])
     found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in chosen}
-    for (name, _), (variant, mine, its) in runs.items():
+    for number, ((name, seed), (variant, mine, its)) in enumerate(runs.items(), start=1):
         place = str(mine.output)
+        if on_run and PartialState().is_main_process:
+            there = " is finished already" if place in known else ""
+            on_run(f"run {number} of {len(runs)}: {name}, seed {seed}{there}")
         found[name].append(known[place] if place in known else _run(variant, mine, its, folder))
         if PartialState().is_main_process and name == chosen[-1].name:
             write_json(folder / COMPARISON, _table(found, seeds, job))

@@ -20,6 +20,8 @@ PEFTS = ("none", "lora", "gates")
 
 # what says how to convert
 OF_CONVERSION = ("to", "width", "layers", "experts", "top_k", "exclude", "random")
+# what a comparison's variants and seeds say
+OF_VARIANTS = ("to", "width", "random", "seed")
 # an option that does nothing without (one of) others: it would be ignored silently
 NEEDED = {
     "width": ("to",),

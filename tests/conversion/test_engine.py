@@ -19,10 +19,10 @@ from hf_glu.conversion import CHANGES, Change, Split, Step
 from hf_glu.conversion.changes.freeze import FreezeMix
 from hf_glu.conversion.changes.revert import Revert
 from hf_glu.conversion.changes.t5_layout import ToNative
-from hf_glu.conversion.converting import Options
 from hf_glu.conversion.routes import APPROXIMATE, Route
+from hf_glu.conversion.targets import check_sections
 from hf_glu.conversion.work import TensorRule
-from hf_glu.errors import CheckpointError, ConversionError, DuplicateNameError, OptionError
+from hf_glu.errors import CheckpointError, ConversionError, DuplicateNameError, OptionError, UnknownNameError
 from hf_glu.ffn.linear import set_rows, weight_rows
 from hf_glu.ffn.sites import convertible_sites
 from hf_glu.instruments.probe import probe_inputs
@@ -232,11 +232,12 @@ def test_a_change_that_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatc
 
 
 def test_an_option_of_plan_is_one_of_convert():
-    named = {key for key, part in signature(hf_glu.plan).parameters.items() if part.kind is part.KEYWORD_ONLY}
-    assert named == {*Options.__annotations__, "fitted"}
     for verb in (hf_glu.convert, hf_glu.plan):
-        with pytest.raises(TypeError, match="wdth"):
+        with pytest.raises(UnknownNameError, match="'wdth'.*width"):
             verb(gpt2(), "geglu_new", wdth=20)
+    for name, part in signature(hf_glu.plan).parameters.items():
+        if part.kind is part.KEYWORD_ONLY and name != "fitted":
+            check_sections([name], hf_glu.plan, hf_glu.convert)
 
 
 def test_two_changes_of_one_name_are_refused():

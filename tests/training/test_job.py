@@ -443,7 +443,7 @@ def test_too_long_for_the_model_and_trackers(bases, datasets, tmp_path):
         run_job(replace(job, output=str(tmp_path / "full")), OPTIONS)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "hf_glu" / "training" / "configs").glob("*.yaml")))
 def test_the_recipes_options_are_valid(path):
     job, options = split_options(read_yaml(path))
     family, *middle, suite = path.stem.split("-")

@@ -92,6 +92,9 @@ class Upcycle(ExpertChange):
         """All groups of experts, the shared ones last."""
         return (*self.options.experts, *self.options.always_on)
 
+    def without_modules(self) -> Upcycle:
+        return replace(self, first=None)
+
     def after(self, first: Rows) -> Upcycle:
         """Return the change for FFNs that another one goes before."""
         return replace(self, first=first)

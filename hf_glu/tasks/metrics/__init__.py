@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_glu.config.extras import need
 from hf_glu.errors import UnknownNameError, nearest
 
 if TYPE_CHECKING:
@@ -23,19 +24,25 @@ def compute(name: str, predictions: Any, references: Any) -> dict[str, float]:
         predictions, references: parallel; the class in `METRICS` says which form they have.
 
     Raises:
+        MissingPackageError: the extra that computes it isn't installed.
         UnknownNameError: no such metric.
         DataError: predictions or references that can't be scored.
     """
+    metrics = _modules()
+    if name not in metrics:
+        raise UnknownNameError(f"unknown metric {name!r}; {nearest(name, metrics)}")
+    return metrics[name]().compute(predictions=predictions, references=references)
+
+
+def _modules() -> dict[str, Any]:
+    """Import the classes."""
+    need("datasets", "evaluate", what="hf_glu.metrics")
     from hf_glu.tasks.metrics.modules import METRICS
 
-    if name not in METRICS:
-        raise UnknownNameError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
-    return METRICS[name]().compute(predictions=predictions, references=references)
+    return METRICS
 
 
 def __getattr__(name: str) -> Any:
     if name == "METRICS":  # importing `evaluate` takes seconds
-        from hf_glu.tasks.metrics.modules import METRICS
-
-        return METRICS
+        return _modules()
     raise AttributeError(f"module 'hf_glu.tasks.metrics' has no attribute {name!r}")

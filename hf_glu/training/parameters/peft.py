@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_glu.config.extras import need
 from hf_glu.errors import NoSiteError, OptionError, nearest
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import Bank
@@ -64,7 +65,9 @@ def lora_config(
     Raises:
         NoSiteError: no FFN of the model is known to hf_glu.
         OptionError: targets that the model doesn't have, or a head that is quantized.
+        MissingPackageError: PEFT isn't installed.
     """
+    need("peft", what="lora_config")
     from peft import LoraConfig
 
     full = [*head_names(model), *activations(model)]

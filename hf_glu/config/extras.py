@@ -1,0 +1,54 @@
+"""Which packages come with which extra, and the one line that says so where one is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from hf_glu.errors import MissingPackageError
+
+# what is imported -> the extra that brings it
+EXTRAS = {
+    "datasets": "train",
+    "evaluate": "train",
+    "pandas": "train",
+    "peft": "train",
+    "pyarrow": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "torchao": "quantize",
+    "gguf": "gguf",
+}
+OF_TRAINING = ("datasets", "evaluate", "sklearn")  # that every task needs
+
+
+def need(*packages: str, what: str) -> None:
+    """Check that packages of extras are installed, before anything that takes long is begun.
+
+    Args:
+        packages: as they are imported, such as ``sklearn``.
+        what: needs them: the beginning of the message, such as ``hf-glu finetune``.
+
+    Raises:
+        MissingPackageError: one isn't.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise _missing(missing, what)
+
+
+def of_import(error: ImportError, what: str) -> MissingPackageError | None:
+    """Return what a failed import means, where the package that is missing comes with an extra; else None."""
+    package = (error.name or "").partition(".")[0]
+    return _missing([package], what) if isinstance(error, ModuleNotFoundError) and package in EXTRAS else None
+
+
+def _missing(packages: list[str], what: str) -> MissingPackageError:
+    """Name the packages and the extras that bring them."""
+    extras = ",".join(dict.fromkeys(EXTRAS[package] for package in packages))
+    verb = "isn't" if len(packages) == 1 else "aren't"
+    names = " and ".join([", ".join(packages[:-1]), packages[-1]] if len(packages) > 1 else packages)
+    return MissingPackageError(f'{what} needs {names}, which {verb} installed: pip install "hf_glu[{extras}]"')

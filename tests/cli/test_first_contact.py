@@ -1,0 +1,232 @@
+"""The first minute with hf_glu: help, completion, missing extras, what is imported, what is printed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from pico import FAMILIES
+
+import hf_glu
+from hf_glu import cli
+from hf_glu.config.extras import EXTRAS, need
+from hf_glu.errors import MissingPackageError, UnknownNameError
+from hf_glu.training.options import read_yaml
+from hf_glu.training.packaged import FOLDERS, find_config, packaged
+
+ROOT = Path(__file__).parents[2]
+
+
+def process(code, *arguments, **more):
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, **more
+    )
+
+
+def without(*packages):
+    """Return code that runs hf-glu where packages aren't installed."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({packages!r}))"
+    return f"{block}\nfrom hf_glu.cli import main\nmain(sys.argv[1:])"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]], ids=["nothing", "-h", "--help"])
+def test_help_is_help(arguments, capsys):
+    assert cli.run(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Usage: hf-glu")
+    assert "finetune" in captured.out
+    assert captured.err == ""
+
+
+def test_commands_have_short_help_and_programs_keep_their_own(capfd):
+    assert cli.run(["convert", "-h"]) == 0
+    assert "--plan" in capfd.readouterr().out
+    assert cli.run(["run", sys.executable, "-h"]) == 0
+    assert "PYTHON" in capfd.readouterr().out
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "hf_glu", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, hf_glu.__version__ + "\n", "")
+
+
+@pytest.mark.slow
+def test_as_a_module_under_accelerate_launch(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "hf_glu"]
+    done = subprocess.run([*launch, "finetune"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "hf-glu: give the pretrained checkpoint with --model" in done.stderr
+
+
+def test_shell_completion():
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # no shell need be among this process's parents
+    done = process("from hf_glu.cli import main; main()", "--show-completion", "bash", env=os.environ | named)
+    assert done.returncode == 0
+    assert "_HF_GLU_COMPLETE" in done.stdout
+    words = {"_HF_GLU_COMPLETE": "complete_bash", "COMP_WORDS": "hf-glu fine", "COMP_CWORD": "1"}
+    done = process("from hf_glu.cli import main; main()", env=os.environ | words)
+    assert done.stdout.split() == ["finetune"]
+
+
+WRONG = {
+    "flag": ["convert", "--nope"],
+    "command": ["frobnicate"],
+    "no target": ["convert", "SRC", "DST"],
+    "no destination": ["convert", "SRC", "--to", "geglu"],
+    "stream and width": ["convert", "SRC", "DST", "--to", "geglu", "--stream", "--width", "9"],
+    "no model": ["finetune", "--task", "sst2"],
+    "an option": ["finetune", "--model", "SRC", "--epochs", "0"],
+    "only": ["finetune", "--model", "SRC", "--task", "sst2", "--only", "rte"],
+    "seeds": ["compare", "--model", "SRC", "--seeds", "a"],
+    "no output": ["compare", "--model", "SRC", "--task", "sst2"],
+    "bench": ["bench", "ffm"],
+    "config": ["finetune", "--config", "bert-gelu-glue"],
+    "formats": ["export", "SRC", "DST", "--onnx", "--program"],
+    "nothing to run": ["run"],
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_do_not_wait_for_torch(case):
+    loaded = "print(sorted({'torch', 'transformers.activations', 'datasets'} & set(sys.modules)))"
+    done = process(
+        f"import sys; from hf_glu.cli import run; code = run(sys.argv[1:]); {loaded}; sys.exit(code)", *WRONG[case]
+    )
+    assert done.returncode == 2
+    assert done.stdout == "[]\n"
+    assert done.stderr.startswith("hf-glu: ")
+    assert done.stderr.count("\n") == 1
+
+
+MISSING = {
+    "finetune": (["finetune", "--model", "SRC", "--task", "sst2"], "datasets", "train"),
+    "finetune with LoRA": (["finetune", "--model", "SRC", "--task", "sst2", "--peft", "lora"], "peft", "train"),
+    "compare": (["compare", "--model", "SRC", "--task", "sst2", "--output", "OUT"], "scipy", "train"),
+    "report": (["report", "SRC"], "matplotlib", "report"),
+    "gates": (["gates", "SRC", "--text", "a", "--html", "gates.html"], "matplotlib", "report"),
+    "activations": (["activations", "--plot", "a.png"], "matplotlib", "report"),
+    "export": (["export", "SRC", "OUT"], "onnxruntime", "export"),
+    "bench devices": (["bench", "devices", "--model", "SRC", "--task", "sst2"], "datasets", "train"),
+    "GGUF": (["sites", "FILE.gguf"], "gguf", "gguf"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_a_missing_extra_is_one_line(case, tmp_path):
+    arguments, package, extra = MISSING[case]
+    FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "SRC")
+    (tmp_path / "FILE.gguf").touch()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = process(without(package), *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [done.stderr.strip()], done.stderr
+    assert package in done.stderr
+    assert f"pip install hf_glu[{extra}]" in re.sub("['\"]", "", done.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_lora_config_names_what_it_needs():
+    code = "import sys; sys.modules['peft'] = None; import hf_glu; hf_glu.lora_config(None)"
+    assert process(code).stderr.endswith(
+        'lora_config needs peft, which isn\'t installed: pip install "hf_glu[train]"\n'
+    )
+
+
+def test_modules_that_need_an_extra_say_so():
+    done = process("import sys; sys.modules['datasets'] = None; import hf_glu; hf_glu.metrics.METRICS")
+    assert done.stderr.splitlines()[-1].endswith('pip install "hf_glu[train]"')
+
+
+def test_several_missing_packages_are_one_line(monkeypatch):
+    need("json", what="nothing")
+    for package in ("peft", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError) as error:
+        need("peft", "json", "onnx", what="x")
+    assert str(error.value) == 'x needs peft and onnx, which aren\'t installed: pip install "hf_glu[train,export]"'
+
+
+def test_every_extra_is_one_of_the_packages():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS.values()) < set(extras)
+
+
+def test_tasks_and_metrics_are_loaded_when_they_are_used():
+    heavy = "{'torch', 'transformers', 'datasets', 'evaluate', 'hf_glu.tasks', 'hf_glu.tasks.metrics'}"
+    code = f"""
+import sys, hf_glu
+assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)
+assert {{'tasks', 'metrics'}} <= set(dir(hf_glu))
+assert 'rte' in hf_glu.tasks.TASKS
+assert 'datasets' not in sys.modules
+assert hf_glu.metrics is sys.modules['hf_glu.tasks.metrics']
+"""
+    done = process(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_yaml_files_are_listed_and_found(capsys, tmp_path):
+    assert cli.run(["configs", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["configs"]
+    assert len(rows) == sum(len(packaged(kind)) for kind in FOLDERS) > 18
+    assert all(read_yaml(Path(row["file"])) for row in rows)
+    assert cli.run(["configs", "fsdp2"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == packaged("accelerate")["fsdp2"]
+    assert find_config(Path("bert-geglu-glue")) == packaged("configs")["bert-geglu-glue"]
+    for given in (tmp_path / "bert-geglu-glue", Path("bert-geglu-glue.yaml")):
+        assert find_config(given) == given  # a path, which isn't there
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        find_config(Path("bert-geglu"))
+
+
+def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bert-geglu-glue").write_text("model: mine")
+    assert read_yaml(find_config(Path("bert-geglu-glue"))) == {"model": "mine"}
+
+
+def test_nothing_but_the_answer_is_printed(tmp_path):
+    FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "dense")
+    done = process(
+        "from hf_glu.cli import main; main()",
+        "convert",
+        tmp_path / "dense",
+        tmp_path / "gated",
+        "--to",
+        "geglu",
+        "--json",
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["max_abs_difference"] <= 1e-6
+    assert done.stderr == ""
+
+
+def test_our_own_warnings_are_one_line():
+    code = """
+import sys, warnings
+from hf_glu.cli.quiet import be_quiet
+be_quiet()
+warnings.warn("of a library")
+exec(compile("warnings.warn('of ours')", "f.py", "exec"), {"__name__": "hf_glu.training.job", "warnings": warnings})
+"""
+    assert (
+        process(code, env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}).stderr == "hf-glu: of ours\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_wheel_has_all_that_the_package_reads(tmp_path):
+    pytest.importorskip("hatchling")
+    build = "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))"
+    done = process(build, tmp_path, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    listed = subprocess.run(["git", "ls-files", "hf_glu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(listed.stdout.split()) <= names
