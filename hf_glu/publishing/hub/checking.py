@@ -99,7 +99,7 @@ def _fresh(
         order = {"folder": str(folder), "auto_class": auto_class, "threads": torch.get_num_threads()}
         write_json(scratch / "order.json", {**order, **{key: expected[key] for key in ("device", "options")}})
         save_file({key: value.cpu() for key, value in expected["inputs"].items()}, scratch / "inputs.safetensors")
-        script = (files("hf_glu.publishing") / "fresh.py").read_text(encoding="utf-8")
+        script = (files("hf_glu.publishing.hub") / "fresh.py").read_text(encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-c", script, str(scratch)], env=_environment(scratch), cwd=scratch, capture_output=True,
             text=True, check=False,
@@ -113,7 +113,7 @@ def _fresh(
 
 def _environment(scratch: Path) -> dict[str, str]:
     """Return the environment of a fresh process: no network, and no code that an earlier load has left in a cache."""
-    package_root = str(Path(__file__).resolve().parents[2])
+    package_root = str(Path(__file__).resolve().parents[3])
     paths = [os.environ.get("PYTHONPATH", ""), package_root]
     return {
         **os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules",
