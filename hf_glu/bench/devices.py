@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.small import EAGER, WAYS
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.config.glu import iso_width
 from hf_glu.conversion import convert
 from hf_glu.errors import OptionError

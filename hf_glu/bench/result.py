@@ -17,7 +17,7 @@ from hf_glu.bench.timing import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BenchRow:
     """One contender in one cell.
 
     Attributes:
@@ -93,7 +93,7 @@ class Mean:
         return {**asdict(self), "met": self.met}
 
 
-def mean_ratios(rows: Iterable[Row], targets: Mapping[str, float]) -> tuple[Mean, ...]:
+def mean_ratios(rows: Iterable[BenchRow], targets: Mapping[str, float]) -> tuple[Mean, ...]:
     """Return the means of the contenders that have a target for them."""
     found: dict[str, list[float]] = {}
     for row in rows:
@@ -119,7 +119,7 @@ class BenchResult:
 
     bench: str
     machine: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     means: tuple[Mean, ...] = ()
 
     @property

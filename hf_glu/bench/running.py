@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, check_name
-from hf_glu.bench.result import BenchResult, Row, machine, mean_ratios, physical_cores
+from hf_glu.bench.result import BenchResult, BenchRow, machine, mean_ratios, physical_cores
 from hf_glu.bench.timing import Timing, interleave
 from hf_glu.errors import OptionError, nearest
 
@@ -82,7 +82,7 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
     check_name(name)
     options = options or BenchOptions()
     check_device(options.device)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     module = import_module(BENCHES[name])
     with _threads(options.threads or physical_cores()):
         for cell in module.cells(options):
@@ -112,7 +112,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
+def measure(bench: str, cell: Cell, options: BenchOptions) -> list[BenchRow]:
     """Return the rows of a cell."""
     with torch.device(options.device) if options.device != "cpu" else nullcontext():
         contenders = cell.build()
@@ -125,7 +125,7 @@ def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
 
 def _row(
     bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int], facts: Mapping[str, float]
-) -> Row:
+) -> BenchRow:
     row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name), "facts": dict(facts)}
     claim = cell.claims.get(name)
     if claim is not None:
@@ -135,4 +135,4 @@ def _row(
         if lean is not None and name in saved:
             ratio = saved[name] / saved[lean]
             row |= {"saved_peer": lean, "saved_ratio": ratio, "saved_target": claim.saved_target}
-    return Row(bench=bench, cell=cell.shape, contender=name, **row)
+    return BenchRow(bench=bench, cell=cell.shape, contender=name, **row)

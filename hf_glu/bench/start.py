@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import hf_glu
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.whole import make_bert
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 
 PYTHON, TORCH, CLASS, LOAD = "python", "import torch", "import BertModel", "load"
 CODE = {

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.files import CONFIG_FILE
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.section import MAX_LAYERS
 from hf_glu.errors import CheckpointError, HfGluError, shown
 
-CONFIG = "config.json"
 # a model is built layer by layer, also on the meta device: what these count is what takes time
 COUNTS = frozenset(
     "num_hidden_layers num_layers num_decoder_layers num_encoder_layers encoder_layers decoder_layers n_layer n_layers "
@@ -54,7 +54,7 @@ def check_config(folder: Path) -> None:
         CheckpointError, DataError: it is no config: other types than a config has, numbers that no model has.
         HfGluError: its ``hf_glu`` entry can't be read.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     if path.is_file():
         _check(read_object(path), path)
 

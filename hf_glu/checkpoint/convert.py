@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_glu.checkpoint.config_file import reading
+from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import encode, forget_code, load_model, load_skeleton, load_tokenizer, read_texts
-from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
+from hf_glu.checkpoint.provenance import base_of
 from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.converting import check_experts
 from hf_glu.conversion.steps import Target

@@ -9,14 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_glu.checkpoint.carrying import check_inside, clean_json, is_code
-from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE
+from hf_glu.checkpoint.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    LOG_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+)
 from hf_glu.checkpoint.writing import user_path, whole_folder, writing
 from hf_glu.errors import CheckpointError
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".gguf", ".pt", ".ot")
-_WRITTEN_ANEW = {"config.json", "generation_config.json", REPORT_FILE}
+_WRITTEN_ANEW = {CONFIG_FILE, GENERATION_CONFIG_FILE, REPORT_FILE}
 # what is said of the source, and what was measured on it, isn't true of what is made from it
-_OF_THE_SOURCE = {CARD_FILE, "run.json", "results.json", "log.jsonl"}
+_OF_THE_SOURCE = {CARD_FILE, RUN_FILE, RESULTS_FILE, LOG_FILE}
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:

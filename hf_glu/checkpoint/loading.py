@@ -8,19 +8,12 @@ from typing import Any
 
 from hf_glu.checkpoint.carrying import REFERENCES
 from hf_glu.checkpoint.config_file import check_config, model_class_of, reading
+from hf_glu.checkpoint.files import TOKENIZER_FILES
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.probe import give_pad_token
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-)
 FEWEST, SMALL = 4, 2**24  # numbers of a model for each byte of its files, and those of a model that is small
 
 
@@ -106,7 +99,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     folder = resolve(source)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # Transformers would make up an empty one
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # Transformers would make up an empty one
         raise CheckpointError(f"{source} has no tokenizer, which texts need")
     with reading(source, why="has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

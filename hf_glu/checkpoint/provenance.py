@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.files import CARD_FILE as CARD_FILE
+from hf_glu.checkpoint.files import REPORT_FILE as REPORT_FILE
 from hf_glu.checkpoint.hub import invalid_name, resolve
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.checkpoint.writing import user_path
 
-REPORT_FILE, CARD_FILE = "hf_glu_report.json", "README.md"
 CARRIED = ("license", "license_name", "license_link", "language")
 
 

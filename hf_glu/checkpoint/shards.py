@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_glu.checkpoint.files import WEIGHTS_FILE as SINGLE
+from hf_glu.checkpoint.files import WEIGHTS_INDEX_FILE as INDEX
 from hf_glu.errors import CheckpointError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 2**24
 # a plain name, so that what is read and written under it lies in the checkpoint's folder, on every system
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*\.safetensors", re.ASCII)

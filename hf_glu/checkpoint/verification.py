@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.config.traits import vocabulary
 from hf_glu.errors import OptionError
 from hf_glu.instruments.probe import max_abs_difference, probe_inputs, try_run, with_decoder

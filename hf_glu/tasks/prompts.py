@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
-from hf_glu.tasks.inputs import clean, mark, mark_words, passage, unique_entities
+from hf_glu.tasks.inputs import Row, clean, mark, mark_words, passage, unique_entities
 
-Row: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = Callable[[Row], str]
 
 

@@ -10,7 +10,7 @@ from hf_glu.tasks import inputs, prompts
 from hf_glu.tasks.inputs import Inputs
 from hf_glu.tasks.prompts import Prompt
 
-Form = Literal["classes", "regression", "choice", "entity"]
+TaskForm = Literal["classes", "regression", "choice", "entity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Task:
     prompt: Prompt
     metric: str = "accuracy"
     main: tuple[str, ...] = ("accuracy",)
-    form: Form = "classes"
+    form: TaskForm = "classes"
     answers: tuple[str, ...] | None = None
     suite: str | None = None
     dataset: str = ""

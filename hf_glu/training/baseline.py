@@ -11,8 +11,9 @@ from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.checkpoint.carrying import without_paths
+from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.jsonio import write_json
-from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
+from hf_glu.checkpoint.provenance import base_of
 from hf_glu.errors import OptionError
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions

@@ -12,8 +12,10 @@ from accelerate import PartialState
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import SAME_FUNCTION
-from hf_glu.checkpoint.convert import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
+from hf_glu.checkpoint.files import COMPARISON_FILE, CONVERTED_FOLDER, RECORD_FILE, REPORT_FILE, RUN_FILE
+from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.loading import load_model, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import check_folder
 from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
@@ -25,16 +27,14 @@ from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
 from hf_glu.training.record import (
     FREE,
     MADE_OF,
-    RECORD_FILE,
     Record,
     check_same,
     fingerprint,
     make_record,
     option_record,
 )
-from hf_glu.training.saving import RUN, known_results
+from hf_glu.training.saving import known_results
 
-COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
 # what variants and seeds say
 OF_VARIANTS = ("to", "width", "random", "seed")
@@ -116,7 +116,7 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
         place = str(mine.output)
         found[name].append(known[place] if place in known else _run(variant, mine, its, folder))
         if PartialState().is_main_process and name == chosen[-1].name:
-            write_json(folder / COMPARISON, _table(found, seeds, job))
+            write_json(folder / COMPARISON_FILE, _table(found, seeds, job))
     return _table(found, seeds, job)
 
 
@@ -152,7 +152,7 @@ def _known_results(
         place = Path(str(mine.output))
         if (known := known_results(place, {**made_of, "options": option_record(mine, its)})) is not None:
             found[str(mine.output)] = known
-    for run in sorted(folder.glob(f"*/{RUN}")):
+    for run in sorted(folder.glob(f"*/{RUN_FILE}")):
         check_same(run.parent, made_of, FREE | {"activation", "seed", *OF_CONVERSION})
     return found
 
@@ -162,7 +162,7 @@ def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Pa
     with PartialState().main_process_first():
         base = _fitted_base(variant, job, made_of, folder)
     mine = replace(job.dense(), model=str(base), base_model=job.title) if base else job
-    return run_job(mine, options, resume=(Path(str(job.output)) / RUN).is_file(), made_of=made_of)
+    return run_job(mine, options, resume=(Path(str(job.output)) / RUN_FILE).is_file(), made_of=made_of)
 
 
 def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Path) -> Path | None:
@@ -174,7 +174,7 @@ def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Pat
     if variant.to is None or variant.random:
         return None
     mine = {**made_of, "options": {key: made_of["options"][key] for key in OF_FIT}}
-    target = folder / CONVERTED / variant.name.replace(":", "-")
+    target = folder / CONVERTED_FOLDER / variant.name.replace(":", "-")
     if target.is_dir():
         if check_same(target, mine, file=RECORD_FILE)["files"] != fingerprint(target):
             raise CheckpointError(f"{target} was changed after it was written: remove it")

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from hf_glu.activation.learnable import mixes
+from hf_glu.checkpoint.files import ADAPTER_FOLDER, PREDICTIONS_FOLDER, RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.writing import check_folder, remove_partials, whole_folder, writing
 from hf_glu.conversion import freeze_mix
@@ -23,18 +24,16 @@ from hf_glu.training.data.features import Features, check_answers, check_length,
 from hf_glu.training.data.measuring import validation_statistics
 from hf_glu.training.data.models import convert_for, load_for_task
 from hf_glu.training.data.prediction import answer, evaluate, predict
-from hf_glu.training.data.sources import Source, calibration_texts, check_predictable, read_diagnostics, read_tasks
+from hf_glu.training.data.sources import TaskRows, calibration_texts, check_predictable, read_diagnostics, read_tasks
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded, make_accelerator, share_results, start_trackers
-from hf_glu.training.loop.loop import Loop, TrainingResult
+from hf_glu.training.loop.loop import TrainingLoop, TrainingResult
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.gates import train_only_gates
 from hf_glu.training.parameters.peft import count_parameters, frozen_activations, lora_config
 from hf_glu.training.record import Record, make_record
-from hf_glu.training.saving import RESULTS, RUN, check_run_folder, reloads_equal, run_entry, save_model
-
-PREDICTIONS, ADAPTER = "predictions", "adapter"
+from hf_glu.training.saving import check_run_folder, reloads_equal, run_entry, save_model
 
 
 def run_job(
@@ -105,13 +104,13 @@ class Job:
         """Whether this process writes."""
         return bool(self.accelerator.is_main_process)
 
-    def rows(self, source: Source) -> int | None:
+    def rows(self, source: TaskRows) -> int | None:
         """Return how many training rows of a task are used; None: all."""
         if not self.job.mixture:
             return self.job.train_size
         return min(self.job.mixture_limit, self.job.train_size or self.job.mixture_limit)
 
-    def features(self, source: Source, split: str, rows: int | None) -> Features:
+    def features(self, source: TaskRows, split: str, rows: int | None) -> Features:
         """Return a labelled split as the model reads it."""
         task, raw = source
         return make_features(
@@ -138,13 +137,13 @@ class Job:
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate and save; a finished run, where it is to be resumed, has its results already."""
-        if self.folder is not None and (self.folder / RESULTS).is_file():
-            return read_object(self.folder / RESULTS)
+        if self.folder is not None and (self.folder / RESULTS_FILE).is_file():
+            return read_object(self.folder / RESULTS_FILE)
         if self.folder is not None and self.main:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 remove_partials(self.folder)
-            write_json(self.folder / RUN, self.entry)
+            write_json(self.folder / RUN_FILE, self.entry)
         self.accelerator.wait_for_everyone()
         if self.options.tracker != "none":
             start_trackers(self.accelerator, self.entry["options"])
@@ -157,7 +156,7 @@ class Job:
             tracker.finish()
         return share_results(results) if self.sharded else results
 
-    def conclude(self, loop: Loop, trained: TrainingResult, before: dict[str, float] | None) -> dict[str, Any]:
+    def conclude(self, loop: TrainingLoop, trained: TrainingResult, before: dict[str, float] | None) -> dict[str, Any]:
         """Evaluate and save what was trained; return the results."""
         metrics, score = self.evaluate(self.model, "evaluate")
         epoch = trained.steps / loop.plan.steps_per_epoch
@@ -183,7 +182,7 @@ class Job:
         accelerator = None if self.alone else self.accelerator
         return evaluate(model, self.validation, self.tokenizer, batch_size=size, accelerator=accelerator, title=title)
 
-    def fit(self) -> tuple[Loop, TrainingResult]:
+    def fit(self) -> tuple[TrainingLoop, TrainingResult]:
         """Train; afterwards the model is a plain one, in full precision, with what LoRA and mixes learned folded in.
 
         Where weights are sharded, the main process gets them whole, in a copy on the CPU, and goes on alone.
@@ -191,7 +190,7 @@ class Job:
         whole = copy.deepcopy(self.model).cpu() if self.sharded and self.main else None
         set_seed(self.options.seed, deterministic=self.options.deterministic)
         title = f"{self.job.conversion or 'dense'}: fine-tune"
-        loop = Loop(
+        loop = TrainingLoop(
             self.model, self.train, self.tokenizer, self.options, self.accelerator, folder=self.folder,
             evaluate=lambda model: self.evaluate(model, "validate"), title=title,
         )  # fmt: skip
@@ -209,7 +208,7 @@ class Job:
             anneal(self.model, 1.0)
         if self.job.peft == "lora":
             if self.folder is not None and self.main:
-                with writing(self.folder), whole_folder(self.folder / ADAPTER, replacing=True) as stage:
+                with writing(self.folder), whole_folder(self.folder / ADAPTER_FOLDER, replacing=True) as stage:
                     self.model.save_pretrained(stage)
             self.model = self.model.merge_and_unload()
         if self.options.anneal is not None:
@@ -219,13 +218,13 @@ class Job:
     def finish(self, folder: Path, results: dict[str, Any]) -> None:
         """Write predictions, model and results."""
         if self.job.predict:
-            self.predict_tests(folder / PREDICTIONS)
+            self.predict_tests(folder / PREDICTIONS_FOLDER)
         if self.main:
             save_model(self.model, self.tokenizer, folder)
             first = next(iter(self.validation.values()))
             size = self.options.eval_batch_size
             results["reloaded_equal"] = reloads_equal(self.model, self.tokenizer, folder, first, size)
-            write_json(folder / RESULTS, results)
+            write_json(folder / RESULTS_FILE, results)
             if not results["reloaded_equal"]:
                 raise CheckpointError(
                     f"{folder}: the saved model, loaded again, isn't the one that was evaluated: don't use it"

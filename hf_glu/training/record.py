@@ -7,23 +7,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.files import CARD_FILE, LOG_FILE, PAGE_FILE, RECORD_FILE, REPORT_FILE, RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import to_json
-from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE
 from hf_glu.errors import CheckpointError
 from hf_glu.tasks.files import hash_file
 from hf_glu.training.data.sources import data_record, task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
 
 MADE_OF = "made_of"
-RECORD_FILE = "made_of.json"
 PACKAGES = ("hf_glu", "transformers", "tokenizers", "torch", "accelerate", "datasets", "peft")
 # where things are (their content counts), and what is told on the way
 FREE = frozenset({"model", "dataset", "validation", "output", "tracker", "checkpoint_every", "log_every"})
 # what a resumed run may have otherwise, too, beside versions
 FREE_IF_RESUMED = FREE | {"eval_batch_size", "mixed_precision", "predict"}
 # beside weights, config and tokenizer: what is said of a checkpoint, and weights that are never loaded here
-_NOT_READ = {CARD_FILE, REPORT_FILE, RECORD_FILE, "run.json", "results.json", "log.jsonl", "report.html", "LICENSE"}
+_NOT_READ = {CARD_FILE, REPORT_FILE, RECORD_FILE, RUN_FILE, RESULTS_FILE, LOG_FILE, PAGE_FILE, "LICENSE"}
 _OTHER_WEIGHTS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".tflite")
 
 Record = dict[str, dict[str, Any]]
@@ -71,7 +70,7 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
         versions: whether versions count.
     """
     if not isinstance(before, dict):
-        return "a run.json that doesn't say what it was made of"
+        return f"a {RUN_FILE} that doesn't say what it was made of"
     for part, values in now.items():
         known = before.get(part)
         known = known if isinstance(known, dict) else {}
@@ -87,7 +86,7 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
 
 
 def check_same(
-    folder: Path, now: Record, free: frozenset[str] = FREE, *, versions: bool = True, file: str = "run.json"
+    folder: Path, now: Record, free: frozenset[str] = FREE, *, versions: bool = True, file: str = RUN_FILE
 ) -> dict[str, Any]:
     """Return what ``folder`` says of the run in it.
 

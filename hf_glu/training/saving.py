@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_glu.checkpoint.files import CONFIG_FILE, RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.stopping import cleaned_up
 from hf_glu.checkpoint.writing import is_free, partial_name, remove, scratch_folder, sync, writing
@@ -23,8 +24,8 @@ from hf_glu.training.data.prediction import predict
 from hf_glu.training.data.sources import task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import FREE_IF_RESUMED, MADE_OF, Record, check_same
+from hf_glu.training.reload import DATA_FOLDER, LOGITS_FILE, ORDER_FILE, TEXTS_FILE, WEIGHTS_FILE
 
-RUN, RESULTS, CONFIG = "run.json", "results.json", "config.json"
 RELOADED_ROWS = 1000
 
 
@@ -46,11 +47,11 @@ def check_run_folder(folder: Path, entry: dict[str, Any], *, resume: bool) -> No
     with writing(folder):
         if is_free(folder):
             return
-    known = folder / RUN
+    known = folder / RUN_FILE
     if not known.is_file():
         raise CheckpointError(f"{folder} exists already and isn't an empty folder: choose another output")
     if not resume:
-        finished = (folder / RESULTS).is_file()
+        finished = (folder / RESULTS_FILE).is_file()
         state = "a finished run:" if finished else "an unfinished run: --resume goes on with it, or"
         raise CheckpointError(f"{folder} has {state} choose another output")
     check_same(folder, entry[MADE_OF], FREE_IF_RESUMED, versions=False)
@@ -62,13 +63,13 @@ def known_results(folder: Path, made_of: Record) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is made of something else.
     """
-    if not (folder / RUN).is_file():
+    if not (folder / RUN_FILE).is_file():
         return None
-    if not (folder / RESULTS).is_file():
+    if not (folder / RESULTS_FILE).is_file():
         check_same(folder, made_of, FREE_IF_RESUMED, versions=False)
         return None
     check_same(folder, made_of)
-    results: dict[str, Any] = read_object(folder / RESULTS)
+    results: dict[str, Any] = read_object(folder / RESULTS_FILE)
     return results
 
 
@@ -81,8 +82,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
             model.save_pretrained(stage)
             tokenizer.save_pretrained(stage)
             sync(stage)
-            (folder / CONFIG).unlink(missing_ok=True)
-            for path in sorted(stage.iterdir(), key=lambda path: path.name == CONFIG):
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
+            for path in sorted(stage.iterdir(), key=lambda path: path.name == CONFIG_FILE):
                 target = folder / path.name
                 if target.is_dir():
                     remove(target)
@@ -124,15 +125,15 @@ def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Any, dict
         CheckpointError: the new process can't load it.
     """
     with scratch_folder() as scratch, writing(scratch):
-        features.data.save_to_disk(f"{scratch}/data")
+        features.data.save_to_disk(f"{scratch}/{DATA_FOLDER}")
         order = {"folder": str(folder), "task": features.task.name, "text": features.text, "batch_size": batch_size}
-        write_json(scratch / "order.json", order)
+        write_json(scratch / ORDER_FILE, order)
         command = [sys.executable, "-m", "hf_glu.training.reload", str(scratch)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise CheckpointError(f"{folder} can't be loaded again: {why}")
-        weights = json.loads((scratch / "weights.json").read_text(encoding="utf-8"))
+        weights = json.loads((scratch / WEIGHTS_FILE).read_text(encoding="utf-8"))
         if features.text:
-            return json.loads((scratch / "texts.json").read_text(encoding="utf-8")), weights
-        return np.load(f"{scratch}/logits.npy"), weights
+            return json.loads((scratch / TEXTS_FILE).read_text(encoding="utf-8")), weights
+        return np.load(scratch / LOGITS_FILE), weights

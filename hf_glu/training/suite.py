@@ -12,22 +12,22 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_glu.checkpoint.files import PREDICTIONS_FOLDER, RUN_FILE, SUITE_CSV_FILE, SUITE_FILE, SUITE_MARKDOWN_FILE
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.writing import PARTIAL, check_folder, is_vacant, whole_file, write_text, writing
 from hf_glu.errors import CheckpointError, OptionError, shown
 from hf_glu.tasks.submission import zip_predictions
 from hf_glu.tasks.table import Task, find_suite
-from hf_glu.training.job import PREDICTIONS, run_job
+from hf_glu.training.job import run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
-from hf_glu.training.saving import RUN, known_results
+from hf_glu.training.saving import known_results
 
-SUITE = "suite.json"
-Run = Callable[..., dict[str, Any]]
+RunTask = Callable[..., dict[str, Any]]
 
 
 def run_suite(
-    suite: str, job: JobOptions, options: TrainingOptions, *, only: list[str] | None = None, run: Run = run_job
+    suite: str, job: JobOptions, options: TrainingOptions, *, only: list[str] | None = None, run: RunTask = run_job
 ) -> dict[str, Any]:
     """Run the tasks of ``suite``, each in a subfolder of ``job.output``; return their results and the suite's score.
 
@@ -62,7 +62,7 @@ def run_suite(
         if (finished := known[name]) is not None:
             done[name] = finished
         elif not only or name in only:
-            done[name] = run(mine, options, resume=(folder / name / RUN).is_file())
+            done[name] = run(mine, options, resume=(folder / name / RUN_FILE).is_file())
         else:
             continue
         table = _table(suite, job, tasks, done)
@@ -74,12 +74,12 @@ def run_suite(
 
 
 def _known(place: Path, job: JobOptions, options: TrainingOptions) -> dict[str, Any] | None:
-    return known_results(place, make_record(job, options)) if (place / RUN).is_file() else None
+    return known_results(place, make_record(job, options)) if (place / RUN_FILE).is_file() else None
 
 
 def _check_same(folder: Path, suite: str) -> None:
-    if (folder / SUITE).is_file():
-        known = read_object(folder / SUITE).get("suite")
+    if (folder / SUITE_FILE).is_file():
+        known = read_object(folder / SUITE_FILE).get("suite")
         if known != suite:
             raise CheckpointError(f"{folder} has the suite {shown(known)}, not {suite!r}: choose another")
     elif folder.exists() and not (folder.is_dir() and all(map(_is_suites, folder.iterdir()))):
@@ -88,7 +88,7 @@ def _check_same(folder: Path, suite: str) -> None:
 
 def _is_suites(path: Path) -> bool:
     """Tell whether a suite may have left ``path`` before it wrote its table, however it ended."""
-    return (path / RUN).is_file() or path.name.startswith(PARTIAL) or (path.is_dir() and is_vacant(path))
+    return (path / RUN_FILE).is_file() or path.name.startswith(PARTIAL) or (path.is_dir() and is_vacant(path))
 
 
 def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any]) -> dict[str, Any]:
@@ -107,13 +107,13 @@ def write_suite(folder: Path, table: dict[str, Any]) -> None:
         return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SUITE, table)
+    write_json(folder / SUITE_FILE, table)
     rows = [(name, key, value) for name, results in table["tasks"].items() for key, value in results["metrics"].items()]
     scores = [(name, "score", results["score"]) for name, results in table["tasks"].items()]
     total = [(table["suite"], "score, partial" if table["partial"] else "score", table["score"])]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("task", "metric", "value"), *rows, *scores, *total])
-    write_text(folder / "results.csv", text.getvalue())
+    write_text(folder / SUITE_CSV_FILE, text.getvalue())
     lines = ["| task | metrics | score |", "|---|---|---|"]
     for name, results in table["tasks"].items():
         found = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
@@ -121,15 +121,15 @@ def write_suite(folder: Path, table: dict[str, Any]) -> None:
     mark = f" (partial: {', '.join(table['missing'])} missing)" if table["partial"] else ""
     shown = "-" if table["score"] is None else f"{table['score']:.2%}"
     lines.append(f"| **{table['suite']}** | mean of the scores{mark} | {shown} |")
-    write_text(folder / "results.md", "\n".join(lines) + "\n")
+    write_text(folder / SUITE_MARKDOWN_FILE, "\n".join(lines) + "\n")
 
 
 def _zip(suite: str, folder: Path, tasks: list[Task]) -> tuple[str, list[str]]:
-    together = folder / PREDICTIONS
+    together = folder / PREDICTIONS_FOLDER
     with writing(together):
         together.mkdir(exist_ok=True)
     for task in tasks:
-        for path in sorted((folder / task.name / PREDICTIONS).glob("*")):
+        for path in sorted((folder / task.name / PREDICTIONS_FOLDER).glob("*")):
             with whole_file(together / path.name) as partial:
                 partial.write_bytes(path.read_bytes())
     path, missing = zip_predictions(suite, together)

@@ -89,7 +89,7 @@ def stopped(job, monkeypatch):
 
 
 def stop_at(monkeypatch, job, step, **more):
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def stepping(self):
         if self.progress.step == step:
@@ -97,7 +97,7 @@ def stop_at(monkeypatch, job, step, **more):
         return plain(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop_module.Loop, "_step", stepping)
+        patched.setattr(loop_module.TrainingLoop, "_step", stepping)
         with pytest.raises(HfGluError, match="interrupted"):
             run_job(job, OPTIONS, **more)
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_no_destination(size, stream, dense, tmp_path, capsys
 
 
 def test_a_full_disk_stops_a_training_that_goes_on_later(job, monkeypatch):
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def stepping(self):
         if self.progress.step == 5:
@@ -196,11 +196,11 @@ def test_a_full_disk_stops_a_training_that_goes_on_later(job, monkeypatch):
         return plain(self)
 
     with monkeypatch.context() as patched, small_disk(resource.RLIM_INFINITY):
-        patched.setattr(loop_module.Loop, "_step", stepping)
+        patched.setattr(loop_module.TrainingLoop, "_step", stepping)
         with pytest.raises(CheckpointError, match="can't be written"):
             run_job(job, OPTIONS)
     assert [path.name for path in job.folder.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert_the_same_run(job, run_job(job, OPTIONS, resume=True, finish=write_card))
+    assert_the_same_run(job, run_job(job, OPTIONS, resume=True))
 
 
 def test_what_a_kill_leaves_is_in_nobodys_way(job, stopped):
@@ -214,7 +214,7 @@ def test_what_a_kill_leaves_is_in_nobodys_way(job, stopped):
     (stopped / "checkpoint-best").mkdir()
     assert not is_whole(half)
     with pytest.warns(UserWarning, match=r"checkpoint-6 isn't whole"):
-        resumed = run_job(job, OPTIONS, resume=True, finish=write_card)
+        resumed = run_job(job, OPTIONS, resume=True)
     shutil.rmtree(stopped / "checkpoint-best", ignore_errors=True)
     assert_the_same_run(job, resumed)
 
@@ -234,22 +234,22 @@ def test_half_checkpoints_are_skipped(damage, stopped):
 
 def test_a_run_without_a_whole_checkpoint_begins_again(job, stopped):
     shutil.rmtree(stopped / "checkpoint-5")
-    assert_the_same_run(job, run_job(job, OPTIONS, resume=True, finish=write_card))
+    assert_the_same_run(job, run_job(job, OPTIONS, resume=True))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"options": 3}'])
 def test_a_broken_run_file_is_one_line(text, job, stopped):
     (stopped / "run.json").write_text(text)
     with pytest.raises(HfGluError, match=r"run\.json"):
-        run_job(job, OPTIONS, resume=True, finish=write_card)
+        run_job(job, OPTIONS, resume=True)
 
 
 def test_changed_data_are_refused(job, stopped, tmp_path):
     write_data(tmp_path, seed=1)
     with pytest.raises(CheckpointError, match="has changed"):
-        run_job(job, OPTIONS, resume=True, finish=write_card)
+        run_job(job, OPTIONS, resume=True)
     write_data(tmp_path)
-    assert_the_same_run(job, run_job(job, OPTIONS, resume=True, finish=write_card))
+    assert_the_same_run(job, run_job(job, OPTIONS, resume=True))
 
 
 def test_home_and_a_run_that_was_killed_before_its_card(job, monkeypatch, tmp_path):

@@ -142,14 +142,14 @@ def interrupt_at(monkeypatch, step):
     import os
     import signal
 
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def stepping(self):
         if self.progress.step == step:
             os.kill(os.getpid(), signal.SIGINT)
         return plain(self)
 
-    monkeypatch.setattr(loop_module.Loop, "_step", stepping)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_step", stepping)
 
 
 @pytest.mark.parametrize("family", EXACT)
@@ -219,13 +219,13 @@ def test_early_stopping_takes_the_best(bases, datasets, monkeypatch):
 def test_a_loss_that_is_nan_stops_with_its_step(bases, datasets, monkeypatch):
     job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu")
     made = Job(job, replace(OPTIONS, max_steps=20))
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def step(self):
         loss = plain(self)
         return loss * math.nan if self.progress.step == 5 else loss
 
-    monkeypatch.setattr(loop_module.Loop, "_step", step)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_step", step)
     with pytest.raises(TrainingError, match="nan at step 6: try a lower lr"):
         made.fit()
 

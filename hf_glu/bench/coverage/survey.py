@@ -54,7 +54,7 @@ state in the gate of Mamba's mixers), compared, saved, loaded again and compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CoverageRow:
     """What came of one model type.
 
     Attributes:
@@ -80,7 +80,7 @@ class Row:
 class Coverage:
     """All rows."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CoverageRow, ...]
     seconds: float
 
     @property
@@ -105,7 +105,7 @@ class Coverage:
         return f"{INTRODUCTION}\n{exact} of {len(self.rows)} exact.\n\n" + "\n".join(lines) + "\n"
 
 
-def survey(only: list[str] | None = None) -> Iterator[Row]:
+def survey(only: list[str] | None = None) -> Iterator[CoverageRow]:
     """Yield a row for each model type (or those of ``only``), each tried in a worker process that may crash."""
     from hf_glu.bench.coverage import tiny
 
@@ -117,7 +117,7 @@ def survey(only: list[str] | None = None) -> Iterator[Row]:
             yield pool.submit(examine, model_type, model_class).result()
         except BrokenProcessPool:
             pool = _pool()
-            yield Row(model_type=model_type, model_class=model_class, reason="the process crashed")
+            yield CoverageRow(model_type=model_type, model_class=model_class, reason="the process crashed")
     pool.shutdown()
 
 
@@ -137,7 +137,7 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def examine(model_type: str, model_class: str) -> Row:
+def examine(model_type: str, model_class: str) -> CoverageRow:
     """Return what comes of one model type."""
     from hf_glu.bench.coverage import tiny
 
@@ -154,7 +154,7 @@ def examine(model_type: str, model_class: str) -> Row:
     if reason is not None:
         reason = REASONS.get(model_type, reason)
     seconds = time.perf_counter() - start
-    return Row(model_type=model_type, model_class=model_class, seconds=seconds, reason=reason, **row)
+    return CoverageRow(model_type=model_type, model_class=model_class, seconds=seconds, reason=reason, **row)
 
 
 def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.checkpoint.config_file import first_line
-from hf_glu.checkpoint.provenance import CARD_FILE
+from hf_glu.checkpoint.files import CARD_FILE
 from hf_glu.checkpoint.writing import write_text
 from hf_glu.config.registry import GATED
 from hf_glu.errors import DataError, HfGluError

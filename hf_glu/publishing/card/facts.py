@@ -11,16 +11,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.files import (
+    COMPARISON_FILE,
+    CONFIG_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SENTENCE_TRANSFORMERS_FILE,
+    TOKENIZER_PATTERNS,
+)
 from hf_glu.checkpoint.jsonio import read_object
-from hf_glu.checkpoint.provenance import CARRIED, REPORT_FILE, base_of, carried, naming
+from hf_glu.checkpoint.provenance import CARRIED, base_of, carried, naming
 from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
 from hf_glu.tasks.table import SUITES, TASKS
 
 Facts = dict[str, Any]
 
-CONFIG, RUN, RESULTS, COMPARISON = "config.json", "run.json", "results.json", "compare.json"
-SENTENCE_TRANSFORMERS, TOKENIZER = "modules.json", ("tokenizer*", "vocab.*", "*.model")
 _OF_CONFIG = ("architectures", "model_type", "transformers_version", "auto_map", "hf_glu", *ACTIVATION_FIELDS)
 _OF_RUN = ("task", "hardware", "versions")
 _OF_OPTIONS = (
@@ -33,7 +40,7 @@ _OF_CONVERSION = (
     "target", "promise", "changes", "parameters_before", "parameters_after", "active_parameters_after",
     "max_abs_difference", "fit",
 )  # fmt: skip
-_NEEDED = {REPORT_FILE: (), RUN: ("task", "options"), RESULTS: ("metrics", "main", "examples", "training")}
+_NEEDED = {REPORT_FILE: (), RUN_FILE: ("task", "options"), RESULTS_FILE: ("metrics", "main", "examples", "training")}
 _MEASURED = ("promise", "parameters_before", "parameters_after", "sites")
 _OF_VARIANT = ("name", "mean", "std", "difference", "p_value", "parameters", "active_parameters")
 
@@ -45,9 +52,9 @@ def read_facts(folder: Path) -> Facts:
         CheckpointError: no ``config.json``, or a file that can't be read.
         DataError: a file that isn't what it should be; the message names it and the line.
     """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG}: give the folder of a saved model")
-    config = read_object(folder / CONFIG)
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: give the folder of a saved model")
+    config = read_object(folder / CONFIG_FILE)
     report, run, results = (_optional(folder / name, keys) for name, keys in _NEEDED.items())
     base = report.get("base") or _base_of_run(run)
     found = results.get("conversion") or (report if "promise" in report else base.get("conversion"))
@@ -55,8 +62,8 @@ def read_facts(folder: Path) -> Facts:
         "name": folder.absolute().name,
         "config": _config(config),
         "banks": _has_banks(config),
-        "tokenizer": any(path for pattern in TOKENIZER for path in folder.glob(pattern)),
-        "sentence_transformers": (folder / SENTENCE_TRANSFORMERS).is_file(),
+        "tokenizer": any(path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)),
+        "sentence_transformers": (folder / SENTENCE_TRANSFORMERS_FILE).is_file(),
         "base": _chosen(base, ("name", "repository")),
         "carried": {**carried(folder), **_chosen(base, CARRIED)},
         "conversion": _conversion(_with(found, _MEASURED, f"the conversion's report in {folder}")) if found else None,
@@ -144,7 +151,7 @@ def _results(results: Facts) -> Facts:
 def _comparison(folder: Path, task: str | None) -> Facts | None:
     """Return the comparison of several seeds that a run belongs to, None where there is none."""
     own = folder.absolute()
-    index, (variant, _, seed) = _optional(own.parent / COMPARISON), own.name.rpartition("-seed")
+    index, (variant, _, seed) = _optional(own.parent / COMPARISON_FILE), own.name.rpartition("-seed")
     rows = index.get("variants", [])
     mine = next((row["name"] for row in rows if row["name"].replace(":", "-") == variant), None)
     seeds = [str(number) for number in index.get("seeds", [])]

@@ -19,6 +19,7 @@ from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.instruments.equality import align, checksums, same_bits
 from hf_glu.instruments.probe import probe_inputs, run
+from hf_glu.publishing.hub.fresh import INPUTS_FILE, ORDER_FILE, OUTPUTS_FILE, WEIGHTS_FILE
 from hf_glu.publishing.hub.staging import read_config
 
 PLUGIN, CODE = "plugin", "remote code"
@@ -97,8 +98,8 @@ def _fresh(
 
     with scratch_folder() as scratch:
         order = {"folder": str(folder), "auto_class": auto_class, "threads": torch.get_num_threads()}
-        write_json(scratch / "order.json", {**order, **{key: expected[key] for key in ("device", "options")}})
-        save_file({key: value.cpu() for key, value in expected["inputs"].items()}, scratch / "inputs.safetensors")
+        write_json(scratch / ORDER_FILE, {**order, **{key: expected[key] for key in ("device", "options")}})
+        save_file({key: value.cpu() for key, value in expected["inputs"].items()}, scratch / INPUTS_FILE)
         script = (files("hf_glu.publishing.hub") / "fresh.py").read_text(encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-c", script, str(scratch)], env=_environment(scratch), cwd=scratch, capture_output=True,
@@ -107,8 +108,8 @@ def _fresh(
         if done.returncode:
             why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
             raise CheckpointError(f"the model doesn't load in a fresh process ({way}), so that it isn't pushed: {why}")
-        weights = json.loads((scratch / "weights.json").read_text(encoding="utf-8"))
-        return load_file(scratch / "outputs.safetensors"), weights
+        weights = json.loads((scratch / WEIGHTS_FILE).read_text(encoding="utf-8"))
+        return load_file(scratch / OUTPUTS_FILE), weights
 
 
 def _environment(scratch: Path) -> dict[str, str]:

@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# what the process that asks writes, and what it reads afterwards
+ORDER_FILE, INPUTS_FILE = "order.json", "inputs.safetensors"
+WEIGHTS_FILE, OUTPUTS_FILE = "weights.json", "outputs.safetensors"
+
 
 def main(scratch: str) -> None:
     """Write ``outputs.safetensors`` and ``weights.json`` as ``order.json`` asks, on ``inputs.safetensors``."""
-    order = json.loads(Path(scratch, "order.json").read_text(encoding="utf-8"))
+    order = json.loads(Path(scratch, ORDER_FILE).read_text(encoding="utf-8"))
     if order["auto_class"]:
         hide_plugin()
     import torch
@@ -27,13 +31,13 @@ def main(scratch: str) -> None:
         if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
             tensor.data = tensor.data.clone()
     weights = {name: checksum(tensor) for name, tensor in model.state_dict().items()}
-    Path(scratch, "weights.json").write_text(json.dumps(weights), encoding="utf-8")
-    inputs = load_file(Path(scratch, "inputs.safetensors"), device=order["device"])
+    Path(scratch, WEIGHTS_FILE).write_text(json.dumps(weights), encoding="utf-8")
+    inputs = load_file(Path(scratch, INPUTS_FILE), device=order["device"])
     with torch.no_grad():
         outputs = model(**inputs)
     tensors = {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
     floating = {key: value.cpu().clone().contiguous() for key, value in tensors.items() if value.is_floating_point()}
-    save_file(floating, Path(scratch, "outputs.safetensors"))
+    save_file(floating, Path(scratch, OUTPUTS_FILE))
 
 
 def checksum(tensor: Any) -> str:
@@ -60,7 +64,7 @@ def load(order: dict[str, Any]) -> Any:
     """
     options = {"dtype": "auto", **order["options"]}
     if not order["auto_class"]:
-        from hf_glu.checkpoint.convert import load_model
+        from hf_glu.checkpoint.loading import load_model
 
         return load_model(order["folder"], **options)
     import transformers

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_glu.checkpoint.convert import load_model
 from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import CheckpointError
 from hf_glu.publishing.hub.checking import check_loads, expected_outputs
 from hf_glu.publishing.hub.staging import check_folder, clean_stage, complete, stage_folder
-from hf_glu.publishing.hub.upload import Target, commit
+from hf_glu.publishing.hub.upload import PushTarget, commit
 
 MESSAGE = "Push with hf_glu"
 MAX_SHARD_SIZE = "50GB"
@@ -88,7 +88,7 @@ def push(
         CheckpointError: the source is no checkpoint, or doesn't load as what it is.
         PublishingError: the Hub refuses or can't be reached.
     """
-    target = Target(repo=repo_id, token=token, revision=revision, private=private)
+    target = PushTarget(repo=repo_id, token=token, revision=revision, private=private)
     return _publish(source, target, tokenizer=tokenizer, message=message, tags=tags, code=code, check=check)[0]
 
 
@@ -116,7 +116,7 @@ def push_model(
         PublishingError: the Hub refuses or can't be reached.
     """
     known = token if isinstance(token, str) else None
-    target = Target(repo=repo_id, token=known, revision=revision, private=private, create_pr=create_pr)
+    target = PushTarget(repo=repo_id, token=known, revision=revision, private=private, create_pr=create_pr)
     given = [tags] if isinstance(tags, str) else tags or []
     return _publish(
         model, target, message=commit_message, description=commit_description, code=code, check=check,
@@ -126,7 +126,7 @@ def push_model(
 
 def _publish(
     source: Any,
-    target: Target,
+    target: PushTarget,
     *,
     tokenizer: Any = None,
     message: str | None = None,

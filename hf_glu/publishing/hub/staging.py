@@ -16,22 +16,33 @@ from typing import Any
 
 import hf_glu
 from hf_glu.checkpoint.carrying import check_inside, clean_json, is_code
+from hf_glu.checkpoint.files import (
+    CARD_FILE,
+    CHECKPOINT_PREFIX,
+    CONFIG_FILE,
+    LOG_FILE,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+    WEIGHTS_SHARDS,
+)
 from hf_glu.checkpoint.jsonio import write_json
-from hf_glu.checkpoint.provenance import REPORT_FILE
 from hf_glu.config.glu import GluConfig
 from hf_glu.errors import CheckpointError
 
-CARD, CONFIG, MANIFEST = "README.md", "config.json", "hf_glu_push.json"
 # hidden; of a training run (whose card says what ``run.json`` does, but for local paths); of an earlier push itself
 LEFT_OUT = (
-    ".*", "__pycache__", "checkpoint-*", "training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin",
-    "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl", "run.json", "log.jsonl", MANIFEST,
+    ".*", "__pycache__", f"{CHECKPOINT_PREFIX}*", "training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin",
+    "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl", RUN_FILE, LOG_FILE, MANIFEST_FILE,
 )  # fmt: skip
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".ot", ".h5", ".msgpack")
 TEXT = (".json", ".jsonl", ".md", ".txt", ".html", ".csv", ".yaml", ".yml", ".toml", ".jinja")
-OURS = (REPORT_FILE, "results.json")
+OURS = (REPORT_FILE, RESULTS_FILE)
 # what Transformers loads by itself where it is there: none of these may stay in a repository from an earlier push
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+WEIGHTS = (WEIGHTS_FILE, WEIGHTS_INDEX_FILE, WEIGHTS_SHARDS)
 
 
 def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
@@ -65,8 +76,10 @@ def check_folder(folder: Path) -> tuple[list[str], list[str]]:
         HfGluError: ``config.hf_glu`` isn't valid.
     """
     files, left_out = list_files(folder)
-    if CONFIG not in files:
-        raise CheckpointError(f"{folder} has no {CONFIG}: push a folder that save_pretrained or `hf-glu` has written")
+    if CONFIG_FILE not in files:
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_FILE}: push a folder that save_pretrained or `hf-glu` has written"
+        )
     GluConfig.from_dict(read_config(folder).get("hf_glu"))
     for name in files:
         if name.endswith(UNSAFE):
@@ -75,7 +88,7 @@ def check_folder(folder: Path) -> tuple[list[str], list[str]]:
                 "anew with save_pretrained, and push that folder"
             )
     if not any(fnmatch(name, pattern) for name in files for pattern in WEIGHTS):
-        raise CheckpointError(f"{folder} has no weights: model.safetensors, or its shards, should be beside {CONFIG}")
+        raise CheckpointError(f"{folder} has no weights: {WEIGHTS_FILE}, or its shards, should be beside {CONFIG_FILE}")
     _check_weights(folder, files)
     return files, left_out
 
@@ -87,11 +100,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it can't be read.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE} can't be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} must hold a JSON object, got {type(config).__name__}")
+        raise CheckpointError(f"{folder / CONFIG_FILE} must hold a JSON object, got {type(config).__name__}")
     return config
 
 
@@ -104,8 +117,8 @@ def _check_weights(folder: Path, files: list[str]) -> None:
                 safe_open(folder / name, "pt").__exit__(None, None, None)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{folder / name} isn't a whole safetensors file: {error}") from error
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and "model.safetensors" not in files:
+    index = folder / WEIGHTS_INDEX_FILE
+    if index.is_file() and WEIGHTS_FILE not in files:
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -116,10 +129,10 @@ def _check_weights(folder: Path, files: list[str]) -> None:
 
 def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
     """Fill ``stage`` with the files of ``folder``, but for a card that an earlier push made: it comes anew."""
-    earlier = read_manifest(folder / MANIFEST).get("card")
+    earlier = read_manifest(folder / MANIFEST_FILE).get("card")
     for name in files:
         source, target = folder / name, stage / name
-        if name == CARD and earlier and digest(source) == earlier:
+        if name == CARD_FILE and earlier and digest(source) == earlier:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors"):
@@ -201,7 +214,7 @@ def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple
     from hf_glu.publishing.hub.flat import write_code
 
     written = write_code(stage) if code else []
-    card = stage / CARD
+    card = stage / CARD_FILE
     generated = not card.is_file() or is_generated(card.read_text(encoding="utf-8", errors="replace"))
     if generated:
         auto_map = read_config(stage).get("auto_map", {})
@@ -209,7 +222,7 @@ def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple
     if tags:
         _add_tags(card, tags)
     known = {"hf_glu": hf_glu.__version__, "card": digest(card) if generated else None, "code": written}
-    write_json(stage / MANIFEST, known)
+    write_json(stage / MANIFEST_FILE, known)
     return written
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hf_glu
+from hf_glu.checkpoint.files import CARD_FILE, MANIFEST_FILE
 from hf_glu.checkpoint.hub import invalid_name, network_errors, reachable, refusal, unreachable
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import OptionError, PublishingError
-from hf_glu.publishing.hub.staging import CARD, MANIFEST, digest, read_manifest, stale_files
+from hf_glu.publishing.hub.staging import digest, read_manifest, stale_files
 
 # seconds before trying again; inside of each try the client itself repeats a failed upload, five times within 23 s
 WAITS = (2.0, 8.0)
@@ -32,7 +33,7 @@ _MEANINGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class PushTarget:
     """Where a push goes.
 
     Attributes:
@@ -70,7 +71,7 @@ class Target:
 
         return HfApi(token=self.token, library_name="hf_glu", library_version=hf_glu.__version__)
 
-    def named(self) -> Target:
+    def named(self) -> PushTarget:
         """Return the target with the account's name before the repository's, where that lacks one.
 
         Raises:
@@ -128,7 +129,7 @@ def _passing(error: BaseException) -> bool:
     return isinstance(error, (network_errors()[0], ConnectionError, TimeoutError))
 
 
-def commit(stage: Path, target: Target, *, message: str, description: str | None = None) -> tuple[Any, list[str]]:
+def commit(stage: Path, target: PushTarget, *, message: str, description: str | None = None) -> tuple[Any, list[str]]:
     """Push the files in ``stage`` as one commit; return the client's CommitInfo and the files' names.
 
     A try after a lost answer finds the files there already, and commits nothing again.
@@ -139,7 +140,7 @@ def commit(stage: Path, target: Target, *, message: str, description: str | None
     return target.attempt(lambda: _commit(stage, target, message, description))
 
 
-def _commit(stage: Path, target: Target, message: str, description: str | None) -> tuple[Any, list[str]]:
+def _commit(stage: Path, target: PushTarget, message: str, description: str | None) -> tuple[Any, list[str]]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api, repo, branch = target.api, target.repo, target.revision
@@ -153,8 +154,8 @@ def _commit(stage: Path, target: Target, message: str, description: str | None) 
     names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
     with scratch_folder() as scratch:
         earlier = _read_earlier(api, repo, head.sha, there, scratch)
-        if CARD in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
-            names.remove(CARD)
+        if CARD_FILE in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
+            names.remove(CARD_FILE)
     stale = stale_files(there, names, earlier)
     operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names]
     operations += [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]
@@ -166,16 +167,16 @@ def _commit(stage: Path, target: Target, message: str, description: str | None) 
 
 
 def _read_earlier(api: Any, repo: str, revision: str, there: list[str], scratch: Path) -> dict[str, Any]:
-    if MANIFEST not in there:
+    if MANIFEST_FILE not in there:
         return {}
-    return read_manifest(Path(api.hf_hub_download(repo, MANIFEST, revision=revision, local_dir=scratch)))
+    return read_manifest(Path(api.hf_hub_download(repo, MANIFEST_FILE, revision=revision, local_dir=scratch)))
 
 
 def _is_theirs(stage: Path, earlier: dict[str, Any], api: Any, repo: str, revision: str, scratch: Path) -> bool:
     """Tell whether the repository's card was written by its owner, where the one in ``stage`` was made for the push."""
     from hf_glu.publishing.card.card import is_generated
 
-    if read_manifest(stage / MANIFEST)["card"] is None:
+    if read_manifest(stage / MANIFEST_FILE)["card"] is None:
         return False
-    card = Path(api.hf_hub_download(repo, CARD, revision=revision, local_dir=scratch))
+    card = Path(api.hf_hub_download(repo, CARD_FILE, revision=revision, local_dir=scratch))
     return digest(card) != earlier.get("card") and not is_generated(card.read_text(encoding="utf-8", errors="replace"))

@@ -12,7 +12,7 @@ from hf_glu.publishing.report.experts import layer_name
 from hf_glu.publishing.report.formats import count, formatted, text
 from hf_glu.publishing.report.heat import heat_map
 from hf_glu.publishing.report.plots import spreads
-from hf_glu.publishing.report.tables import Cell, Table, filled
+from hf_glu.publishing.report.tables import Table, TableCell, filled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,7 +183,7 @@ def _apart(name: str, key: str, rows: Sequence[Data]) -> Drawing | None:
 
 
 def _changes(rows: Sequence[Data]) -> Table:
-    cells: list[list[Cell]] = []
+    cells: list[list[TableCell]] = []
     for row in rows:
         change = _change(_curve(row))
         size, at = max(zip(map(abs, change["after"]), change["g"], strict=True)) if change else (None, None)
@@ -198,7 +198,7 @@ def _changes(rows: Sequence[Data]) -> Table:
 def _weights(rows: Sequence[Data]) -> Table:
     known = [(layer_name(row), mix) for row in rows if (mix := _mix(row))]
     names = list(dict.fromkeys(name for _, mix in known for name in mix["functions"]))
-    cells: list[list[Cell]] = []
+    cells: list[list[TableCell]] = []
     for layer, mix in known:
         after = dict(zip(mix["functions"], mix["after"], strict=True))
         before, spread = (dict(zip(mix["functions"], mix[key] or [], strict=False)) for key in ("before", "spread"))
@@ -215,7 +215,7 @@ def _weight(before: float | None, after: float | None, spread: float | None) -> 
 
 
 def _modulation(rows: Sequence[Data]) -> Table:
-    cells: list[list[Cell]] = [
+    cells: list[list[TableCell]] = [
         [each["name"], kind, count(each.get("texts")),
          *(formatted(number(each.get(key + end)), ".4g") for key in _MOVED for end in ("", "_spread", "_apart"))]
         for kind, each in _modulated(rows)

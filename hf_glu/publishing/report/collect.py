@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.checkpoint.carrying import without_paths
+from hf_glu.checkpoint.files import COMPARISON_FILE, LOG_FILE, RESULTS_FILE, RUN_FILE, SUITE_FILE
 from hf_glu.checkpoint.jsonio import read_lines, read_object
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import CheckpointError, DataError
@@ -20,8 +21,8 @@ from hf_glu.errors import CheckpointError, DataError
 Data = dict[str, Any]
 
 RUN, SUITE, COMPARISON = "run", "suite", "comparison"
-_INDEX = {SUITE: "suite.json", COMPARISON: "compare.json"}
-_OF_RUN = ("run.json", "log.jsonl", "results.json")
+_INDEX = {SUITE: SUITE_FILE, COMPARISON: COMPARISON_FILE}
+_OF_RUN = (RUN_FILE, LOG_FILE, RESULTS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)

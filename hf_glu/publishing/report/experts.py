@@ -12,7 +12,7 @@ from hf_glu.publishing.report.heat import LESS as LESS
 from hf_glu.publishing.report.heat import MORE as MORE
 from hf_glu.publishing.report.heat import STRONGEST as STRONGEST
 from hf_glu.publishing.report.heat import heat_map
-from hf_glu.publishing.report.tables import Cell, Table, filled
+from hf_glu.publishing.report.tables import Table, TableCell, filled
 
 Groups = dict[tuple[str, ...], list[Data]]
 
@@ -54,7 +54,7 @@ def _heat_map(name: str, experts: Sequence[str], rows: Sequence[Data]) -> Drawin
 
 
 def _table(experts: Sequence[str], rows: Sequence[Data]) -> Table:
-    cells: list[list[Cell]] = [
+    cells: list[list[TableCell]] = [
         [layer_name(row), *(percent(share) for share in numbers(row["load"])), formatted(row.get("entropy"), ".3f"),
          count(row.get("tokens")), text(row.get("site"))]
         for row in rows

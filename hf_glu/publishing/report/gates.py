@@ -10,7 +10,7 @@ from hf_glu.publishing.report.drawing import Drawing, cut
 from hf_glu.publishing.report.formats import count, formatted, percent, text
 from hf_glu.publishing.report.heat import heat_map
 from hf_glu.publishing.report.sections import KeyFigure, Page, Section, kept, section
-from hf_glu.publishing.report.tables import Cell, Mark, Table, filled
+from hf_glu.publishing.report.tables import Mark, Table, TableCell, filled
 
 _MAPS = (
     ("openness", "Openness (%)", "the gates are", "open"),
@@ -72,7 +72,7 @@ def _map(
 
 
 def _table(rows: Sequence[Data]) -> Table:
-    cells: list[list[Cell]] = [
+    cells: list[list[TableCell]] = [
         [count(row["index"]), text(row["activation"]), count(row["tokens"]),
          *(_shown(key, mapping(row.get("mean")).get(key)) for key in ("openness", "state", "shift")), row["layer"]]
         for row in rows

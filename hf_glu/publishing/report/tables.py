@@ -32,7 +32,7 @@ class Mark(NamedTuple):
     level: str
 
 
-Cell = str | Mark | None
+TableCell = str | Mark | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     note: str = ""
 
     @property
@@ -62,7 +62,7 @@ def mark(word: str) -> Mark:
     return Mark(word, _LEVEL.get(word, _PLAIN))
 
 
-def filled(caption: str, columns: Sequence[str], rows: list[list[Cell]], note: str = "") -> Table:
+def filled(caption: str, columns: Sequence[str], rows: list[list[TableCell]], note: str = "") -> Table:
     """Return a table without the columns (but for the first one) in which no row has a value."""
     kept = [index for index in range(len(columns)) if not index or any(row[index] is not None for row in rows)]
     rows = [[row[index] for index in kept] for row in rows]
@@ -71,14 +71,14 @@ def filled(caption: str, columns: Sequence[str], rows: list[list[Cell]], note: s
 
 def pairs(caption: str, heading: str, values: Data) -> Table:
     """Return a table of names and values, without those that are None."""
-    rows: list[list[Cell]] = [[str(key), value] for key, value in values.items() if value is not None]
+    rows: list[list[TableCell]] = [[str(key), value] for key, value in values.items() if value is not None]
     return Table(caption=caption, columns=["", heading], rows=rows)
 
 
 def metrics(run: Run) -> Table:
     """Return a run's metrics, before and after training."""
     after, before = mapping(run.outcome.get("metrics")), mapping(run.outcome.get("before"))
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [key, metric(key, before.get(key), [value]), metric(key, value, [before.get(key)]),
          mark("score") if key in run.main else None]
         for key, value in after.items()
@@ -91,7 +91,7 @@ def evaluations(run: Run) -> Table:
     names = list(dict.fromkeys(name for line in run.evaluations for name in mapping(line.get("evaluation"))))
     if run.main != names:  # else the score is that metric
         names.insert(0, "score")
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [count(line.get("step")), formatted(line.get("epoch"), ".2f"),
          *(metric(name, {"score": line.get("score"), **mapping(line.get("evaluation"))}.get(name)) for name in names)]
         for line in run.evaluations
@@ -101,7 +101,7 @@ def evaluations(run: Run) -> Table:
 
 def activations(rows: Sequence[Data]) -> Table:
     """Return the activations' statistics."""
-    cells: list[list[Cell]] = [
+    cells: list[list[TableCell]] = [
         [" ".join(filter(None, [text(row.get("stack")), count(row.get("layer"))])), text(row.get("activation")),
          count(row.get("width")), percent(row.get("open")), percent(row.get("sparsity")), percent(row.get("dead")),
          formatted(row.get("gate_mean"), ".3f"), formatted(row.get("gate_std"), ".3f"), text(row.get("site"))]
@@ -117,7 +117,7 @@ def activations(rows: Sequence[Data]) -> Table:
 
 def conversion(data: Data) -> Table:
     """Return what a conversion did at each site."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for site in (sites := items(data.get("sites"))):
         fit, promise = mapping(site.get("fit")), site.get("promise")
         changed = (_arrow(form(site.get(f"{key}_before")), form(site.get(f"{key}_after")))
@@ -157,7 +157,7 @@ def costs(run: Run) -> Table:
                               ("bytes of weights", "memory_bytes"))
         },
     }  # fmt: skip
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [name, count(before), count(after), change(before, after)] for name, (before, after) in known.items()
         if number(after) is not None
     ]  # fmt: skip
@@ -192,7 +192,7 @@ def setup(run: Run) -> list[Table]:
 
 def tasks(collected: Collected) -> Table:
     """Return a suite's tasks, those without a result marked."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, run in collected.runs.items():
         outcome, took = run.outcome, run.training
         examples = mapping(outcome.get("examples"))
@@ -212,7 +212,7 @@ def variants(index: Data) -> Table:
     scores = [score for each in found for score in [each.get("mean"), *numbers(each.get("scores"))]]
     fraction = is_fraction(label, scores)
     factor, unit = (100, " (points)") if fraction else (1, "")
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for each in found:
         single = ", ".join(str(metric(label, score, scores)) for score in numbers(each.get("scores")))
         rows.append(

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import set_seed
 
 from hf_glu.checkpoint.config_file import check_config, reading
-from hf_glu.checkpoint.convert import forget_code
 from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.loading import forget_code
 from hf_glu.config.traits import text_config, token_id, vocabulary
 from hf_glu.conversion import Report, convert, plan
 from hf_glu.errors import OptionError

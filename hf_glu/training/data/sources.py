@@ -15,7 +15,7 @@ from hf_glu.tasks.own import own_files, own_task
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
 from hf_glu.training.options import JobOptions
 
-Source = tuple[Task, dict[str, Any]]
+TaskRows = tuple[Task, dict[str, Any]]
 
 
 def task_name(job: JobOptions) -> str:
@@ -41,7 +41,7 @@ def chosen_tasks(job: JobOptions) -> list[Task]:
     return [task]
 
 
-def read_tasks(job: JobOptions) -> list[Source]:
+def read_tasks(job: JobOptions) -> list[TaskRows]:
     """Return the task of a job, or those of its mixture, with their rows.
 
     Raises:
@@ -59,12 +59,12 @@ def diagnostics(tasks: Iterable[Task]) -> list[Task]:
     return [task for task in TASKS.values() if task.model_of in known]
 
 
-def read_diagnostics(job: JobOptions, sources: list[Source]) -> list[Source]:
+def read_diagnostics(job: JobOptions, sources: list[TaskRows]) -> list[TaskRows]:
     """Return the `diagnostics` of some tasks with their rows."""
     return [(task, load_task(task, job.dataset)) for task in diagnostics(task for task, _ in sources)]
 
 
-def check_predictable(sources: list[Source]) -> None:
+def check_predictable(sources: list[TaskRows]) -> None:
     """Raise OptionError unless there is a test split for each file that the leaderboards want."""
     for task, raw in sources:
         if not task.files:
@@ -102,7 +102,7 @@ def _hashes(files: dict[str, list[Path]]) -> dict[str, list[str]]:
     return {split: [hash_file(path) for path in paths] for split, paths in files.items()}
 
 
-def calibration_texts(job: JobOptions, source: Source, *, text: bool) -> list[str]:
+def calibration_texts(job: JobOptions, source: TaskRows, *, text: bool) -> list[str]:
     """Return the training texts that a conversion is fitted on."""
     task, raw = source
     rows = head(raw["train"], job.calibration)

@@ -30,7 +30,7 @@ from hf_glu.training.parameters.groups import parameter_groups
 Evaluate = Callable[[Any], tuple[dict[str, float], float]]
 
 
-class Loop:
+class TrainingLoop:
     """One run of fine-tuning, on this process and its siblings.
 
     Args:
