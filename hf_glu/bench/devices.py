@@ -15,11 +15,12 @@ from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.small import EAGER, WAYS
 from hf_glu.checkpoint.loading import load_model
@@ -33,6 +34,9 @@ from hf_glu.tasks.table import find_task
 from hf_glu.training.data.features import Features, make_features
 from hf_glu.training.data.models import load_for_task
 from hf_glu.training.data.prediction import evaluate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCHES, TOKENS = (1, 8), 32
 MAX_LENGTH = 128
@@ -52,12 +56,12 @@ class Subject:
 
     options: BenchOptions
     scratch: Path
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase = None
     splits: dict[str, Features] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """The model in float32; its task's examples are read, too."""
         source, name = str(self.options.model), self.options.task
         if name is None:
@@ -74,7 +78,7 @@ class Subject:
         self.texts = [task.inputs(train[number])[0][0] for number in range(min(len(train), CALIBRATION))]
         return model.eval()
 
-    def pruned(self) -> Any:
+    def pruned(self) -> PreTrainedModel | None:
         """Return the model with fewer units; None where there are no texts to fit it on."""
         sites = find_sites(self.model)
         names = {str(site.activation) for site in sites if site.widened}
@@ -83,13 +87,18 @@ class Subject:
         width = self.options.width or iso_width(sites[0].width)
         model = copy.deepcopy(self.model)
         convert(
-            model, names.pop(), width=width, calibration=self.texts, tokenizer=self.tokenizer,
-            distill_steps=0, check=False,
-        )  # fmt: skip
+            model,
+            names.pop(),
+            width=width,
+            calibration=self.texts,
+            tokenizer=self.tokenizer,
+            distill_steps=0,
+            check=False,
+        )
         return model.eval()
 
     @cached_property
-    def made(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    def made(self) -> dict[str, tuple[nn.Module, dict[str, float]]]:
         """Every variant by name: the model, and its size and score."""
         wanted = [(name, self.model, way) for name, way in WAYS.items()]
         if (pruned := self.pruned()) is not None:
@@ -136,5 +145,5 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
         subject = Subject(options, Path(scratch))
         for tokens in options.sizes((TOKENS,)):
             for batch in BATCHES:
-                shape = {"pass": "forward", "batch": batch, "tokens": tokens}
+                shape: Shape = {"pass": "forward", "batch": batch, "tokens": tokens}
                 yield Cell(shape=shape, build=partial(subject.contenders, batch, tokens), claims=CLAIMS)

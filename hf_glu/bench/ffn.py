@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.ffn.fused import has_compiler
@@ -64,14 +65,18 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
         for tokens in options.sizes(TOKENS):
             if options.tokens is None and tokens * hidden * width > LARGEST:
                 continue
-            shape = {
-                "of": "gated FFN", "pass": "forward + backward", "tokens": tokens, "hidden": hidden, "width": width,
+            shape: Shape = {
+                "of": "gated FFN",
+                "pass": "forward + backward",
+                "tokens": tokens,
+                "hidden": hidden,
+                "width": width,
                 "dtype": options.dtype,
-            }  # fmt: skip
+            }
             yield Cell(shape=shape, build=partial(ffns, shape), claims=CLAIMS | BESIDE)
 
 
-def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
+def ffns(shape: Shape) -> dict[str, Contender]:
     """Return the contenders; stock's and ours have the same weights."""
     torch.manual_seed(0)
     hidden, width, dtype = shape["hidden"], shape["width"], DTYPES[shape["dtype"]]

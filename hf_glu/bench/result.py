@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any
 
 import torch
 
+from hf_glu.bench.options import Shape
 from hf_glu.bench.timing import Spread
+from hf_glu.checkpoint.jsonio import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class BenchRow:
     """
 
     bench: str
-    cell: dict[str, Any]
+    cell: Shape
     contender: str
     seconds: Spread
     peer: str | None = None
@@ -64,7 +65,7 @@ class BenchRow:
         known = self.saved_target is not None and self.saved_ratio is not None
         return self.saved_ratio <= self.saved_target if known else None  # type: ignore[operator]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the row as plain data."""
         return {**asdict(self), "met": self.met, "saved_met": self.saved_met}
 
@@ -88,7 +89,7 @@ class Mean:
         """Whether the target is met."""
         return self.ratio <= self.target
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the mean as plain data."""
         return {**asdict(self), "met": self.met}
 
@@ -118,7 +119,7 @@ class BenchResult:
     """
 
     bench: str
-    machine: dict[str, Any]
+    machine: dict[str, int | str]
     rows: tuple[BenchRow, ...]
     means: tuple[Mean, ...] = ()
 
@@ -129,7 +130,7 @@ class BenchResult:
         verdicts += [mean.met for mean in self.means]
         return f"{sum(verdicts)} of {len(verdicts)} targets met"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the result as plain data."""
         rows = [row.to_dict() for row in self.rows]
         means = [mean.to_dict() for mean in self.means]
@@ -153,14 +154,19 @@ def _core(number: int) -> tuple[str, str] | None:
         return None
 
 
-def machine(device: str = "cpu") -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, int | str]:
     """Return what the measurements depend on, as of now."""
     device = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {
-        "cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": device,
-        "system": platform.system(), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
-    }  # fmt: skip
+        "cpu": _cpu_model(),
+        "cores": physical_cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "device": device,
+        "system": platform.system(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
+    }
 
 
 def _cpu_model() -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.bench.memory import peak_bytes, saved_bytes
-from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, check_name
+from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, Shape, check_name
 from hf_glu.bench.result import BenchResult, BenchRow, machine, mean_ratios, physical_cores
 from hf_glu.bench.timing import Timing, interleave
 from hf_glu.errors import OptionError, nearest
@@ -67,7 +67,7 @@ class Cell:
         claims: by contender.
     """
 
-    shape: dict[str, Any]
+    shape: Shape
     build: Callable[[], Mapping[str, Contender]]
     claims: Mapping[str, Claim]
 

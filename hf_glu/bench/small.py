@@ -12,12 +12,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_glu.publishing.export import load_graph, write_graph
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EAGER = "float32"
 
@@ -54,17 +57,17 @@ class Made:
     size: int
 
 
-def eager(model: Any, folder: Path) -> Made:
+def eager(model: PreTrainedModel, folder: Path) -> Made:
     """The model as it is."""
     return _saved(model)
 
 
-def bfloat16(model: Any, folder: Path) -> Made:
+def bfloat16(model: PreTrainedModel, folder: Path) -> Made:
     """Weights and arithmetic in bfloat16."""
     return _saved(copy.deepcopy(model).to(torch.bfloat16))
 
 
-def torchao(model: Any, folder: Path) -> Made:
+def torchao(model: PreTrainedModel, folder: Path) -> Made:
     """torchao's int8 weights and inputs."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -73,26 +76,26 @@ def torchao(model: Any, folder: Path) -> Made:
     return _saved(made)
 
 
-def torch_dynamic(model: Any, folder: Path) -> Made:
+def torch_dynamic(model: PreTrainedModel, folder: Path) -> Made:
     """torch's own int8 weights and inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torchao is to follow it
         return _saved(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8))
 
 
-def onnx(model: Any, folder: Path) -> Made:
+def onnx(model: PreTrainedModel, folder: Path) -> Made:
     """A graph."""
     return _graph(model, folder)
 
 
-def onnx_int8(model: Any, folder: Path) -> Made:
+def onnx_int8(model: PreTrainedModel, folder: Path) -> Made:
     """A graph with int8 weights and inputs."""
     from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
     return _graph(model, folder, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()))
 
 
-def _graph(model: Any, folder: Path, **options: Any) -> Made:
+def _graph(model: PreTrainedModel, folder: Path, **options: Any) -> Made:
     write_graph(model, "onnx", folder, **options)
     return Made(Graph(folder), sum(path.stat().st_size for path in folder.glob("model.onnx*")))
 
@@ -113,7 +116,7 @@ class Way:
         pruned: whether the pruned model is made small so, too.
     """
 
-    make: Callable[[Any, Path], Made]
+    make: Callable[[PreTrainedModel, Path], Made]
     packages: tuple[str, ...] = ()
     pruned: bool = False
 

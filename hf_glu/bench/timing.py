@@ -71,9 +71,13 @@ class Timing:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 9, warmup: int = 2, repeats: int | None = None,
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 9,
+    warmup: int = 2,
+    repeats: int | None = None,
     clock: Clock = time.perf_counter,
-) -> Timing:  # fmt: skip
+) -> Timing:
     """Time the contenders against each other.
 
     Args:

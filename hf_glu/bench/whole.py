@@ -8,22 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import hf_glu
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.fused import has_compiler
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BERT = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
 LLAMA = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
 BATCH, LENGTH, PROMPT, NEW = 32, 32, 16, 32
 EXPERTS, TOP_K, LAYERS = 8, 2, 6  # of the models with experts, which have fewer layers
 DENSE, FULL, ISO, LEAN = "dense gelu", "geglu, width kept", "swiglu, iso width", "swiglu, iso width, save_memory"
@@ -35,8 +44,9 @@ MIXED = "swiglu*2,geglu*2,reglu*2,glu*2"
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
     """Yield the fine-tuning step, decoding, and decoding with experts."""
-    steps, decoded = {"of": "BERT, MiniLM's shape", "pass": "fine-tuning step"}, {"of": "Llama, SmolLM-135M's shape"}
-    more = {"dtype": options.dtype}
+    steps: Shape = {"of": "BERT, MiniLM's shape", "pass": "fine-tuning step"}
+    decoded: Shape = {"of": "Llama, SmolLM-135M's shape"}
+    more: Shape = {"dtype": options.dtype}
     ratio = parameter_ratio()
     yield Cell(
         shape={**steps, "batch": BATCH, "tokens": LENGTH, **more, "memory": "peak"},
@@ -47,18 +57,20 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
             FULL: Claim(peers=(DENSE,), target=round(ratio, 3), saved_peers=(DENSE,)),
             FUSED: Claim(peers=(DENSE,), target=round(ratio, 3), saved_peers=(DENSE,)),
         },
-    )  # fmt: skip
+    )
     yield Cell(
-        shape={**decoded, "pass": "decode", "tokens": NEW, **more}, build=partial(llamas, options.dtype),
+        shape={**decoded, "pass": "decode", "tokens": NEW, **more},
+        build=partial(llamas, options.dtype),
         claims={"swiglu": Claim(peers=(STOCK,), target=1.02), "stateful_swiglu": Claim(peers=(STOCK,), target=1.10)},
-    )  # fmt: skip
+    )
     yield Cell(
         shape={"of": f"{EXPERTS} experts, top {TOP_K}", "layers": LAYERS, "pass": "decode", "tokens": NEW, **more},
-        build=partial(mixtrals, options.dtype), claims={MIXED: Claim(peers=MIXTRALS, target=1.0)},
-    )  # fmt: skip
+        build=partial(mixtrals, options.dtype),
+        claims={MIXED: Claim(peers=MIXTRALS, target=1.0)},
+    )
 
 
-def make_bert(activation: str, width: str | None = None) -> Any:
+def make_bert(activation: str, width: str | None = None) -> PreTrainedModel:
     """Return a BERT of MiniLM's shape with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -92,7 +104,7 @@ def bert_steps(dtype: str) -> dict[str, Contender]:
     return {name: _step(model.train().to(DTYPES[dtype]), ids, labels) for name, model in models.items()}
 
 
-def _step(model: Any, ids: Tensor, labels: Tensor) -> Contender:
+def _step(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Contender:
     optimizer = torch.optim.AdamW(hf_glu.parameter_groups(model, 1e-5, 0.01))
 
     def loss() -> Tensor:
@@ -140,7 +152,7 @@ def mixtrals(dtype: str) -> dict[str, Contender]:
 
 
 @torch.no_grad()
-def decode(model: Any) -> None:
+def decode(model: PreTrainedModel) -> None:
     """Read a prompt, and write tokens one after the other."""
     tokens, cache = torch.arange(5, 5 + PROMPT, device=model.device).unsqueeze(0), None
     for _ in range(NEW):

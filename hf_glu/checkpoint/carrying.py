@@ -61,18 +61,18 @@ def check_inside(path: Path, folder: Path) -> None:
         raise CheckpointError(f"{path} is neither a file nor a folder: remove it")
 
 
-def without_code(data: Any) -> Any:
+def without_code(data: object) -> Any:
     """Return plain data without the `REFERENCES` to code, at whatever depth they are."""
     if isinstance(data, dict):
         return {key: without_code(value) for key, value in data.items() if not _is_reference(key, value)}
     return [without_code(value) for value in data] if isinstance(data, list) else data
 
 
-def _is_reference(key: Any, value: Any) -> bool:
+def _is_reference(key: object, value: object) -> bool:
     return key in REFERENCES and isinstance(value, (dict, list, str))  # in a vocabulary it is a word, with its number
 
 
-def references(data: Any) -> list[str]:
+def references(data: object) -> list[str]:
     """Return the names of the entries that `without_code` drops, each once."""
     if isinstance(data, list):
         return list(dict.fromkeys(name for value in data for name in references(value)))
@@ -82,7 +82,7 @@ def references(data: Any) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def without_paths(data: Any, depth: int = 0) -> Any:
+def without_paths(data: object, depth: int = 0) -> Any:
     """Return plain data with nothing but the last name of each absolute path, of this machine or another.
 
     Raises:
@@ -130,10 +130,11 @@ def clean_json(source: Path, target: Path, *, ours: bool = False) -> list[str]:
     return found
 
 
-def _without_named_paths(data: Any, key: str = "") -> Any:
+def _without_named_paths(data: object, key: str = "") -> Any:
     if isinstance(data, dict):
         return {key: _without_named_paths(value, key) for key, value in data.items()}
     if isinstance(data, list):
         return [_without_named_paths(value, key) for value in data]
-    named = isinstance(data, str) and _PATH_KEY.search(key) and _WHOLE_PATH.fullmatch(data)
-    return PureWindowsPath(data).name if named else data
+    if isinstance(data, str) and _PATH_KEY.search(key) and _WHOLE_PATH.fullmatch(data):
+        return PureWindowsPath(data).name
+    return data

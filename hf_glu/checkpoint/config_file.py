@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.files import CONFIG_FILE
-from hf_glu.checkpoint.jsonio import read_object
+from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.section import MAX_LAYERS
 from hf_glu.errors import CheckpointError, HfGluError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # a model is built layer by layer, also on the meta device: what these count is what takes time
 COUNTS = frozenset(
@@ -59,7 +62,7 @@ def check_config(folder: Path) -> None:
         _check(read_object(path), path)
 
 
-def _check(config: Mapping[str, Any], path: Path, depth: int = 0) -> None:
+def _check(config: JsonObject, path: Path, depth: int = 0) -> None:
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"{path}: architectures must be a list of names, got {shown(names)}")
@@ -68,12 +71,12 @@ def _check(config: Mapping[str, Any], path: Path, depth: int = 0) -> None:
     for key, value in config.items():
         if isinstance(value, int) and abs(value) > (MAX_LAYERS if key in COUNTS else LARGEST):
             raise CheckpointError(f"{path}: no model has {key}={shown(value)}")
-        if isinstance(value, Mapping) and depth < DEEPEST:
+        if isinstance(value, dict) and depth < DEEPEST:
             _check(value, path, depth + 1)
     GluConfig.from_dict(config.get("hf_glu"))
 
 
-def model_class_of(config: Any) -> Any:
+def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class that a config names, the base model's where it names none.
 
     Raises:
@@ -92,7 +95,7 @@ def model_class_of(config: Any) -> Any:
     return base[0] if isinstance(base, (list, tuple)) else base
 
 
-def _fits(model_class: Any, config: Any) -> bool:
+def _fits(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
     """Tell whether a model is built from such a config, or from one inside of it."""
     kinds = (type(config), *getattr(config, "sub_configs", {}).values())
     wanted = getattr(model_class, "config_class", None)

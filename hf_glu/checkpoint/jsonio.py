@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hf_glu.checkpoint.writing import reason_of, write_text
 from hf_glu.errors import CheckpointError, DataError
 
+# an object of JSON: what is under a key can be anything until somebody has looked
+JsonObject: TypeAlias = dict[str, Any]
 
-def to_json(data: Any) -> str:
+
+def to_json(data: object) -> str:
     """Return ``data`` as indented JSON; infinities and NaN become null, names that aren't UTF-8 escapes."""
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes JSON's own escape
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write ``data`` as JSON, whole or not at all.
 
     Raises:
@@ -40,7 +43,7 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path} can't be read: {reason_of(error)}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Return the object in a JSON file.
 
     Raises:
@@ -49,7 +52,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return _object(read_text(path), path)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[JsonObject]:
     """Return the objects in a file with one a line; a last line that was not written to its end is left out.
 
     Raises:
@@ -63,7 +66,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return found
 
 
-def _object(text: str, path: Path, line: int = 1) -> dict[str, Any]:
+def _object(text: str, path: Path, line: int = 1) -> JsonObject:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -75,7 +78,7 @@ def _object(text: str, path: Path, line: int = 1) -> dict[str, Any]:
     return data
 
 
-def _finite(data: Any) -> Any:
+def _finite(data: object) -> object:
     if isinstance(data, dict):
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):

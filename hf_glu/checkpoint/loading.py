@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_glu.checkpoint.carrying import REFERENCES
 from hf_glu.checkpoint.config_file import check_config, model_class_of, reading
@@ -14,12 +14,16 @@ from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.probe import give_pad_token
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 FEWEST, SMALL = 4, 2**24  # numbers of a model for each byte of its files, and those of a model that is small
 
 
 def load_model(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None, **options: Any
-) -> Any:
+) -> PreTrainedModel:
     """Load a checkpoint (local folder or Hub id) with the class that its config names, in the dtype that it has.
 
     Args:
@@ -48,7 +52,7 @@ def load_model(
     return model
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path) -> PreTrainedConfig:
     """Return a checkpoint's config; nothing of the code that it names is run."""
     from transformers import AutoConfig
 
@@ -57,13 +61,13 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def forget_code(config: Any) -> None:
+def forget_code(config: PreTrainedConfig) -> None:
     """Take out of a config what it says of the code of the checkpoint that it was loaded from."""
     for name in REFERENCES:
         config.__dict__.pop(name, None)
 
 
-def load_skeleton(source: str | os.PathLike[str]) -> Any:
+def load_skeleton(source: str | os.PathLike[str]) -> PreTrainedModel:
     """Return the model of a checkpoint on the meta device: all of its modules and shapes, none of its weights.
 
     Raises:
@@ -75,14 +79,14 @@ def load_skeleton(source: str | os.PathLike[str]) -> Any:
         return _build_skeleton(_read_config(folder))
 
 
-def _build_skeleton(config: Any) -> Any:
+def _build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     import torch
 
     with torch.device("meta"):
         return model_class_of(config)._from_config(config)
 
 
-def _check_size(folder: Path, skeleton: Any) -> None:
+def _check_size(folder: Path, skeleton: PreTrainedModel) -> None:
     """Raise CheckpointError where a config says a far larger model than its files can hold, before it is allocated."""
     stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     wanted = sum(tensor.numel() for tensor in skeleton.state_dict().values())
@@ -90,7 +94,7 @@ def _check_size(folder: Path, skeleton: Any) -> None:
         raise CheckpointError(f"{folder} says a model of {wanted:,} numbers, and its files have {stored:,} bytes")
 
 
-def load_tokenizer(source: str | os.PathLike[str]) -> Any:
+def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """Return the tokenizer beside a checkpoint, with a token to pad with.
 
     Raises:
@@ -122,7 +126,7 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Any]:
+def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Tensor]:
     """Return ``texts`` as the inputs that the tokenizer beside a checkpoint makes of them.
 
     Raises:

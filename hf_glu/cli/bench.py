@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,7 @@ def _tell(cell: Cell) -> None:
     console.print("measuring " + describe(cell.shape), style="dim", soft_wrap=True)
 
 
-def describe(shape: dict[str, Any]) -> str:
+def describe(shape: Mapping[str, Any]) -> str:
     """Return a cell's shape as a line."""
     return ", ".join(str(value) if isinstance(value, str) else f"{key} {value}" for key, value in shape.items())
 

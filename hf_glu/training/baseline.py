@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.checkpoint.carrying import without_paths
@@ -17,14 +16,19 @@ from hf_glu.checkpoint.provenance import base_of
 from hf_glu.errors import OptionError
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.results import JobReport, ResultRow, Results
 
 _log = logging.getLogger(__name__)
 
 
 def finetune_and_report(
-    job: JobOptions, options: TrainingOptions, *, baseline: bool = False, resume: bool = False,
+    job: JobOptions,
+    options: TrainingOptions,
+    *,
+    baseline: bool = False,
+    resume: bool = False,
     finish: Callable[[Path], object] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> JobReport:
     """Run a job, and once more without conversion where ``baseline`` is set; return everything as plain data.
 
     ``job.output`` holds the model, its tokenizer, log, results and ``hf_glu_report.json``. In the end ``finish`` is
@@ -44,7 +48,7 @@ def finetune_and_report(
         _log.warning("without an output folder the model is trained and evaluated, and not kept")
     dense = run_job(replace(job.dense(), output=None, predict=False), options) if baseline else None
     outcome = ours.run()
-    result = {
+    result: JobReport = {
         "model": job.title,
         "base": base,
         "task": ours.entry["task"],
@@ -62,9 +66,9 @@ def finetune_and_report(
     return result
 
 
-def _rows(dense: dict[str, Any] | None, outcome: dict[str, Any], to: str | None) -> list[dict[str, Any]]:
+def _rows(dense: Results | None, outcome: Results, to: str | None) -> list[ResultRow]:
     """Return the final table: dense baseline, converted before and after."""
-    rows = []
+    rows: list[ResultRow] = []
     if dense:
         rows.append(_row("dense, fine-tuned", dense["metrics"], dense))
     if to and outcome["before"]:
@@ -76,7 +80,7 @@ def _rows(dense: dict[str, Any] | None, outcome: dict[str, Any], to: str | None)
     return rows
 
 
-def _row(name: str, metrics: dict[str, float], outcome: dict[str, Any]) -> dict[str, Any]:
+def _row(name: str, metrics: dict[str, float], outcome: Results) -> ResultRow:
     return {
         "model": name,
         "metrics": metrics,

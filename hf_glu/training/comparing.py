@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -21,18 +20,19 @@ from hf_glu.conversion import convert
 from hf_glu.conversion.planning import plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.training.data.features import is_text_to_text
+from hf_glu.training.data.models import SiteChoice
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
 from hf_glu.training.job import run_job
 from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
 from hf_glu.training.record import (
     FREE,
     MADE_OF,
-    Record,
     check_same,
     fingerprint,
     make_record,
     option_record,
 )
+from hf_glu.training.results import Comparison, ComparisonRow, Record, Results
 from hf_glu.training.saving import known_results
 
 DENSE, RANDOM = "dense", "random-"
@@ -59,10 +59,10 @@ class Variant:
     random: bool
 
     @property
-    def meaning(self) -> tuple[Any, ...]:
+    def meaning(self) -> tuple[str | None, int | str, bool]:
         """What the variant is, however it is called: ``silu_glu`` is ``swiglu``, too."""
         entry = registry[self.to] if self.to else None
-        name = entry and (entry.gate or entry.name)
+        name = (entry.gate or entry.name) if entry else None
         same = next((min(names) for names in SAME_FUNCTION if name in names), name)
         return same, int(self.width) if self.width.isdecimal() else self.width, self.random
 
@@ -90,7 +90,7 @@ def read_variant(text: str) -> Variant:
     return Variant(name=name, to=to, width=width or "keep", random=name.startswith(RANDOM))
 
 
-def compare(variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
+def compare(variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions) -> Comparison:
     """Fine-tune each variant with each seed; return ``compare.json``'s content.
 
     What is finished in ``job.output`` is not run again; where that is made of another model, data or options, nothing
@@ -111,7 +111,7 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
         for variant in chosen
     }
     known = _known_results(folder, job, options, [run[1:] for run in runs.values()])
-    found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in chosen}
+    found: dict[str, list[Results]] = {variant.name: [] for variant in chosen}
     for (name, _), (variant, mine, its) in runs.items():
         place = str(mine.output)
         found[name].append(known[place] if place in known else _run(variant, mine, its, folder))
@@ -129,7 +129,7 @@ def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, opti
             raise OptionError(f"{key}={given[key]!r} does nothing in a comparison, whose variants and seeds say it")
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise OptionError(f"the seed {twice[0]} is given twice: its runs would be the same")
-    meant: dict[Any, str] = {}
+    meant: dict[tuple[str | None, int | str, bool], str] = {}
     for variant in chosen:
         if variant.meaning in meant:
             raise OptionError(f"the variants {meant[variant.meaning]} and {variant.name} are the same")
@@ -138,7 +138,7 @@ def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, opti
 
 def _known_results(
     folder: Path, job: JobOptions, options: TrainingOptions, runs: list[tuple[JobOptions, TrainingOptions]]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Results]:
     """Return the results of the runs that are finished, by their folder.
 
     Raises:
@@ -157,7 +157,7 @@ def _known_results(
     return found
 
 
-def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Path) -> dict[str, Any]:
+def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Path) -> Results:
     made_of = make_record(job, options)
     with PartialState().main_process_first():
         base = _fitted_base(variant, job, made_of, folder)
@@ -173,14 +173,14 @@ def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Pat
     """
     if variant.to is None or variant.random:
         return None
-    mine = {**made_of, "options": {key: made_of["options"][key] for key in OF_FIT}}
+    mine: Record = {**made_of, "options": {key: made_of["options"][key] for key in OF_FIT}}
     target = folder / CONVERTED_FOLDER / variant.name.replace(":", "-")
     if target.is_dir():
         if check_same(target, mine, file=RECORD_FILE)["files"] != fingerprint(target):
             raise CheckpointError(f"{target} was changed after it was written: remove it")
         return target
     skeleton = load_skeleton(job.model)
-    choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
+    choice: SiteChoice = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if not plan(skeleton, variant.to, fitted=True, **choice).needs_calibration:
         return None
     texts = calibration_texts(job, read_tasks(job)[0], text=is_text_to_text(skeleton.config, job.form))
@@ -194,24 +194,34 @@ def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Pat
     return target
 
 
-def _table(found: dict[str, list[dict[str, Any]]], seeds: list[int], job: JobOptions) -> dict[str, Any]:
+def _table(found: dict[str, list[Results]], seeds: list[int], job: JobOptions) -> Comparison:
     baseline = next(iter(found))
     reference = [results["score"] for results in found[baseline]]
-    rows = []
+    rows: list[ComparisonRow] = []
     for name, results in found.items():
         scores = [each["score"] for each in results]
-        rows.append({
-            "name": name, "scores": scores, "mean": fmean(scores), "std": stdev(scores) if len(scores) > 1 else None,
-            "difference": None if name == baseline else fmean(scores) - fmean(reference),
-            "p_value": None if name == baseline else paired_p(scores, reference),
-            **{key: results[0][key] for key in ("parameters", "active_parameters")},
-            "seconds": fmean(each["training"]["seconds"] for each in results),
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "scores": scores,
+                "mean": fmean(scores),
+                "std": stdev(scores) if len(scores) > 1 else None,
+                "difference": None if name == baseline else fmean(scores) - fmean(reference),
+                "p_value": None if name == baseline else paired_p(scores, reference),
+                "parameters": results[0]["parameters"],
+                "active_parameters": results[0]["active_parameters"],
+                "seconds": fmean(each["training"]["seconds"] for each in results),
+            }
+        )
     main = next(iter(found.values()))[0]["main"]
     return {
-        "task": task_name(job), "model": job.title, "metric": " and ".join(main), "seeds": seeds[: len(reference)],
-        "baseline": baseline, "variants": rows,
-    }  # fmt: skip
+        "task": task_name(job),
+        "model": job.title,
+        "metric": " and ".join(main),
+        "seeds": seeds[: len(reference)],
+        "baseline": baseline,
+        "variants": rows,
+    }
 
 
 def paired_p(scores: list[float], reference: list[float]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from accelerate.utils import set_seed
 
@@ -32,13 +32,17 @@ from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.gates import train_only_gates
 from hf_glu.training.parameters.peft import count_parameters, frozen_activations, lora_config
-from hf_glu.training.record import Record, make_record
+from hf_glu.training.record import make_record
+from hf_glu.training.results import Record, Results
 from hf_glu.training.saving import check_run_folder, reloads_equal, run_entry, save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run_job(
     job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
-) -> dict[str, Any]:
+) -> Results:
     """Convert (where ``job.to`` is given), fine-tune and evaluate; return the results as plain data.
 
     ``job.output`` holds the run's log from the first step on, and in the end the model, its tokenizer and
@@ -94,8 +98,13 @@ class Job:
             fuse(self.model, device=self.accelerator.device.type)
         if options.anneal is not None and not mixes(self.model):
             raise OptionError(f"anneal is for learnable activations, {job.conversion or 'the dense model'} has none")
-        counts = {**count_parameters(self.model), "active": active_parameters(self.model)}
-        self.entry["parameters"] = {**counts, "before": dense}
+        counts, active = count_parameters(self.model), active_parameters(self.model)
+        self.entry["parameters"] = {
+            "total": counts["total"],
+            "trainable": counts["trainable"],
+            "active": active,
+            "before": dense,
+        }
         self.sharded = is_sharded(self.accelerator)
         self.alone = False  # whether this process computes by itself, with the whole of the weights
 
@@ -135,10 +144,10 @@ class Job:
         if frozen := frozen_activations(self.model):
             warnings.warn(f"{len(frozen)} parameters of activations are frozen, such as {frozen[0]}", stacklevel=2)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Results:
         """Train, evaluate and save; a finished run, where it is to be resumed, has its results already."""
         if self.folder is not None and (self.folder / RESULTS_FILE).is_file():
-            return read_object(self.folder / RESULTS_FILE)
+            return cast(Results, read_object(self.folder / RESULTS_FILE))
         if self.folder is not None and self.main:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -150,32 +159,38 @@ class Job:
         self.model.to(self.accelerator.device)
         before = self.evaluate(self.model, "before")[0] if self.report else None
         loop, trained = self.fit()
-        results = self.conclude(loop, trained, before) if self.main or not self.sharded else {}
+        results = self.conclude(loop, trained, before) if self.main or not self.sharded else None
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:  # end_training would end the process group, too, which suites need
             tracker.finish()
-        return share_results(results) if self.sharded else results
+        return results if results is not None and not self.sharded else share_results(results)
 
-    def conclude(self, loop: TrainingLoop, trained: TrainingResult, before: dict[str, float] | None) -> dict[str, Any]:
+    def conclude(self, loop: TrainingLoop, trained: TrainingResult, before: dict[str, float] | None) -> Results:
         """Evaluate and save what was trained; return the results."""
         metrics, score = self.evaluate(self.model, "evaluate")
         epoch = trained.steps / loop.plan.steps_per_epoch
         loop.log.write({"step": trained.steps, "epoch": epoch, "evaluation": metrics, "score": score})
         first, size = next(iter(self.validation.values())), self.options.eval_batch_size
-        results = {
-            "task": self.entry["task"], "main": list(self.task.main), "score": score, "metrics": metrics,
+        results: Results = {
+            "task": self.entry["task"],
+            "main": list(self.task.main),
+            "score": score,
+            "metrics": metrics,
             "before": before,
             "examples": {"train": len(set(self.train.owners)), **{k: len(v.raw) for k, v in self.validation.items()}},
-            "parameters": self.model.num_parameters(), "active_parameters": active_parameters(self.model),
+            "parameters": self.model.num_parameters(),
+            "active_parameters": active_parameters(self.model),
             "trainable": self.entry["parameters"]["trainable"],
-            "training": trained.to_dict(), "conversion": self.report.to_dict() if self.report else None,
-            **validation_statistics(self.model, first, self.tokenizer, size, self.converted), "reloaded_equal": None,
-        }  # fmt: skip
+            "training": trained.to_dict(),
+            "conversion": self.report.to_dict() if self.report else None,
+            **validation_statistics(self.model, first, self.tokenizer, size, self.converted),
+            "reloaded_equal": None,
+        }
         if self.folder is not None:
             self.finish(self.folder, results)
         return results
 
-    def evaluate(self, model: Any, title: str) -> tuple[dict[str, float], float]:
+    def evaluate(self, model: PreTrainedModel, title: str) -> tuple[dict[str, float], float]:
         """Return metrics and score on the validation splits."""
         size = self.options.eval_batch_size
         title = f"{self.job.conversion or 'dense'}: {title}"
@@ -191,9 +206,15 @@ class Job:
         set_seed(self.options.seed, deterministic=self.options.deterministic)
         title = f"{self.job.conversion or 'dense'}: fine-tune"
         loop = TrainingLoop(
-            self.model, self.train, self.tokenizer, self.options, self.accelerator, folder=self.folder,
-            evaluate=lambda model: self.evaluate(model, "validate"), title=title,
-        )  # fmt: skip
+            self.model,
+            self.train,
+            self.tokenizer,
+            self.options,
+            self.accelerator,
+            folder=self.folder,
+            evaluate=lambda model: self.evaluate(model, "validate"),
+            title=title,
+        )
         trained = loop.run(resume=self.resume)
         if self.sharded:
             state = loop.whole_state()
@@ -215,7 +236,7 @@ class Job:
             freeze_mix(self.model)
         return loop, trained
 
-    def finish(self, folder: Path, results: dict[str, Any]) -> None:
+    def finish(self, folder: Path, results: Results) -> None:
         """Write predictions, model and results."""
         if self.job.predict:
             self.predict_tests(folder / PREDICTIONS_FOLDER)
@@ -239,8 +260,12 @@ class Job:
                     task, raw[split], self.tokenizer, max_length=self.options.max_length, text=self.text, labeled=False
                 )
                 found = predict(
-                    self.model, features, self.tokenizer, batch_size=self.options.eval_batch_size,
-                    accelerator=None if self.alone else self.accelerator, title=f"{task.name}: {split}",
-                )  # fmt: skip
+                    self.model,
+                    features,
+                    self.tokenizer,
+                    batch_size=self.options.eval_batch_size,
+                    accelerator=None if self.alone else self.accelerator,
+                    title=f"{task.name}: {split}",
+                )
                 if self.main:
                     write_predictions(task, split, raw[split], answer(features, found), folder)

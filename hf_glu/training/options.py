@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
@@ -32,12 +33,16 @@ NEEDED = {
     "predict": ("output",),
 }
 EXCLUSIVE = (
-    ("task", "mixture"), ("task", "validation"), ("task", "texts"), ("mixture", "validation"), ("mixture", "texts"),
+    ("task", "mixture"),
+    ("task", "validation"),
+    ("task", "texts"),
+    ("mixture", "validation"),
+    ("mixture", "texts"),
     ("random", "experts"),
-)  # fmt: skip
+)
 
 
-def option(default: Any, text: str) -> Any:
+def option(default: object, text: str) -> Any:
     """Return a dataclass field with the help that the command line shows."""
     return field(default=default, metadata={"help": text})
 
@@ -100,7 +105,7 @@ class TrainingOptions:
             return self.precision
         return "bf16" if has_fast_bf16() else "no"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the options as plain data, with the precision that is used."""
         return {**dataclasses.asdict(self), "mixed_precision": self.mixed_precision()}
 
@@ -170,9 +175,7 @@ class JobOptions:
 
     def dense(self) -> JobOptions:
         """Return the same job without a conversion."""
-        plain: dict[str, Any] = {
-            each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION
-        }
+        plain: JsonObject = {each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION}
         return dataclasses.replace(self, **plain)
 
     @property
@@ -190,7 +193,7 @@ class JobOptions:
         """The width as `hf_glu.convert` takes it."""
         return int(self.width) if self.width.isdecimal() and len(self.width) < 10 else self.width
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the options as plain data."""
         return dataclasses.asdict(self)
 
@@ -210,14 +213,14 @@ def has_fast_bf16() -> bool:
     return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOptions]:
+def split_options(values: Mapping[str, object]) -> tuple[JobOptions, TrainingOptions]:
     """Make the two dataclasses of one flat mapping, as a YAML file and flags give it.
 
     Raises:
         UnknownNameError: a key that neither has.
         OptionError: a value of the wrong type, or out of range.
     """
-    parts: list[dict[str, Any]] = [{}, {}]
+    parts: list[JsonObject] = [{}, {}]
     known = [{each.name: each for each in dataclasses.fields(kind)} for kind in (JobOptions, TrainingOptions)]
     for key, value in values.items():
         owner = next((number for number, names in enumerate(known) if key in names), None)
@@ -227,7 +230,7 @@ def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOption
     return JobOptions(**parts[0]), TrainingOptions(**parts[1])
 
 
-def _typed(key: str, value: Any, kind: str) -> Any:
+def _typed(key: str, value: object, kind: str) -> Any:
     """Return ``value`` as the field's type; YAML reads 2e-5 as a string and 1024 as a number."""
     name, optional = kind.removesuffix(" | None"), kind.endswith("| None")
     if value is None and optional:
@@ -242,7 +245,7 @@ def _typed(key: str, value: Any, kind: str) -> Any:
         raise OptionError(f"{key} must be {name}, got {shown(value)}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> JsonObject:
     """Return the options in a YAML file.
 
     Raises:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from hf_glu.checkpoint.files import CARD_FILE, LOG_FILE, PAGE_FILE, RECORD_FILE, REPORT_FILE, RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.hub import resolve
-from hf_glu.checkpoint.jsonio import to_json
+from hf_glu.checkpoint.jsonio import JsonObject, to_json
 from hf_glu.errors import CheckpointError
 from hf_glu.tasks.files import hash_file
 from hf_glu.training.data.sources import data_record, task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.results import Record
 
 MADE_OF = "made_of"
 PACKAGES = ("hf_glu", "transformers", "tokenizers", "torch", "accelerate", "datasets", "peft")
@@ -24,8 +24,6 @@ FREE_IF_RESUMED = FREE | {"eval_batch_size", "mixed_precision", "predict"}
 # beside weights, config and tokenizer: what is said of a checkpoint, and weights that are never loaded here
 _NOT_READ = {CARD_FILE, REPORT_FILE, RECORD_FILE, RUN_FILE, RESULTS_FILE, LOG_FILE, PAGE_FILE, "LICENSE"}
 _OTHER_WEIGHTS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".tflite")
-
-Record = dict[str, dict[str, Any]]
 
 
 def make_record(job: JobOptions, options: TrainingOptions) -> Record:
@@ -42,10 +40,10 @@ def make_record(job: JobOptions, options: TrainingOptions) -> Record:
     }
 
 
-def option_record(job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
+def option_record(job: JobOptions, options: TrainingOptions) -> JsonObject:
     """Return the options that a run's results depend on."""
     every = {**job.to_dict(), **options.to_dict(), "activation": job.conversion, "task": task_name(job)}
-    plain: dict[str, Any] = json.loads(to_json({key: value for key, value in every.items() if key not in FREE}))
+    plain: JsonObject = json.loads(to_json({key: value for key, value in every.items() if key not in FREE}))
     return plain  # as it will be read again
 
 
@@ -61,7 +59,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     }
 
 
-def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, versions: bool = True) -> str | None:
+def difference(before: object, now: Record, free: frozenset[str] = FREE, *, versions: bool = True) -> str | None:
     """Return the first difference between two records as words; None where there is none that counts.
 
     Args:
@@ -71,7 +69,8 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
     """
     if not isinstance(before, dict):
         return f"a {RUN_FILE} that doesn't say what it was made of"
-    for part, values in now.items():
+    for part in ("options", "data", "model", "versions"):
+        values: JsonObject = now[part]
         known = before.get(part)
         known = known if isinstance(known, dict) else {}
         for key in sorted({*known, *values} - (free if part == "options" else frozenset())):
@@ -87,7 +86,7 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
 
 def check_same(
     folder: Path, now: Record, free: frozenset[str] = FREE, *, versions: bool = True, file: str = RUN_FILE
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return what ``folder`` says of the run in it.
 
     Args:
@@ -100,10 +99,10 @@ def check_same(
         CheckpointError: it is made of something else, or doesn't say of what.
     """
     try:
-        known: Any = json.loads((folder / file).read_text(encoding="utf-8"))
+        known: object = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    entry: dict[str, Any] = known if isinstance(known, dict) else {}
+    entry: JsonObject = known if isinstance(known, dict) else {}
     if found := difference(entry.get(MADE_OF), now, free, versions=versions):
         raise CheckpointError(f"{folder} has a run with {found}: choose another output, or remove it")
     return entry

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,16 +20,20 @@ from hf_glu.checkpoint.writing import is_free, partial_name, remove, scratch_fol
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.equality import align, checksums
 from hf_glu.training.data.features import Features
-from hf_glu.training.data.prediction import predict
+from hf_glu.training.data.prediction import Predictions, predict
 from hf_glu.training.data.sources import task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.record import FREE_IF_RESUMED, MADE_OF, Record, check_same
+from hf_glu.training.record import FREE_IF_RESUMED, check_same
 from hf_glu.training.reload import DATA_FOLDER, LOGITS_FILE, ORDER_FILE, TEXTS_FILE, WEIGHTS_FILE
+from hf_glu.training.results import Record, Results, RunEntry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RELOADED_ROWS = 1000
 
 
-def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> dict[str, Any]:
+def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> RunEntry:
     """Return what ``run.json`` says of a run before it begins."""
     return {
         "model": job.title,
@@ -38,11 +42,11 @@ def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> dic
         "options": {**job.to_dict(), **options.to_dict()},
         "versions": made_of["versions"],
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
-        MADE_OF: made_of,
+        "made_of": made_of,
     }
 
 
-def check_run_folder(folder: Path, entry: dict[str, Any], *, resume: bool) -> None:
+def check_run_folder(folder: Path, entry: RunEntry, *, resume: bool) -> None:
     """Raise CheckpointError unless a run may write to ``folder``: a new one, or its own with ``resume``."""
     with writing(folder):
         if is_free(folder):
@@ -54,10 +58,10 @@ def check_run_folder(folder: Path, entry: dict[str, Any], *, resume: bool) -> No
         finished = (folder / RESULTS_FILE).is_file()
         state = "a finished run:" if finished else "an unfinished run: --resume goes on with it, or"
         raise CheckpointError(f"{folder} has {state} choose another output")
-    check_same(folder, entry[MADE_OF], FREE_IF_RESUMED, versions=False)
+    check_same(folder, entry["made_of"], FREE_IF_RESUMED, versions=False)
 
 
-def known_results(folder: Path, made_of: Record) -> dict[str, Any] | None:
+def known_results(folder: Path, made_of: Record) -> Results | None:
     """Return the results of the run in ``folder``; None where there is none, or one that can be resumed.
 
     Raises:
@@ -69,11 +73,10 @@ def known_results(folder: Path, made_of: Record) -> dict[str, Any] | None:
         check_same(folder, made_of, FREE_IF_RESUMED, versions=False)
         return None
     check_same(folder, made_of)
-    results: dict[str, Any] = read_object(folder / RESULTS_FILE)
-    return results
+    return cast(Results, read_object(folder / RESULTS_FILE))
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model and tokenizer into ``folder``; ``config.json``, without which nothing loads, comes last."""
     stage = folder / partial_name()
     with writing(folder), cleaned_up():
@@ -92,7 +95,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
             remove(stage)
 
 
-def reloads_equal(model: Any, tokenizer: Any, folder: Path, features: Features, batch_size: int) -> bool:
+def reloads_equal(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, features: Features, batch_size: int
+) -> bool:
     """Tell whether the model in ``folder``, loaded in a new process, has and predicts bitwise the same.
 
     Raises:
@@ -100,16 +105,19 @@ def reloads_equal(model: Any, tokenizer: Any, folder: Path, features: Features, 
     """
     rows = range(min(RELOADED_ROWS, len(features.data)))
     some = Features(
-        task=features.task, raw=features.raw, data=features.data.select(rows), owners=features.owners[: len(rows)],
+        task=features.task,
+        raw=features.raw,
+        data=features.data.select(rows),
+        owners=features.owners[: len(rows)],
         text=features.text,
-    )  # fmt: skip
+    )
     align(model)
     here = predict(model, some, tokenizer, batch_size=batch_size, title="here")
     there, weights = _fresh(folder, some, batch_size)
     return weights == checksums(model) and bool(there == here if features.text else np.array_equal(there, here))
 
 
-def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Any:
+def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Predictions:
     """Return the predictions of the model in ``folder``, computed in a new process.
 
     Raises:
@@ -118,7 +126,7 @@ def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Any:
     return _fresh(folder, features, batch_size)[0]
 
 
-def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Any, dict[str, str]]:
+def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Predictions, dict[str, str]]:
     """Return the predictions of the model in ``folder`` and its weights' checksums, from a new process.
 
     Raises:

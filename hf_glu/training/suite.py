@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from accelerate import PartialState
 
@@ -21,14 +20,15 @@ from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
+from hf_glu.training.results import Results, SuiteTable
 from hf_glu.training.saving import known_results
 
-RunTask = Callable[..., dict[str, Any]]
+RunTask = Callable[..., Results]
 
 
 def run_suite(
     suite: str, job: JobOptions, options: TrainingOptions, *, only: list[str] | None = None, run: RunTask = run_job
-) -> dict[str, Any]:
+) -> SuiteTable:
     """Run the tasks of ``suite``, each in a subfolder of ``job.output``; return their results and the suite's score.
 
     Tasks that are finished are not run again; one that was interrupted is resumed; one that was made of another model,
@@ -57,7 +57,7 @@ def run_suite(
     _check_same(folder, suite)
     jobs = {task.name: replace(job, task=task.name, output=str(folder / task.name)) for task in tasks}
     known = {name: _known(Path(str(mine.output)), mine, options) for name, mine in jobs.items()}  # before any is run
-    done: dict[str, Any] = {}
+    done: dict[str, Results] = {}
     for name, mine in jobs.items():
         if (finished := known[name]) is not None:
             done[name] = finished
@@ -73,7 +73,7 @@ def run_suite(
     return table
 
 
-def _known(place: Path, job: JobOptions, options: TrainingOptions) -> dict[str, Any] | None:
+def _known(place: Path, job: JobOptions, options: TrainingOptions) -> Results | None:
     return known_results(place, make_record(job, options)) if (place / RUN_FILE).is_file() else None
 
 
@@ -91,17 +91,22 @@ def _is_suites(path: Path) -> bool:
     return (path / RUN_FILE).is_file() or path.name.startswith(PARTIAL) or (path.is_dir() and is_vacant(path))
 
 
-def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Any]) -> dict[str, Any]:
+def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Results]) -> SuiteTable:
     averaged = [task.name for task in tasks if task.averaged]
     missing = [name for name in averaged if name not in done]
     scores = [done[name]["score"] for name in averaged if name in done]
     return {
-        "suite": suite, "model": job.title, "activation": job.conversion, "tasks": done,
-        "score": fmean(scores) if scores else None, "partial": bool(missing), "missing": missing,
-    }  # fmt: skip
+        "suite": suite,
+        "model": job.title,
+        "activation": job.conversion,
+        "tasks": done,
+        "score": fmean(scores) if scores else None,
+        "partial": bool(missing),
+        "missing": missing,
+    }
 
 
-def write_suite(folder: Path, table: dict[str, Any]) -> None:
+def write_suite(folder: Path, table: SuiteTable) -> None:
     """Write a suite's table as JSON, CSV and Markdown, on one of the processes."""
     if not PartialState().is_main_process:
         return

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.conversion import convert
@@ -20,6 +20,9 @@ from hf_glu.ffn.identify import source_activation
 from hf_glu.ffn.sites import Site, convertible_sites, find_banks
 from hf_glu.instruments.equality import align
 from hf_glu.instruments.probe import max_abs_difference, run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 1e-6
 BLEND = "learnable_swiglu"  # exact from any activation, and for natively gated families
@@ -157,7 +160,7 @@ def examine(model_type: str, model_class: str) -> CoverageRow:
     return CoverageRow(model_type=model_type, model_class=model_class, seconds=seconds, reason=reason, **row)
 
 
-def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
+def _convert_and_compare(model: PreTrainedModel, row: dict[str, Any]) -> str | None:
     """Fill ``row``; return why the model doesn't pass, None where it does."""
     from hf_glu.bench.coverage import tiny
 
@@ -190,7 +193,7 @@ def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
     return None
 
 
-def _exact_target(model: Any, sites: list[Site]) -> str:
+def _exact_target(model: PreTrainedModel, sites: list[Site]) -> str:
     """Return the plain gate that is exact for all sites, else the blend, which is exact for any."""
     sources = {source_activation(model, site) for site in sites}
     if sites[0].kind == "mixer":

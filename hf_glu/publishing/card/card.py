@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from hf_glu.checkpoint.config_file import first_line
 from hf_glu.checkpoint.files import CARD_FILE
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import write_text
 from hf_glu.config.registry import GATED
 from hf_glu.errors import DataError, HfGluError
 from hf_glu.plugin.configs import is_remote_code
 from hf_glu.publishing.card import wording
-from hf_glu.publishing.card.facts import Facts, read_facts
+from hf_glu.publishing.card.facts import read_facts
+from hf_glu.publishing.card.known import ComparisonFacts, Facts
 from hf_glu.publishing.card.plain import cell, fitting, plain
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 TEMPLATE = files("hf_glu.publishing.card") / "model_card.md"
 SEQ2SEQ = "text2text-generation"
@@ -39,7 +43,7 @@ HEADS = {
 }
 
 
-def describe(folder: Path, *, repo_id: str | None = None, auto_map: Mapping[str, Any] | None = None) -> str:
+def describe(folder: Path, *, repo_id: str | None = None, auto_map: JsonObject | None = None) -> str:
     """Return the card of the checkpoint in ``folder`` as Markdown, made of whatever result files are there.
 
     Args:
@@ -77,7 +81,7 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
     """
     from huggingface_hub import ModelCard
 
-    facts = {**plain(facts), "carried": fitting(facts["carried"])}
+    facts = cast(Facts, {**plain(facts), "carried": fitting(facts["carried"])})
     repo_id = repo_id or facts["name"]
     architecture = wording.architecture(facts)
     auto_class = _head(facts)[0] or architecture or "AutoModel"
@@ -120,7 +124,7 @@ def _head(facts: Facts) -> tuple[str | None, str | None]:
     return next((head for end, head in HEADS.items() if architecture.endswith(end)), (None, None))
 
 
-def _metadata(facts: Facts, title: str) -> Any:
+def _metadata(facts: Facts, title: str) -> ModelCardData:
     """Return the metadata that the Hub reads."""
     from huggingface_hub import ModelCardData
 
@@ -130,7 +134,7 @@ def _metadata(facts: Facts, title: str) -> Any:
     tags += ["moe"] if wording.options_of(facts).experts else []
     tags += [SEQ2SEQ] if auto_class == "AutoModelForSeq2SeqLM" else []
     tags += ["sentence-transformers"] if facts["sentence_transformers"] else []
-    known: dict[str, Any] = {
+    known: JsonObject = {
         "base_model": base["name"] if base and wording.is_repository(base) else None,
         "library_name": "transformers",
         "pipeline_tag": "sentence-similarity" if facts["sentence_transformers"] else task,
@@ -142,15 +146,21 @@ def _metadata(facts: Facts, title: str) -> Any:
     if run:
         datasets = dict.fromkeys(entry["repository"] for entry in run["datasets"].values())
         results = _eval_results(facts)
-        known |= {"datasets": list(datasets) or None, "metrics": facts["results"]["main"], "model_name": title}
+        known |= {
+            "datasets": list(datasets) or None,
+            "metrics": facts["results"]["main"] if facts["results"] else None,
+            "model_name": title,
+        }
         known |= {"eval_results": results}
     return ModelCardData(**known)
 
 
-def _eval_results(facts: Facts) -> list[Any]:
+def _eval_results(facts: Facts) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     run, results = facts["run"], facts["results"]
+    assert run is not None
+    assert results is not None
     task = SEQ2SEQ if _head(facts)[0] == "AutoModelForSeq2SeqLM" else _head(facts)[1] or "other"
     made = []
     for key, value in results["metrics"].items():  # [[task/]split/]metric
@@ -158,12 +168,20 @@ def _eval_results(facts: Facts) -> list[Any]:
         splits = [split for split in results["examples"] if split != "train"]
         split = places[-1] if places else splits[0]
         name = places[0] if len(places) > 1 else run["task"]
-        dataset = run["datasets"].get(name, {})
-        made.append(EvalResult(
-            task_type=task, dataset_type=dataset.get("repository", name), dataset_name=name,
-            dataset_config=dataset.get("config"), dataset_revision=dataset.get("revision"), dataset_split=split,
-            metric_type=metric, metric_name=key, metric_value=round(value, 4),
-        ))  # fmt: skip
+        dataset: JsonObject = {**run["datasets"].get(name, {})}
+        made.append(
+            EvalResult(
+                task_type=task,
+                dataset_type=dataset.get("repository", name),
+                dataset_name=name,
+                dataset_config=dataset.get("config"),
+                dataset_revision=dataset.get("revision"),
+                dataset_split=split,
+                metric_type=metric,
+                metric_name=key,
+                metric_value=round(value, 4),
+            )
+        )
     return made
 
 
@@ -172,7 +190,7 @@ def _conversion_rows(facts: Facts) -> list[tuple[str, str]]:
     conversion = facts["conversion"]
     if not conversion or not conversion.get("changes", True):
         return []
-    random = (facts["run"] or {}).get("options", {}).get("random")
+    random = facts["run"]["options"].get("random") if facts["run"] else None
     difference, fit = conversion.get("max_abs_difference"), conversion.get("fit")
     measured = "not measured" if difference is None else f"{difference:.1e}"
     after = _parameters(conversion["parameters_after"], conversion.get("active_parameters_after"), " after")
@@ -191,19 +209,24 @@ def _conversion_rows(facts: Facts) -> list[tuple[str, str]]:
     return [(name, cell(value)) for name, value in rows if value]
 
 
-def _results(facts: Facts) -> dict[str, Any]:
+def _results(facts: Facts) -> JsonObject:
     """Return what the section on results says of this run."""
     run, results, dense = facts["run"], facts["results"], facts["dense"]
+    assert run is not None
+    assert results is not None
     options, training = run["options"], results["training"]
     counts = {split: count for split, count in results["examples"].items() if split != "train"}
     rows = [("dense, fine-tuned the same way", dense)] if dense else []
     rows.append(("this model", results))
     settings = {
-        "epochs": options.get("epochs") if "max_steps" not in options else None, "steps": training.get("steps"),
-        "batch size": options.get("batch_size"), "learning rate": options.get("lr"),
-        "weight decay": options.get("weight_decay"), "precision": options.get("mixed_precision"),
+        "epochs": options.get("epochs") if "max_steps" not in options else None,
+        "steps": training.get("steps"),
+        "batch size": options.get("batch_size"),
+        "learning rate": options.get("lr"),
+        "weight decay": options.get("weight_decay"),
+        "precision": options.get("mixed_precision"),
         "seed": options.get("seed"),
-    }  # fmt: skip
+    }
     peft = {"lora": ", LoRA, merged", "gates": ", gates and norms only"}.get(options.get("peft", ""), "")
     return {
         "examples": ", ".join(f"{count:,} ({split})" for split, count in counts.items()),
@@ -217,19 +240,21 @@ def _results(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _comparison(comparison: Facts) -> dict[str, Any]:
+def _comparison(comparison: ComparisonFacts) -> JsonObject:
     """Return the table of a comparison."""
     rows = []
     for row in comparison["variants"]:
-        name, spread, difference, p = (row.get(key) for key in ("name", "std", "difference", "p_value"))
-        rows.append((
-            cell(f"**{name}**" if name == comparison["mine"] else name),
-            f"{row['mean']:.2%}",
-            "-" if spread is None else f"{spread:.2%}",
-            "-" if difference is None else f"{100 * difference:+.2f} points",
-            "-" if p is None else f"{p:.2g}",
-            _parameters(row["parameters"], row.get("active_parameters")),
-        ))  # fmt: skip
+        name, spread, difference, p = row["name"], row.get("std"), row.get("difference"), row.get("p_value")
+        rows.append(
+            (
+                cell(f"**{name}**" if name == comparison["mine"] else name),
+                f"{row['mean']:.2%}",
+                "-" if spread is None else f"{spread:.2%}",
+                "-" if difference is None else f"{100 * difference:+.2f} points",
+                "-" if p is None else f"{p:.2g}",
+                _parameters(row["parameters"], row.get("active_parameters")),
+            )
+        )
     seeds = comparison["seeds"]
     return {**comparison, "count": len(seeds), "seeds": ", ".join(map(str, seeds)), "rows": rows}
 

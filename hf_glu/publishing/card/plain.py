@@ -28,7 +28,7 @@ _FITS = {
 }
 
 
-def plain(data: Any) -> Any:
+def plain(data: object) -> Any:
     """Return plain data whose texts have no markup, no address and no character that can't be seen."""
     if isinstance(data, Mapping):
         return {plain(key): plain(value) for key, value in data.items()}
@@ -43,7 +43,7 @@ def plain(data: Any) -> Any:
     return text
 
 
-def fitting(carried: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(carried: Mapping[str, object]) -> dict[str, object]:
     """Return those of a base's license and language that can be one."""
     found = {}
     for key, pattern in _FITS.items():

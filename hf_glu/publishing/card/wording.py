@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from hf_glu.activation import registry
 from hf_glu.checkpoint.hub import invalid_name
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import STACKS
 from hf_glu.config.registry import ADAPTIVE, LEARNABLE, MODULATED, STATEFUL, Activation
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING
 from hf_glu.ffn.config_fields import plain_name
 from hf_glu.ffn.families import ACTIVATION_FIELDS
-from hf_glu.publishing.card.facts import Facts
+from hf_glu.publishing.card.known import BaseFacts, Facts
 
 TRAITS = {
     LEARNABLE: "The activation mixes {functions} with trainable coefficients.",
@@ -35,10 +35,11 @@ def name_of(facts: Facts) -> str | None:
     return options_of(facts).activation or named
 
 
-def _configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _configs(config: JsonObject) -> Iterator[JsonObject]:
+    """Yield a config and those inside of it."""
     yield config
     for key, value in config.items():
-        if isinstance(value, Mapping) and key not in ("hf_glu", "auto_map"):
+        if isinstance(value, dict) and key not in ("hf_glu", "auto_map"):
             yield from _configs(value)
 
 
@@ -88,12 +89,12 @@ def summary(facts: Facts) -> str:
     return f"{what}{clause}. It was not trained afterwards." if facts["conversion"] else f"{what}{clause}."
 
 
-def _link(base: Facts) -> str:
+def _link(base: BaseFacts) -> str:
     name = base["name"]
     return f"[{name}](https://huggingface.co/{name})" if is_repository(base) else f"`{name}`"
 
 
-def is_repository(base: Facts) -> bool:
+def is_repository(base: BaseFacts) -> bool:
     """Tell whether a base is said to be on the Hub, under a name that can be one there."""
     return bool(base.get("repository")) and not invalid_name(base["name"])
 
@@ -101,6 +102,7 @@ def is_repository(base: Facts) -> bool:
 def _conversion(facts: Facts) -> str:
     """Return what the conversion made of what."""
     conversion, options = facts["conversion"], options_of(facts)
+    assert conversion is not None
     source = " and ".join(f"`{name}`" for name in conversion["from"])
     if not conversion.get("changes", True):
         return "feed-forward networks were left as they were"
@@ -109,7 +111,7 @@ def _conversion(facts: Facts) -> str:
     if options.expert_options:
         return f"feed-forward networks, {source} before, became mixtures of experts{_where(options)}: {_experts(facts)}"
     parts = "mixers' gates" if conversion["mixers"] else "feed-forward networks"
-    if (facts["run"] or {}).get("options", {}).get("random"):
+    if facts["run"] and facts["run"]["options"].get("random"):
         return f"{parts} were replaced by randomly initialised ones with {_targets(facts)}"
     return f"{parts} were converted from {source} to {_targets(facts)}"
 
@@ -136,7 +138,7 @@ def _experts(facts: Facts) -> str:
 
 def _targets(facts: Facts) -> str:
     """Return the activations with the layers that have them."""
-    options, target = options_of(facts), (facts["conversion"] or {}).get("target")
+    options, target = options_of(facts), facts["conversion"].get("target") if facts["conversion"] else None
     if options.by_layer:
         return " and ".join(f"`{name}` ({_layers(key)})" for key, name in options.by_layer.items())
     name = name_of(facts)
@@ -153,7 +155,7 @@ def _where(options: GluConfig) -> str:
     return f" ({', '.join(f'{_layers(part)} of the {stack}' for stack, part in options.layers.items())})"
 
 
-def _layers(key: Any) -> str:
+def _layers(key: str | list[int]) -> str:
     """Return a selection of layers in words: ``encoder 0-3`` is *layers 0-3 of the encoder*."""
     if isinstance(key, list):
         key = ",".join(map(str, key))
@@ -172,23 +174,25 @@ def traits(facts: Facts) -> list[str]:
 
 def limits(facts: Facts) -> list[str]:
     """Return the limits that fit the case, a sentence or two each."""
-    conversion, run = facts["conversion"] or {}, facts["run"]
+    run = facts["run"]
+    conversion: JsonObject = {**(facts["conversion"] or {})}
     options = run["options"] if run else {}
     promise, random = conversion.get("promise"), options.get("random")
     exact, known = promise in (EXACT, ROUNDING), "max_abs_difference" in conversion
     cases = {
         "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact and not run,
-        "The conversion is approximate: before any training the outputs are not the base model's.":
-            promise == APPROXIMATE and not random,
+        "The conversion is approximate: before any training the outputs are not the base model's.": promise
+        == APPROXIMATE
+        and not random,
         "The converted feed-forward networks began at random: what had been learned there is lost.": random,
         "Exactness holds in float32, outside of autocast.": exact and not random,
         "What the conversion changed in the outputs was not measured.": promise and not known and not random,
         "All experts are in memory, however few a token uses.": options_of(facts).expert_options is not None,
-        "One run, one seed and one data set: a difference of a few tenths of a point is noise.":
-            run and not facts["comparison"],
+        "One run, one seed and one data set: a difference of a few tenths of a point is noise.": run
+        and not facts["comparison"],
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
         f"Longer texts than {options.get('max_length')} tokens were cut in training.": options.get("max_length"),
         "No results are beside it: nothing is known of its quality.": not run,
         "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"],
-    }  # fmt: skip
+    }
     return [text for text, holds in cases.items() if holds]

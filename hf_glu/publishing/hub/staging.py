@@ -10,9 +10,7 @@ import json
 import re
 import shutil
 from fnmatch import fnmatch
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import hf_glu
 from hf_glu.checkpoint.carrying import check_inside, clean_json, is_code
@@ -27,22 +25,32 @@ from hf_glu.checkpoint.files import (
     RUN_FILE,
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
-    WEIGHTS_SHARDS,
 )
-from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.jsonio import JsonObject, write_json
 from hf_glu.config.glu import GluConfig
 from hf_glu.errors import CheckpointError
+from hf_glu.publishing.hub.manifest import WEIGHTS, digest, read_manifest
 
 # hidden; of a training run (whose card says what ``run.json`` does, but for local paths); of an earlier push itself
 LEFT_OUT = (
-    ".*", "__pycache__", f"{CHECKPOINT_PREFIX}*", "training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin",
-    "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl", RUN_FILE, LOG_FILE, MANIFEST_FILE,
-)  # fmt: skip
+    ".*",
+    "__pycache__",
+    f"{CHECKPOINT_PREFIX}*",
+    "training_args.bin",
+    "optimizer.bin",
+    "optimizer.pt",
+    "scheduler.bin",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "random_states_*.pkl",
+    RUN_FILE,
+    LOG_FILE,
+    MANIFEST_FILE,
+)
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".ot", ".h5", ".msgpack")
 TEXT = (".json", ".jsonl", ".md", ".txt", ".html", ".csv", ".yaml", ".yml", ".toml", ".jinja")
 OURS = (REPORT_FILE, RESULTS_FILE)
-# what Transformers loads by itself where it is there: none of these may stay in a repository from an earlier push
-WEIGHTS = (WEIGHTS_FILE, WEIGHTS_INDEX_FILE, WEIGHTS_SHARDS)
 
 
 def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
@@ -93,7 +101,7 @@ def check_folder(folder: Path) -> tuple[list[str], list[str]]:
     return files, left_out
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """Return what ``config.json`` says.
 
     Raises:
@@ -183,20 +191,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return what an earlier push says about itself; nothing where that can't be read."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
 def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple[str, ...]) -> list[str]:
     """Add code, where asked for, a card, where nobody has written one, and the manifest; return the code's files.
 
@@ -233,20 +227,3 @@ def _add_tags(card: Path, tags: tuple[str, ...]) -> None:
     known = loaded.data.tags or []
     loaded.data.tags = [*known, *(tag for tag in tags if tag not in known)]
     loaded.save(card)
-
-
-def stale_files(there: list[str], pushed: list[str], earlier: dict[str, Any]) -> list[str]:
-    """Return which files of a repository must not stay: code of the push before, and weights that would be loaded.
-
-    Its other files (a tokenizer, images, what its owner has put there) stay.
-
-    Args:
-        there: the repository's files.
-        pushed: those that are pushed now.
-        earlier: the manifest of the push before.
-    """
-    named = earlier.get("code")
-    gone, code = set(there) - set(pushed), named if isinstance(named, list) else ()
-    return sorted(
-        name for name in gone if (name in code and is_code(name)) or any(fnmatch(name, pattern) for pattern in WEIGHTS)
-    )

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import hf_glu
 from hf_glu.checkpoint.files import CARD_FILE, MANIFEST_FILE
 from hf_glu.checkpoint.hub import invalid_name, network_errors, reachable, refusal, unreachable
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import OptionError, PublishingError
-from hf_glu.publishing.hub.staging import digest, read_manifest, stale_files
+from hf_glu.publishing.hub.manifest import digest, read_manifest, stale_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
 
 # seconds before trying again; inside of each try the client itself repeats a failed upload, five times within 23 s
 WAITS = (2.0, 8.0)
@@ -65,7 +69,7 @@ class PushTarget:
             raise PublishingError("there is no token to push with: `hf auth login`, set HF_TOKEN or give --token")
 
     @property
-    def api(self) -> Any:
+    def api(self) -> HfApi:
         """The Hub's client."""
         from huggingface_hub import HfApi
 
@@ -129,7 +133,9 @@ def _passing(error: BaseException) -> bool:
     return isinstance(error, (network_errors()[0], ConnectionError, TimeoutError))
 
 
-def commit(stage: Path, target: PushTarget, *, message: str, description: str | None = None) -> tuple[Any, list[str]]:
+def commit(
+    stage: Path, target: PushTarget, *, message: str, description: str | None = None
+) -> tuple[CommitInfo, list[str]]:
     """Push the files in ``stage`` as one commit; return the client's CommitInfo and the files' names.
 
     A try after a lost answer finds the files there already, and commits nothing again.
@@ -140,7 +146,7 @@ def commit(stage: Path, target: PushTarget, *, message: str, description: str | 
     return target.attempt(lambda: _commit(stage, target, message, description))
 
 
-def _commit(stage: Path, target: PushTarget, message: str, description: str | None) -> tuple[Any, list[str]]:
+def _commit(stage: Path, target: PushTarget, message: str, description: str | None) -> tuple[CommitInfo, list[str]]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api, repo, branch = target.api, target.repo, target.revision
@@ -148,31 +154,39 @@ def _commit(stage: Path, target: PushTarget, message: str, description: str | No
     if branch and not target.create_pr and not branch.startswith("refs/pr"):
         api.create_branch(repo, branch=branch, exist_ok=True)
     head = api.model_info(repo, revision=branch)
+    assert head.sha is not None
     if target.private and not head.private:
         raise PublishingError(f"{repo} exists and is public, which a push can't change: give another name")
-    there = [file.rfilename for file in head.siblings]
+    there = [file.rfilename for file in head.siblings or ()]
     names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
     with scratch_folder() as scratch:
         earlier = _read_earlier(api, repo, head.sha, there, scratch)
         if CARD_FILE in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
             names.remove(CARD_FILE)
     stale = stale_files(there, names, earlier)
-    operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names
+    ]
     operations += [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]
     made = api.create_commit(
-        repo, operations, commit_message=message, commit_description=description, revision=branch,
-        parent_commit=head.sha, create_pr=target.create_pr,
-    )  # fmt: skip
+        repo,
+        operations,
+        commit_message=message,
+        commit_description=description,
+        revision=branch,
+        parent_commit=head.sha,
+        create_pr=target.create_pr,
+    )
     return made, names
 
 
-def _read_earlier(api: Any, repo: str, revision: str, there: list[str], scratch: Path) -> dict[str, Any]:
+def _read_earlier(api: HfApi, repo: str, revision: str, there: list[str], scratch: Path) -> JsonObject:
     if MANIFEST_FILE not in there:
         return {}
     return read_manifest(Path(api.hf_hub_download(repo, MANIFEST_FILE, revision=revision, local_dir=scratch)))
 
 
-def _is_theirs(stage: Path, earlier: dict[str, Any], api: Any, repo: str, revision: str, scratch: Path) -> bool:
+def _is_theirs(stage: Path, earlier: JsonObject, api: HfApi, repo: str, revision: str, scratch: Path) -> bool:
     """Tell whether the repository's card was written by its owner, where the one in ``stage`` was made for the push."""
     from hf_glu.publishing.card.card import is_generated
 

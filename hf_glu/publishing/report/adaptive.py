@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from hf_glu.publishing.report.collect import Data, items, mapping, number, numbers
 from hf_glu.publishing.report.curves import overlay, points
@@ -12,7 +12,7 @@ from hf_glu.publishing.report.experts import layer_name
 from hf_glu.publishing.report.formats import count, formatted, text
 from hf_glu.publishing.report.heat import heat_map
 from hf_glu.publishing.report.plots import spreads
-from hf_glu.publishing.report.tables import Table, TableCell, filled
+from hf_glu.publishing.report.table import Table, TableCell, filled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,8 +78,9 @@ def _change(curve: Curve) -> Curve:
         return {}
     return {"g": curve["g"]} | {
         key: [new - old for new, old in zip(curve[key], curve["before"], strict=True)]
-        for key in ("after", "low", "high") if key in curve
-    }  # fmt: skip
+        for key in ("after", "low", "high")
+        if key in curve
+    }
 
 
 def _panels(name: str, title: str, curves: dict[str, Curve], note: str) -> Drawing | None:
@@ -106,21 +107,34 @@ def _panels(name: str, title: str, curves: dict[str, Curve], note: str) -> Drawi
     if any("low" in curve for curve in curves.values()):
         note += " Area: 80% of the channels lie in it."
     return draw_panels(
-        name, title, {layer: painter(curve) for layer, curve in curves.items()}, note=note,
+        name,
+        title,
+        {layer: painter(curve) for layer, curve in curves.items()},
+        note=note,
         alt=f"Curves of {len(curves)} layers: {title}, from {min(values):.3g} to {max(values):.3g}",
-    )  # fmt: skip
+    )
 
 
-def _mix(row: Data) -> Data:
-    """Return the mix of a row, its lists as long as that of its functions; empty where there is none."""
+class Mix(TypedDict):
+    """The weights of a mix's functions before and after training, and how far those of tokens are apart."""
+
+    functions: list[str]
+    before: list[float] | None
+    after: list[float]
+    spread: list[float] | None
+
+
+def _mix(row: Data) -> Mix | None:
+    """Return the mix of a row, its lists as long as that of its functions; None where there is none."""
     mix = mapping(row.get("mix"))
     names = mix.get("functions")
     if not isinstance(names, list) or not names or len(numbers(mix.get("after"))) != len(names):
-        return {}
-    values = {key: numbers(mix.get(key)) for key in ("before", "after", "spread")}
-    return {"functions": [str(name) for name in names]} | {
-        key: found if len(found) == len(names) else None for key, found in values.items()
-    }
+        return None
+    before, spread = (
+        found if len(found := numbers(mix.get(key))) == len(names) else None for key in ("before", "spread")
+    )
+    functions = [str(name) for name in names]
+    return {"functions": functions, "before": before, "after": numbers(mix.get("after")), "spread": spread}
 
 
 def _mixes(name: str, rows: Sequence[Data]) -> list[Drawing | None]:
@@ -134,28 +148,46 @@ def _mixes(name: str, rows: Sequence[Data]) -> list[Drawing | None]:
     changes = [new - old for mix, rest in zip(values, before, strict=True) for new, old in zip(mix, rest, strict=True)]
     spread = [(layer, mix["spread"]) for layer, mix in known if mix["spread"]]
     weights = heat_map(
-        name, "Mix weights (%)", [layer for layer, _ in known], names, values, middle=0.0, full=_FULL, y="layer",
+        name,
+        "Mix weights (%)",
+        [layer for layer, _ in known],
+        names,
+        values,
+        middle=0.0,
+        full=_FULL,
+        y="layer",
         alt=f"Heat map: weight of each function by layer; training changed them by {min(changes):+.3f} to "
-        f"{max(changes):+.3f}", middles=before,
+        f"{max(changes):+.3f}",
+        middles=before,
         note="Mean over tokens and channels. No colour: as before training. Orange: more. Blue: less.",
-    )  # fmt: skip
+    )
     if not spread:
         return [weights]
     most = max(value for _, found in spread for value in found)
-    return [weights, heat_map(
-        f"{name} spread", "Spread of the mix weights (%)", [layer for layer, _ in spread], names,
-        [found for _, found in spread], middle=0.0, full=_FULL, y="layer",
-        alt=f"Heat map: how far the weights of tokens are apart by layer and function, up to {most:.3f}",
-        note="One standard deviation over tokens and channels. No colour: all have the same weights.",
-    )]  # fmt: skip
+    return [
+        weights,
+        heat_map(
+            f"{name} spread",
+            "Spread of the mix weights (%)",
+            [layer for layer, _ in spread],
+            names,
+            [found for _, found in spread],
+            middle=0.0,
+            full=_FULL,
+            y="layer",
+            alt=f"Heat map: how far the weights of tokens are apart by layer and function, up to {most:.3f}",
+            note="One standard deviation over tokens and channels. No colour: all have the same weights.",
+        ),
+    ]
 
 
 def _modulated(rows: Sequence[Data]) -> list[tuple[str, Data]]:
     """Return (type, thresholds and slopes with their layer), the layers one after the other."""
     return [
         (text(each.get("type")) or ALL, {**each, "layer": row.get("layer"), "name": layer_name(row)})
-        for row in rows for each in items(row.get("modulation"))
-    ]  # fmt: skip
+        for row in rows
+        for each in items(row.get("modulation"))
+    ]
 
 
 def _by_type(rows: Sequence[Data]) -> dict[str, list[Data]]:
@@ -188,9 +220,14 @@ def _changes(rows: Sequence[Data]) -> Table:
         change = _change(_curve(row))
         size, at = max(zip(map(abs, change["after"]), change["g"], strict=True)) if change else (None, None)
         cells.append(
-            [layer_name(row), text(row.get("activation")), formatted(size, ".4f"), formatted(at, "+.1f"),
-             text(row.get("site"))]
-        )  # fmt: skip
+            [
+                layer_name(row),
+                text(row.get("activation")),
+                formatted(size, ".4f"),
+                formatted(at, "+.1f"),
+                text(row.get("site")),
+            ]
+        )
     columns = ["layer", "activation", "#largest change", "#at g", "module"]
     return filled("Learned activations", columns, cells, "Largest difference of the curve to the one before training.")
 
@@ -201,7 +238,8 @@ def _weights(rows: Sequence[Data]) -> Table:
     cells: list[list[TableCell]] = []
     for layer, mix in known:
         after = dict(zip(mix["functions"], mix["after"], strict=True))
-        before, spread = (dict(zip(mix["functions"], mix[key] or [], strict=False)) for key in ("before", "spread"))
+        before = dict(zip(mix["functions"], mix["before"] or [], strict=False))
+        spread = dict(zip(mix["functions"], mix["spread"] or [], strict=False))
         cells.append([layer, *(_weight(before.get(name), after.get(name), spread.get(name)) for name in names)])
     note = "Before training → after it, mean over tokens and channels; ± one standard deviation where those differ."
     return filled("Mix weights", ["layer", *(f"#{name}" for name in names)], cells, note)
@@ -216,10 +254,14 @@ def _weight(before: float | None, after: float | None, spread: float | None) -> 
 
 def _modulation(rows: Sequence[Data]) -> Table:
     cells: list[list[TableCell]] = [
-        [each["name"], kind, count(each.get("texts")),
-         *(formatted(number(each.get(key + end)), ".4g") for key in _MOVED for end in ("", "_spread", "_apart"))]
+        [
+            text(each["name"]),
+            kind,
+            count(each.get("texts")),
+            *(formatted(number(each.get(key + end)), ".4g") for key in _MOVED for end in ("", "_spread", "_apart")),
+        ]
         for kind, each in _modulated(rows)
-    ]  # fmt: skip
+    ]
     columns = ["layer", "texts", "#number", *(f"#{key}{end}" for key in _MOVED for end in ("", " ±", ", distance"))]
     note = (
         "Mean over channels after a text's last token, and their standard deviation (±). Distance: root mean square "

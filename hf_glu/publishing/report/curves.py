@@ -79,9 +79,16 @@ def score_curve(name: str, curve: Points, label: str, before: float | None = Non
 
 
 def overlay(
-    name: str, title: str, series: Mapping[str, Sequence[Points]], *, x: str, y: str, note: str = "",
-    zero: bool = False, plain: str = "",
-) -> Drawing | None:  # fmt: skip
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[Points]],
+    *,
+    x: str,
+    y: str,
+    note: str = "",
+    zero: bool = False,
+    plain: str = "",
+) -> Drawing | None:
     """Return several named curves; of those that share a name, the mean is bold and each one a thin line.
 
     ``zero``: the axis of y starts there. ``plain``: the format of y, where that is no metric.

@@ -91,9 +91,15 @@ def require_matplotlib() -> None:
 
 
 def draw(
-    name: str, title: str, paint: Callable[[Axes], None], *, alt: str, note: str = "", height: float = 250,
+    name: str,
+    title: str,
+    paint: Callable[[Axes], None],
+    *,
+    alt: str,
+    note: str = "",
+    height: float = 250,
     width: float = WIDTH,
-) -> Drawing:  # fmt: skip
+) -> Drawing:
     """Return what ``paint`` draws into an axes of these points; what is larger than a screen scrolls in its own box.
 
     Raises:
@@ -168,10 +174,16 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         ceiling = heights[place] - _LINE
     for (x, y, label, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
-            label, (x, y), xytext=(1.05, height), textcoords="axes fraction", color=colour, va="center", fontsize=10.5,
+            label,
+            (x, y),
+            xytext=(1.05, height),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=10.5,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.55, "shrinkA": 0},
             annotation_clip=False,
-        )  # fmt: skip
+        )
 
 
 def name_axes(axes: Axes, x: str, y: str) -> None:

@@ -12,7 +12,7 @@ from hf_glu.publishing.report.heat import LESS as LESS
 from hf_glu.publishing.report.heat import MORE as MORE
 from hf_glu.publishing.report.heat import STRONGEST as STRONGEST
 from hf_glu.publishing.report.heat import heat_map
-from hf_glu.publishing.report.tables import Table, TableCell, filled
+from hf_glu.publishing.report.table import Table, TableCell, filled
 
 Groups = dict[tuple[str, ...], list[Data]]
 
@@ -43,22 +43,37 @@ def loads(rows: Sequence[Data]) -> list[Table]:
 def _heat_map(name: str, experts: Sequence[str], rows: Sequence[Data]) -> Drawing:
     even = 1 / len(experts)
     found = [numbers(row["load"]) for row in rows]
-    shares = [(share, f"expert {expert} in layer {layer_name(row)}") for row, each in zip(rows, found, strict=True)
-              for share, expert in zip(each, experts, strict=True)]  # fmt: skip
+    shares = [
+        (share, f"expert {expert} in layer {layer_name(row)}")
+        for row, each in zip(rows, found, strict=True)
+        for share, expert in zip(each, experts, strict=True)
+    ]
     (low, least), (high, most) = min(shares), max(shares)
     return heat_map(
-        name, "Load of each expert (%)", [layer_name(row) for row in rows], experts, found, middle=even, full=even,
-        y="layer", alt=f"Heat map: load by layer and expert, from {percent(low)} ({least}) to {percent(high)} ({most})",
+        name,
+        "Load of each expert (%)",
+        [layer_name(row) for row in rows],
+        experts,
+        found,
+        middle=even,
+        full=even,
+        y="layer",
+        alt=f"Heat map: load by layer and expert, from {percent(low)} ({least}) to {percent(high)} ({most})",
         note=f"No colour: {percent(even)}, as if all were used alike. Orange: more. Blue: less.",
-    )  # fmt: skip
+    )
 
 
 def _table(experts: Sequence[str], rows: Sequence[Data]) -> Table:
     cells: list[list[TableCell]] = [
-        [layer_name(row), *(percent(share) for share in numbers(row["load"])), formatted(row.get("entropy"), ".3f"),
-         count(row.get("tokens")), text(row.get("site"))]
+        [
+            layer_name(row),
+            *(percent(share) for share in numbers(row["load"])),
+            formatted(row.get("entropy"), ".3f"),
+            count(row.get("tokens")),
+            text(row.get("site")),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     columns = ["layer", *(f"#{expert}" for expert in experts), "#entropy", "#tokens", "site"]
     note = (
         f"Share of the load on the validation data, without padding; {percent(1 / len(experts))} if all experts are "

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.elementwise import elementwise_names
@@ -28,24 +27,34 @@ WIDE = torch.linspace(-12, 12, 97)  # where curves that are one on the grid diff
 
 # label -> threshold, slope
 MODULATIONS = {
-    BASE: (0.0, 1.0), "threshold 1": (1.0, 1.0), "threshold -1": (-1.0, 1.0), "slope 2": (0.0, 2.0),
+    BASE: (0.0, 1.0),
+    "threshold 1": (1.0, 1.0),
+    "threshold -1": (-1.0, 1.0),
+    "slope 2": (0.0, 2.0),
     "slope 0.5": (0.0, 0.5),
-}  # fmt: skip
+}
 # label -> alpha, beta, state
 STATES = {
-    BASE: (0.0, 0.0, 0.5), "alpha 2, s = 1": (2.0, 0.0, 1.0), "beta 2, s = 0": (0.0, 2.0, 0.0),
+    BASE: (0.0, 0.0, 0.5),
+    "alpha 2, s = 1": (2.0, 0.0, 1.0),
+    "beta 2, s = 0": (0.0, 2.0, 0.0),
     "beta 2, s = 1": (0.0, 2.0, 1.0),
-}  # fmt: skip
+}
 # label -> the coefficients of silu, gelu, relu and tanh
 MIXES = {
-    BASE: (1.0, 0.0, 0.0, 0.0), "half relu": (0.5, 0.0, 0.5, 0.0), "half tanh": (0.5, 0.0, 0.0, 0.5),
-    "and tanh": (1.0, 0.0, 0.0, 1.0), "less gelu": (1.5, -1.0, 0.0, 0.0),
-}  # fmt: skip
+    BASE: (1.0, 0.0, 0.0, 0.0),
+    "half relu": (0.5, 0.0, 0.5, 0.0),
+    "half tanh": (0.5, 0.0, 0.0, 0.5),
+    "and tanh": (1.0, 0.0, 0.0, 1.0),
+    "less gelu": (1.5, -1.0, 0.0, 0.0),
+}
 # label -> V of each of them
 GATES = {
-    BASE: (0.0, 0.0, 0.0, 0.0), "tanh where g > 0": (0.0, 0.0, 0.0, 2.0),
-    "tanh where g < 0": (0.0, 0.0, 0.0, -2.0), "relu where g < 0": (0.0, 0.0, -2.0, 0.0),
-}  # fmt: skip
+    BASE: (0.0, 0.0, 0.0, 0.0),
+    "tanh where g > 0": (0.0, 0.0, 0.0, 2.0),
+    "tanh where g < 0": (0.0, 0.0, 0.0, -2.0),
+    "relu where g < 0": (0.0, 0.0, -2.0, 0.0),
+}
 
 
 def plot_family(path: Path) -> Path:
@@ -67,13 +76,18 @@ def panels() -> list[list[Panel]]:
     found = [_panel(entry.name, {"": _gated(entry.name)}) for entry in registry]
     found += [_panel(name, {"": _gated(name)}) for name in _derived()]
     families: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, tuple[float, ...]]]] = {
-        "modulated_": (_modulated, MODULATIONS), "stateful_": (_stateful, STATES),
-        "learnable_": (_learnable, MIXES), "moa_": (_adaptive, GATES),
-    }  # fmt: skip
-    return [found, [
-        _panel(prefix + BASE, {label: value(*case) for label, case in cases.items()})
-        for prefix, (value, cases) in families.items()
-    ]]  # fmt: skip
+        "modulated_": (_modulated, MODULATIONS),
+        "stateful_": (_stateful, STATES),
+        "learnable_": (_learnable, MIXES),
+        "moa_": (_adaptive, GATES),
+    }
+    return [
+        found,
+        [
+            _panel(prefix + BASE, {label: value(*case) for label, case in cases.items()})
+            for prefix, (value, cases) in families.items()
+        ],
+    ]
 
 
 def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
@@ -123,6 +137,6 @@ def _adaptive(*gates: float) -> Tensor:
     return _mixed(act)
 
 
-def _mixed(act: Any) -> Tensor:
+def _mixed(act: nn.Module) -> Tensor:
     value: Tensor = act(GRID.unsqueeze(1))[:, 0]
     return value

@@ -22,9 +22,20 @@ Values = Sequence[Sequence[float | None]]
 
 
 def heat_map(
-    name: str, title: str, rows: Sequence[str], columns: Sequence[str], values: Values, *, middle: float, full: float,
-    alt: str, note: str, x: str = "", y: str = "", middles: Values | None = None,
-) -> Drawing:  # fmt: skip
+    name: str,
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Values,
+    *,
+    middle: float,
+    full: float,
+    alt: str,
+    note: str,
+    x: str = "",
+    y: str = "",
+    middles: Values | None = None,
+) -> Drawing:
     """Return shares as cells; None is left empty.
 
     Args:
@@ -35,8 +46,12 @@ def heat_map(
         full: the least distance from it that has the strongest colour.
         x, y: what the columns and rows are.
     """
-    cells = [(across, down, value) for down, row in enumerate(values) for across, value in enumerate(row)
-             if value is not None]  # fmt: skip
+    cells = [
+        (across, down, value)
+        for down, row in enumerate(values)
+        for across, value in enumerate(row)
+        if value is not None
+    ]
     shades = [value - ((middles[down][across] or 0.0) if middles else middle) for across, down, value in cells]
     span = max([full, *map(abs, shades)])
 
@@ -75,8 +90,12 @@ def _paint_cells(axes: Axes, cells: Sequence[tuple[int, int, float]]) -> None:
     framed: dict[str, Any] = {"facecolors": "none", "edgecolors": GRID, "lw": 0.8}
     for found, style in ((coloured, filled), (cells, framed)):
         painted = PolyCollection(
-            [square], offsets=[cell[:2] for cell in found], offset_transform=axes.transData,
+            [square],
+            offsets=[cell[:2] for cell in found],
+            offset_transform=axes.transData,
             transform=AffineDeltaTransform(axes.transData),  # type: ignore[arg-type]
-            clip_on=False, in_layout=False, **style,
-        )  # fmt: skip
+            clip_on=False,
+            in_layout=False,
+            **style,
+        )
         axes.add_collection(painted, autolim=False)

@@ -45,9 +45,14 @@ def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None
             axes.barh(row, value, height=0.62, color=SERIES[0])
             label, colour = (form(score), INK) if score is not None else ("no result", MUTED)
             axes.annotate(
-                label, (max(value, 0.0), row), xytext=(5, 0), textcoords="offset points", va="center", color=colour,
+                label,
+                (max(value, 0.0), row),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
                 fontsize=10,
-            )  # fmt: skip
+            )
         _rows(axes, tasks)
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.16 * (high - low))
@@ -63,14 +68,14 @@ def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | 
     if not variants:
         return None
     seeds = [numbers(variant.get("scores")) for variant in variants]
-    values = [value for variant, scores in zip(variants, seeds, strict=True) for value in [variant["mean"], *scores]]
+    values = [value for variant, scores in zip(variants, seeds, strict=True) for value in [_mean(variant), *scores]]
     factor, unit, form = scale(label, values)
     names = [str(variant.get("name")) for variant in variants]
 
     def paint(axes: Axes) -> None:
         for row, variant in enumerate(variants):
             first = names[row] == baseline
-            colour, mean = (MUTED if first else SERIES[0]), variant["mean"] * factor
+            colour, mean = (MUTED if first else SERIES[0]), _mean(variant) * factor
             if first:
                 axes.axvline(mean, color=MUTED, lw=1.2, ls=(0, (4, 3)), zorder=1)
             scores = [score * factor for score in seeds[row]]
@@ -78,20 +83,34 @@ def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | 
             deviation = (number(variant.get("std")) or 0.0) * factor
             axes.errorbar(mean, row, xerr=deviation, fmt="o", color=colour, ms=9, capsize=4, lw=2)
             axes.annotate(
-                form(variant["mean"]), (mean, row), xytext=(0, 8), textcoords="offset points", ha="center",
-                va="bottom", color=colour, fontsize=10, weight="bold",
+                form(_mean(variant)),
+                (mean, row),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                color=colour,
+                fontsize=10,
+                weight="bold",
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+            )
         _rows(axes, names)
         axes.set_ylim(len(names) - 0.4, -0.7)
         name_axes(axes, f"{label}{unit}", "")
 
-    shown = ", ".join(f"{each_name} {form(each['mean'])}" for each_name, each in zip(names, variants, strict=True))
+    shown = ", ".join(f"{each_name} {form(_mean(each))}" for each_name, each in zip(names, variants, strict=True))
     return draw(
-        name, "Mean and single seeds", paint, alt=f"Dots with error bars: {label} of {shown}",
+        name,
+        "Mean and single seeds",
+        paint,
+        alt=f"Dots with error bars: {label} of {shown}",
         note="Filled: mean, with one standard deviation. Rings: single seeds. Dashed: the baseline.",
         height=80 + 46 * len(names),
-    )  # fmt: skip
+    )
+
+
+def _mean(variant: Data) -> float:
+    return number(variant.get("mean")) or 0.0
 
 
 def layer_shares(name: str, title: str, series: Mapping[str, Points], *, note: str = "") -> Drawing | None:

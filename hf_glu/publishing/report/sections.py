@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hf_glu.publishing.report import adaptive, curves, experts, plots, tables
 from hf_glu.publishing.report.collect import Data, Run, mapping, number
 from hf_glu.publishing.report.drawing import Drawing
-from hf_glu.publishing.report.tables import Mark, Table
+from hf_glu.publishing.report.table import Mark, Table
 
 _ADAPTIVE = "Activations that were trained"
 _OPEN = 4  # more kinds of activations than this are folded
@@ -124,11 +124,13 @@ def _adaptive(rows: Sequence[Data], prefix: str) -> Section:
     places = adaptive.by_place(rows)
     parts = [
         section(
-            place.capitalize(), adaptive.figures(f"{prefix} {at or ''}", found), adaptive.tables(found),
+            place.capitalize(),
+            adaptive.figures(f"{prefix} {at or ''}", found),
+            adaptive.tables(found),
             folded=len(places) > _OPEN,
         )
         for at, (place, found) in enumerate(places.items())
-    ]  # fmt: skip
+    ]
     found = kept(parts)
     if len(found) != 1:
         return Section(title=_ADAPTIVE, parts=found)
@@ -154,7 +156,5 @@ def _activations(rows: Sequence[Data], prefix: str) -> list[Drawing | None]:
         )
         for key, title, note in _SHARES
     ]
-    gates = {
-        stack: (by_layer(part, "gate_mean"), by_layer(part, "gate_std")) for stack, part in stacks.items()
-    }  # fmt: skip
+    gates = {stack: (by_layer(part, "gate_mean"), by_layer(part, "gate_std")) for stack, part in stacks.items()}
     return [*shares, plots.gate_inputs(f"{prefix} gates", gates)]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_glu.errors import UnknownNameError, nearest
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "compute"]
 
 
-def compute(name: str, predictions: Any, references: Any) -> dict[str, float]:
+def compute(name: str, predictions: object, references: object) -> dict[str, float]:
     """Return the results of the metric ``name``: fractions in 0..1, correlations in -1..1.
 
     Args:
@@ -30,10 +30,11 @@ def compute(name: str, predictions: Any, references: Any) -> dict[str, float]:
 
     if name not in METRICS:
         raise UnknownNameError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
-    return METRICS[name]().compute(predictions=predictions, references=references)
+    found: dict[str, float] = METRICS[name]().compute(predictions=predictions, references=references)
+    return found
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "METRICS":  # importing `evaluate` takes seconds
         from hf_glu.tasks.metrics.modules import METRICS
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError, OptionError
+from hf_glu.tasks.checking import Splits
 from hf_glu.tasks.files import find_splits, hash_file
 from hf_glu.tasks.loading import head, load_task
 from hf_glu.tasks.movies import fetch_reviews
@@ -15,7 +16,10 @@ from hf_glu.tasks.own import own_files, own_task
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
 from hf_glu.training.options import JobOptions
 
-TaskRows = tuple[Task, dict[str, Any]]
+# hashes of a split's files, or a revision on the Hub, by what they are of
+FileRecord: TypeAlias = dict[str, list[str | None]]
+# a task, and its rows by split
+TaskRows: TypeAlias = tuple[Task, Splits]
 
 
 def task_name(job: JobOptions) -> str:
@@ -73,7 +77,7 @@ def check_predictable(sources: list[TaskRows]) -> None:
             raise OptionError(f"{task.name} has no test split {missing[0]} to predict")
 
 
-def data_record(job: JobOptions) -> dict[str, Any]:
+def data_record(job: JobOptions) -> FileRecord:
     """Return what a job's rows come from: hashes of its files, by split, or a revision on the Hub.
 
     Raises:
@@ -86,16 +90,15 @@ def data_record(job: JobOptions) -> dict[str, Any]:
     return {f"{task.name} {key}": value for task in every for key, value in _task_record(task, job.dataset).items()}
 
 
-def _task_record(task: Task, dataset: str | None) -> dict[str, Any]:
+def _task_record(task: Task, dataset: str | None) -> FileRecord:
     if dataset is not None:
-        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test),
-                                   config=task.config))  # fmt: skip
+        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test), config=task.config))
     if task.dataset:
         return {"dataset": [task.dataset, task.config, task.revision]}
     return _hashes({"reviews": [fetch_reviews()]})
 
 
-def _hashes(files: dict[str, list[Path]]) -> dict[str, list[str]]:
+def _hashes(files: dict[str, list[Path]]) -> FileRecord:
     for path in (path for paths in files.values() for path in paths):
         if not path.is_file():
             raise DataError(f"there is no file {path}")

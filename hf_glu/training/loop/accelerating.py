@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
+from hf_glu.training.results import Results
 
 PROJECT = "hf_glu"
+Merged = TypeVar("Merged")
 
 
 def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Accelerator:
@@ -32,7 +35,7 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
     return Accelerator(mixed_precision=precision, log_with=options.tracker, project_dir=folder)
 
 
-def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
+def start_trackers(accelerator: Accelerator, options: JsonObject) -> None:
     """Begin to track a run; TensorBoard takes numbers and strings only."""
     accelerator.init_trackers(PROJECT, config={key: str(value) for key, value in options.items()})
 
@@ -42,13 +45,13 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def share_results(results: dict[str, Any]) -> dict[str, Any]:
+def share_results(results: Results | None) -> Results:
     """Return the main process' results on all processes."""
-    shared: dict[str, Any] = broadcast_object_list([results])[0]
+    shared: Results = broadcast_object_list([results])[0]
     return shared
 
 
-def merge(accelerator: Accelerator, found: dict[int, Any]) -> dict[int, Any]:
+def merge(accelerator: Accelerator, found: dict[int, Merged]) -> dict[int, Merged]:
     """Return the results of all processes, by their number; what several have is there once."""
     if accelerator.num_processes == 1:
         return found

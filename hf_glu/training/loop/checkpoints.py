@@ -7,13 +7,15 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from hf_glu.checkpoint.files import BEST_WEIGHTS_FILE, CHECKPOINT_PREFIX, LOG_FILE, PROGRESS_FILE
-from hf_glu.checkpoint.jsonio import read_object, read_text, write_json
+from hf_glu.checkpoint.jsonio import JsonObject, read_object, read_text, write_json
 from hf_glu.checkpoint.writing import PARTIAL, reason_of, remove, remove_partials, retire, sync, write_text, writing
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.training.loop.progress import Progress
@@ -22,10 +24,10 @@ from hf_glu.training.loop.progress import Progress
 class Resumable(Protocol):
     """What a checkpoint keeps of a running loop, and gives back to it."""
 
-    accelerator: Any
+    accelerator: Accelerator
     progress: Progress
     best_state: dict[str, Tensor] | None
-    schedule: Any
+    schedule: LambdaLR
     log: Log
 
 
@@ -149,7 +151,7 @@ class Log:
         write_text(self._path, "".join(f"{line}\n" for line in kept))
         self.lines = len(kept)
 
-    def write(self, values: dict[str, Any]) -> None:
+    def write(self, values: JsonObject) -> None:
         """Add a line."""
         if self._path is not None:
             with writing(self._path), self._path.open("a", encoding="utf-8") as file:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.data.features import Features, collate, count_items, loss_of
@@ -27,7 +28,10 @@ from hf_glu.training.options import TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.groups import parameter_groups
 
-Evaluate = Callable[[Any], tuple[dict[str, float], float]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Evaluate: TypeAlias = Callable[[PreTrainedModel], tuple[dict[str, float], float]]
 
 
 class TrainingLoop:
@@ -45,9 +49,17 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, model: Any, features: Features, tokenizer: Any, options: TrainingOptions, accelerator: Accelerator,
-        *, folder: Path | None = None, evaluate: Evaluate | None = None, title: str = "train",
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        features: Features,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        *,
+        folder: Path | None = None,
+        evaluate: Evaluate | None = None,
+        title: str = "train",
+    ) -> None:
         self.features, self.tokenizer, self.options, self.accelerator = features, tokenizer, options, accelerator
         self.folder, self.evaluate, self.title = folder, evaluate, title
         self.units = features.units
@@ -80,9 +92,12 @@ class TrainingLoop:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
         bar = tqdm(
-            total=self.steps, initial=self.progress.step, desc=self.title, leave=False,
+            total=self.steps,
+            initial=self.progress.step,
+            desc=self.title,
+            leave=False,
             disable=not self.accelerator.is_main_process,
-        )  # fmt: skip
+        )
         stopped = False
         with interruptible() as interrupted, bar:
             pending: list[Tensor] = []
@@ -150,7 +165,7 @@ class TrainingLoop:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
-    def _flush(self, pending: list[Tensor], bar: Any) -> None:
+    def _flush(self, pending: list[Tensor], bar: tqdm) -> None:
         """Bring the losses of the last steps from the device, check them, and log their mean."""
         if not pending:
             return
@@ -170,13 +185,13 @@ class TrainingLoop:
         self._log(line)
         bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
 
-    def _log(self, values: dict[str, Any]) -> None:
+    def _log(self, values: JsonObject) -> None:
         epoch = self.progress.step / self.plan.steps_per_epoch
         self.log.write({"step": self.progress.step, "epoch": epoch, **values})
         flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
         self.accelerator.log(flat, step=self.progress.step)
 
-    def _evaluate(self, bar: Any) -> bool:
+    def _evaluate(self, bar: tqdm) -> bool:
         """Evaluate; return whether patience is at its end."""
         assert self.evaluate is not None
         progress = self.progress
@@ -214,6 +229,9 @@ class TrainingLoop:
         recent = losses[-max(1, len(losses) // 10) :] or [math.nan]
         seconds = self.progress.seconds
         return TrainingResult(
-            steps=self.progress.step, seconds=seconds, loss=sum(recent) / len(recent),
-            tokens_per_second=self.progress.tokens / max(seconds, 1e-9), stopped_early=stopped,
-        )  # fmt: skip
+            steps=self.progress.step,
+            seconds=seconds,
+            loss=sum(recent) / len(recent),
+            tokens_per_second=self.progress.tokens / max(seconds, 1e-9),
+            stopped_early=stopped,
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import cast
+
+from hf_glu.training.results import TrainingSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +19,9 @@ class TrainingResult:
     tokens_per_second: float
     stopped_early: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> TrainingSummary:
         """Return the result as plain data."""
-        return asdict(self)
+        return cast(TrainingSummary, asdict(self))
 
 
 @dataclass

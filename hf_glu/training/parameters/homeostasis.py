@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_glu.activation import GatedActivation
 from hf_glu.errors import NoSiteError, OptionError, TrainingError
 from hf_glu.ffn.sites import find_sites
+
+Output = TypeVar("Output")
 
 
 class Homeostasis:
@@ -31,7 +34,7 @@ class Homeostasis:
         self.targets: dict[str, Tensor] = {}
         self._found: list[Tensor] = []
 
-    def see(self, act: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
+    def see(self, act: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
         """Note the openness of one gate."""
         if not act.training:
             return
@@ -40,7 +43,7 @@ class Homeostasis:
         target = self.targets.setdefault(name, openness.detach())
         self._found.append((openness - target).square().mean())
 
-    def add(self, model: nn.Module, args: Any, output: Any) -> Any:
+    def add(self, model: nn.Module, args: object, output: Output) -> Output:
         """Add the penalty to the loss that the model returns."""
         found, self._found = self._found, []
         loss = getattr(output, "loss", None)
@@ -49,7 +52,7 @@ class Homeostasis:
         penalty = torch.stack(found).mean()
         if not penalty.requires_grad:
             raise TrainingError("the homeostatic penalty has no gradient: use gradient checkpointing without reentry")
-        output.loss = loss + self.weight * penalty.to(loss.dtype)
+        output.loss = loss + self.weight * penalty.to(loss.dtype)  # type: ignore[attr-defined]
         return output
 
 
@@ -69,7 +72,9 @@ def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
     sites = [site for site in find_sites(model) if site.kind != "experts" and (site.native or site.activation)]
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no gate: hf_glu.convert(model, 'swiglu') gives it some")
-    handles: list[Any] = [site.act.register_forward_pre_hook(partial(penalty.see, name=site.name)) for site in sites]
+    handles: list[RemovableHandle] = [
+        site.act.register_forward_pre_hook(partial(penalty.see, name=site.name)) for site in sites
+    ]
     handles.append(model.register_forward_hook(penalty.add))
     try:
         yield penalty

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
@@ -77,10 +76,11 @@ def check_trainable(model: nn.Module, names: list[str]) -> None:
         )
 
 
-def output_embeddings(model: nn.Module) -> Any:
+def output_embeddings(model: nn.Module) -> nn.Module | None:
     """Return a language model's last projection, or None."""
     find = getattr(model, "get_output_embeddings", None)
-    return find() if find is not None else None
+    found: nn.Module | None = find() if find is not None else None
+    return found
 
 
 def _base(model: nn.Module) -> str:
