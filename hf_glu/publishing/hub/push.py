@@ -157,7 +157,7 @@ def _publish(
         if folder is not None:
             stage_folder(folder, names, stage)
         else:
-            model = cast(PreTrainedModel, source)
+            model = cast("PreTrainedModel", source)
             model.save_pretrained(stage, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage)

@@ -19,7 +19,7 @@ from hf_glu.tasks.metrics import scores
 
 # numbers in any form, or rows: looked at before `evaluate` sees them
 Given: TypeAlias = Any
-Features: TypeAlias = dict[str, object]  # types of columns, as datasets has them
+ColumnTypes: TypeAlias = dict[str, object]  # types of columns, as datasets has them
 _INTEGER, _NUMBER, _TEXT = datasets.Value("int64"), datasets.Value("float64"), datasets.Value("string")
 
 
@@ -37,7 +37,7 @@ class OfflineMetric(evaluate.Metric):
         DataError: from `compute`, `add_batch` and `add`: predictions or references that can't be scored.
     """
 
-    columns: ClassVar[Features] = {"predictions": _INTEGER, "references": _INTEGER}
+    columns: ClassVar[ColumnTypes] = {"predictions": _INTEGER, "references": _INTEGER}
     classes: ClassVar[int | None] = None
 
     def __init__(self, config_name: str | None = None, **options: object) -> None:
@@ -110,7 +110,7 @@ class Matthews(OfflineMetric):
 class PearsonSpearman(OfflineMetric):
     """Numbers: ``{"pearson", "spearmanr"}`` (STS-B)."""
 
-    columns: ClassVar[Features] = {"predictions": _NUMBER, "references": _NUMBER}
+    columns: ClassVar[ColumnTypes] = {"predictions": _NUMBER, "references": _NUMBER}
 
     def _checked(self, predictions: Given, references: Given) -> tuple[Given, Given]:
         return scores.as_numbers(predictions, references)
@@ -130,7 +130,7 @@ class MultiRC(OfflineMetric):
     """
 
     keys: ClassVar[tuple[str, ...]] = ("paragraph", "question", "answer")
-    columns: ClassVar[Features] = {
+    columns: ClassVar[ColumnTypes] = {
         "predictions": {"idx": dict.fromkeys(keys, _INTEGER), "prediction": _INTEGER},
         "references": _INTEGER,
     }
@@ -160,7 +160,7 @@ class ReCoRD(OfflineMetric):
     """
 
     keys: ClassVar[tuple[str, ...]] = ("passage", "query")
-    columns: ClassVar[Features] = {
+    columns: ClassVar[ColumnTypes] = {
         "predictions": {"idx": dict.fromkeys(keys, _INTEGER), "prediction_text": _TEXT},
         "references": {"idx": dict.fromkeys(keys, _INTEGER), "answers": datasets.Sequence(_TEXT)},
     }

@@ -31,7 +31,7 @@ from hf_glu.training.parameters.groups import parameter_groups
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Evaluate: TypeAlias = Callable[[PreTrainedModel], tuple[dict[str, float], float]]
+Evaluate: TypeAlias = "Callable[[PreTrainedModel], tuple[dict[str, float], float]]"
 
 
 class TrainingLoop:
