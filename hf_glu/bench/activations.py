@@ -1,4 +1,4 @@
-"""What activations with parameters of their own cost: Llama's FFN with each, beside the one with plain swiglu.
+"""The cost of activations with parameters of their own: Llama's FFN with each, beside the one with plain swiglu.
 
 Pairs: T = 1,024 tokens, H = 768, W = 2,048; forward and backward pass, all parameters trained and away from 0.
 """
@@ -38,7 +38,7 @@ CONTENDERS = {
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the FFN at each number of tokens."""
+    """Yield a cell for each number of tokens."""
     claims = {
         name: Claim(peers=(PLAIN,), target=target, saved_peers=(PLAIN,), saved_target=saved)
         for name, (_, target, saved) in CONTENDERS.items()
@@ -57,7 +57,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
 
 
 def gate(name: str, shape: Shape) -> nn.Module:
-    """Return the gate ``name`` with random parameters, a modulated one with a context vector of each token."""
+    """Build the gate ``name`` with random parameters; a modulated one gets a random context vector for each token."""
     act = registry[name].factory()
     assert isinstance(act, OwnedActivation)
     act.configure(GluConfig(mix={"functions": list(FUNCTIONS)}), shape["width"])
@@ -82,7 +82,7 @@ def _forget(module: nn.Module, args: object, output: object) -> None:
 
 
 def ffns(shape: Shape) -> dict[str, Contender]:
-    """Return Llama's FFN with each gate, of the same weights."""
+    """Build Llama's FFN with each gate, all with the same weights."""
     torch.manual_seed(0)
     gates = {PLAIN: build_elementwise("silu")} | {name: gate(row[0], shape) for name, row in CONTENDERS.items()}
     for name, act in gates.items():

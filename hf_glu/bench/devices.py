@@ -1,4 +1,4 @@
-"""A converted model made small, each way of `hf_glu.bench.small`, also with fewer units: size, latency and accuracy.
+"""A converted model made small in each way of `hf_glu.bench.small`: size, latency and accuracy.
 
 Latency is of one forward pass on T random tokens, in batches of 1 and 8. The size is that of the weights on disk, which
 is what they take in memory, too. Accuracy is the task's score on its validation examples. Pruned models keep 2/3 of the
@@ -47,7 +47,7 @@ CLAIMS = {name + more: Claim(peers=(EAGER,)) for more in ("", PRUNED) for name i
 
 @dataclass
 class Subject:
-    """The model that is made small, and the task that it answers.
+    """The model that is made small, and the task that it is scored on.
 
     Attributes:
         options: of the bench.
@@ -62,7 +62,7 @@ class Subject:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model in float32; its task's examples are read, too."""
+        """The model in float32; loading it also reads the examples of its task."""
         source, name = str(self.options.model), self.options.task
         if name is None:
             return load_model(source, dtype=torch.float32).eval()
@@ -79,7 +79,7 @@ class Subject:
         return model.eval()
 
     def pruned(self) -> PreTrainedModel | None:
-        """Return the model with fewer units; None where there are no texts to fit it on."""
+        """Make the model with fewer units; None if there are no texts to fit it on."""
         sites = find_sites(self.model)
         names = {str(site.activation) for site in sites if site.widened}
         if not self.texts or len(names) != 1:
@@ -99,7 +99,7 @@ class Subject:
 
     @cached_property
     def made(self) -> dict[str, tuple[nn.Module, dict[str, float]]]:
-        """Every variant by name: the model, and its size and score."""
+        """All variants by name: each model with its size and score."""
         wanted = [(name, self.model, way) for name, way in WAYS.items()]
         if (pruned := self.pruned()) is not None:
             wanted += [(name + PRUNED, pruned, way) for name, way in WAYS.items() if way.pruned]
@@ -112,7 +112,7 @@ class Subject:
         return found
 
     def score(self, model: nn.Module) -> dict[str, float]:
-        """Return the task's score as a percentage, where there is a task."""
+        """Return a model's score on the task as a percentage; nothing if there is no task."""
         if not self.splits:
             return {}
         return {"score %": 100 * evaluate(model, self.splits, self.tokenizer)[1]}
@@ -134,7 +134,7 @@ def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> None:
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield each batch size.
+    """Yield a cell for each batch size.
 
     Raises:
         OptionError: no model is given, or one that writes texts.

@@ -1,4 +1,4 @@
-"""Our experts beside stock Mixtral's sparse MoE block: training steps and decoding.
+"""Our experts beside Mixtral's sparse MoE block: training steps and decoding.
 
 Pairs: T tokens, H = 512, W = 1024, 8 experts, top-2; stock's ``gate_up_proj`` ``[8, 2 W, H]`` is our ``in_proj``.
 """
@@ -37,7 +37,7 @@ DECODING = {name: Claim(peers=PEERS, target=1.05) for name in OURS}
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the training steps by number of tokens, then decoding."""
+    """Yield a training step for each number of tokens, then decoding."""
     shape: Shape = {
         "hidden": options.hidden or HIDDEN,
         "width": options.width or WIDTH,
@@ -53,7 +53,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
 
 
 def modules(shape: Shape) -> dict[str, nn.Module]:
-    """Return the contenders of a cell, all with the same weights."""
+    """Build the modules of a cell, all with the same weights."""
     torch.manual_seed(0)
     weights = 3 * shape["hidden"] * shape["width"] * DTYPES[shape["dtype"]].itemsize
     skipped = {"batched_mm"} if shape["tokens"] * shape["top_k"] * weights > COPIED else set()
@@ -106,13 +106,13 @@ def _input(shape: Shape) -> Tensor:
 
 
 def training(shape: Shape) -> dict[str, Contender]:
-    """Return one step each: forward with what the router's losses need, backward into inputs and weights."""
+    """Return a training step of each: forward with the router's losses, backward into inputs and weights."""
     made = {name: module.train() for name, module in modules(shape).items()}
     return trained(made, _input(shape).requires_grad_())
 
 
 def decoding(shape: Shape) -> dict[str, Contender]:
-    """Return one forward pass each, of a few tokens."""
+    """Return a forward pass of each on a few tokens."""
     x = _input(shape)
 
     @torch.no_grad()

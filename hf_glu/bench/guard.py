@@ -1,4 +1,4 @@
-"""A run's ratios beside those of a committed one: what has become slower, or keeps more."""
+"""Comparing a run of benches with a committed one: what has become slower, or keeps more memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOLERANCE = 0.10
 
 @dataclass(frozen=True, kw_only=True)
 class RatioChange:
-    """One ratio, then and now.
+    """A contender's ratio to its peer, in both runs.
 
     Attributes:
         what: bench, cell and contender.
@@ -33,7 +33,7 @@ class RatioChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
-    """All ratios that both runs have.
+    """The ratios that both runs have.
 
     Attributes:
         changes: in the order of the new run.
@@ -56,7 +56,7 @@ class Guarded:
 
 
 def read_results(path: Path) -> JsonObject:
-    """Return what ``hf-glu bench --save`` wrote.
+    """Read a file that ``hf-glu bench --save`` wrote.
 
     Raises:
         DataError: it is no such file.

@@ -1,4 +1,4 @@
-"""The benches by name, and what can be set for them: nothing that takes long to import, for the command line."""
+"""The benches by name, and their options; quick to import, for the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def option(default: object, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What can be set for every bench; None: as the bench has it.
+    """The options of all benches; None: the bench's own value.
 
     Raises:
         OptionError: a number below 1, or an unknown dtype.

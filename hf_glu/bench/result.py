@@ -1,4 +1,4 @@
-"""What a bench found: the machine, and a row for each contender with its ratios beside their targets."""
+"""The results of a bench: the machine, and a row for each contender with its ratios and their targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_glu.checkpoint.jsonio import JsonObject
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One contender in one cell.
+    """A contender's measurements in one cell.
 
     Attributes:
         bench: the bench's name.
@@ -51,7 +51,7 @@ class BenchRow:
 
     @property
     def met(self) -> bool | None:
-        """Whether the time's target and limit are met; None: there are none."""
+        """Whether the targets of the time are met; None: there is none."""
         verdicts = []
         if self.target is not None and self.ratio is not None:
             verdicts.append(self.ratio.median <= self.target)
@@ -61,7 +61,7 @@ class BenchRow:
 
     @property
     def saved_met(self) -> bool | None:
-        """Whether the target of the saved bytes is met; None: there is none."""
+        """Whether the target of the kept bytes is met; None: there is none."""
         known = self.saved_target is not None and self.saved_ratio is not None
         return self.saved_ratio <= self.saved_target if known else None  # type: ignore[operator]
 
@@ -72,7 +72,7 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A contender over all cells.
+    """A contender's mean ratio over all cells.
 
     Attributes:
         contender: what was measured.
@@ -95,7 +95,7 @@ class Mean:
 
 
 def mean_ratios(rows: Iterable[BenchRow], targets: Mapping[str, float]) -> tuple[Mean, ...]:
-    """Return the means of the contenders that have a target for them."""
+    """Return the mean ratios of the contenders that have a target for them."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.ratio is not None:
@@ -109,7 +109,7 @@ def mean_ratios(rows: Iterable[BenchRow], targets: Mapping[str, float]) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """All rows of a bench.
+    """The results of a bench.
 
     Attributes:
         bench: its name.
@@ -155,7 +155,7 @@ def _core(number: int) -> tuple[str, str] | None:
 
 
 def machine(device: str = "cpu") -> dict[str, int | str]:
-    """Return what the measurements depend on, as of now."""
+    """Describe what measurements depend on: processor, threads, device, versions."""
     device = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {
         "cpu": _cpu_model(),

@@ -1,4 +1,4 @@
-"""Running a bench: its cells one after the other, each cell's contenders interleaved."""
+"""Running a bench: one cell after the other, the contenders of a cell interleaved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What is measured.
+    """Something that is measured: a call, and how its memory is measured.
 
     Attributes:
         call: what is timed.
@@ -41,7 +41,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a bench claims of a contender.
+    """What a bench claims of a contender: largest ratios to its peers.
 
     Attributes:
         peers: the contenders of which the fastest in the run is the peer.
@@ -113,7 +113,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def measure(bench: str, cell: Cell, options: BenchOptions) -> list[BenchRow]:
-    """Return the rows of a cell."""
+    """Measure the contenders of a cell; return a row for each."""
     with torch.device(options.device) if options.device != "cpu" else nullcontext():
         contenders = cell.build()
     saved = {name: saved_bytes(c.forward, c.parameters) for name, c in contenders.items() if c.forward}

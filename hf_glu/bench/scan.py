@@ -1,4 +1,4 @@
-"""The stateful gate's recurrence beside autograd through a loop over tokens, and an FFN with it beside one without.
+"""The recurrence of stateful gates beside autograd through a loop, and an FFN with states beside one without.
 
 Pairs: B = 4, T = 512, W = 2048; the FFN is Llama's, 768 -> 2048 -> 768.
 """
@@ -25,7 +25,7 @@ PLAIN, STATEFUL = "swiglu", "stateful_swiglu"
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the recurrence by itself, its cost by length, and the FFN."""
+    """Yield the recurrence by itself, the FFN, and the cost of a token in short and long texts."""
     width = options.width or WIDTH
     for tokens in options.sizes((TOKENS,)):
         shape: Shape = {
@@ -54,7 +54,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
 
 
 def unbound(gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
-    """Return z by a loop that autograd follows."""
+    """Compute z by a loop over tokens that autograd follows."""
     openness = gate.sigmoid()
     state, found = torch.zeros_like(gate[:, 0]), []
     for g, n in zip(gate.unbind(1), openness.unbind(1), strict=True):
@@ -95,7 +95,7 @@ def recurrence(shape: Shape) -> dict[str, Contender]:
 
 
 def lengths(shape: Shape, short: str, long: str) -> dict[str, Contender]:
-    """Return as many tokens in short and in long sequences."""
+    """Return contenders that run the same number of tokens as short and as long sequences."""
 
     def steps(inputs: list[Tensor], gradient: Tensor, times: int) -> None:
         for _ in range(times):
@@ -109,7 +109,7 @@ def lengths(shape: Shape, short: str, long: str) -> dict[str, Contender]:
 
 
 def ffns(shape: Shape) -> dict[str, Contender]:
-    """Return Llama's FFN with and without a state, of the same weights."""
+    """Build Llama's FFN with and without a state, with the same weights."""
     torch.manual_seed(0)
     gate = registry["stateful_silu"].factory()
     assert isinstance(gate, OwnedActivation)

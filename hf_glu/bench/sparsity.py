@@ -1,4 +1,4 @@
-"""ReLU gates while decoding: an FFN that skips closed units beside the same one that doesn't.
+"""Decoding with ReLU gates: an FFN that skips closed units beside one that doesn't.
 
 One token, one FFN of (H, W); the gate's bias is set so that a given share of the units is closed.
 """
@@ -23,7 +23,7 @@ TARGETS = {0.5: 1.05, 0.8: 1.0, 0.9: 1.0, 0.95: 1.0}
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the FFN at each share of closed units."""
+    """Yield a cell for each share of closed units."""
     for closed in CLOSED:
         shape: Shape = {
             "of": "reglu FFN",
@@ -42,7 +42,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
 
 
 def ffns(shape: Shape) -> dict[str, Contender]:
-    """Return Llama's FFN twice, with the same weights."""
+    """Build Llama's FFN twice, with the same weights; one skips closed units."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 

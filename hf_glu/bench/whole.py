@@ -43,7 +43,7 @@ MIXED = "swiglu*2,geglu*2,reglu*2,glu*2"
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the fine-tuning step, decoding, and decoding with experts."""
+    """Yield cells for a fine-tuning step, decoding, and decoding with experts."""
     steps: Shape = {"of": "BERT, MiniLM's shape", "pass": "fine-tuning step"}
     decoded: Shape = {"of": "Llama, SmolLM-135M's shape"}
     more: Shape = {"dtype": options.dtype}
@@ -71,7 +71,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
 
 
 def make_bert(activation: str, width: str | None = None) -> PreTrainedModel:
-    """Return a BERT of MiniLM's shape with random weights."""
+    """Build a BERT of MiniLM's shape with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -81,14 +81,14 @@ def make_bert(activation: str, width: str | None = None) -> PreTrainedModel:
 
 
 def parameter_ratio() -> float:
-    """Return the parameters of the BERT with a geglu of the dense width to those of the dense one."""
+    """Return the ratio of parameters of a BERT with geglu at the dense width to those of the dense BERT."""
     with torch.device("meta"):
         dense, full = (make_bert(name).num_parameters() for name in ("gelu", "geglu"))
     return float(full / dense)
 
 
 def bert_steps(dtype: str) -> dict[str, Contender]:
-    """Return a fine-tuning step each."""
+    """Return a fine-tuning step of each model."""
     models = {
         DENSE: make_bert("gelu"),
         FULL: make_bert("geglu"),
@@ -120,7 +120,7 @@ def _step(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Contender:
 
 
 def llamas(dtype: str) -> dict[str, Contender]:
-    """Return decoding with a stock Llama and with ours."""
+    """Return contenders that decode with a stock Llama and with ours."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     made = {}
@@ -134,7 +134,7 @@ def llamas(dtype: str) -> dict[str, Contender]:
 
 
 def mixtrals(dtype: str) -> dict[str, Contender]:
-    """Return decoding with a stock Mixtral, by each of its experts' implementations, and with mixed experts of ours."""
+    """Return contenders that decode with a stock Mixtral, by each implementation of experts, and with our experts."""
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
     sizes = {**LLAMA, "num_hidden_layers": LAYERS}

@@ -1,4 +1,4 @@
-"""What goes along when a checkpoint is made from another one or published: no code, no local path.
+"""Filters for what is copied from one checkpoint to another, or published: no code, no path of this machine.
 
 Code that came with a checkpoint was written for that one, by somebody else; it neither runs nor goes on from here.
 """
@@ -43,12 +43,12 @@ _WHOLE_PATH = re.compile(r"(?:file:/*)?(?:/|(?:~[\w.-]*|[A-Za-z]:)[/\\]|\\\\)[/\
 
 
 def is_code(name: str) -> bool:
-    """Tell whether a file is code, by its name."""
+    """Return whether a file is code, by its name."""
     return name.lower().endswith(CODE)
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Raise CheckpointError for what isn't a file or folder of ``folder`` itself: a link that leads out, a device.
+    """Raise CheckpointError unless ``path`` is a file or folder inside of ``folder``: no link out of it, no device.
 
     The Hub's cache is inside: each snapshot links into the ``blobs`` of its repository.
     """
@@ -62,7 +62,7 @@ def check_inside(path: Path, folder: Path) -> None:
 
 
 def without_code(data: object) -> Any:
-    """Return plain data without the `REFERENCES` to code, at whatever depth they are."""
+    """Return JSON data without the entries by which libraries find code to run (`REFERENCES`), at any depth."""
     if isinstance(data, dict):
         return {key: without_code(value) for key, value in data.items() if not _is_reference(key, value)}
     return [without_code(value) for value in data] if isinstance(data, list) else data
@@ -73,7 +73,7 @@ def _is_reference(key: object, value: object) -> bool:
 
 
 def references(data: object) -> list[str]:
-    """Return the names of the entries that `without_code` drops, each once."""
+    """Return the names of the entries that `without_code` removes, each once."""
     if isinstance(data, list):
         return list(dict.fromkeys(name for value in data for name in references(value)))
     if not isinstance(data, dict):
@@ -83,7 +83,7 @@ def references(data: object) -> list[str]:
 
 
 def without_paths(data: object, depth: int = 0) -> Any:
-    """Return plain data with nothing but the last name of each absolute path, of this machine or another.
+    """Return JSON data in which each absolute path, of any system, is cut to its last name.
 
     Raises:
         DataError: they are nested too deeply.

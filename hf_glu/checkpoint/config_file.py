@@ -1,4 +1,4 @@
-"""A checkpoint's ``config.json``, which anybody may have written: looked at before Transformers builds what it says."""
+"""Checks of a checkpoint's ``config.json``, which anybody may have written, before Transformers builds its model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEEPEST, LINE = 20, 500
 
 @contextmanager
 def reading(source: object, *, why: str = "can't be loaded") -> Iterator[None]:
-    """Raise whatever Transformers raises on a checkpoint that it can't read as one CheckpointError about ``source``."""
+    """Turn any exception inside of the block into one CheckpointError that names ``source``."""
     try:
         yield
     except HfGluError:
@@ -38,7 +38,7 @@ def reading(source: object, *, why: str = "can't be loaded") -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message that says anything, with its kind where that says more."""
+    """Return the first line of an error's message that isn't empty, after the error's class where that tells more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind, lines = type(error).__name__, [shorten(line) for line in lines[:1]]
     told = isinstance(error, (OSError, ValueError, RuntimeError, ImportError)) and type(error) is not RecursionError
@@ -46,12 +46,12 @@ def first_line(error: Exception) -> str:
 
 
 def shorten(line: str) -> str:
-    """Return a line that repeats what a broken file says at a length that can be read."""
+    """Return a line cut to `LINE` characters: a broken file may be quoted in it."""
     return line if len(line) <= LINE else f"{line[:LINE]}..."
 
 
 def check_config(folder: Path) -> None:
-    """Look at a folder's ``config.json``, where it has one.
+    """Check a folder's ``config.json``, if it has one: types, sizes, and the ``hf_glu`` entry.
 
     Raises:
         CheckpointError, DataError: it is no config: other types than a config has, numbers that no model has.
@@ -77,7 +77,7 @@ def _check(config: JsonObject, path: Path, depth: int = 0) -> None:
 
 
 def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class that a config names, the base model's where it names none.
+    """Return the model class that a config names under ``architectures``; without a name, the base model's class.
 
     Raises:
         CheckpointError: it names another kind of class than a model of its own.
@@ -96,7 +96,7 @@ def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _fits(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
-    """Tell whether a model is built from such a config, or from one inside of it."""
+    """Return whether a model class is built from this config, or from a config inside of it."""
     kinds = (type(config), *getattr(config, "sub_configs", {}).values())
     wanted = getattr(model_class, "config_class", None)
     return isinstance(wanted, type) and any(issubclass(kind, wanted) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Write a checkpoint's folder whole or not at all, and copy into it what belongs to the model beside its weights."""
+"""Writing a checkpoint's folder whole or not at all, and copying what belongs to a model beside its weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OF_THE_SOURCE = {CARD_FILE, RUN_FILE, RESULTS_FILE, LOG_FILE}
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of ``destination``, links followed.
+    """Check that a new folder can be made at ``destination``; return its absolute path, links followed.
 
     Raises:
         CheckpointError: something is there already, or nothing can be.
@@ -48,7 +48,7 @@ def check_destination(destination: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``destination`` at the end, or vanishes where anything goes wrong.
+    """Yield a temporary folder that becomes ``destination`` at the end of the block, or vanishes if anything fails.
 
     Raises:
         CheckpointError: the destination exists and isn't an empty folder, or can't be written.
@@ -64,7 +64,7 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
-    """Copy what belongs to a checkpoint beside weights, config and card (but for ``keep``): tokenizer, subfolders.
+    """Copy a checkpoint's tokenizer, subfolders and other files, but no weights, config or card (unless in ``keep``).
 
     Code stays behind, and what configs say of it.
 

@@ -1,4 +1,4 @@
-"""Plain data as JSON: the same text for the same data, and no NaN, which is no JSON; files written whole."""
+"""Reading and writing JSON: files are written whole or not at all, and NaN, which is no JSON, becomes null."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 def to_json(data: object) -> str:
-    """Return ``data`` as indented JSON; infinities and NaN become null, names that aren't UTF-8 escapes."""
+    """Return ``data`` as indented JSON; infinities and NaN become null, characters that UTF-8 lacks are escaped."""
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes JSON's own escape
 
@@ -30,7 +30,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return what is in a text file.
+    """Return the content of a text file.
 
     Raises:
         CheckpointError, DataError: it can't be read, or is no text.
@@ -44,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> JsonObject:
-    """Return the object in a JSON file.
+    """Return the object that a JSON file holds.
 
     Raises:
         CheckpointError, DataError: it can't be read, or is none.
@@ -53,7 +53,7 @@ def read_object(path: Path) -> JsonObject:
 
 
 def read_lines(path: Path) -> list[JsonObject]:
-    """Return the objects in a file with one a line; a last line that was not written to its end is left out.
+    """Return the objects of a JSON Lines file; an incomplete last line is left out.
 
     Raises:
         CheckpointError, DataError: it can't be read, or a line is none.

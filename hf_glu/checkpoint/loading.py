@@ -1,4 +1,4 @@
-"""Load what a checkpoint on disk holds: its model with the class that its config names, its tokenizer, its shapes."""
+"""Loading what a checkpoint holds: its model by the class that its config names, its tokenizer, its shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEWEST, SMALL = 4, 2**24  # numbers of a model for each byte of its files, and t
 def load_model(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """Load a checkpoint (local folder or Hub id) with the class that its config names, in the dtype that it has.
+    """Load a model (local folder or Hub id) by the class that its config names, in the dtype of its weights.
 
     Args:
         source: the folder or repository.
@@ -53,7 +53,7 @@ def load_model(
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
-    """Return a checkpoint's config; nothing of the code that it names is run."""
+    """Return a checkpoint's config, without running the code that it may name."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -62,13 +62,13 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 
 
 def forget_code(config: PreTrainedConfig) -> None:
-    """Take out of a config what it says of the code of the checkpoint that it was loaded from."""
+    """Remove the entries of a config that name code of the checkpoint that it was loaded from."""
     for name in REFERENCES:
         config.__dict__.pop(name, None)
 
 
 def load_skeleton(source: str | os.PathLike[str]) -> PreTrainedModel:
-    """Return the model of a checkpoint on the meta device: all of its modules and shapes, none of its weights.
+    """Build a checkpoint's model on the meta device: its modules and shapes, without weights.
 
     Raises:
         CheckpointError: it can't be found, or its config can't be built.
@@ -87,7 +87,7 @@ def _build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _check_size(folder: Path, skeleton: PreTrainedModel) -> None:
-    """Raise CheckpointError where a config says a far larger model than its files can hold, before it is allocated."""
+    """Raise CheckpointError, before memory is allocated, if a config describes a model that its files can't hold."""
     stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     wanted = sum(tensor.numel() for tensor in skeleton.state_dict().values())
     if stored and wanted > FEWEST * stored + SMALL:
@@ -95,7 +95,7 @@ def _check_size(folder: Path, skeleton: PreTrainedModel) -> None:
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """Return the tokenizer beside a checkpoint, with a token to pad with.
+    """Load a checkpoint's tokenizer, and give it a padding token if it has none.
 
     Raises:
         CheckpointError: there is none.
@@ -112,7 +112,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the lines of a text file that aren't empty.
+    """Return the lines of a text file, without empty ones.
 
     Raises:
         CheckpointError: there is no such file, or no text in it.
@@ -127,7 +127,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def encode(source: str | os.PathLike[str], texts: list[str]) -> dict[str, Tensor]:
-    """Return ``texts`` as the inputs that the tokenizer beside a checkpoint makes of them.
+    """Tokenize ``texts`` by a checkpoint's tokenizer: a padded batch of tensors.
 
     Raises:
         CheckpointError: there is no tokenizer.

@@ -16,14 +16,14 @@ CARRIED = ("license", "license_name", "license_link", "language")
 
 
 class Naming(TypedDict):
-    """What a checkpoint is called, and whether that is the name of a repository on the Hub."""
+    """A checkpoint's name, and whether a repository on the Hub is called so."""
 
     name: str
     repository: bool
 
 
 class Carried(TypedDict, total=False):
-    """What a card says that holds for models made from this one, too."""
+    """The entries of a card that hold for models made from this one, too."""
 
     license: str
     license_name: str
@@ -32,13 +32,13 @@ class Carried(TypedDict, total=False):
 
 
 class Base(Naming, Carried):
-    """What is known of the checkpoint that another one is made from, with the report of its conversion."""
+    """The checkpoint that another one is made from, with the report of its conversion if it was converted."""
 
     conversion: NotRequired[JsonObject]
 
 
 def base_of(source: str | os.PathLike[str], name: str | None = None) -> Base:
-    """Return what is to be known of ``source`` as the base of another checkpoint, as plain data.
+    """Return name, license and language of the checkpoint that others made from ``source`` have as their base.
 
     ``name``; ``repository``, whether that is one on the Hub; of its card ``license`` and ``language``, where it says
     them. A checkpoint that was converted, and nothing else, isn't a base: its own base is returned, with the report of
@@ -71,7 +71,7 @@ def naming(source: str | os.PathLike[str], name: str | None = None) -> Naming:
 
 
 def carried(folder: Path) -> Carried:
-    """Return what a folder's card says that holds for models made from it, too: license and language."""
+    """Return license and language from the card in a folder: they hold for models made from it, too."""
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 

@@ -1,4 +1,4 @@
-"""Do two models compute the same?"""
+"""Comparing two models' outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How far two models' outputs are apart.
+    """The differences between two models' outputs.
 
     Attributes:
         differences: max |a - b| of each output.
@@ -64,7 +64,7 @@ def verify(
     inputs: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Verification:
-    """Compare the outputs (logits, hidden states) of two models on the same inputs, in float32.
+    """Run two models on the same inputs, in float32, and compare their outputs (logits, hidden states).
 
     Args:
         a, b: models, local folders or Hub ids.

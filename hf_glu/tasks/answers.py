@@ -1,4 +1,4 @@
-"""From what a model gives to what a task asks for: answers of rows, metrics, the task's score."""
+"""From a model's outputs to a task's answers, metrics and score."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answer: TypeAlias = int | float | str
 
 
 def from_logits(task: Task, data: Dataset, logits: np.ndarray, owners: Sequence[int]) -> Sequence[Answer]:
-    """Return the answer to each row of ``data``: a class, a score, or an entity.
+    """Return each row's answer from a classifier's logits: a class, a score, or an entity.
 
     Args:
         task: the task.
@@ -50,7 +50,7 @@ def from_logits(task: Task, data: Dataset, logits: np.ndarray, owners: Sequence[
 
 
 def from_texts(task: Task, texts: Sequence[str]) -> Sequence[Answer]:
-    """Return the answers that a text-to-text model wrote; -1 for a class (0.0 for a score) that is none."""
+    """Read the answers that a text-to-text model wrote; a text that is no class is -1, one that is no score 0.0."""
     if task.form == "entity":
         return [text.strip() for text in texts]
     if task.form == "regression":
@@ -70,7 +70,7 @@ def _number(text: str) -> float:
 
 
 def metrics(task: Task, data: Dataset, answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the task's metrics of ``answers`` to the rows of ``data``."""
+    """Compute a task's metrics of ``answers`` to the rows of ``data``."""
     predictions: Sequence[object] = answers
     references: Sequence[object]
     if task.metric == "multirc":

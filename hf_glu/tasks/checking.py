@@ -1,4 +1,4 @@
-"""The rows of a split, checked before anything is trained on them: columns, and labels as a task counts them."""
+"""Checks of a split before training: its columns, and its labels, which become class numbers or scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Label: TypeAlias = int | float
 
 
 def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Dataset:
-    """Return ``data`` with labels as the task counts them.
+    """Check a split's columns and labels; return it with labels as class numbers or scores.
 
     Raises:
         DataError: a missing column, no rows, labels that are missing, unknown or out of range.
@@ -45,7 +45,7 @@ def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Data
 
 
 def check_columns(where: str, data: Dataset, needed: Iterable[str]) -> None:
-    """Raise DataError unless there are rows, with something in each of the columns."""
+    """Raise DataError if there are no rows, a column is missing, or a row has nothing in it."""
     if not len(data):
         raise DataError(f"{where}: there are no rows")
     if missing := sorted(set(needed) - set(data.column_names)):
@@ -56,7 +56,7 @@ def check_columns(where: str, data: Dataset, needed: Iterable[str]) -> None:
 
 
 def named_labels(data: Dataset) -> list[object]:
-    """Return the labels of ``data``: names where it declares some, which may be in another order than a task's."""
+    """Return the labels of ``data``, as names if it declares names, since their order may not be the task's."""
     names = getattr(data.features[LABEL], "names", None)
     labels = list(data[LABEL])
     if not names:
@@ -65,12 +65,12 @@ def named_labels(data: Dataset) -> list[object]:
 
 
 def with_labels(data: Dataset, labels: Sequence[object]) -> Dataset:
-    """Return ``data`` with these labels."""
+    """Return ``data`` with its labels replaced."""
     return data.remove_columns(LABEL).add_column(LABEL, labels)
 
 
 def _whole_numbers(where: str, data: Dataset, column: str, *, needed: bool) -> Dataset:
-    """Return ``data`` with the texts of a column, as a csv file has them, as numbers."""
+    """Return ``data`` with a column's texts, as a csv file has them, turned into whole numbers."""
     values = data[column][:]
     if not any(isinstance(value, str) for value in values):
         return data
@@ -83,7 +83,7 @@ def _whole_numbers(where: str, data: Dataset, column: str, *, needed: bool) -> D
 
 
 def label_reader(task: Task, where: str) -> Callable[[object], Label]:
-    """Return the function from a value of the label column to a class's number, or to a score."""
+    """Return a function that turns a value of the label column into a class number, or a score."""
     if task.form == "regression":
         return lambda value: _score(value, where)
     names = {name.lower(): number for number, name in enumerate(task.labels)}

@@ -1,4 +1,4 @@
-"""Dataset files on disk: the layout of a dataset on the Hub, or single csv, tsv, json(l) and parquet files."""
+"""Reading data set files: folders as on the Hub, or single csv, tsv, json(l) and parquet files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER_NAMES = {"validation": ("val", "dev"), "train": (), "test": ()}
 
 
 def find_splits(folder: Path, splits: tuple[str, ...], *, config: str = "") -> dict[str, list[Path]]:
-    """Return the files of each split in ``folder``, or in its subfolder ``config`` or ``data``.
+    """Find the files of each split in ``folder``, or in its subfolder ``config`` or ``data``.
 
     A file belongs to a split whose name it starts with: ``train-00000-of-00002.parquet``, ``val.jsonl``.
 
@@ -51,7 +51,7 @@ def _stem(path: Path) -> str:
 
 
 def read_files(files: Mapping[str, list[Path]]) -> dict[str, Dataset]:
-    """Read the files of each split, as they are now: nothing is cached, no value is guessed to be another one.
+    """Read the files of each split, without a cache and without guessing types.
 
     A csv's values are texts (``NA`` and ``01``, too), an empty one is None; json's and parquet's have their own types.
 

@@ -1,4 +1,4 @@
-"""The splits of a task, from the Hub or from local files, checked before anything is trained on them."""
+"""Loading a task's splits from the Hub or from local files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["head", "load_task", "own_task"]
 
 
 def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Splits:
-    """Return the splits of ``task``: ``train``, its validation splits and, where they are, its test splits.
+    """Load and check the splits of ``task``: ``train``, the validation splits, and test splits if there are any.
 
     Args:
         task: the task.

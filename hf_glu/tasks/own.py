@@ -1,4 +1,4 @@
-"""Labelled texts of one's own as a task: which columns are read, and whether labels are classes or scores."""
+"""Making a task of a user's own labelled texts: their columns, and whether labels are classes or scores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHOWN = 8
 
 
 class LabelTraits(TypedDict, total=False):
-    """What the labels of a file make of a task, as `Task` takes it."""
+    """The fields of a `Task` that follow from the labels of a file."""
 
     labels: Required[tuple[str, ...]]
     form: TaskForm
@@ -61,7 +61,7 @@ SCORES: LabelTraits = {
 def own_files(
     source: str | os.PathLike[str], validation: str | os.PathLike[str] | None = None
 ) -> dict[str, list[Path]]:
-    """Return the files of each split of a file or folder of one's own, with ``validation`` as that split.
+    """Find the files of each split of a user's data, with ``validation`` as the validation split.
 
     Raises:
         DataError: a folder without a file of training data.
@@ -82,7 +82,7 @@ def own_task(
     texts: str | None = None,
     seed: int = 0,
 ) -> tuple[Task, Splits]:
-    """Return a task for labelled texts of one's own, and its splits.
+    """Make a task of a user's own labelled texts; return it with its splits.
 
     The text is in a column ``sentence`` or ``text``, pairs in two of `TEXTS`, the label in ``label``. Labels are
     classes, told apart by all of their letters, in the order that the file declares, else that of numbers or of the
@@ -125,7 +125,7 @@ def own_task(
 
 
 def _read_labels(name: str, splits: Splits) -> tuple[LabelTraits, Splits]:
-    """Return what a task's labels make of it, and the splits with their labels as numbers."""
+    """Decide between classes and scores; return the task's fields for that, and the splits with numbered labels."""
     labels = _stripped(name, {split: _labels(f"{name}, split {split}", data) for split, data in splits.items()})
     if _are_scores(name, [label for each in labels.values() for label in each]):
         scores = {split: with_labels(data, [float(label) for label in labels[split]]) for split, data in splits.items()}
@@ -136,7 +136,7 @@ def _read_labels(name: str, splits: Splits) -> tuple[LabelTraits, Splits]:
 
 
 def _text_columns(source: str, train: Dataset, texts: str | None) -> tuple[str, ...]:
-    """Return the columns that are the text; none that could be one is left out without being told to."""
+    """Return the columns that are the text; raise if another column has texts and nobody said to leave it out."""
     names = train.column_names
     if texts is not None:
         given = tuple(name.strip() for name in texts.split(","))
@@ -188,7 +188,7 @@ def _labels(where: str, data: Dataset) -> list[str]:
 
 
 def _stripped(name: str, labels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return labels without the spaces around them, which may not be what tells two of them apart."""
+    """Return labels without spaces around them; raise if two labels differ in spaces only."""
     spelled: dict[str, str] = {}
     for label in dict.fromkeys(label for each in labels.values() for label in each):
         if (other := spelled.setdefault(label.strip(), label)) != label:
@@ -197,7 +197,7 @@ def _stripped(name: str, labels: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _are_scores(name: str, labels: list[str]) -> bool:
-    """Tell whether labels are scores: numbers, some of which have a fraction."""
+    """Return whether labels are scores: numbers, some of which have a fraction."""
     kinds = dict.fromkeys(labels)
     decimal = [label for label in kinds if NUMBER.fullmatch(label) and not label.lstrip("+-").isdecimal()]
     if not decimal:
@@ -215,7 +215,7 @@ def _are_scores(name: str, labels: list[str]) -> bool:
 
 
 def _classes(name: str, train: Dataset, labels: list[str]) -> tuple[str, ...]:
-    """Return the names of the classes in their order."""
+    """Return the classes' names: in the order that the file declares, else of numbers, else of the alphabet."""
     declared = getattr(train.features[LABEL], "names", None)
     found = {str(label).strip() for label in declared or labels}
     if declared and len(found) < len(declared):
@@ -236,6 +236,6 @@ def _numbered(name: str, labels: list[str], classes: tuple[str, ...]) -> list[in
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return some names for a message, the first few of many."""
+    """Return names as a list for a message, at most `SHOWN` of them."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

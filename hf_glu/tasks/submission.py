@@ -1,4 +1,4 @@
-"""Predictions in the leaderboards' own files: GLUE's .tsv and SuperGLUE's .jsonl, zipped together."""
+"""Writing predictions as the leaderboards want them: GLUE's .tsv, SuperGLUE's .jsonl, and a zip of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_predictions(task: Task, split: str, data: Dataset, answers: Sequence[Answer], folder: Path) -> Path:
-    """Write the answers to a test split as the leaderboard wants them; return the file.
+    """Write the answers to a test split as the leaderboard wants them; return the file's path.
 
     Raises:
         DataError: the task has no leaderboard.
@@ -61,7 +61,7 @@ def _lines(task: Task, data: Dataset, answers: Sequence[str]) -> list[str]:
 
 
 def _paragraphs(data: Dataset, answers: Sequence[str]) -> list[str]:
-    """MultiRC: one line a paragraph, with its questions and their answers."""
+    """Return MultiRC's lines: one for each paragraph, with its questions and their answers."""
     paragraphs: dict[int, dict[int, list[dict[str, int]]]] = {}
     for idx, answer in zip(data["idx"], answers, strict=True):
         questions = paragraphs.setdefault(idx["paragraph"], {})

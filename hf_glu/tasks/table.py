@@ -15,7 +15,7 @@ TaskForm = Literal["classes", "regression", "choice", "entity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task.
+    """A task: its data, its inputs and labels, and how it is scored.
 
     Attributes:
         name: as in ``--task``.
@@ -59,7 +59,7 @@ class Task:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What a text-to-text model writes for each class."""
+        """The text that a text-to-text model writes for each class."""
         return self.answers or self.labels
 
 
@@ -154,7 +154,7 @@ SUITES = {suite: tuple(task.name for task in TASKS.values() if task.suite == sui
 
 
 def find_task(name: str) -> Task:
-    """Return the task called ``name``.
+    """Find the task called ``name``.
 
     Raises:
         UnknownNameError: there is none.
@@ -165,7 +165,7 @@ def find_task(name: str) -> Task:
 
 
 def find_suite(name: str) -> tuple[Task, ...]:
-    """Return the tasks of a suite, those that a diagnostic needs before it.
+    """Find the tasks of a suite; the task whose model answers a diagnostic comes before it.
 
     Raises:
         UnknownNameError: there is no such suite.

@@ -1,4 +1,4 @@
-"""A fine-tuning job with its baseline, as one result: the table, ``hf_glu_report.json``."""
+"""A fine-tuning job beside its dense baseline: one result, one table, ``hf_glu_report.json``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def finetune_and_report(
     resume: bool = False,
     finish: Callable[[Path], object] | None = None,
 ) -> JobReport:
-    """Run a job, and once more without conversion where ``baseline`` is set; return everything as plain data.
+    """Run a job, and before it the same job without a conversion if ``baseline`` is set; return both results.
 
     ``job.output`` holds the model, its tokenizer, log, results and ``hf_glu_report.json``. In the end ``finish`` is
     given the folder: `hf_glu.publishing.card.card.write_card` adds the model card.
@@ -67,7 +67,7 @@ def finetune_and_report(
 
 
 def _rows(dense: Results | None, outcome: Results, to: str | None) -> list[ResultRow]:
-    """Return the final table: dense baseline, converted before and after."""
+    """Return the rows of the final table: the dense baseline, the converted model before and after training."""
     rows: list[ResultRow] = []
     if dense:
         rows.append(_row("dense, fine-tuned", dense["metrics"], dense))

@@ -1,4 +1,4 @@
-"""Several activations and seeds on one task: mean, spread, and a paired test against the first."""
+"""Comparing activations on one task, each with several seeds: mean, spread, and a paired test against the first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hf_glu.training.record import (
     make_record,
     option_record,
 )
-from hf_glu.training.results import Comparison, ComparisonRow, Record, Results
+from hf_glu.training.results import ComparisonRow, ComparisonTable, Record, Results
 from hf_glu.training.saving import known_results
 
 DENSE, RANDOM = "dense", "random-"
@@ -44,7 +44,7 @@ OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_C
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of a comparison.
+    """A row of a comparison: an activation, or the dense model.
 
     Attributes:
         name: as given, ``dense``, ``geglu``, ``swiglu:iso``, ``random-geglu``.
@@ -60,7 +60,7 @@ class Variant:
 
     @property
     def meaning(self) -> tuple[str | None, int | str, bool]:
-        """What the variant is, however it is called: ``silu_glu`` is ``swiglu``, too."""
+        """What tells variants apart, however they are called: ``silu_glu`` is ``swiglu``, too."""
         entry = registry[self.to] if self.to else None
         name = (entry.gate or entry.name) if entry else None
         same = next((min(names) for names in SAME_FUNCTION if name in names), name)
@@ -90,8 +90,8 @@ def read_variant(text: str) -> Variant:
     return Variant(name=name, to=to, width=width or "keep", random=name.startswith(RANDOM))
 
 
-def compare(variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions) -> Comparison:
-    """Fine-tune each variant with each seed; return ``compare.json``'s content.
+def compare(variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions) -> ComparisonTable:
+    """Fine-tune each variant with each seed; return the table that ``compare.json`` holds.
 
     What is finished in ``job.output`` is not run again; where that is made of another model, data or options, nothing
     is run. The first variant is the baseline.
@@ -121,7 +121,7 @@ def compare(variants: list[str], seeds: list[int], job: JobOptions, options: Tra
 
 
 def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, options: TrainingOptions) -> None:
-    """Raise OptionError where a row or a seed would count twice, or an option would be ignored."""
+    """Raise OptionError if a variant or a seed is given twice, or an option would be ignored."""
     given = {**job.to_dict(), **options.to_dict()}
     defaults = {**JobOptions().to_dict(), **TrainingOptions().to_dict()}
     for key in OF_VARIANTS:
@@ -139,7 +139,7 @@ def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, opti
 def _known_results(
     folder: Path, job: JobOptions, options: TrainingOptions, runs: list[tuple[JobOptions, TrainingOptions]]
 ) -> dict[str, Results]:
-    """Return the results of the runs that are finished, by their folder.
+    """Read the results of the runs that are finished: folder -> results.
 
     Raises:
         CheckpointError: a run in ``folder``, one of these or another, is made of something else.
@@ -166,7 +166,7 @@ def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Pa
 
 
 def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Path) -> Path | None:
-    """Return the checkpoint of a variant whose conversion is fitted: once for all seeds, for it takes minutes.
+    """Convert a variant that needs a fit, once for all seeds, since a fit takes minutes; None: it needs none.
 
     Raises:
         CheckpointError: the one that is there is made of something else, or was changed.
@@ -194,7 +194,7 @@ def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Pat
     return target
 
 
-def _table(found: dict[str, list[Results]], seeds: list[int], job: JobOptions) -> Comparison:
+def _table(found: dict[str, list[Results]], seeds: list[int], job: JobOptions) -> ComparisonTable:
     baseline = next(iter(found))
     reference = [results["score"] for results in found[baseline]]
     rows: list[ComparisonRow] = []

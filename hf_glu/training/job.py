@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def run_job(
     job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
 ) -> Results:
-    """Convert (where ``job.to`` is given), fine-tune and evaluate; return the results as plain data.
+    """Convert (if ``job.to`` is given), fine-tune and evaluate; return the results as plain data.
 
     ``job.output`` holds the run's log from the first step on, and in the end the model, its tokenizer and
     ``results.json``. ``made_of`` is its record, where it isn't that of ``job`` and ``options``.
@@ -55,7 +55,7 @@ def run_job(
 
 
 class Job:
-    """The parts of a job; see `run_job`."""
+    """A fine-tuning job; see `run_job`. Building it checks everything before anything is trained."""
 
     def __init__(
         self, job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
@@ -120,7 +120,7 @@ class Job:
         return min(self.job.mixture_limit, self.job.train_size or self.job.mixture_limit)
 
     def features(self, source: TaskRows, split: str, rows: int | None) -> Features:
-        """Return a labelled split as the model reads it."""
+        """Tokenize a labelled split."""
         task, raw = source
         return make_features(
             task, head(raw[split], rows), self.tokenizer, max_length=self.options.max_length, text=self.text
@@ -131,7 +131,7 @@ class Job:
         return calibration_texts(self.job, self.sources[0], text=self.text)
 
     def wrap(self) -> None:
-        """Leave to training what ``job.peft`` says."""
+        """Choose the parameters that are trained, as ``job.peft`` says: all, LoRA's, or gates only."""
         if self.job.peft == "lora":
             if self.options.save_memory:
                 raise OptionError("save_memory is not for peft=lora, whose matrices keep what they are given")
@@ -145,7 +145,7 @@ class Job:
             warnings.warn(f"{len(frozen)} parameters of activations are frozen, such as {frozen[0]}", stacklevel=2)
 
     def run(self) -> Results:
-        """Train, evaluate and save; a finished run, where it is to be resumed, has its results already."""
+        """Train, evaluate and save; resuming a finished run returns its results."""
         if self.folder is not None and (self.folder / RESULTS_FILE).is_file():
             return cast(Results, read_object(self.folder / RESULTS_FILE))
         if self.folder is not None and self.main:
@@ -198,7 +198,7 @@ class Job:
         return evaluate(model, self.validation, self.tokenizer, batch_size=size, accelerator=accelerator, title=title)
 
     def fit(self) -> tuple[TrainingLoop, TrainingResult]:
-        """Train; afterwards the model is a plain one, in full precision, with what LoRA and mixes learned folded in.
+        """Train; then fold LoRA and finished mixes in, so that the model is a plain one in full precision.
 
         Where weights are sharded, the main process gets them whole, in a copy on the CPU, and goes on alone.
         """

@@ -1,4 +1,4 @@
-"""What a fine-tuning job is and how it trains: two dataclasses that YAML files and command-line flags fill."""
+"""The options of a fine-tuning job: two dataclasses that YAML files and command-line flags fill."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def option(default: object, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to fine-tune. ``batch_size`` is what one optimizer step sees, on however many processes.
+    """How to fine-tune. ``batch_size`` counts the examples of one optimizer step, all processes together.
 
     Raises:
         OptionError: a value out of range.
@@ -100,7 +100,7 @@ class TrainingOptions:
         check_choice("tracker", self.tracker, TRACKERS)
 
     def mixed_precision(self) -> str:
-        """Return what Accelerate takes."""
+        """Return the precision as Accelerate takes it: no, bf16 or fp16."""
         if self.precision != "auto":
             return self.precision
         return "bf16" if has_fast_bf16() else "no"
@@ -170,7 +170,7 @@ class JobOptions:
 
     @property
     def conversion(self) -> str | None:
-        """What the conversion is called: its activation, else that of each expert; None: the model stays as it is."""
+        """The name of the conversion: its activation, else those of its experts; None: nothing is converted."""
         return self.to or self.experts
 
     def dense(self) -> JobOptions:
@@ -180,7 +180,7 @@ class JobOptions:
 
     @property
     def title(self) -> str:
-        """What tables, reports and cards call the model."""
+        """The name that tables, reports and cards give the model."""
         return self.base_model or self.model
 
     @property
@@ -205,7 +205,7 @@ def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def has_fast_bf16() -> bool:
-    """Tell whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
+    """Return whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
     import torch
 
     if torch.cuda.is_available():
@@ -214,7 +214,7 @@ def has_fast_bf16() -> bool:
 
 
 def split_options(values: Mapping[str, object]) -> tuple[JobOptions, TrainingOptions]:
-    """Make the two dataclasses of one flat mapping, as a YAML file and flags give it.
+    """Make both dataclasses from one flat mapping, as a YAML file and flags give it.
 
     Raises:
         UnknownNameError: a key that neither has.
@@ -231,7 +231,7 @@ def split_options(values: Mapping[str, object]) -> tuple[JobOptions, TrainingOpt
 
 
 def _typed(key: str, value: object, kind: str) -> Any:
-    """Return ``value`` as the field's type; YAML reads 2e-5 as a string and 1024 as a number."""
+    """Convert ``value`` to a field's type: YAML reads 2e-5 as a string and 1024 as a number."""
     name, optional = kind.removesuffix(" | None"), kind.endswith("| None")
     if value is None and optional:
         return None
@@ -246,7 +246,7 @@ def _typed(key: str, value: object, kind: str) -> Any:
 
 
 def read_yaml(path: Path) -> JsonObject:
-    """Return the options in a YAML file.
+    """Read options from a YAML file.
 
     Raises:
         OptionError: no such file, or no mapping in it.

@@ -1,4 +1,4 @@
-"""What a run is made of, so that the results of another one are never taken for its own."""
+"""Recording what a run's results depend on, so that another run's are never taken for its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OTHER_WEIGHTS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".tflite")
 
 
 def make_record(job: JobOptions, options: TrainingOptions) -> Record:
-    """Return what a run is made of: its options, its data's files, its model's files, and versions.
+    """Record what a run depends on: options, hashes of data and model, and versions.
 
     Raises:
         CheckpointError, DataError, OptionError, UnknownNameError: model or data aren't there.
@@ -48,7 +48,7 @@ def option_record(job: JobOptions, options: TrainingOptions) -> JsonObject:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files of a checkpoint that a model or tokenizer may be loaded from."""
+    """Hash the files of a checkpoint that a model or tokenizer may be loaded from: name -> SHA-256."""
     return {
         path.name: hash_file(path)
         for path in sorted(folder.iterdir())
@@ -60,7 +60,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def difference(before: object, now: Record, free: frozenset[str] = FREE, *, versions: bool = True) -> str | None:
-    """Return the first difference between two records as words; None where there is none that counts.
+    """Return the first difference between two records that counts, in words; None if there is none.
 
     Args:
         before, now: the records.
@@ -87,7 +87,7 @@ def difference(before: object, now: Record, free: frozenset[str] = FREE, *, vers
 def check_same(
     folder: Path, now: Record, free: frozenset[str] = FREE, *, versions: bool = True, file: str = RUN_FILE
 ) -> JsonObject:
-    """Return what ``folder`` says of the run in it.
+    """Check that the run in ``folder`` depends on the same as ``now``; return its ``run.json``.
 
     Args:
         folder: the run's.

@@ -1,4 +1,4 @@
-"""Run as a module in a fresh process: the predictions of a saved model on saved, tokenized data.
+"""A program for a fresh process: it predicts saved, tokenized data by a saved model.
 
 usage: python -m hf_glu.training.reload FOLDER  (with order.json and data in it)
 """

@@ -121,7 +121,7 @@ class ComparisonRow(TypedDict):
     seconds: float
 
 
-class Comparison(TypedDict):
+class ComparisonTable(TypedDict):
     """``compare.json``: variants of a model on one task, each with the same seeds."""
 
     task: str

@@ -1,4 +1,4 @@
-"""A run's folder: what is written at its start and at its end, and the saved model checked in a fresh process."""
+"""A run's folder: checking it, saving the model in it, and comparing that with what a fresh process loads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RELOADED_ROWS = 1000
 
 
 def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> RunEntry:
-    """Return what ``run.json`` says of a run before it begins."""
+    """Return the content of ``run.json`` before a run begins."""
     return {
         "model": job.title,
         "task": task_name(job),
@@ -47,7 +47,7 @@ def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> Run
 
 
 def check_run_folder(folder: Path, entry: RunEntry, *, resume: bool) -> None:
-    """Raise CheckpointError unless a run may write to ``folder``: a new one, or its own with ``resume``."""
+    """Raise CheckpointError unless ``folder`` is new, or that of the same run, which ``resume`` goes on with."""
     with writing(folder):
         if is_free(folder):
             return
@@ -62,7 +62,7 @@ def check_run_folder(folder: Path, entry: RunEntry, *, resume: bool) -> None:
 
 
 def known_results(folder: Path, made_of: Record) -> Results | None:
-    """Return the results of the run in ``folder``; None where there is none, or one that can be resumed.
+    """Read the results of the run in ``folder``; None if there is no run, or one that can be resumed.
 
     Raises:
         CheckpointError: it is made of something else.
@@ -98,7 +98,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def reloads_equal(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, features: Features, batch_size: int
 ) -> bool:
-    """Tell whether the model in ``folder``, loaded in a new process, has and predicts bitwise the same.
+    """Return whether a new process loads the same weights from ``folder``, and predicts the same, bit by bit.
 
     Raises:
         CheckpointError: the new process can't load it.
@@ -118,7 +118,7 @@ def reloads_equal(
 
 
 def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Predictions:
-    """Return the predictions of the model in ``folder``, computed in a new process.
+    """Compute the predictions of the model in ``folder`` in a new process.
 
     Raises:
         CheckpointError: the new process can't load it.
@@ -127,7 +127,7 @@ def fresh_predictions(folder: Path, features: Features, batch_size: int) -> Pred
 
 
 def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Predictions, dict[str, str]]:
-    """Return the predictions of the model in ``folder`` and its weights' checksums, from a new process.
+    """Compute predictions, and checksums of weights, of the model in ``folder`` in a new process.
 
     Raises:
         CheckpointError: the new process can't load it.

@@ -1,4 +1,4 @@
-"""All tasks of a suite, one after the other, and one table; a suite that was interrupted goes on where it stopped."""
+"""Running all tasks of a suite into one table; an interrupted suite goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _check_same(folder: Path, suite: str) -> None:
 
 
 def _is_suites(path: Path) -> bool:
-    """Tell whether a suite may have left ``path`` before it wrote its table, however it ended."""
+    """Return whether ``path`` may be left by a suite that was stopped before its table was written."""
     return (path / RUN_FILE).is_file() or path.name.startswith(PARTIAL) or (path.is_dir() and is_vacant(path))
 
 
@@ -107,7 +107,7 @@ def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Resul
 
 
 def write_suite(folder: Path, table: SuiteTable) -> None:
-    """Write a suite's table as JSON, CSV and Markdown, on one of the processes."""
+    """Write a suite's table as JSON, CSV and Markdown, on the main process only."""
     if not PartialState().is_main_process:
         return
     with writing(folder):

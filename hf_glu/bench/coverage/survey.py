@@ -58,7 +58,7 @@ state in the gate of Mamba's mixers), compared, saved, loaded again and compared
 
 @dataclass(frozen=True, kw_only=True)
 class CoverageRow:
-    """What came of one model type.
+    """The result of one model type.
 
     Attributes:
         model_type, model_class: what was built.
@@ -81,14 +81,14 @@ class CoverageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """All rows."""
+    """The results of all model types."""
 
     rows: tuple[CoverageRow, ...]
     seconds: float
 
     @property
     def summary(self) -> str:
-        """The summary line."""
+        """The line that sums the rows up."""
         exact = sum(row.reason is None for row in self.rows)
         return f"{exact} of {len(self.rows)} exact, {len(self.rows) - exact} not; {self.seconds:.0f} s"
 
@@ -109,7 +109,7 @@ class Coverage:
 
 
 def survey(only: list[str] | None = None) -> Iterator[CoverageRow]:
-    """Yield a row for each model type (or those of ``only``), each tried in a worker process that may crash."""
+    """Try each model type (or those of ``only``) in a worker process, which may crash; yield a row for each."""
     from hf_glu.bench.coverage import tiny
 
     pool = _pool()
@@ -141,7 +141,7 @@ def _quiet() -> None:
 
 
 def examine(model_type: str, model_class: str) -> CoverageRow:
-    """Return what comes of one model type."""
+    """Build, convert, compare, save and reload a tiny model of one type; return its row."""
     from hf_glu.bench.coverage import tiny
 
     start = time.perf_counter()
@@ -161,7 +161,7 @@ def examine(model_type: str, model_class: str) -> CoverageRow:
 
 
 def _convert_and_compare(model: PreTrainedModel, row: dict[str, Any]) -> str | None:
-    """Fill ``row``; return why the model doesn't pass, None where it does."""
+    """Convert a model and compare its outputs; fill ``row``, and return why it doesn't pass, or None."""
     from hf_glu.bench.coverage import tiny
 
     sites, banks = convertible_sites(model), find_banks(model)
@@ -194,7 +194,7 @@ def _convert_and_compare(model: PreTrainedModel, row: dict[str, Any]) -> str | N
 
 
 def _exact_target(model: PreTrainedModel, sites: list[Site]) -> str:
-    """Return the plain gate that is exact for all sites, else the blend, which is exact for any."""
+    """Return an activation that all sites convert to exactly: a plain gate, else the blend."""
     sources = {source_activation(model, site) for site in sites}
     if sites[0].kind == "mixer":
         return f"stateful_{exact_targets(sources.pop())[0]}"

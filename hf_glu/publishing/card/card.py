@@ -1,4 +1,4 @@
-"""Model cards: whatever they say comes from the files beside the checkpoint, never from a person."""
+"""Writing model cards; whatever they say comes from the files beside the checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HEADS = {
 
 
 def describe(folder: Path, *, repo_id: str | None = None, auto_map: JsonObject | None = None) -> str:
-    """Return the card of the checkpoint in ``folder`` as Markdown, made of whatever result files are there.
+    """Make the card of the checkpoint in ``folder`` from the result files that are there; return it as Markdown.
 
     Args:
         folder: a fine-tuning run, a conversion, or nothing but a model.
@@ -68,14 +68,14 @@ def describe(folder: Path, *, repo_id: str | None = None, auto_map: JsonObject |
 
 
 def write_card(folder: Path, *, repo_id: str | None = None) -> Path:
-    """Write what `describe` returns into ``folder`` as its ``README.md``; return the file."""
+    """Write the card that `describe` makes into ``folder`` as its ``README.md``; return the path."""
     path = folder / CARD_FILE
     write_text(path, describe(folder, repo_id=repo_id))
     return path
 
 
 def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
-    """Return the card of a checkpoint of which ``facts`` are known (see `hf_glu.publishing.card.facts.read_facts`).
+    """Make the card of a checkpoint from its facts (see `hf_glu.publishing.card.facts.read_facts`).
 
     They come from others' files: all that they say is made `plain`, here and once.
     """
@@ -109,13 +109,13 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
 
 
 def is_generated(card: str) -> bool:
-    """Tell whether a card was written here, and nobody has changed it since: it may be written anew."""
+    """Return whether a card was written by hf_glu and not changed since, so that it may be written anew."""
     text, _, mark = card.rstrip("\n").rpartition("\n\n")
     return mark == _mark(text + "\n")
 
 
 def _mark(text: str) -> str:
-    """Return the comment, which no reader sees, at a card's end."""
+    """Return the invisible comment at a card's end, with a checksum of the card."""
     return f"<!-- hf_glu {sha256(text.encode()).hexdigest()[:16]} -->"
 
 
@@ -125,7 +125,7 @@ def _head(facts: Facts) -> tuple[str | None, str | None]:
 
 
 def _metadata(facts: Facts, title: str) -> ModelCardData:
-    """Return the metadata that the Hub reads."""
+    """Return the card's metadata, which the Hub reads."""
     from huggingface_hub import ModelCardData
 
     auto_class, task = _head(facts)
@@ -186,7 +186,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def _conversion_rows(facts: Facts) -> list[tuple[str, str]]:
-    """Return the table of the conversion: what, and how much."""
+    """Return the rows of the card's table on the conversion."""
     conversion = facts["conversion"]
     if not conversion or not conversion.get("changes", True):
         return []
@@ -210,7 +210,7 @@ def _conversion_rows(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _results(facts: Facts) -> JsonObject:
-    """Return what the section on results says of this run."""
+    """Return the values of the card's section on results."""
     run, results, dense = facts["run"], facts["results"], facts["dense"]
     assert run is not None
     assert results is not None
@@ -241,7 +241,7 @@ def _results(facts: Facts) -> JsonObject:
 
 
 def _comparison(comparison: ComparisonFacts) -> JsonObject:
-    """Return the table of a comparison."""
+    """Return the values of the card's section on several seeds."""
     rows = []
     for row in comparison["variants"]:
         name, spread, difference, p = row["name"], row.get("std"), row.get("difference"), row.get("p_value")

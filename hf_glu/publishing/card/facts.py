@@ -1,4 +1,4 @@
-"""What is known of a checkpoint, from the files in its folder, as plain data: all that its card says comes from here.
+"""Reading the files beside a checkpoint into the facts that its card is made of.
 
 A conversion leaves ``hf_glu_report.json``, a fine-tuning run ``run.json``, ``results.json`` and perhaps
 ``hf_glu_report.json``, a comparison ``compare.json`` in the folder above its runs. Where there is none of them, the
@@ -59,7 +59,7 @@ _OF_VARIANT = ("name", "mean", "std", "difference", "p_value", "parameters", "ac
 
 
 def read_facts(folder: Path) -> Facts:
-    """Return what the files in ``folder`` say, as far as they are there; a card is made of it.
+    """Read the facts of the checkpoint in ``folder`` from the files that are there.
 
     Raises:
         CheckpointError: no ``config.json``, or a file that can't be read.
@@ -88,12 +88,12 @@ def read_facts(folder: Path) -> Facts:
 
 
 def _optional(path: Path, keys: Iterable[str] = ()) -> JsonObject:
-    """Return the object in a file, nothing where there is no such file."""
+    """Read the object in a JSON file; an empty one if there is no such file."""
     return _with(read_object(path), keys, str(path)) if path.is_file() else {}
 
 
 def _with(data: JsonObject, keys: Iterable[str], what: str) -> JsonObject:
-    """Return ``data`` after checking that it has ``keys``."""
+    """Check that ``data`` has ``keys``, and return it."""
     if missing := [key for key in keys if key not in data]:
         raise DataError(f"{what} lacks {missing[0]!r}: it isn't what hf_glu writes")
     return data
@@ -105,19 +105,19 @@ def _chosen(data: JsonObject, keys: Iterable[str]) -> JsonObject:
 
 
 def _config(config: JsonObject) -> JsonObject:
-    """Return what a card needs of a config, and of those inside of it."""
+    """Return the entries of a config, and of configs inside of it, that a card needs."""
     inner = {key: _config(value) for key, value in config.items() if isinstance(value, dict) and key not in _OF_CONFIG}
     return {**_chosen(config, _OF_CONFIG), **{key: value for key, value in inner.items() if value}}
 
 
 def _has_banks(config: JsonObject) -> bool:
-    """Tell whether the family has experts of its own."""
+    """Return whether a config is of a family with experts of its own."""
     inner = (value for key, value in config.items() if isinstance(value, dict) and key not in _OF_CONFIG)
     return any("experts" in key for key in config) or any(map(_has_banks, inner))
 
 
 def _base_of_run(run: JsonObject) -> JsonObject:
-    """Return the base of a run that doesn't say it: a suite's or a comparison's."""
+    """Return the base of a run from its options, since runs of suites and comparisons don't name it."""
     options = run.get("options", {})
     source, name = options.get("model"), options.get("base_model")
     if not source:
@@ -130,7 +130,7 @@ def _base_of_run(run: JsonObject) -> JsonObject:
 
 
 def _conversion(report: JsonObject) -> ConversionFacts:
-    """Return the report of a conversion, its sites summed up."""
+    """Sum up the sites of a conversion's report."""
     sites = [site for site in report["sites"] if site["route"] != "none"]
     summed = {
         name: list(dict.fromkeys(site[key] for site in sites if site.get(key)))

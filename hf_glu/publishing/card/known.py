@@ -1,4 +1,4 @@
-"""What a model card is made of, key by key: the types of what `hf_glu.publishing.card.facts.read_facts` returns.
+"""The types of the facts that a model card is made of, key by key.
 
 Values come from files that others may have written: a key that isn't needed may be missing.
 """
@@ -48,7 +48,7 @@ class DatasetFacts(TypedDict):
 
 
 class RunFacts(TypedDict):
-    """What a run trained on, and with which options."""
+    """A run's task, data sets, options, hardware and versions."""
 
     task: str
     hardware: NotRequired[str]
@@ -58,7 +58,7 @@ class RunFacts(TypedDict):
 
 
 class ResultFacts(TypedDict):
-    """What came of a run; ``before`` are the metrics of the converted model before training."""
+    """A run's results; ``before`` are the metrics of the converted model before training."""
 
     main: list[str]
     metrics: dict[str, float]
@@ -91,7 +91,7 @@ class ComparisonFacts(TypedDict):
 
 
 class Facts(TypedDict):
-    """Everything that is known of a checkpoint.
+    """All facts of a checkpoint.
 
     Keys:
         name: of its folder.

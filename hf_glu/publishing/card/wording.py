@@ -1,4 +1,4 @@
-"""The sentences of a model card: what the model is, what its activations do, where its limits are."""
+"""The sentences of a model card: what the model is, what its activations do, its limits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TRAITS = {
 
 
 def options_of(facts: Facts) -> GluConfig:
-    """Return ``config.hf_glu``, of the config or of the first one inside of it that has it."""
+    """Return the options in ``config.hf_glu``, of the config or the first config inside of it that has them."""
     return GluConfig.from_dict(next((c["hf_glu"] for c in _configs(facts["config"]) if c.get("hf_glu")), None))
 
 
 def name_of(facts: Facts) -> str | None:
-    """Return the activation that the config names, whether it is one of ours or not; None: it names none."""
+    """Return the activation that the config names, ours or not; None if it names none."""
     fields = ((config, field) for config in _configs(facts["config"]) for field in ACTIVATION_FIELDS)
     named = next((name for config, field in fields if (name := plain_name(config.get(field)))), None)
     return options_of(facts).activation or named
@@ -54,30 +54,30 @@ def names_in(facts: Facts) -> list[str]:
 
 
 def activations(facts: Facts) -> list[Activation]:
-    """Return hf_glu's activations in the model."""
+    """Return the registry's entries of the model's activations."""
     return [entry for name in names_in(facts) if (entry := registry.find(name))]
 
 
 def needs_plugin(facts: Facts) -> bool:
-    """Tell whether stock Transformers can't load the model."""
+    """Return whether stock Transformers can't load the model."""
     return bool(options_of(facts).to_dict().keys() - {"version"} or activations(facts))
 
 
 def refused_name(facts: Facts) -> str | None:
-    """Return the name in the config for which stock Transformers refuses the model, None where it has none."""
+    """Return the activation's name for which stock Transformers refuses the model; None if it doesn't."""
     named = (plain_name(config.get(field)) for config in _configs(facts["config"]) for field in ACTIVATION_FIELDS)
     return next((name for name in named if registry.find(name)), None)
 
 
 def architecture(facts: Facts) -> str:
-    """Return the class that the config names, nothing where that can't be one."""
+    """Return the model class that the config names; an empty text if that can't be one."""
     named = facts["config"].get("architectures")
     first = named[0] if isinstance(named, list) and named else ""
     return first if isinstance(first, str) and first.isidentifier() else ""
 
 
 def summary(facts: Facts) -> str:
-    """Return the one sentence that says what the model is."""
+    """Return the sentence that says what the model is."""
     base, trained = facts["base"], facts["run"]
     what = _link(base) if base else f"A `{architecture(facts) or facts['config'].get('model_type', 'model')}`"
     if facts["conversion"]:
@@ -95,12 +95,12 @@ def _link(base: BaseFacts) -> str:
 
 
 def is_repository(base: BaseFacts) -> bool:
-    """Tell whether a base is said to be on the Hub, under a name that can be one there."""
+    """Return whether a base is said to be on the Hub, under a name that can be one there."""
     return bool(base.get("repository")) and not invalid_name(base["name"])
 
 
 def _conversion(facts: Facts) -> str:
-    """Return what the conversion made of what."""
+    """Return the clause that says what the conversion has changed."""
     conversion, options = facts["conversion"], options_of(facts)
     assert conversion is not None
     source = " and ".join(f"`{name}`" for name in conversion["from"])
@@ -117,7 +117,7 @@ def _conversion(facts: Facts) -> str:
 
 
 def _structure(facts: Facts) -> str:
-    """Return what the config says of the FFNs."""
+    """Return the clause that says what the FFNs compute, from the config alone."""
     options = options_of(facts)
     if options.expert_options and facts["banks"]:
         return f"experts have activations of their own: {_experts(facts)}"
@@ -166,14 +166,14 @@ def _layers(key: str | list[int]) -> str:
 
 
 def traits(facts: Facts) -> list[str]:
-    """Return what is to be known of the model's activations, a sentence each."""
+    """Return a sentence on each trait of the model's activations."""
     flags = {flag for entry in activations(facts) for flag in entry.flags}
     functions = ", ".join(f"`{name}`" for name in (options_of(facts).mix or {}).get("functions", ()))
     return [text.format(functions=functions or "several") for flag, text in TRAITS.items() if flag in flags]
 
 
 def limits(facts: Facts) -> list[str]:
-    """Return the limits that fit the case, a sentence or two each."""
+    """Return the sentences on limits that hold for this model."""
     run = facts["run"]
     conversion: JsonObject = {**(facts["conversion"] or {})}
     options = run["options"] if run else {}

@@ -1,4 +1,4 @@
-"""Does a folder, loaded in a fresh process, compute what the model does that it was written from?"""
+"""Checking that a folder, loaded in a fresh process, computes the same as the model that it was written from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Expected = TypedDict(
 
 
 def expected_outputs(model: PreTrainedModel) -> Expected:
-    """Return what a fresh process needs to compute the same as ``model``: inputs, and what comes out of it.
+    """Run ``model`` on probe inputs; return these, its outputs and its weights' checksums for a fresh process to match.
 
     Raises:
         CheckpointError: it doesn't take token ids.
@@ -93,7 +93,7 @@ def check_loads(folder: Path, expected: Expected, *, code: bool) -> tuple[str, .
 
 
 def _auto_class(folder: Path, name: str) -> str:
-    """Return an Auto class by which the code in ``folder`` serves the model class ``name``."""
+    """Return an Auto class that loads the model class ``name`` by the code in ``folder``."""
     import transformers
 
     auto_map = read_config(folder).get("auto_map", {})
@@ -106,7 +106,7 @@ def _auto_class(folder: Path, name: str) -> str:
 
 
 def _fresh(folder: Path, expected: Expected, way: str, auto_class: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the outputs and the weights' checksums of ``folder`` in a fresh process."""
+    """Load ``folder`` in a fresh process; return its outputs and the checksums of its weights."""
     from safetensors.torch import load_file, save_file
 
     with scratch_folder() as scratch:
@@ -130,7 +130,7 @@ def _fresh(folder: Path, expected: Expected, way: str, auto_class: str) -> tuple
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """Return the environment of a fresh process: no network, and no code that an earlier load has left in a cache."""
+    """Return the environment of a fresh process: without network, and with an empty cache of code."""
     package_root = str(Path(__file__).resolve().parents[3])
     paths = [os.environ.get("PYTHONPATH", ""), package_root]
     return {

@@ -1,4 +1,4 @@
-"""Run as a script in a fresh process: the outputs of a checkpoint on given inputs.
+"""A script for a fresh process: it runs a checkpoint on given inputs.
 
 With the plugin it is loaded by `load_model`. Without it, hf_glu can't be imported, and Transformers
 loads the code beside the checkpoint: nothing of hf_glu is imported up here.
@@ -41,7 +41,7 @@ def main(scratch: str) -> None:
 
 
 def checksum(tensor: Any) -> str:
-    """Return what `hf_glu.instruments.equality.checksum` does."""
+    """Return a tensor's SHA-256, as `hf_glu.instruments.equality.checksum` does."""
     import torch
 
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
@@ -57,7 +57,7 @@ def hide_plugin() -> None:
 
 
 def load(order: dict[str, Any]) -> Any:
-    """Return the model of ``order``.
+    """Load the model that ``order`` names.
 
     Raises:
         RuntimeError: some of its weights are missing, or it isn't the code beside it that was loaded.

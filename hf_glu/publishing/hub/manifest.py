@@ -1,4 +1,4 @@
-"""What a push says of itself in the repository, so that the next push knows which files it may replace or remove."""
+"""The manifest of a push, by which the next push knows what it may replace or remove."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest(path: Path) -> str:
 
 
 def read_manifest(path: Path) -> JsonObject:
-    """Return what an earlier push says about itself; nothing where that can't be read."""
+    """Read the manifest of an earlier push; an empty one if it can't be read."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -30,7 +30,7 @@ def read_manifest(path: Path) -> JsonObject:
 
 
 def stale_files(there: list[str], pushed: list[str], earlier: JsonObject) -> list[str]:
-    """Return which files of a repository must not stay: code of the push before, and weights that would be loaded.
+    """Return the files of a repository that a push removes: code of the push before, and other weights.
 
     Its other files (a tokenizer, images, what its owner has put there) stay.
 

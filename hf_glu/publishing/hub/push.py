@@ -1,4 +1,4 @@
-"""Publishing a model on the Hub: checked here first, then pushed as one commit."""
+"""Pushing a model to the Hub: checked first, then pushed as one commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_SHARD_SIZE = "50GB"
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was pushed.
+    """The result of a push.
 
     Attributes:
         repo: the repository, ``user/name``.
@@ -49,7 +49,7 @@ class Published:
     checked: tuple[str, ...]
 
     def to_dict(self) -> JsonObject:
-        """Return it as plain data."""
+        """Return the result as plain data."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""What a push consists of: a checkpoint's files in a folder of their own, with code and a card beside them.
+"""Staging a push: a checkpoint's files in a folder of their own, with code and a card beside them.
 
 The user's folder is only read. Weights are linked, all else is copied, since code and card change it. What the folder
 has of code stays there: that which is pushed was written by hf_glu for this very model, and nobody else's is run.
@@ -54,7 +54,7 @@ OURS = (REPORT_FILE, RESULTS_FILE)
 
 
 def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
-    """Return the files of a checkpoint, and what of its folder is left out, as paths relative to it.
+    """List the files of a checkpoint, and what of its folder is left out, as paths relative to it.
 
     Raises:
         CheckpointError: a link that leads out of the folder, other than one to weights.
@@ -77,7 +77,7 @@ def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[
 
 
 def check_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return what `list_files` does after checking what can be checked without loading the checkpoint.
+    """Check a checkpoint's config and weights without loading it; return what `list_files` does.
 
     Raises:
         CheckpointError: it is no checkpoint, its config can't be read, its weights aren't whole or no safetensors.
@@ -102,7 +102,7 @@ def check_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_config(folder: Path) -> JsonObject:
-    """Return what ``config.json`` says.
+    """Read a folder's ``config.json``.
 
     Raises:
         CheckpointError: it can't be read.
@@ -136,7 +136,7 @@ def _check_weights(folder: Path, files: list[str]) -> None:
 
 
 def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
-    """Fill ``stage`` with the files of ``folder``, but for a card that an earlier push made: it comes anew."""
+    """Fill ``stage`` with the files of ``folder``, without a card that an earlier push made: it is written anew."""
     earlier = read_manifest(folder / MANIFEST_FILE).get("card")
     for name in files:
         source, target = folder / name, stage / name
@@ -150,7 +150,7 @@ def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
 
 
 def clean_stage(stage: Path, folder: Path | None) -> list[str]:
-    """Take code, what configs say of it, and local paths out of what is to be pushed; return what was left out.
+    """Remove code, references to code and local paths from what is pushed; return the names of what was removed.
 
     Args:
         stage: what is to be pushed, which is written to.
@@ -177,7 +177,7 @@ def clean_stage(stage: Path, folder: Path | None) -> list[str]:
 
 
 def _places(folder: Path | None) -> re.Pattern[str]:
-    """Return what finds the folder that something comes from, the one above, and the home of whoever pushes."""
+    """Return a pattern that finds the source folder, the one above it, and the user's home in a text."""
     roots = (folder.absolute(), folder.resolve()) if folder else ()
     places = {place for root in roots for place in (root, root.parent)} | {Path.home()}
     deep = sorted(str(place) for place in places if len(place.parts) > 2)  # /root may stand in anybody's text
@@ -192,7 +192,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple[str, ...]) -> list[str]:
-    """Add code, where asked for, a card, where nobody has written one, and the manifest; return the code's files.
+    """Add code if asked for, a card if nobody has written one, and the manifest; return the code's files.
 
     Args:
         stage: what is to be pushed.

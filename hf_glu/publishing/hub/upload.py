@@ -1,4 +1,4 @@
-"""The network's part of a push: one commit, which comes last, so that a repository is as before or wholly as pushed."""
+"""Uploading: one commit at the end, so that the repository is either as before or wholly as pushed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PushTarget:
-    """Where a push goes.
+    """The repository that a push goes to.
 
     Attributes:
         repo: the repository, ``user/name``.
@@ -76,7 +76,7 @@ class PushTarget:
         return HfApi(token=self.token, library_name="hf_glu", library_version=hf_glu.__version__)
 
     def named(self) -> PushTarget:
-        """Return the target with the account's name before the repository's, where that lacks one.
+        """Return the target with ``user/`` before the repository's name, if that lacks it.
 
         Raises:
             PublishingError: the Hub can't be reached, or doesn't accept the token.
@@ -87,7 +87,7 @@ class PushTarget:
         return self if "/" in self.repo else replace(self, repo=f"{user}/{self.repo}")
 
     def attempt(self, action: Callable[[], Result]) -> Result:
-        """Return what ``action`` does, after a few tries where the network or the Hub fails.
+        """Call ``action``, again after a while if the network or the Hub fails; return its result.
 
         Raises:
             PublishingError: the Hub refuses, or the last try has failed.
@@ -106,7 +106,7 @@ class PushTarget:
         raise AssertionError("the last try returns or raises")
 
     def explain(self, error: BaseException) -> str:
-        """Return what went wrong as one line."""
+        """Return one line that says what went wrong, and what to do."""
         response = getattr(error, "response", None)
         if response is None:
             said = " ".join(str(error).split()) or type(error).__name__
@@ -119,14 +119,14 @@ class PushTarget:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error below the RuntimeError that the client makes of whatever happens in an upload."""
+    """Return the error that the client has wrapped in a RuntimeError."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _passing(error: BaseException) -> bool:
-    """Tell whether the same request may go well in a while."""
+    """Return whether trying again may help: a busy Hub, or a broken connection."""
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code in _BUSY
@@ -136,7 +136,7 @@ def _passing(error: BaseException) -> bool:
 def commit(
     stage: Path, target: PushTarget, *, message: str, description: str | None = None
 ) -> tuple[CommitInfo, list[str]]:
-    """Push the files in ``stage`` as one commit; return the client's CommitInfo and the files' names.
+    """Push the files in ``stage`` as one commit; return the client's CommitInfo and the names of the files.
 
     A try after a lost answer finds the files there already, and commits nothing again.
 
@@ -187,7 +187,7 @@ def _read_earlier(api: HfApi, repo: str, revision: str, there: list[str], scratc
 
 
 def _is_theirs(stage: Path, earlier: JsonObject, api: HfApi, repo: str, revision: str, scratch: Path) -> bool:
-    """Tell whether the repository's card was written by its owner, where the one in ``stage`` was made for the push."""
+    """Return whether the repository's card was written by its owner, and the one in ``stage`` was generated."""
     from hf_glu.publishing.card.card import is_generated
 
     if read_manifest(stage / MANIFEST_FILE)["card"] is None:

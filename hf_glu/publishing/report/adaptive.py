@@ -1,4 +1,4 @@
-"""What activations with parameters have become: curves, mix weights, thresholds and slopes by layer and text type."""
+"""Trained activations in a report: curves, mix weights, thresholds and slopes by layer and type of text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOVED = {"threshold": 0.0, "slope": 1.0}  # -> what it is without a modulation
 
 
 def by_place(rows: Sequence[Data]) -> dict[str, list[Data]]:
-    """Return the rows by what they share but for their layer: ``encoder, modulated_swiglu``.
+    """Group rows that differ in their layer only, under names such as ``encoder, modulated_swiglu``.
 
     Where a layer has several activations (its experts'), their path in it is added.
     """
@@ -42,7 +42,7 @@ def by_place(rows: Sequence[Data]) -> dict[str, list[Data]]:
 
 
 def figures(name: str, rows: Sequence[Data]) -> list[Drawing | None]:
-    """Return the figures of activations that differ in their layer only."""
+    """Draw the activations of one group."""
     known = {_title(row): curve for row in rows if (curve := _curve(row))}
     moved = {layer: change for layer, curve in known.items() if (change := _change(curve))}
     return [
@@ -60,12 +60,12 @@ def _title(row: Data) -> str:
 
 
 def tables(rows: Sequence[Data]) -> list[Table]:
-    """Return their numbers."""
+    """Return the tables with the numbers of one group."""
     return [_changes(rows), _weights(rows), _modulation(rows)]
 
 
 def _curve(row: Data) -> Curve:
-    """Return the curves that are whole; none where the grid or the present one isn't."""
+    """Return a row's curves that have a value at each point of the grid; none if the present one hasn't."""
     found = {key: numbers(values) for key, values in mapping(row.get("curve")).items()}
     grid = found.get("g") or []
     found = {key: values for key, values in found.items() if len(values) == len(grid)}
@@ -73,7 +73,7 @@ def _curve(row: Data) -> Curve:
 
 
 def _change(curve: Curve) -> Curve:
-    """Return what is new in curves, the old one being 0; none where the old one isn't known."""
+    """Return curves less the one before training; none if that isn't known."""
     if "before" not in curve:
         return {}
     return {"g": curve["g"]} | {
@@ -84,7 +84,7 @@ def _change(curve: Curve) -> Curve:
 
 
 def _panels(name: str, title: str, curves: dict[str, Curve], note: str) -> Drawing | None:
-    """Return a small figure of each layer's curves."""
+    """Draw a small figure of each layer's curves."""
     if not curves:
         return None
 
@@ -138,7 +138,7 @@ def _mix(row: Data) -> Mix | None:
 
 
 def _mixes(name: str, rows: Sequence[Data]) -> list[Drawing | None]:
-    """Return the weights of mixes as a heat map, and how they spread over tokens as another."""
+    """Draw heat maps of the weights of mixes, and of their spread over tokens."""
     known = [(layer_name(row), mix) for row in rows if (mix := _mix(row))]
     known = [(layer, mix) for layer, mix in known if mix["functions"] == known[0][1]["functions"]]
     if not known:
@@ -182,7 +182,7 @@ def _mixes(name: str, rows: Sequence[Data]) -> list[Drawing | None]:
 
 
 def _modulated(rows: Sequence[Data]) -> list[tuple[str, Data]]:
-    """Return (type, thresholds and slopes with their layer), the layers one after the other."""
+    """Return pairs of a type of text, and thresholds and slopes of a layer."""
     return [
         (text(each.get("type")) or ALL, {**each, "layer": row.get("layer"), "name": layer_name(row)})
         for row in rows
@@ -191,7 +191,7 @@ def _modulated(rows: Sequence[Data]) -> list[tuple[str, Data]]:
 
 
 def _by_type(rows: Sequence[Data]) -> dict[str, list[Data]]:
-    """Return the same by type; all texts where there are no types."""
+    """Group thresholds and slopes by type of text; all texts are one type if there are no others."""
     found: dict[str, list[Data]] = {}
     for name, each in _modulated(rows):
         found.setdefault(name, []).append(each)

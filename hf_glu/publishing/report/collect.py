@@ -27,7 +27,7 @@ _OF_RUN = (RUN_FILE, LOG_FILE, RESULTS_FILE)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of one task.
+    """A run of one task, as far as it was written.
 
     Attributes:
         name: of its folder.
@@ -89,7 +89,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """A folder's content.
+    """The content of a folder: a run, a suite or a comparison.
 
     Attributes:
         kind: ``run``, ``suite`` or ``comparison``.
@@ -103,7 +103,7 @@ class Collected:
 
 
 def collect(folder: str | os.PathLike[str]) -> Collected:
-    """Return what is in a folder, with names in place of local paths: a report is shown to others.
+    """Read a folder; paths of this machine are cut to names, since reports are shown to others.
 
     Raises:
         CheckpointError: there is no such folder, or a file in it can't be read.

@@ -1,4 +1,4 @@
-"""What a report says of a run, a suite and a comparison."""
+"""Composing the reports of a run, a suite and a comparison."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SHOWN = ("seed", "epochs", "batch_size", "lr")  # options in the header
 
 
 def make_page(collected: Collected) -> Page:
-    """Return the report of what has been collected."""
+    """Compose the report of what was collected."""
     return {RUN: _run, SUITE: _suite, COMPARISON: _comparison}[collected.kind](collected)
 
 
@@ -133,7 +133,7 @@ def _comparison(collected: Collected) -> Page:
 
 
 def _overlays(runs: dict[str, list[Run]]) -> list[Drawing | None]:
-    """Return the curves of each variant's seeds, and how open the gates of its first one are."""
+    """Draw the curves of each variant's seeds, and how open the gates of its first seed are."""
     scores = {name: [curves.points(run.evaluations, "step", "score") for run in found] for name, found in runs.items()}
     losses = {
         name: [curves.smoothed(curves.points(run.steps, "step", "loss")) for run in found]
@@ -206,7 +206,7 @@ def _variant(variant: Data, label: str, baseline: str) -> KeyFigure:
 
 
 def _with(*words: str | None) -> str:
-    """Return words as one text, which is empty where one of them isn't known."""
+    """Join words; the text is empty if one of them isn't known."""
     return " ".join(map(str, words)) if None not in words else ""
 
 

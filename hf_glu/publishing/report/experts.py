@@ -1,4 +1,4 @@
-"""How a run's experts share the tokens: a heat map by layer and expert, and the same numbers as a table."""
+"""Experts in a report: their load by layer, as a heat map and as a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Groups = dict[tuple[str, ...], list[Data]]
 
 
 def by_experts(rows: Sequence[Data]) -> Groups:
-    """Return the layers by their experts' names (``0 relu``), without those whose loads aren't numbers."""
+    """Group layers by their experts' names (``0 relu``), without those whose loads aren't numbers."""
     groups: Groups = {}
     for row in rows:
         names, loads = row.get("activations"), numbers(row.get("load"))
@@ -28,7 +28,7 @@ def by_experts(rows: Sequence[Data]) -> Groups:
 
 
 def heat_maps(name: str, rows: Sequence[Data]) -> list[Drawing | None]:
-    """Return the loads of the experts, a figure for all layers that have the same ones."""
+    """Draw the loads of experts, a figure for all layers that have the same ones."""
     return [
         _heat_map(f"{name} {place or ''}", experts, found)
         for place, (experts, found) in enumerate(by_experts(rows).items())
@@ -83,6 +83,6 @@ def _table(experts: Sequence[str], rows: Sequence[Data]) -> Table:
 
 
 def layer_name(row: Data) -> str:
-    """Return what a row's layer is called: ``encoder 3``."""
+    """Return the name of a row's layer: ``encoder 3``."""
     known = number(row.get("layer"))
     return " ".join(filter(None, [text(row.get("stack")), count(known) or text(row.get("site"))])) or "?"

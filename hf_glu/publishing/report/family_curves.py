@@ -1,4 +1,4 @@
-"""``hf-glu activations --plot``: the curve of every activation, and what the families of names can do, as numbers.
+"""The curves of ``hf-glu activations --plot``: every activation, and examples of each wrapper and mix.
 
 Shapes: G points of the grid.
 """
@@ -72,7 +72,7 @@ def plot_family(path: Path) -> Path:
 
 @torch.no_grad()
 def panels() -> list[list[Panel]]:
-    """Return the panels: the registry's entries and ``N_glu`` of every other function N; the families of names."""
+    """Return two groups of panels: all gated activations, then the wrappers and mixes."""
     found = [_panel(entry.name, {"": _gated(entry.name)}) for entry in registry]
     found += [_panel(name, {"": _gated(name)}) for name in _derived()]
     families: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, tuple[float, ...]]]] = {
@@ -96,7 +96,7 @@ def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
 
 
 def _gated(name: str, g: Tensor = GRID) -> Tensor:
-    """Return the values of a gated activation at the gates ``g``, ``[G]``, with u = 1."""
+    """Compute a gated activation at the gates ``g``, ``[G]``, with u = 1."""
     value: Tensor = registry[name].factory()(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
     return value
 

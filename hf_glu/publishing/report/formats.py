@@ -1,4 +1,4 @@
-"""Numbers as a person reads them; None where there is no number."""
+"""Formatting numbers for people; what is no number gives None."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
 def is_fraction(name: str, values: Iterable[object]) -> bool:
-    """Tell whether a metric's values are fractions of 1, so that they are shown as percentages."""
+    """Return whether a metric's values are fractions of 1, so that they are shown as percentages."""
     known = [value for value in map(number, values) if value is not None]
     return all(abs(value) <= 1 for value in known) and not _NO_FRACTIONS & set(
         name.lower().replace("-", "_").split("_")
@@ -21,28 +21,28 @@ def is_fraction(name: str, values: Iterable[object]) -> bool:
 
 
 def percent(value: object) -> str | None:
-    """Return ``91.23%`` for 0.9123."""
+    """Format a fraction: ``91.23%`` for 0.9123."""
     return formatted(value, ".2%")
 
 
 def metric(name: str, value: object, among: Iterable[object] = ()) -> str | None:
-    """Return a metric's value, as a percentage where it is a fraction, as are all values ``among`` which it stands."""
+    """Format a metric's value: as a percentage if it, and all values ``among`` which it stands, are fractions."""
     return percent(value) if is_fraction(name, [value, *among]) else formatted(value, ",.2f")
 
 
 def formatted(value: object, form: str) -> str | None:
-    """Return a number in a format, None where it is none."""
+    """Format a number; None if it is none."""
     known = number(value)
     return None if known is None else format(known, form)
 
 
 def count(value: object) -> str | None:
-    """Return ``66,955,010``."""
+    """Format a count: ``66,955,010``."""
     return formatted(value, ",.0f")
 
 
 def short(value: object) -> str | None:
-    """Return ``67.0 M``."""
+    """Format a large number: ``67.0 M``."""
     known = number(value)
     if known is None:
         return None
@@ -50,7 +50,7 @@ def short(value: object) -> str | None:
 
 
 def duration(seconds: object) -> str | None:
-    """Return ``12.3 s``, ``4 min 05 s`` or ``2 h 13 min``."""
+    """Format seconds: ``12.3 s``, ``4 min 05 s`` or ``2 h 13 min``."""
     known = number(seconds)
     if known is None:
         return None
@@ -61,26 +61,26 @@ def duration(seconds: object) -> str | None:
 
 
 def change(before: object, after: object, form: str = "+.1%") -> str | None:
-    """Return the relative change, ``+33.1%``."""
+    """Format a relative change: ``+33.1%``."""
     first, last = number(before), number(after)
     return format((last - first) / first, form) if first and last is not None else None
 
 
 def p_value(value: object) -> str | None:
-    """Return ``0.013``, or ``<0.001``."""
+    """Format a p-value: ``0.013``, or ``<0.001``."""
     known = number(value)
     return None if known is None else "<0.001" if known < 0.001 else f"{known:.3f}"
 
 
 def text(value: object) -> str | None:
-    """Return an option's value as text."""
+    """Format an option's value."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def scale(name: str, values: Iterable[float | None]) -> tuple[float, str, Callable[[object], str]]:
-    """Return what a metric is drawn with: the factor, the unit for the axis, and the format of a value."""
+    """Return the factor, the axis's unit and the format by which a metric is drawn."""
     known = list(values)
     fraction = is_fraction(name, known)
     return 100.0 if fraction else 1.0, " (%)" if fraction else "", lambda value: metric(name, value, known) or "-"

@@ -1,4 +1,4 @@
-"""How open a model's gates are at each token of a text, as a page: heat maps by token and layer, and the means."""
+"""A page on how open a model's gates are at each token of a text: heat maps, and means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FULL = 0.05  # smaller differences than this stay pale
 
 
 def gates_page(data: JsonObject) -> Page:
-    """Return the page of one text.
+    """Compose the page of one text.
 
     Args:
         data: ``model``, ``text``, its ``tokens``, and the ``rows`` of the recorded gates with their ``mean``.
@@ -56,7 +56,7 @@ def _section(stack: str, length: int, tokens: Sequence[str], rows: Sequence[Json
 def _map(
     name: str, key: str, tokens: Sequence[str], rows: Sequence[JsonObject], title: str, what: str, much: str
 ) -> Drawing | None:
-    """Return the values of one text, a row a token and a column a layer; None where no layer has any."""
+    """Draw a heat map of one text, tokens by layers; None if no layer has values."""
     rows = [row for row in rows if row[key] is not None]
     single = len({row["index"] for row in rows}) == len(rows)
     layers = [str(row["index"] if single else place) for place, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""Heat maps: a cell for each row and column, the more coloured the farther its value is from the middle."""
+"""Heat maps: the farther a value is from the middle, the stronger is its cell's colour."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def heat_map(
     y: str = "",
     middles: Values | None = None,
 ) -> Drawing:
-    """Return shares as cells; None is left empty.
+    """Draw shares as coloured cells; a cell without a value stays empty.
 
     Args:
         name, title, alt, note: of the figure.
@@ -78,7 +78,7 @@ def heat_map(
 
 
 def _paint_cells(axes: Axes, cells: Sequence[tuple[int, int, float]]) -> None:
-    """Paint (column, row, deviation from -1 to 1) as two artists, one would be slow for each of thousands of cells."""
+    """Paint cells (column, row, deviation from -1 to 1) as two artists; one for each cell would be slow."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
     from matplotlib.transforms import AffineDeltaTransform

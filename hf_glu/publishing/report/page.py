@@ -53,7 +53,7 @@ def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Pat
 
 
 def render(page: Page) -> str:
-    """Return a report as HTML; all that comes from data is escaped.
+    """Render a report as HTML; all that comes from data is escaped.
 
     Raises:
         HfGluError: Jinja2 isn't installed.
@@ -68,7 +68,7 @@ def render(page: Page) -> str:
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, and move it there; return its path.
+    """Write a file whole or not at all; return its path.
 
     Raises:
         CheckpointError: it can't be written; nothing is left of it.

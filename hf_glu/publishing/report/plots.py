@@ -32,7 +32,7 @@ _BARS = 12  # bars that have room for their values
 
 
 def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None:
-    """Return the scores of a suite's tasks as bars; None: there is no score."""
+    """Draw the scores of a suite's tasks as bars; None if there is no score."""
     known = {task: score for task, score in scores.items() if score is not None}
     if not known:
         return None
@@ -63,7 +63,7 @@ def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None
 
 
 def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | None) -> Drawing | None:
-    """Return the variants' means with error bars of one standard deviation, and the single seeds as dots."""
+    """Draw the variants' means with error bars of one standard deviation, and single seeds as dots."""
     variants = [variant for variant in variants if number(variant.get("mean")) is not None]
     if not variants:
         return None
@@ -114,7 +114,7 @@ def _mean(variant: Data) -> float:
 
 
 def layer_shares(name: str, title: str, series: Mapping[str, Points], *, note: str = "") -> Drawing | None:
-    """Return a share of each layer: bars where there is one series, else lines."""
+    """Draw a share of each layer: one series as bars, several as lines."""
     if len(series) > 1:
         curves = {key: [curve] for key, curve in series.items()}
         return overlay(name, title, curves, x="layer", y="share", note=note, zero=True)
@@ -136,7 +136,7 @@ def layer_shares(name: str, title: str, series: Mapping[str, Points], *, note: s
 
 
 def gate_inputs(name: str, series: Mapping[str, tuple[Points, Points]]) -> Drawing | None:
-    """Return the means of the gates' pre-activations in each layer, with their standard deviations as error bars."""
+    """Draw the means of the gates' pre-activations by layer, with standard deviations as error bars."""
     note = "Dot: mean. Bar: one standard deviation."
     return spreads(name, "Pre-activation of the gates", series, y="pre-activation", note=note)
 
@@ -144,7 +144,7 @@ def gate_inputs(name: str, series: Mapping[str, tuple[Points, Points]]) -> Drawi
 def spreads(
     name: str, title: str, series: Mapping[str, tuple[Points, Points]], *, y: str, note: str, base: float = 0.0
 ) -> Drawing | None:
-    """Return means and standard deviations by layer, as dots with error bars; a line is at ``base``."""
+    """Draw means and standard deviations by layer as dots with error bars, and a line at ``base``."""
     series = {key: pair for key, pair in series.items() if pair[0] and len(pair[0]) == len(pair[1])}
     if not series:
         return None

@@ -54,7 +54,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A report.
+    """The page of a report.
 
     Attributes:
         kind: what it is a report of.
@@ -73,13 +73,13 @@ class Page:
 
 
 def section(title: str, figures: Sequence[Drawing | None], found: Sequence[Table], *, folded: bool = False) -> Section:
-    """Return a section without the figures and tables that are empty."""
+    """Make a section of the figures and tables that aren't empty."""
     drawn = [figure for figure in figures if figure is not None]
     return Section(title=title, figures=drawn, tables=[table for table in found if table.rows], folded=folded)
 
 
 def sections_of(run: Run, prefix: str = "") -> list[Section]:
-    """Return the sections on one run, as far as there are data; its figures' names begin with ``prefix``."""
+    """Make the sections on one run that there are data for; its figures' names begin with ``prefix``."""
     made = [
         section("Training and results", _curves(run, prefix), [tables.metrics(run), tables.evaluations(run)]),
         section("Activations", _activations(run.activations, prefix), [tables.activations(run.activations)]),
@@ -120,7 +120,7 @@ def score_before(run: Run) -> float | None:
 
 
 def _adaptive(rows: Sequence[Data], prefix: str) -> Section:
-    """Return what trained activations have become, a part for each kind of them where there are several."""
+    """Make the section on trained activations, with a part for each kind if there are several."""
     places = adaptive.by_place(rows)
     parts = [
         section(

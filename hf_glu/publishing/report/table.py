@@ -12,7 +12,7 @@ _LEVEL |= {"exact": _GOOD, "exact up to rounding": _GOOD, "approximate": _WARNIN
 
 
 class Mark(NamedTuple):
-    """A word that says how something stands, with its level: ``good``, ``warning`` or ``plain``."""
+    """A word on the state of something, with its level: ``good``, ``warning`` or ``plain``."""
 
     text: str
     level: str
@@ -44,18 +44,18 @@ class Table:
 
 
 def mark(word: str) -> Mark:
-    """Return a word with its level."""
+    """Mark a word with its level."""
     return Mark(word, _LEVEL.get(word, _PLAIN))
 
 
 def filled(caption: str, columns: Sequence[str], rows: list[list[TableCell]], note: str = "") -> Table:
-    """Return a table without the columns (but for the first one) in which no row has a value."""
+    """Make a table without the columns, the first one apart, in which no row has a value."""
     kept = [index for index in range(len(columns)) if not index or any(row[index] is not None for row in rows)]
     rows = [[row[index] for index in kept] for row in rows]
     return Table(caption=caption, columns=[columns[index] for index in kept], rows=rows, note=note)
 
 
 def pairs(caption: str, heading: str, values: Mapping[str, str | None]) -> Table:
-    """Return a table of names and values, without those that are None."""
+    """Make a table of names and values, without those that are None."""
     rows: list[list[TableCell]] = [[str(key), value] for key, value in values.items() if value is not None]
     return Table(caption=caption, columns=["", heading], rows=rows)

@@ -16,7 +16,7 @@ __all__ = ["METRICS", "compute"]
 
 
 def compute(name: str, predictions: object, references: object) -> dict[str, float]:
-    """Return the results of the metric ``name``: fractions in 0..1, correlations in -1..1.
+    """Compute the metric ``name``: fractions in 0..1, correlations in -1..1.
 
     Args:
         name: key of `METRICS`.

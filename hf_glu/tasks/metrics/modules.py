@@ -24,7 +24,7 @@ _INTEGER, _NUMBER, _TEXT = datasets.Value("int64"), datasets.Value("float64"), d
 
 
 class OfflineMetric(evaluate.Metric):
-    """A metric of classes; subclasses say which, and change the columns.
+    """The base of the metrics: predictions and references are class numbers, unless a subclass has other columns.
 
     Data are kept in memory, so that processes that share a cache folder don't meet there; several processes that
     compute one metric together (``num_process``) need the folder.
@@ -45,14 +45,14 @@ class OfflineMetric(evaluate.Metric):
         super().__init__(config_name, **options)
 
     def compute(self, *, predictions: Given = None, references: Given = None) -> dict[str, float] | None:
-        """Return the results on the predictions and those added before; None in all processes but the first."""
+        """Compute the metric on these predictions and those added before; None in all processes but the first."""
         if predictions is None and references is None and self.writer is None:
             raise DataError("there are no predictions to compute a metric of: give some, or add them first")
         found: dict[str, float] | None = super().compute(predictions=predictions, references=references)
         return found
 
     def add_batch(self, *, predictions: Given = None, references: Given = None) -> None:
-        """Add parallel predictions and references, for `compute` to score; a batch with an error adds nothing."""
+        """Add predictions and their references, for `compute` to score; a batch with an error adds nothing."""
         if predictions is None or references is None:
             raise DataError(f"there are no {'predictions' if predictions is None else 'references'}: give both")
         predictions, references = self._checked(predictions, references)
@@ -63,7 +63,7 @@ class OfflineMetric(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference])
 
     def _checked(self, predictions: Given, references: Given) -> tuple[Given, Given]:
-        """Return both in a form that `evaluate` stores without loss."""
+        """Check predictions and references, and return them in a form that `evaluate` stores without loss."""
         return scores.as_classes(predictions, references, count=self.classes)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -75,14 +75,14 @@ class OfflineMetric(evaluate.Metric):
 
 
 class Accuracy(OfflineMetric):
-    """Classes: ``{"accuracy"}``."""
+    """Accuracy of classes: ``{"accuracy"}``."""
 
     def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {"accuracy": scores.accuracy(predictions, references)}
 
 
 class AccuracyF1(OfflineMetric):
-    """Classes 0 and 1: ``{"accuracy", "f1"}``, F1 of class 1 (MRPC, QQP)."""
+    """Accuracy, and F1 of class 1 against class 0: ``{"accuracy", "f1"}`` (MRPC, QQP)."""
 
     classes = 2
 
@@ -91,7 +91,7 @@ class AccuracyF1(OfflineMetric):
 
 
 class AccuracyMacroF1(OfflineMetric):
-    """Classes: ``{"accuracy", "macro_f1"}`` (CB)."""
+    """Accuracy, and the mean of the classes' F1: ``{"accuracy", "macro_f1"}`` (CB)."""
 
     def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {
@@ -101,14 +101,14 @@ class AccuracyMacroF1(OfflineMetric):
 
 
 class Matthews(OfflineMetric):
-    """Classes: ``{"matthews_correlation"}`` (CoLA, the diagnostic sets)."""
+    """Matthews' correlation of classes: ``{"matthews_correlation"}`` (CoLA, the diagnostic sets)."""
 
     def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {"matthews_correlation": scores.matthews(predictions, references)}
 
 
 class PearsonSpearman(OfflineMetric):
-    """Numbers: ``{"pearson", "spearmanr"}`` (STS-B)."""
+    """Correlations of scores: ``{"pearson", "spearmanr"}`` (STS-B)."""
 
     columns: ClassVar[ColumnTypes] = {"predictions": _NUMBER, "references": _NUMBER}
 
@@ -123,7 +123,7 @@ class PearsonSpearman(OfflineMetric):
 
 
 class MultiRC(OfflineMetric):
-    """Answers' labels: ``{"f1a", "exact_match"}``, F1 over all answers and the share of questions wholly right.
+    """F1 over all answers, and the share of questions wholly right: ``{"f1a", "exact_match"}``.
 
     predictions: ``{"idx": {"paragraph": int, "question": int, "answer": int}, "prediction": 0 or 1}``.
     references: 0 or 1, parallel.
@@ -153,7 +153,7 @@ class MultiRC(OfflineMetric):
 
 
 class ReCoRD(OfflineMetric):
-    """Texts: ``{"f1", "exact_match"}``, each the mean over queries of the best with any gold answer.
+    """Token F1 and exact match of texts, the best with any gold answer, mean over queries: ``{"f1", "exact_match"}``.
 
     predictions: ``{"idx": {"passage": int, "query": int}, "prediction_text": str}``, "" for no answer.
     references: ``{"idx": {...}, "answers": [str, ...]}`` of the same queries, whose order may differ.

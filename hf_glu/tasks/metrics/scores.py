@@ -126,7 +126,7 @@ def token_f1(text: str, gold: str) -> float:
 
 
 def as_classes(predictions: Values, references: Values, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as int64 ``[N]``; floats must be integral.
+    """Return predictions and references as int64 ``[N]``; floats must be whole numbers.
 
     Args:
         predictions, references: ``[N]``, N > 0.
@@ -146,7 +146,7 @@ def as_classes(predictions: Values, references: Values, *, count: int | None = N
 
 
 def as_numbers(predictions: Values, references: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as finite float64 ``[N]``, N > 0.
+    """Return predictions and references as finite float64 ``[N]``, N > 0.
 
     Raises:
         DataError: a value that is no finite number; the message has its position.
@@ -156,7 +156,7 @@ def as_numbers(predictions: Values, references: Values) -> tuple[np.ndarray, np.
 
 
 def check_texts(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> None:
-    """Raise DataError unless predictions are strings, and golds as many lists of one or more strings."""
+    """Raise DataError unless predictions are strings, each with a list of one or more gold strings."""
     check_lengths(predictions, golds)
     for number, (text, answers) in enumerate(zip(predictions, golds, strict=True)):
         if not isinstance(text, str):
@@ -172,7 +172,7 @@ def check_texts(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> N
 
 
 def check_lengths(predictions: object, references: object, *, name: str = "predictions") -> None:
-    """Raise DataError unless both are sequences of one length that is not 0."""
+    """Raise DataError unless both are sequences of the same length, which isn't 0."""
     try:
         lengths = len(predictions), len(references)  # type: ignore[arg-type]
     except TypeError as error:
@@ -230,7 +230,7 @@ def _scaled(x: np.ndarray) -> np.ndarray:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """Return the ranks from 1 on; equal values have the mean of theirs."""
+    """Return the values' ranks from 1 on; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[inverse]
 

@@ -1,4 +1,4 @@
-"""Rows of a task as what a model reads: token ids and labels, batches, and the loss."""
+"""Tokenizing the rows of a task, making batches of them, and the loss of a batch."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Features:
 
     @cached_property
     def target_lengths(self) -> list[int]:
-        """Tokens of each input's target text."""
+        """The number of tokens of each input's target text."""
         return [len(labels) for labels in self.data["labels"]]
 
 
 def is_text_to_text(config: PreTrainedConfig, form: str) -> bool:
-    """Tell whether a model is to write its answers.
+    """Return whether a model is to write its answers as text.
 
     Raises:
         OptionError: it can't.
@@ -74,7 +74,7 @@ def is_text_to_text(config: PreTrainedConfig, form: str) -> bool:
 
 
 def check_answers(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise OptionError where a text-to-text model couldn't write a task's answers, each as itself."""
+    """Raise OptionError if a tokenizer can't write a task's answers so that they are read back as themselves."""
     if task.form == "regression" and TASKS.get(task.name) is not task:
         raise OptionError(f"a text-to-text model writes STS-B's scores, not those of {task.name}: use form=classes")
     if task.form not in ("classes", "choice"):
@@ -90,7 +90,7 @@ def check_answers(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_length(max_length: int, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise OptionError where a sequence of ``max_length`` tokens is too long for the model."""
+    """Raise OptionError if the model can't read sequences of ``max_length`` tokens."""
     known = [limit for limit in (tokenizer.model_max_length, longest_text(model_config)) if limit]
     if known and max_length > min(known):
         raise OptionError(f"max_length={max_length} is too long for the model, which reads {min(known)} tokens")
@@ -121,7 +121,7 @@ def make_features(
 
 
 def join(parts: list[Features]) -> Features:
-    """Return the training data of several tasks as one; their rows are told apart by `Features.owners` only."""
+    """Concatenate the training data of several tasks."""
     if len(parts) == 1:
         return parts[0]
     from datasets import concatenate_datasets
@@ -168,7 +168,7 @@ def _tokenize(batch: Columns, tokenizer: PreTrainedTokenizerBase, max_length: in
 def collate(
     features: Features, tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], device: torch.device | None = None
 ) -> Batch:
-    """Return the inputs ``rows`` as one padded batch."""
+    """Make one padded batch of the inputs ``rows``."""
     columns = dict(features.data[list(rows)])
     labels = columns.pop("labels", None)
     batch = dict(tokenizer.pad(columns, return_tensors="pt"))
@@ -181,14 +181,14 @@ def collate(
 
 
 def count_items(features: Features, rows: Sequence[int]) -> int:
-    """Return what a batch's loss is the mean over: target tokens, choices or inputs."""
+    """Count what a batch's loss is the mean over: target tokens, choices or inputs."""
     if features.text:
         return sum(features.target_lengths[number] for number in rows)
     return len({features.owners[number] for number in rows}) if features.task.form == "choice" else len(rows)
 
 
 def loss_of(features: Features) -> Callable[[PreTrainedModel, Batch], Tensor]:
-    """Return the function that gives a batch's mean loss; a choice's is a softmax over its candidates."""
+    """Return a function of model and batch that gives the mean loss; for a choice, a softmax over its candidates."""
     if features.task.form != "choice" or features.text:
         return lambda model, batch: model(**batch).loss
 

@@ -1,4 +1,4 @@
-"""The head of a classifier that was trained before: its rows in a task's order, or a new head, and a word about it."""
+"""Loading classifiers: a head that fits the task is kept, with its rows in the task's order; another one is new."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def head_options(task: Task) -> HeadOptions:
 
 
 def load_classifier(folder: Path, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    """Return a checkpoint as a classifier for ``task``, in float32.
+    """Load a checkpoint as a classifier for ``task``, in float32.
 
     A head that the checkpoint has is kept where its labels are the task's: its rows are put in the task's order. Where
     they are others, or their number is, the head is a new one, and a warning says so.
@@ -82,7 +82,7 @@ def load_classifier(folder: Path, config: PreTrainedConfig, task: Task) -> PreTr
 
 
 def label_dimensions(model: PreTrainedModel) -> dict[str, int]:
-    """Return the parameters with a dimension of labels, and which one that is: found by asking for one label more."""
+    """Find the parameters with a dimension of labels, and which it is, by building the model with one label more."""
     config = copy.deepcopy(model.config)
     config.num_labels = model.config.num_labels + 1
     with torch.device("meta"):
@@ -123,7 +123,7 @@ def _permute(model: PreTrainedModel, rows: Mapping[str, int], order: list[int]) 
 
 
 def _renew(model: PreTrainedModel, rows: Mapping[str, int]) -> None:
-    """Initialise the modules that have these parameters as the family does."""
+    """Initialise the modules of these parameters anew, as the family does."""
     for name in dict.fromkeys(key.rpartition(".")[0] for key in rows):
         module = model.get_submodule(name)
         module._is_hf_initialized = False

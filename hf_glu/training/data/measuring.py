@@ -1,4 +1,4 @@
-"""What a trained model does on some of its validation data: its activations, and its experts."""
+"""Statistics of a trained model's activations and experts on some of its validation data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCHES = 8
 
 
 class ValidationStatistics(TypedDict):
-    """What activations, those with parameters of their own, and experts do, a row for each layer."""
+    """Statistics of activations, of those with parameters of their own, and of experts; a row for each layer."""
 
     activations: list[JsonObject]
     adaptive: list[JsonObject]
@@ -30,7 +30,7 @@ class ValidationStatistics(TypedDict):
 
 
 def text_types(features: Features, inputs: Sequence[int]) -> list[str] | None:
-    """Return what type of text each of some inputs is: its source where the data name a few, else its class.
+    """Return the type of each input's text: its source, if the data name a few, else its class.
 
     None where they have neither, as in a regression.
     """
@@ -49,7 +49,7 @@ def validation_statistics(
     batch_size: int,
     before: Mapping[str, nn.Module],
 ) -> ValidationStatistics:
-    """Return what a model's results say of its activations and experts, on at most `BATCHES` batches.
+    """Measure a model's activations and experts on at most `BATCHES` batches.
 
     The rows are spread over all of the data, which may be sorted by class.
 

@@ -1,4 +1,4 @@
-"""The model of a job: loaded with the head that its task needs, converted, perhaps wrapped by PEFT."""
+"""Loading the model of a job with the head that its task needs, and converting it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SiteChoice(TypedDict):
 def load_for_task(
     source: str, task: Task, *, form: str = "auto", seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-    """Return a model for ``task`` with its tokenizer, and whether it is text-to-text.
+    """Load a model for ``task`` and its tokenizer; return them, and whether the model is text-to-text.
 
     A classifier's new head is the same for the same seed. Weights are in float32.
 
@@ -65,7 +65,7 @@ def load_for_task(
 
 
 def give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give tokenizer and model a padding token: GPT-2 has none, and takes the one that ends a text.
+    """Give tokenizer and model a padding token if they have none: GPT-2 takes the one that ends a text.
 
     Raises:
         OptionError: the tokenizer has neither.
@@ -82,7 +82,7 @@ def give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def convert_for(
     model: PreTrainedModel, job: JobOptions, texts: Callable[[], list[str]], tokenizer: PreTrainedTokenizerBase
 ) -> Report | None:
-    """Convert the model as a job asks for; where that needs a fit, on what ``texts`` gives.
+    """Convert the model as a job asks for; a conversion that needs a fit is fitted on ``texts()``.
 
     Raises:
         HfGluError: as `hf_glu.convert`.
@@ -102,7 +102,7 @@ def convert_for(
 
 
 def _random(model: PreTrainedModel, job: JobOptions, choice: SiteChoice) -> Report:
-    """Convert by shape only: the family's own initialisation in all projections of the converted FFNs."""
+    """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation."""
     assert job.to
     texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))
     narrow = job.width != "keep"

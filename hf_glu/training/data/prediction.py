@@ -1,4 +1,4 @@
-"""A model's predictions for a split, in its order, on one process or several."""
+"""Predicting and evaluating a split, on one process or several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
 
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluate without gradients; the model's mode is put back."""
+    """Put the model in eval mode and gradients off inside of the block; its mode is restored."""
     training = model.training
     model.eval()
     try:
@@ -85,7 +85,7 @@ def _outputs(
 
 
 def answer(features: Features, predictions: Predictions) -> Sequence[Answer]:
-    """Return the answer to each row of the split."""
+    """Return the answer to each row of the split, from predictions for its inputs."""
     if features.text:
         return answers.from_texts(features.task, list(predictions))
     return answers.from_logits(features.task, features.raw, np.asarray(predictions), features.owners)
@@ -100,7 +100,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     title: str = "evaluate",
 ) -> tuple[dict[str, float], float]:
-    """Return the metrics of a model on the validation splits (``split/metric`` where there are several), and the score.
+    """Compute a model's metrics on the validation splits (``split/metric`` if there are several), and its score.
 
     The score is the mean of the tasks' scores, where the splits are of several tasks.
 

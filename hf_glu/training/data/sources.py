@@ -1,4 +1,4 @@
-"""What a job is trained on: its tasks with their rows, and the files that these are read from."""
+"""Reading what a job is trained on: its tasks, their rows, and hashes of their files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TaskRows: TypeAlias = tuple[Task, Splits]
 
 
 def task_name(job: JobOptions) -> str:
-    """Return what tables and reports call a job's task."""
+    """Return the name that tables and reports give a job's task."""
     return job.task or (f"mixture of {job.mixture}" if job.mixture else Path(str(job.dataset)).stem)
 
 
 def chosen_tasks(job: JobOptions) -> list[Task]:
-    """Return the tasks that a job names; none where it has data of one's own.
+    """Return the tasks that a job names; none if it has a user's own data.
 
     Raises:
         UnknownNameError, OptionError: there is no such task, or it can't be trained.
@@ -46,7 +46,7 @@ def chosen_tasks(job: JobOptions) -> list[Task]:
 
 
 def read_tasks(job: JobOptions) -> list[TaskRows]:
-    """Return the task of a job, or those of its mixture, with their rows.
+    """Load the task of a job, or those of its mixture, with their rows.
 
     Raises:
         UnknownNameError, DataError, OptionError: it can't be had.
@@ -58,13 +58,13 @@ def read_tasks(job: JobOptions) -> list[TaskRows]:
 
 
 def diagnostics(tasks: Iterable[Task]) -> list[Task]:
-    """Return the tasks without training data that models of ``tasks`` answer, too."""
+    """Return the diagnostic tasks, without training data, that models of ``tasks`` answer, too."""
     known = {task.name for task in tasks}
     return [task for task in TASKS.values() if task.model_of in known]
 
 
 def read_diagnostics(job: JobOptions, sources: list[TaskRows]) -> list[TaskRows]:
-    """Return the `diagnostics` of some tasks with their rows."""
+    """Load the `diagnostics` of some tasks with their rows."""
     return [(task, load_task(task, job.dataset)) for task in diagnostics(task for task, _ in sources)]
 
 
@@ -78,7 +78,7 @@ def check_predictable(sources: list[TaskRows]) -> None:
 
 
 def data_record(job: JobOptions) -> FileRecord:
-    """Return what a job's rows come from: hashes of its files, by split, or a revision on the Hub.
+    """Return what identifies a job's data: hashes of its files, by split, or a revision on the Hub.
 
     Raises:
         UnknownNameError, DataError, OptionError: as of `read_tasks`.

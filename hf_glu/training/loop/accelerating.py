@@ -1,4 +1,4 @@
-"""The Accelerator of a run, its trackers, and what its processes exchange."""
+"""Making a run's Accelerator and trackers, and exchanging results between processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Merged = TypeVar("Merged")
 
 
 def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Accelerator:
-    """Return an Accelerator, also where an earlier run in this process had another precision.
+    """Make an Accelerator, also if an earlier run in this process had another precision.
 
     Raises:
         OptionError: the tracker isn't installed (Accelerate would only warn).
@@ -36,23 +36,23 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
 
 
 def start_trackers(accelerator: Accelerator, options: JsonObject) -> None:
-    """Begin to track a run; TensorBoard takes numbers and strings only."""
+    """Begin to track a run; options are strings, since TensorBoard takes no lists."""
     accelerator.init_trackers(PROJECT, config={key: str(value) for key, value in options.items()})
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Tell whether each process will hold a part of the weights only."""
+    """Return whether each process holds only a part of the weights (FSDP, DeepSpeed)."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def share_results(results: Results | None) -> Results:
-    """Return the main process' results on all processes."""
+    """Send the main process's results to all processes, and return them."""
     shared: Results = broadcast_object_list([results])[0]
     return shared
 
 
 def merge(accelerator: Accelerator, found: dict[int, Merged]) -> dict[int, Merged]:
-    """Return the results of all processes, by their number; what several have is there once."""
+    """Merge the results of all processes, by row; what several have is there once."""
     if accelerator.num_processes == 1:
         return found
     return {key: value for part in gather_object([found]) for key, value in part.items()}

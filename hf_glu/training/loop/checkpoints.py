@@ -1,4 +1,4 @@
-"""A run's log and its checkpoints: Accelerate's state (weights, optimizer, random states) and the loop's progress."""
+"""Writing and reading a run's log and its checkpoints, from which an interrupted run is resumed exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hf_glu.training.loop.progress import Progress
 
 
 class Resumable(Protocol):
-    """What a checkpoint keeps of a running loop, and gives back to it."""
+    """A training loop, as far as a checkpoint keeps and restores it."""
 
     accelerator: Accelerator
     progress: Progress
@@ -35,7 +35,7 @@ STAGE = f"{PARTIAL}checkpoint"
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in a run's folder that is whole, or None; says which ones aren't."""
+    """Return the newest whole checkpoint in a run's folder, or None; warn of those that aren't whole."""
     steps = {
         int(number): path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if (number := _number(path)).isdecimal()
     }
@@ -51,7 +51,7 @@ def _number(path: Path) -> str:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint has all files that were written, at their full lengths."""
+    """Return whether a checkpoint has all files that were written, at their full lengths."""
     try:
         kept = read_object(checkpoint / PROGRESS_FILE)
     except HfGluError:
@@ -88,7 +88,7 @@ def save(loop: Resumable, folder: Path) -> None:
 
 
 def _complete(loop: Resumable, stage: Path, folder: Path) -> None:
-    """Write what Accelerate doesn't, and put the checkpoint in its place."""
+    """Add best weights and progress to what Accelerate has written, and move the checkpoint to its place."""
     if loop.best_state is not None:
         save_file(loop.best_state, stage / BEST_WEIGHTS_FILE)
     loop.progress.lines = loop.log.lines
@@ -103,7 +103,7 @@ def _complete(loop: Resumable, stage: Path, folder: Path) -> None:
 
 
 def load(loop: Resumable, folder: Path) -> Progress:
-    """Put a loop where the newest checkpoint in ``folder`` left it.
+    """Restore a loop from the newest checkpoint in ``folder``; return its progress.
 
     Raises:
         CheckpointError: there is none, or it doesn't fit.
@@ -132,7 +132,7 @@ def remove_all(folder: Path) -> None:
 
 
 class Log:
-    """``log.jsonl``, one JSON object a line.
+    """A run's log, ``log.jsonl``: one JSON object in each line.
 
     Args:
         folder: None: nothing is written.

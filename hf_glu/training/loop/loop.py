@@ -1,4 +1,4 @@
-"""The training loop: Accelerate, batches that no number of processes changes, checkpoints that resume exactly."""
+"""The training loop on Accelerate: the same batches on any number of processes, and exact resumes."""
 
 from __future__ import annotations
 
@@ -160,13 +160,13 @@ class TrainingLoop:
         return self._due(self.options.evaluate_every or self.plan.steps_per_epoch)
 
     def _any(self, flag: bool) -> bool:
-        """Tell whether any process says so: one that stops alone would leave the others waiting."""
+        """Return whether ``flag`` is set in any process: one that stopped alone would leave the others waiting."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
     def _flush(self, pending: list[Tensor], bar: tqdm) -> None:
-        """Bring the losses of the last steps from the device, check them, and log their mean."""
+        """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
         if not pending:
             return
         losses = self.accelerator.reduce(torch.stack(pending), reduction="sum").tolist()
@@ -192,7 +192,7 @@ class TrainingLoop:
         self.accelerator.log(flat, step=self.progress.step)
 
     def _evaluate(self, bar: tqdm) -> bool:
-        """Evaluate; return whether patience is at its end."""
+        """Evaluate and log; return whether ``patience`` evaluations have passed without a better one."""
         assert self.evaluate is not None
         progress = self.progress
         metrics, score = self.evaluate(self.model)
@@ -215,7 +215,7 @@ class TrainingLoop:
         return {key: value.detach().cpu().clone() for key, value in whole.items()}
 
     def whole_state(self) -> dict[str, Tensor]:
-        """Return the weights that training ends with, on the main process where they are sharded; all take part."""
+        """Return the weights that training ends with; if they are sharded, all processes must call it."""
         return self._state() if self.best_state is None else self.best_state
 
     def _take_best(self) -> None:

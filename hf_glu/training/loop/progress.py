@@ -1,4 +1,4 @@
-"""How far a run of the loop is, and what it did in the end."""
+"""The progress of a training loop, and its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_glu.training.results import TrainingSummary
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a run of the loop did; ``loss`` is the mean over its last tenth."""
+    """The result of a training loop; ``loss`` is the mean over its last tenth."""
 
     steps: int
     seconds: float
@@ -26,7 +26,7 @@ class TrainingResult:
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside weights, optimizer and random states."""
+    """The progress of a training loop, which a checkpoint keeps beside weights, optimizer and random states."""
 
     step: int = 0
     seconds: float = 0.0

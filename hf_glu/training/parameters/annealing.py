@@ -48,7 +48,7 @@ def anneal(model: nn.Module, progress: float, *, until: float = 0.5) -> float:
 
 
 class AnnealCallback(TrainerCallback):
-    """Calls `anneal` at each step of a Trainer: ``Trainer(..., callbacks=[AnnealCallback(until=0.5)])``."""
+    """A Trainer callback that calls `anneal` at each step: ``Trainer(..., callbacks=[AnnealCallback(until=0.5)])``."""
 
     def __init__(self, until: float = 0.5) -> None:
         self.until = until
@@ -62,5 +62,5 @@ class AnnealCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: object
     ) -> None:
-        """Anneal for the progress that was made."""
+        """Anneal for the progress at the end, so that a whole training ends with pure mixes."""
         anneal(model, min(1.0, state.global_step / max(1, state.max_steps)), until=self.until)

@@ -111,12 +111,12 @@ def _train_halves(site: Site, chosen: set[str]) -> None:
 
 
 def _trained_half(module: nn.Module) -> int | None:
-    """Return the index of the only half of a projection that is trained, None where that is all or nothing of it."""
+    """Return the index of the half of a projection that alone is trained; None: all of it, or nothing, is."""
     return module.__dict__.get("_trained_half")
 
 
 def mask_gradients(linear: AnyLinear, inputs: object) -> None:
-    """Mask the gradients of the parameters that ``linear`` has now.
+    """Let the parameters that ``linear`` has now train one half only, by hooks on their gradients.
 
     A forward pre-hook: copies of a model (deepcopy, pickle) keep a module's hooks and attributes, but no tensor's.
     """

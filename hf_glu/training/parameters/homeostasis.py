@@ -1,4 +1,4 @@
-"""Keeping gates about as open as they were when training began."""
+"""A penalty that keeps gates about as open as they were when training began."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Homeostasis:
         self._found: list[Tensor] = []
 
     def see(self, act: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
-        """Note the openness of one gate."""
+        """Note the mean openness of a gate's channels: a forward pre-hook of its activation."""
         if not act.training:
             return
         gate = args[0].chunk(2, dim=-1)[0] if isinstance(act, GatedActivation) else args[0]
@@ -44,7 +44,7 @@ class Homeostasis:
         self._found.append((openness - target).square().mean())
 
     def add(self, model: nn.Module, args: object, output: Output) -> Output:
-        """Add the penalty to the loss that the model returns."""
+        """Add the penalty to the loss that the model returns: a forward hook of the model."""
         found, self._found = self._found, []
         loss = getattr(output, "loss", None)
         if loss is None or not found or not loss.requires_grad:
@@ -58,7 +58,7 @@ class Homeostasis:
 
 @contextmanager
 def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
-    """Within the block, have ``model`` add to its loss what its gates have moved from their first openness.
+    """Inside of the block, add a penalty to the model's loss for what its gates have moved from their first openness.
 
     Args:
         model: with gated FFNs, converted or native; its forward returns the loss.

@@ -1,4 +1,4 @@
-"""Parameter-efficient training of converted models: LoRA, gates only, and what of a model is trained.
+"""LoRA on converted models: which modules get adapters, and which are trained in full.
 
 `lora_config` trains what a conversion adds, and not only the adapters. All else is PEFT's own:
 ``get_peft_model(model, lora_config(model))``, ``save_pretrained``, ``PeftModel.from_pretrained`` on the converted model
@@ -47,7 +47,7 @@ def lora_config(
     targets: str | Iterable[str] = "ffn",
     **more: Any,
 ) -> LoraConfig:
-    """Return LoRA's configuration for ``model``, before PEFT wraps it.
+    """Make LoRA's configuration for ``model``, before PEFT wraps it.
 
     W x + (alpha / rank) B A x, with A ``[rank, in]`` and B ``[out, rank]`` (Hu et al. 2021,
     https://arxiv.org/abs/2106.09685). In full are trained, and saved with the adapter: the task's head, the pooler, and
@@ -92,7 +92,7 @@ def lora_config(
 
 
 def _check_dora(modules: Mapping[str, nn.Module], names: list[str]) -> None:
-    """Raise OptionError where DoRA, which divides by the norm of each row, would find one that is 0."""
+    """Raise OptionError if a projection has a row of zeros, by whose norm DoRA would divide."""
     for name in names:
         module = modules[name]
         if isinstance(module, LINEAR) and not weight_rows(module).any(dim=1).all():
@@ -103,7 +103,7 @@ def _check_dora(modules: Mapping[str, nn.Module], names: list[str]) -> None:
 
 
 def _wrapped(name: str, banks: list[str]) -> str:
-    """Return what a module will be called when PEFT has wrapped the bank around it once for each of its parameters."""
+    """Return a module's name after PEFT has wrapped the bank of experts around it, once for each parameter."""
     for bank in dict.fromkeys(parameter.rpartition(".")[0] for parameter in banks):
         if name.startswith(f"{bank}."):
             times = sum(parameter.rpartition(".")[0] == bank for parameter in banks)
@@ -112,7 +112,7 @@ def _wrapped(name: str, banks: list[str]) -> str:
 
 
 def target_names(model: nn.Module, targets: str | Iterable[str] = "ffn") -> list[str]:
-    """Return the full names of what ``targets`` means, as in `lora_config`: modules, or parameters of expert banks.
+    """Return the full names of the modules, or parameters of experts, that ``targets`` means, as in `lora_config`.
 
     A site's own path, such as BERT's ``output.dense``, would match ``attention.output.dense`` as well.
     """
@@ -146,7 +146,7 @@ def _site_names(site: Site, parts: tuple[str, ...]) -> list[str]:
 
 
 def _all_linear(model: nn.Module) -> list[str]:
-    """Return all linear layers but those of the heads and of modules that are trained in full."""
+    """Return the names of all linear layers outside of heads and of modules that are trained in full."""
     apart = tuple(f"{name}." for name in (*outside_names(model), *head_names(model), *activations(model)))
     embeddings = output_embeddings(model)
     return [
