@@ -94,11 +94,12 @@ def _copy_weights(stock: Any, module: Any) -> None:
         module.load_state_dict(stock.state_dict())
         return
     module.router.weight.copy_(stock.gate.weight)
-    sizes = [bank.count for bank in banks_of(module.banks)]
+    groups = banks_of(module.banks)
+    sizes = [group.count for group in groups]
     halves = zip(stock.experts.gate_up_proj.split(sizes), stock.experts.down_proj.split(sizes), strict=True)
-    for bank, (in_proj, out_proj) in zip(banks_of(module.banks), halves, strict=True):
-        bank.in_proj.copy_(in_proj)
-        bank.out_proj.copy_(out_proj)
+    for group, (in_proj, out_proj) in zip(groups, halves, strict=True):
+        group.in_proj.copy_(in_proj)
+        group.out_proj.copy_(out_proj)
 
 
 def _input(shape: Shape) -> Tensor:

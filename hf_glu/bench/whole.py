@@ -146,7 +146,7 @@ def mixtrals(dtype: str) -> dict[str, Contender]:
         made[name] = MixtralForCausalLM(config).eval()
     ours = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     hf_glu.convert(ours, "swiglu", experts=MIXED, top_k=TOP_K, check=False)
-    assert sum(bank.count for ffn in find_experts(ours).values() for bank in banks_of(ffn.banks)) == EXPERTS * LAYERS
+    assert sum(group.count for ffn in find_experts(ours).values() for group in banks_of(ffn.banks)) == EXPERTS * LAYERS
     made[MIXED] = ours
     return {name: Contender(call=partial(decode, model.to(DTYPES[dtype]))) for name, model in made.items()}
 

@@ -58,7 +58,7 @@ class Homeostasis:
 
 @contextmanager
 def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
-    """Inside of the block, add a penalty to the model's loss for what its gates have moved from their first openness.
+    """Add to the model's loss, inside of the block, a penalty on gates that move from their first openness.
 
     Args:
         model: with gated FFNs, converted or native; its forward returns the loss.

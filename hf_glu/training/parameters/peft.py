@@ -72,13 +72,13 @@ def lora_config(
     names = target_names(model, targets)
     modules = dict(model.named_modules())
     linear = [name for name in names if name in modules]
-    banks = [name for name in names if name not in modules]
+    parameters = [name for name in names if name not in modules]  # 3-D weights of experts
     transposed = any(isinstance(modules[name], Conv1D) for name in linear)
-    if transposed and banks:
+    if transposed and parameters:
         raise OptionError("PEFT has no adapter for both GPT-2's Conv1D layers and 3-D experts: use targets='ffn'")
     if more.get("use_dora"):
         _check_dora(modules, linear)
-    full = [_wrapped(name, banks) for name in full]
+    full = [_wrapped(name, parameters) for name in full]
     saved = list(dict.fromkeys([*full, *(more.pop("modules_to_save", None) or [])]))
     return LoraConfig(
         r=rank,
@@ -87,7 +87,7 @@ def lora_config(
         target_modules=linear,
         modules_to_save=saved or None,
         **{"fan_in_fan_out": transposed, **more},
-        **({"target_parameters": banks} if banks else {}),
+        **({"target_parameters": parameters} if parameters else {}),
     )
 
 
@@ -102,12 +102,12 @@ def _check_dora(modules: Mapping[str, nn.Module], names: list[str]) -> None:
             )
 
 
-def _wrapped(name: str, banks: list[str]) -> str:
-    """Return a module's name after PEFT has wrapped the bank of experts around it, once for each parameter."""
-    for bank in dict.fromkeys(parameter.rpartition(".")[0] for parameter in banks):
-        if name.startswith(f"{bank}."):
-            times = sum(parameter.rpartition(".")[0] == bank for parameter in banks)
-            return bank + ".base_layer" * times + name.removeprefix(bank)
+def _wrapped(name: str, parameters: list[str]) -> str:
+    """Return a module's name after PEFT has wrapped the experts around it, once for each of their ``parameters``."""
+    owners = [parameter.rpartition(".")[0] for parameter in parameters]
+    for experts in dict.fromkeys(owners):
+        if name.startswith(f"{experts}."):
+            return experts + ".base_layer" * owners.count(experts) + name.removeprefix(experts)
     return name
 
 
@@ -135,8 +135,8 @@ def target_names(model: nn.Module, targets: str | Iterable[str] = "ffn") -> list
 
 def _expert_names(model: nn.Module, parts: tuple[str, ...]) -> list[str]:
     """Return the 3-D parameters of experts, ours and Transformers' own."""
-    banks = [name for name, module in model.named_modules() if isinstance(module, Bank)]
-    names = [f"{bank}.{part}" for bank in banks for part in parts if part != "gate"]
+    groups = [name for name, module in model.named_modules() if isinstance(module, Bank)]
+    names = [f"{group}.{part}" for group in groups for part in parts if part != "gate"]
     return names + [name for site in find_sites(model) if site.kind == "experts" for name in _site_names(site, parts)]
 
 
