@@ -13,11 +13,13 @@ from comparing import assert_same
 from datasets import Dataset
 from taskdata import make_rows, save_base, write_dataset
 from transformers import AutoModelForSequenceClassification
+from typed import untyped
 
 import hf_glu
 from hf_glu.activation import registry
 from hf_glu.checkpoint.carrying import without_paths
-from hf_glu.checkpoint.convert import REPORT_FILE, load_model
+from hf_glu.checkpoint.files import REPORT_FILE, RUN_FILE, SUITE_FILE
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, DataError, NoSiteError, OptionError, TrainingError, UnknownNameError
 from hf_glu.ffn.fused import has_compiler
 from hf_glu.publishing.card.card import write_card
@@ -31,6 +33,7 @@ from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
 from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.results import ComparisonTable, JobReport, RunEntry, SuiteTable
 from hf_glu.training.saving import fresh_predictions
 from hf_glu.training.suite import run_suite
 
@@ -90,6 +93,8 @@ def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
         job, replace(OPTIONS, max_steps=None, epochs=8, lr=5e-3), baseline=True, finish=write_card
     )
     assert [row["model"] for row in result["rows"]] == ["dense, fine-tuned", "geglu, converted", "geglu, fine-tuned"]
+    assert not untyped(json.loads(json.dumps(result)), JobReport)
+    assert not untyped(json.loads((output / RUN_FILE).read_text()), RunEntry)
     outcome = result["outcome"]
     assert outcome["reloaded_equal"] is True
     assert outcome["score"] > 0.9
@@ -329,6 +334,7 @@ def test_a_suite_resumes_and_writes_its_table(suite, bases, datasets, tmp_path, 
     written = {path.name for path in (tmp_path / "suite" / "predictions").iterdir()}
     assert written > {"glue": {"MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"}, "superglue": {"AX-b.jsonl", "AX-g.jsonl"}}[suite]
     assert f"{suite}.zip" in written
+    assert not untyped(json.loads((tmp_path / "suite" / SUITE_FILE).read_text()), SuiteTable)
     with pytest.raises(CheckpointError, match="activation"):
         run_suite(suite, replace(job, to="swiglu"), OPTIONS)
 
@@ -355,6 +361,7 @@ def test_comparison(bases, datasets, tmp_path, quick):
     sizes = {row["name"]: row["parameters"] for row in table["variants"]}
     assert sizes["random-geglu"] == sizes["geglu"] > sizes["swiglu:iso"]
     assert json.loads((tmp_path / "compare" / "compare.json").read_text())["metric"] == "accuracy"
+    assert not untyped(json.loads(json.dumps(table)), ComparisonTable)
     geglu = load_model(tmp_path / "compare" / "geglu-seed0")
     random = load_model(tmp_path / "compare" / "random-geglu-seed0")
     pairs = zip(hf_glu.find_sites(geglu), hf_glu.find_sites(random), strict=True)

@@ -60,21 +60,26 @@ def heat_map(
         if len(columns) <= _NUMBERED:
             for across, down, value in cells:
                 axes.annotate(f"{100 * value:.1f}", (across, down), ha="center", va="center", color=INK, fontsize=9)
-        axes.set_xticks(range(len(columns)), [cut(each, 16) for each in columns], fontsize=9.5)
-        if len(columns) > _UPRIGHT and max(map(len, columns)) > _BRIEF:
-            for label in axes.get_xticklabels():
-                label.set(rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(rows)), [cut(each) for each in rows])
-        axes.set_xlim(-0.55, len(columns) - 0.45)
-        axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.tick_params(length=0, labeltop=len(rows) > _TALL)
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
+        _name_cells(axes, rows, columns)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
     width = max(WIDTH, 150 + _COLUMN * len(columns))
     return draw(name, title, paint, alt=alt, note=note, height=100 + _ROW * len(rows), width=width)
+
+
+def _name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Write the names of rows and columns beside the cells; long names of many columns are slanted."""
+    axes.set_xticks(range(len(columns)), [cut(each, 16) for each in columns], fontsize=9.5)
+    if len(columns) > _UPRIGHT and max(map(len, columns)) > _BRIEF:
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), [cut(each) for each in rows])
+    axes.set_xlim(-0.55, len(columns) - 0.45)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.tick_params(length=0, labeltop=len(rows) > _TALL)
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
 
 
 def _paint_cells(axes: Axes, cells: Sequence[tuple[int, int, float]]) -> None:
