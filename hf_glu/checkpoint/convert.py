@@ -69,7 +69,7 @@ def convert_checkpoint(
     folder, base = resolve(source), base_of(source, base_model)
     check_destination(destination)
     fitted, bias = calibration is not None, False if native else None
-    # says what can't be before weights are read
+    # fail early, before weights are read
     skeleton = load_skeleton(folder)
     if native:
         dense_t5_sites(skeleton)

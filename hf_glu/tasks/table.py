@@ -65,8 +65,10 @@ class Task:
 
 GLUE = {"suite": "glue", "dataset": "nyu-mll/glue", "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"}
 SUPERGLUE = {
-    "suite": "superglue", "dataset": "aps/super_glue", "revision": "3de24cf8022e94f4ee4b9d55a6f539891524d646",
-}  # fmt: skip
+    "suite": "superglue",
+    "dataset": "aps/super_glue",
+    "revision": "3de24cf8022e94f4ee4b9d55a6f539891524d646",
+}
 _NLI = ("entailment", "neutral", "contradiction")
 _RTE = ("entailment", "not_entailment")
 _BOTH = {"metric": "accuracy_f1", "main": ("accuracy", "f1")}

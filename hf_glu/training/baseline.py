@@ -43,7 +43,7 @@ def finetune_and_report(
     if job.to:
         registry[job.to]
     base = base_of(job.model, job.base_model)
-    ours = Job(job, options, resume=resume)  # says what can't be before the baseline is trained
+    ours = Job(job, options, resume=resume)  # fails early, before the baseline is trained
     if not job.output and ours.main:
         _log.warning("without an output folder the model is trained and evaluated, and not kept")
     dense = run_job(replace(job.dense(), output=None, predict=False), options) if baseline else None
