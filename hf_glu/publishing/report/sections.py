@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from hf_glu.publishing.report import adaptive, curves, experts, plots, tables
+from hf_glu.publishing.report import adaptive, adaptive_tables, curves, experts, plots, tables
+from hf_glu.publishing.report.adaptive_rows import by_place
 from hf_glu.publishing.report.collect import Data, Run, mapping, number
 from hf_glu.publishing.report.drawing import Drawing
 from hf_glu.publishing.report.table import Mark, Table
@@ -121,12 +122,12 @@ def score_before(run: Run) -> float | None:
 
 def _adaptive(rows: Sequence[Data], prefix: str) -> Section:
     """Make the section on trained activations, with a part for each kind if there are several."""
-    places = adaptive.by_place(rows)
+    places = by_place(rows)
     parts = [
         section(
             place.capitalize(),
             adaptive.figures(f"{prefix} {at or ''}", found),
-            adaptive.tables(found),
+            adaptive_tables.tables(found),
             folded=len(places) > _OPEN,
         )
         for at, (place, found) in enumerate(places.items())
