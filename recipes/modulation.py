@@ -27,8 +27,8 @@ from rich.console import Console
 from small_training import read_numbers
 
 import hf_glu
-from hf_glu.checkpoint.convert import load_model, load_tokenizer
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.loading import load_model, load_tokenizer
 from hf_glu.cli import tables
 from hf_glu.errors import HfGluError
 from hf_glu.instruments.probe import evaluating

@@ -1,4 +1,4 @@
-"""What activations with parameters of their own cost: Llama's FFN with each, beside the one with plain swiglu.
+"""The cost of activations with parameters of their own: Llama's FFN with each, beside the one with plain swiglu.
 
 Pairs: T = 1,024 tokens, H = 768, W = 2,048; forward and backward pass, all parameters trained and away from 0.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.passes import enter, leave
 from hf_glu.activation.modulated import Modulation
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.config.context import ContextOptions
@@ -38,21 +38,26 @@ CONTENDERS = {
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the FFN at each number of tokens."""
+    """Yield a cell for each number of tokens."""
     claims = {
         name: Claim(peers=(PLAIN,), target=target, saved_peers=(PLAIN,), saved_target=saved)
         for name, (_, target, saved) in CONTENDERS.items()
     }
     for tokens in options.sizes((TOKENS,)):
-        shape = {
-            "of": "FFN", "pass": "forward + backward", "tokens": tokens, "hidden": options.hidden or HIDDEN,
-            "width": options.width or WIDTH, "functions": " ".join(FUNCTIONS), "dtype": options.dtype,
-        }  # fmt: skip
+        shape: Shape = {
+            "of": "FFN",
+            "pass": "forward + backward",
+            "tokens": tokens,
+            "hidden": options.hidden or HIDDEN,
+            "width": options.width or WIDTH,
+            "functions": " ".join(FUNCTIONS),
+            "dtype": options.dtype,
+        }
         yield Cell(shape=shape, build=partial(ffns, shape), claims=claims)
 
 
-def gate(name: str, shape: dict[str, Any]) -> nn.Module:
-    """Return the gate ``name`` with random parameters, a modulated one with a context vector of each token."""
+def gate(name: str, shape: Shape) -> nn.Module:
+    """Build the gate ``name`` with random parameters; a modulated one gets a random context vector for each token."""
     act = registry[name].factory()
     assert isinstance(act, OwnedActivation)
     act.configure(GluConfig(mix={"functions": list(FUNCTIONS)}), shape["width"])
@@ -68,16 +73,16 @@ def gate(name: str, shape: dict[str, Any]) -> nn.Module:
     return act
 
 
-def _tell(reading: Reading, module: nn.Module, args: Any) -> None:
+def _tell(reading: Reading, module: nn.Module, args: object) -> None:
     enter(module, reading)
 
 
-def _forget(module: nn.Module, args: Any, output: Any) -> None:
+def _forget(module: nn.Module, args: object, output: object) -> None:
     leave(module)
 
 
-def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
-    """Return Llama's FFN with each gate, of the same weights."""
+def ffns(shape: Shape) -> dict[str, Contender]:
+    """Build Llama's FFN with each gate, all with the same weights."""
     torch.manual_seed(0)
     gates = {PLAIN: build_elementwise("silu")} | {name: gate(row[0], shape) for name, row in CONTENDERS.items()}
     for name, act in gates.items():

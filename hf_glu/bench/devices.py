@@ -1,4 +1,4 @@
-"""A converted model made small, each way of `hf_glu.bench.small`, also with fewer units: size, latency and accuracy.
+"""A converted model made small in each way of `hf_glu.bench.small`: size, latency and accuracy.
 
 Latency is of one forward pass on T random tokens, in batches of 1 and 8. The size is that of the weights on disk, which
 is what they take in memory, too. Accuracy is the task's score on its validation examples. Pruned models keep 2/3 of the
@@ -15,14 +15,15 @@ from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.small import EAGER, WAYS
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.config.glu import iso_width
 from hf_glu.conversion import convert
 from hf_glu.errors import OptionError
@@ -34,6 +35,9 @@ from hf_glu.training.data.features import Features, make_features
 from hf_glu.training.data.models import load_for_task
 from hf_glu.training.data.prediction import evaluate
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 BATCHES, TOKENS = (1, 8), 32
 MAX_LENGTH = 128
 CALIBRATION = 512  # texts
@@ -43,7 +47,7 @@ CLAIMS = {name + more: Claim(peers=(EAGER,)) for more in ("", PRUNED) for name i
 
 @dataclass
 class Subject:
-    """The model that is made small, and the task that it answers.
+    """The model that is made small, and the task that it is scored on.
 
     Attributes:
         options: of the bench.
@@ -52,13 +56,13 @@ class Subject:
 
     options: BenchOptions
     scratch: Path
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase = None
     splits: dict[str, Features] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
     @cached_property
-    def model(self) -> Any:
-        """The model in float32; its task's examples are read, too."""
+    def model(self) -> PreTrainedModel:
+        """The model in float32; loading it also reads the examples of its task."""
         source, name = str(self.options.model), self.options.task
         if name is None:
             return load_model(source, dtype=torch.float32).eval()
@@ -74,8 +78,8 @@ class Subject:
         self.texts = [task.inputs(train[number])[0][0] for number in range(min(len(train), CALIBRATION))]
         return model.eval()
 
-    def pruned(self) -> Any:
-        """Return the model with fewer units; None where there are no texts to fit it on."""
+    def pruned(self) -> PreTrainedModel | None:
+        """Make the model with fewer units; None if there are no texts to fit it on."""
         sites = find_sites(self.model)
         names = {str(site.activation) for site in sites if site.widened}
         if not self.texts or len(names) != 1:
@@ -83,14 +87,19 @@ class Subject:
         width = self.options.width or iso_width(sites[0].width)
         model = copy.deepcopy(self.model)
         convert(
-            model, names.pop(), width=width, calibration=self.texts, tokenizer=self.tokenizer,
-            distill_steps=0, check=False,
-        )  # fmt: skip
+            model,
+            names.pop(),
+            width=width,
+            calibration=self.texts,
+            tokenizer=self.tokenizer,
+            distill_steps=0,
+            check=False,
+        )
         return model.eval()
 
     @cached_property
-    def made(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-        """Every variant by name: the model, and its size and score."""
+    def made(self) -> dict[str, tuple[nn.Module, dict[str, float]]]:
+        """All variants by name: each model with its size and score."""
         wanted = [(name, self.model, way) for name, way in WAYS.items()]
         if (pruned := self.pruned()) is not None:
             wanted += [(name + PRUNED, pruned, way) for name, way in WAYS.items() if way.pruned]
@@ -103,7 +112,7 @@ class Subject:
         return found
 
     def score(self, model: nn.Module) -> dict[str, float]:
-        """Return the task's score as a percentage, where there is a task."""
+        """Return a model's score on the task as a percentage; nothing if there is no task."""
         if not self.splits:
             return {}
         return {"score %": 100 * evaluate(model, self.splits, self.tokenizer)[1]}
@@ -125,7 +134,7 @@ def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> None:
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield each batch size.
+    """Yield a cell for each batch size.
 
     Raises:
         OptionError: no model is given, or one that writes texts.
@@ -136,5 +145,5 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
         subject = Subject(options, Path(scratch))
         for tokens in options.sizes((TOKENS,)):
             for batch in BATCHES:
-                shape = {"pass": "forward", "batch": batch, "tokens": tokens}
+                shape: Shape = {"pass": "forward", "batch": batch, "tokens": tokens}
                 yield Cell(shape=shape, build=partial(subject.contenders, batch, tokens), claims=CLAIMS)

@@ -1,4 +1,4 @@
-"""Our experts beside stock Mixtral's sparse MoE block: training steps and decoding.
+"""Our experts beside Mixtral's sparse MoE block: training steps and decoding.
 
 Pairs: T tokens, H = 512, W = 1024, 8 experts, top-2; stock's ``gate_up_proj`` ``[8, 2 W, H]`` is our ``in_proj``.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import trained
 from hf_glu.config.experts import ExpertOptions
@@ -36,20 +37,23 @@ DECODING = {name: Claim(peers=PEERS, target=1.05) for name in OURS}
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the training steps by number of tokens, then decoding."""
-    shape = {
-        "hidden": options.hidden or HIDDEN, "width": options.width or WIDTH, "experts": EXPERTS, "top_k": TOP_K,
+    """Yield a training step for each number of tokens, then decoding."""
+    shape: Shape = {
+        "hidden": options.hidden or HIDDEN,
+        "width": options.width or WIDTH,
+        "experts": EXPERTS,
+        "top_k": TOP_K,
         "dtype": options.dtype,
-    }  # fmt: skip
+    }
     for tokens in options.sizes(TRAINED):
-        cell = {"pass": "forward + backward", "tokens": tokens, **shape}
+        cell: Shape = {"pass": "forward + backward", "tokens": tokens, **shape}
         yield Cell(shape=cell, build=partial(training, cell), claims=TRAINING)
     cell = {"pass": "decode", "tokens": DECODED, **shape}
     yield Cell(shape=cell, build=partial(decoding, cell), claims=DECODING)
 
 
-def modules(shape: dict[str, Any]) -> dict[str, nn.Module]:
-    """Return the contenders of a cell, all with the same weights."""
+def modules(shape: Shape) -> dict[str, nn.Module]:
+    """Build the modules of a cell, all with the same weights."""
     torch.manual_seed(0)
     weights = 3 * shape["hidden"] * shape["width"] * DTYPES[shape["dtype"]].itemsize
     skipped = {"batched_mm"} if shape["tokens"] * shape["top_k"] * weights > COPIED else set()
@@ -65,19 +69,21 @@ def modules(shape: dict[str, Any]) -> dict[str, nn.Module]:
     return {name: module.to(DTYPES[shape["dtype"]]) for name, module in made.items()}
 
 
-def _stock(shape: dict[str, Any], implementation: str) -> nn.Module:
+def _stock(shape: Shape, implementation: str) -> nn.Module:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
     config = MixtralConfig(
-        hidden_size=shape["hidden"], intermediate_size=shape["width"], num_local_experts=shape["experts"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["width"],
+        num_local_experts=shape["experts"],
         num_experts_per_tok=shape["top_k"],
-    )  # fmt: skip
+    )
     config._experts_implementation = implementation
     return MixtralSparseMoeBlock(config)
 
 
-def _ours(shape: dict[str, Any], groups: str, **more: float) -> nn.Module:
+def _ours(shape: Shape, groups: str, **more: float) -> nn.Module:
     options = ExpertOptions(groups=groups, top_k=shape["top_k"], **more)  # type: ignore[arg-type]
     return ExpertFFN(shape["hidden"], shape["width"], options, bias=False)
 
@@ -88,25 +94,26 @@ def _copy_weights(stock: Any, module: Any) -> None:
         module.load_state_dict(stock.state_dict())
         return
     module.router.weight.copy_(stock.gate.weight)
-    sizes = [bank.count for bank in banks_of(module.banks)]
+    groups = banks_of(module.banks)
+    sizes = [group.count for group in groups]
     halves = zip(stock.experts.gate_up_proj.split(sizes), stock.experts.down_proj.split(sizes), strict=True)
-    for bank, (in_proj, out_proj) in zip(banks_of(module.banks), halves, strict=True):
-        bank.in_proj.copy_(in_proj)
-        bank.out_proj.copy_(out_proj)
+    for group, (in_proj, out_proj) in zip(groups, halves, strict=True):
+        group.in_proj.copy_(in_proj)
+        group.out_proj.copy_(out_proj)
 
 
-def _input(shape: dict[str, Any]) -> Tensor:
+def _input(shape: Shape) -> Tensor:
     return torch.randn(1, shape["tokens"], shape["hidden"]).to(DTYPES[shape["dtype"]])
 
 
-def training(shape: dict[str, Any]) -> dict[str, Contender]:
-    """Return one step each: forward with what the router's losses need, backward into inputs and weights."""
+def training(shape: Shape) -> dict[str, Contender]:
+    """Return a training step of each: forward with the router's losses, backward into inputs and weights."""
     made = {name: module.train() for name, module in modules(shape).items()}
     return trained(made, _input(shape).requires_grad_())
 
 
-def decoding(shape: dict[str, Any]) -> dict[str, Contender]:
-    """Return one forward pass each, of a few tokens."""
+def decoding(shape: Shape) -> dict[str, Contender]:
+    """Return a forward pass of each on a few tokens."""
     x = _input(shape)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A gated FFN of ours, one in-projection ``[gate | up]``, beside stock's of two, and a dense one of equal parameters.
+"""Our gated FFN, one in-projection ``[gate | up]``, beside stock's with two, and a dense one of equal parameters.
 
 Pairs: T tokens, widths (H, W); forward and backward pass. ``save_memory`` is `hf_glu.save_memory`, ``fused`` is
 `hf_glu.fuse`.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.ffn.fused import has_compiler
@@ -39,7 +40,7 @@ MEANS = dict.fromkeys(CLAIMS, 0.97)
 
 
 class FusedFFN(nn.Module):
-    """out(act(in(x))) with ``in`` giving ``[g | u]``: what a converted model has, wherever its parts stand."""
+    """The gated FFN of a converted model: out(act(in(x))), where in(x) is ``[g | u]``."""
 
     def __init__(self, hidden: int, width: int, name: str, weights: tuple[Tensor, Tensor, Tensor]) -> None:
         super().__init__()
@@ -57,22 +58,26 @@ class FusedFFN(nn.Module):
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield each width at each number of tokens, but for the largest."""
+    """Yield a cell for each width and number of tokens, without the largest products."""
     given = options.hidden is not None or options.width is not None
     widths = ((options.hidden or 768, options.width or 2048),) if given else WIDTHS
     for hidden, width in widths:
         for tokens in options.sizes(TOKENS):
             if options.tokens is None and tokens * hidden * width > LARGEST:
                 continue
-            shape = {
-                "of": "gated FFN", "pass": "forward + backward", "tokens": tokens, "hidden": hidden, "width": width,
+            shape: Shape = {
+                "of": "gated FFN",
+                "pass": "forward + backward",
+                "tokens": tokens,
+                "hidden": hidden,
+                "width": width,
                 "dtype": options.dtype,
-            }  # fmt: skip
+            }
             yield Cell(shape=shape, build=partial(ffns, shape), claims=CLAIMS | BESIDE)
 
 
-def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
-    """Return the contenders; stock's and ours have the same weights."""
+def ffns(shape: Shape) -> dict[str, Contender]:
+    """Build the contenders; stock's and ours have the same weights."""
     torch.manual_seed(0)
     hidden, width, dtype = shape["hidden"], shape["width"], DTYPES[shape["dtype"]]
     stock: Any = llama_ffns({STOCK: nn.SiLU()}, hidden, width)[STOCK]

@@ -1,22 +1,21 @@
-"""A run's ratios beside those of a committed one: what has become slower, or keeps more."""
+"""Comparing a run of benches with a committed one: what has become slower, or keeps more memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import DataError
 
 TOLERANCE = 0.10
-Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """One ratio, then and now.
+class RatioChange:
+    """A contender's ratio to its peer, in both runs.
 
     Attributes:
         what: bench, cell and contender.
@@ -34,7 +33,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:
-    """All ratios that both runs have.
+    """The ratios that both runs have.
 
     Attributes:
         changes: in the order of the new run.
@@ -42,7 +41,7 @@ class Guarded:
         other_machine: whether the two ran on different processors.
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[RatioChange, ...]
     tolerance: float
     other_machine: bool
 
@@ -51,13 +50,13 @@ class Guarded:
         """Whether nothing has become worse."""
         return not any(change.worse for change in self.changes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the comparison as plain data."""
         return {**asdict(self), "same": self.same}
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Return what ``hf-glu bench --save`` wrote.
+def read_results(path: Path) -> JsonObject:
+    """Read a file that ``hf-glu bench --save`` wrote.
 
     Raises:
         DataError: it is no such file.
@@ -71,7 +70,7 @@ def read_results(path: Path) -> dict[str, Any]:
     return data
 
 
-def compare(before: Data, now: Data, tolerance: float = TOLERANCE) -> Guarded:
+def compare(before: JsonObject, now: JsonObject, tolerance: float = TOLERANCE) -> Guarded:
     """Compare the ratios of two runs.
 
     Raises:
@@ -79,7 +78,7 @@ def compare(before: Data, now: Data, tolerance: float = TOLERANCE) -> Guarded:
     """
     known = dict(_ratios(before))
     changes = tuple(
-        Change(what=key[0], of=key[1], before=known[key], now=ratio, worse=ratio > known[key] * (1 + tolerance))
+        RatioChange(what=key[0], of=key[1], before=known[key], now=ratio, worse=ratio > known[key] * (1 + tolerance))
         for key, ratio in _ratios(now)
         if key in known
     )
@@ -89,7 +88,7 @@ def compare(before: Data, now: Data, tolerance: float = TOLERANCE) -> Guarded:
     return Guarded(changes=changes, tolerance=tolerance, other_machine=machines[0] != machines[1])
 
 
-def _ratios(data: Data) -> Iterator[tuple[tuple[str, str], float]]:
+def _ratios(data: JsonObject) -> Iterator[tuple[tuple[str, str], float]]:
     for bench in data["benches"]:
         for row in bench["rows"]:
             cell = ", ".join(f"{key} {value}" for key, value in row["cell"].items())

@@ -1,4 +1,4 @@
-"""Bytes: what autograd keeps between the passes, and the most that a call has at a time."""
+"""Measuring memory: the bytes that autograd keeps between the passes, and the peak of a call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class _Kept:
-    """A tensor that autograd keeps; it goes when its node goes."""
+    """A tensor that autograd keeps, in a wrapper that dies with the node that keeps it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor] = ()) -> int:
-    """Return the bytes that autograd keeps between ``forward`` and its backward pass.
+    """Measure the bytes that autograd keeps between ``forward`` and its backward pass.
 
     A storage that is kept twice, or by two views, counts once; those of ``parameters`` don't count.
     """
@@ -38,7 +38,7 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor] = ()
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the most memory that ``call`` has allocated at a time, beyond what there was before."""
+    """Measure the peak memory of ``call``, beyond what was allocated before."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

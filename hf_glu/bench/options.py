@@ -1,9 +1,9 @@
-"""The benches by name, and what can be set for them: nothing that takes long to import, for the command line."""
+"""The benches by name, and their options; quick to import, for the command line."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 
@@ -18,17 +18,37 @@ BENCHES = {
     "start": "hf_glu.bench.start",
     "whole": "hf_glu.bench.whole",
 }
+# what a cell of a bench measures: sizes, dtype and pass, as far as the bench has them
+Shape = TypedDict(
+    "Shape",
+    {
+        "of": str,
+        "pass": str,
+        "batch": int,
+        "tokens": int,
+        "hidden": int,
+        "width": int,
+        "experts": int,
+        "top_k": int,
+        "layers": int,
+        "functions": str,
+        "dtype": str,
+        "memory": str,
+        "closed": float,
+    },
+    total=False,
+)
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
-def option(default: Any, text: str) -> Any:
+def option(default: object, text: str) -> Any:
     """Return a field with the help text of its flag."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What can be set for every bench; None: as the bench has it.
+    """The options of all benches; None: the bench's own value.
 
     Raises:
         OptionError: a number below 1, or an unknown dtype.

@@ -1,4 +1,4 @@
-"""What a bench found: the machine, and a row for each contender with its ratios beside their targets."""
+"""The results of a bench: the machine, and a row for each contender with its ratios and their targets."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any
 
 import torch
 
+from hf_glu.bench.options import Shape
 from hf_glu.bench.timing import Spread
+from hf_glu.checkpoint.jsonio import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One contender in one cell.
+class BenchRow:
+    """A contender's measurements in one cell.
 
     Attributes:
         bench: the bench's name.
@@ -35,7 +36,7 @@ class Row:
     """
 
     bench: str
-    cell: dict[str, Any]
+    cell: Shape
     contender: str
     seconds: Spread
     peer: str | None = None
@@ -50,7 +51,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the time's target and limit are met; None: there are none."""
+        """Whether the targets of the time are met; None: there is none."""
         verdicts = []
         if self.target is not None and self.ratio is not None:
             verdicts.append(self.ratio.median <= self.target)
@@ -60,18 +61,18 @@ class Row:
 
     @property
     def saved_met(self) -> bool | None:
-        """Whether the target of the saved bytes is met; None: there is none."""
+        """Whether the target of the kept bytes is met; None: there is none."""
         known = self.saved_target is not None and self.saved_ratio is not None
         return self.saved_ratio <= self.saved_target if known else None  # type: ignore[operator]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the row as plain data."""
         return {**asdict(self), "met": self.met, "saved_met": self.saved_met}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A contender over all cells.
+    """A contender's mean ratio over all cells.
 
     Attributes:
         contender: what was measured.
@@ -88,13 +89,13 @@ class Mean:
         """Whether the target is met."""
         return self.ratio <= self.target
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the mean as plain data."""
         return {**asdict(self), "met": self.met}
 
 
-def mean_ratios(rows: Iterable[Row], targets: Mapping[str, float]) -> tuple[Mean, ...]:
-    """Return the means of the contenders that have a target for them."""
+def mean_ratios(rows: Iterable[BenchRow], targets: Mapping[str, float]) -> tuple[Mean, ...]:
+    """Return the mean ratios of the contenders that have a target for them."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.ratio is not None:
@@ -108,7 +109,7 @@ def mean_ratios(rows: Iterable[Row], targets: Mapping[str, float]) -> tuple[Mean
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """All rows of a bench.
+    """The results of a bench.
 
     Attributes:
         bench: its name.
@@ -118,8 +119,8 @@ class BenchResult:
     """
 
     bench: str
-    machine: dict[str, Any]
-    rows: tuple[Row, ...]
+    machine: dict[str, int | str]
+    rows: tuple[BenchRow, ...]
     means: tuple[Mean, ...] = ()
 
     @property
@@ -129,7 +130,7 @@ class BenchResult:
         verdicts += [mean.met for mean in self.means]
         return f"{sum(verdicts)} of {len(verdicts)} targets met"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the result as plain data."""
         rows = [row.to_dict() for row in self.rows]
         means = [mean.to_dict() for mean in self.means]
@@ -153,14 +154,19 @@ def _core(number: int) -> tuple[str, str] | None:
         return None
 
 
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """Return what the measurements depend on, as of now."""
+def machine(device: str = "cpu") -> dict[str, int | str]:
+    """Describe what measurements depend on: processor, threads, device, versions."""
     device = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {
-        "cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "transformers": metadata.version("transformers"), "device": device,
-        "system": platform.system(), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
-    }  # fmt: skip
+        "cpu": _cpu_model(),
+        "cores": physical_cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "device": device,
+        "system": platform.system(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
+    }
 
 
 def _cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Running a bench: its cells one after the other, each cell's contenders interleaved."""
+"""Running a bench: one cell after the other, the contenders of a cell interleaved."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_glu.bench.memory import peak_bytes, saved_bytes
-from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, check_name
-from hf_glu.bench.result import BenchResult, Row, machine, mean_ratios, physical_cores
+from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, Shape, check_name
+from hf_glu.bench.result import BenchResult, BenchRow, machine, mean_ratios, physical_cores
 from hf_glu.bench.timing import Timing, interleave
 from hf_glu.errors import OptionError, nearest
 
@@ -22,7 +22,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What is measured.
+    """Something that is measured: a call, and how its memory is measured.
 
     Attributes:
         call: what is timed.
@@ -41,7 +41,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a bench claims of a contender.
+    """What a bench claims of a contender: largest ratios to its peers.
 
     Attributes:
         peers: the contenders of which the fastest in the run is the peer.
@@ -67,7 +67,7 @@ class Cell:
         claims: by contender.
     """
 
-    shape: dict[str, Any]
+    shape: Shape
     build: Callable[[], Mapping[str, Contender]]
     claims: Mapping[str, Claim]
 
@@ -82,7 +82,7 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
     check_name(name)
     options = options or BenchOptions()
     check_device(options.device)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     module = import_module(BENCHES[name])
     with _threads(options.threads or physical_cores()):
         for cell in module.cells(options):
@@ -112,8 +112,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
-    """Return the rows of a cell."""
+def measure(bench: str, cell: Cell, options: BenchOptions) -> list[BenchRow]:
+    """Measure the contenders of a cell; return a row for each."""
     with torch.device(options.device) if options.device != "cpu" else nullcontext():
         contenders = cell.build()
     saved = {name: saved_bytes(c.forward, c.parameters) for name, c in contenders.items() if c.forward}
@@ -125,7 +125,7 @@ def measure(bench: str, cell: Cell, options: BenchOptions) -> list[Row]:
 
 def _row(
     bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int], facts: Mapping[str, float]
-) -> Row:
+) -> BenchRow:
     row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name), "facts": dict(facts)}
     claim = cell.claims.get(name)
     if claim is not None:
@@ -135,4 +135,4 @@ def _row(
         if lean is not None and name in saved:
             ratio = saved[name] / saved[lean]
             row |= {"saved_peer": lean, "saved_ratio": ratio, "saved_target": claim.saved_target}
-    return Row(bench=bench, cell=cell.shape, contender=name, **row)
+    return BenchRow(bench=bench, cell=cell.shape, contender=name, **row)

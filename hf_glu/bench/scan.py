@@ -1,4 +1,4 @@
-"""The stateful gate's recurrence beside autograd through a loop over tokens, and an FFN with it beside one without.
+"""The recurrence of stateful gates beside autograd through a loop, and an FFN with states beside one without.
 
 Pairs: B = 4, T = 512, W = 2048; the FFN is Llama's, 768 -> 2048 -> 768.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_glu.activation import OwnedActivation, build_elementwise, registry
 from hf_glu.activation.kernels.scan import stateful
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.config.glu import GluConfig
@@ -25,17 +25,23 @@ PLAIN, STATEFUL = "swiglu", "stateful_swiglu"
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the recurrence by itself, its cost by length, and the FFN."""
+    """Yield the recurrence by itself, the FFN, and the cost of a token in short and long texts."""
     width = options.width or WIDTH
     for tokens in options.sizes((TOKENS,)):
-        shape = {"pass": "forward + backward", "batch": BATCH, "tokens": tokens, "width": width, "dtype": options.dtype}
+        shape: Shape = {
+            "pass": "forward + backward",
+            "batch": BATCH,
+            "tokens": tokens,
+            "width": width,
+            "dtype": options.dtype,
+        }
         claims = {SCAN: Claim(peers=(LOOP,), target=0.8, saved_peers=(LOOP,), saved_target=0.5)}
         yield Cell(shape={"of": "recurrence", **shape}, build=partial(recurrence, shape), claims=claims)
-        whole = {"of": "FFN", "hidden": options.hidden or HIDDEN, **shape}
+        whole: Shape = {"of": "FFN", "hidden": options.hidden or HIDDEN, **shape}
         claims = {STATEFUL: Claim(peers=(PLAIN,), target=1.25, saved_peers=(PLAIN,))}
         yield Cell(shape=whole, build=partial(ffns, whole), claims=claims)
     if options.tokens is None:
-        shape = {
+        each: Shape = {
             "of": "cost of a token",
             "pass": "forward + backward",
             "batch": 1,
@@ -44,11 +50,11 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
         }
         short, long = (f"{tokens:,} tokens, {LONG:,} in all" for tokens in (SHORT, LONG))
         claims = {long: Claim(peers=(short,), target=1.5)}
-        yield Cell(shape=shape, build=partial(lengths, shape, short, long), claims=claims)
+        yield Cell(shape=each, build=partial(lengths, each, short, long), claims=claims)
 
 
 def unbound(gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
-    """Return z by a loop that autograd follows."""
+    """Compute z by a loop over tokens that autograd follows."""
     openness = gate.sigmoid()
     state, found = torch.zeros_like(gate[:, 0]), []
     for g, n in zip(gate.unbind(1), openness.unbind(1), strict=True):
@@ -61,7 +67,7 @@ def _scanned(*arguments: Tensor) -> Tensor:
     return stateful(*arguments)[0]
 
 
-def _inputs(shape: dict[str, Any], tokens: int) -> list[Tensor]:
+def _inputs(shape: Shape, tokens: int) -> list[Tensor]:
     torch.manual_seed(0)
     width, dtype = shape["width"], DTYPES[shape["dtype"]]
     gate = torch.randn(shape["batch"], tokens, width).to(dtype)
@@ -75,7 +81,7 @@ def _step(function: Callable[..., Tensor], inputs: list[Tensor], gradient: Tenso
     function(*inputs).backward(gradient.to(inputs[0].dtype))
 
 
-def recurrence(shape: dict[str, Any]) -> dict[str, Contender]:
+def recurrence(shape: Shape) -> dict[str, Contender]:
     """Return the loop and the scan on the same inputs."""
     inputs = _inputs(shape, shape["tokens"])
     gradient = torch.randn(inputs[0].shape)
@@ -88,8 +94,8 @@ def recurrence(shape: dict[str, Any]) -> dict[str, Contender]:
     }
 
 
-def lengths(shape: dict[str, Any], short: str, long: str) -> dict[str, Contender]:
-    """Return as many tokens in short and in long sequences."""
+def lengths(shape: Shape, short: str, long: str) -> dict[str, Contender]:
+    """Return contenders that run the same number of tokens as short and as long sequences."""
 
     def steps(inputs: list[Tensor], gradient: Tensor, times: int) -> None:
         for _ in range(times):
@@ -102,8 +108,8 @@ def lengths(shape: dict[str, Any], short: str, long: str) -> dict[str, Contender
     return made
 
 
-def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
-    """Return Llama's FFN with and without a state, of the same weights."""
+def ffns(shape: Shape) -> dict[str, Contender]:
+    """Build Llama's FFN with and without a state, with the same weights."""
     torch.manual_seed(0)
     gate = registry["stateful_silu"].factory()
     assert isinstance(gate, OwnedActivation)

@@ -1,4 +1,4 @@
-"""Ways to make a model small for a CPU: smaller numbers, and ONNX Runtime.
+"""Ways to make a model small for a CPU: smaller number formats, and ONNX Runtime.
 
 int8 here is that of linear layers: weights are rounded once, inputs as they come. GPT-2's layers are of another class
 (Conv1D), which torch and torchao leave alone, and ONNX Runtime doesn't.
@@ -12,18 +12,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_glu.publishing.export import load_graph, write_graph
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 EAGER = "float32"
 
 
 class Graph(nn.Module):
-    """A graph of ONNX Runtime in a module's place.
+    """A module that runs a graph by ONNX Runtime.
 
     Args:
         folder: where the graph is.
@@ -35,7 +38,7 @@ class Graph(nn.Module):
         self.device = nn.Parameter(torch.empty(0))  # where inputs belong, for those who ask a model's parameters
 
     def forward(self, *, input_ids: Tensor, **inputs: Tensor) -> Any:
-        """Run it; a graph insists on token types, which are 0 where none are given."""
+        """Run the graph; it insists on token types, which are 0 if none are given."""
         given = {"token_type_ids": torch.zeros_like(input_ids), "input_ids": input_ids, **inputs}
         wanted = self.graph.components["model"].metadata.kwargs
         return self.graph(**{name: value for name, value in given.items() if name in wanted})
@@ -43,7 +46,7 @@ class Graph(nn.Module):
 
 @dataclass(frozen=True)
 class Made:
-    """A model made small.
+    """A model made small, with its size.
 
     Attributes:
         model: takes ids and mask, as the original does.
@@ -54,18 +57,18 @@ class Made:
     size: int
 
 
-def eager(model: Any, folder: Path) -> Made:
-    """The model as it is."""
+def eager(model: PreTrainedModel, folder: Path) -> Made:
+    """Return the model as it is."""
     return _saved(model)
 
 
-def bfloat16(model: Any, folder: Path) -> Made:
-    """Weights and arithmetic in bfloat16."""
+def bfloat16(model: PreTrainedModel, folder: Path) -> Made:
+    """Make a copy with weights and arithmetic in bfloat16."""
     return _saved(copy.deepcopy(model).to(torch.bfloat16))
 
 
-def torchao(model: Any, folder: Path) -> Made:
-    """torchao's int8 weights and inputs."""
+def torchao(model: PreTrainedModel, folder: Path) -> Made:
+    """Make a copy with torchao's int8 weights and inputs."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     made = copy.deepcopy(model)
@@ -73,26 +76,26 @@ def torchao(model: Any, folder: Path) -> Made:
     return _saved(made)
 
 
-def torch_dynamic(model: Any, folder: Path) -> Made:
-    """torch's own int8 weights and inputs."""
+def torch_dynamic(model: PreTrainedModel, folder: Path) -> Made:
+    """Make a copy with torch's own int8 weights and inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torchao is to follow it
         return _saved(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8))
 
 
-def onnx(model: Any, folder: Path) -> Made:
-    """A graph."""
+def onnx(model: PreTrainedModel, folder: Path) -> Made:
+    """Export the model as a graph."""
     return _graph(model, folder)
 
 
-def onnx_int8(model: Any, folder: Path) -> Made:
-    """A graph with int8 weights and inputs."""
+def onnx_int8(model: PreTrainedModel, folder: Path) -> Made:
+    """Export the model as a graph with int8 weights and inputs."""
     from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
     return _graph(model, folder, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()))
 
 
-def _graph(model: Any, folder: Path, **options: Any) -> Made:
+def _graph(model: PreTrainedModel, folder: Path, **options: Any) -> Made:
     write_graph(model, "onnx", folder, **options)
     return Made(Graph(folder), sum(path.stat().st_size for path in folder.glob("model.onnx*")))
 
@@ -105,7 +108,7 @@ def _saved(model: nn.Module) -> Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way to make a model small.
+    """A way to make a model small, and what it needs.
 
     Attributes:
         make: makes it, in a folder of its own where it needs one.
@@ -113,7 +116,7 @@ class Way:
         pruned: whether the pruned model is made small so, too.
     """
 
-    make: Callable[[Any, Path], Made]
+    make: Callable[[PreTrainedModel, Path], Made]
     packages: tuple[str, ...] = ()
     pruned: bool = False
 

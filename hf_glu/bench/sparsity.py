@@ -1,4 +1,4 @@
-"""ReLU gates while decoding: an FFN that skips closed units beside the same one that doesn't.
+"""Decoding with ReLU gates: an FFN that skips closed units beside one that doesn't.
 
 One token, one FFN of (H, W); the gate's bias is set so that a given share of the units is closed.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 
 HIDDEN, WIDTH = 2048, 5504
@@ -22,12 +23,17 @@ TARGETS = {0.5: 1.05, 0.8: 1.0, 0.9: 1.0, 0.95: 1.0}
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the FFN at each share of closed units."""
+    """Yield a cell for each share of closed units."""
     for closed in CLOSED:
-        shape = {
-            "of": "reglu FFN", "pass": "decode", "closed": closed, "tokens": 1, "hidden": options.hidden or HIDDEN,
-            "width": options.width or WIDTH, "dtype": options.dtype,
-        }  # fmt: skip
+        shape: Shape = {
+            "of": "reglu FFN",
+            "pass": "decode",
+            "closed": closed,
+            "tokens": 1,
+            "hidden": options.hidden or HIDDEN,
+            "width": options.width or WIDTH,
+            "dtype": options.dtype,
+        }
         yield Cell(
             shape=shape,
             build=partial(ffns, shape),
@@ -35,8 +41,8 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
         )
 
 
-def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
-    """Return Llama's FFN twice, with the same weights."""
+def ffns(shape: Shape) -> dict[str, Contender]:
+    """Build Llama's FFN twice, with the same weights; one skips closed units."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -44,9 +50,12 @@ def ffns(shape: dict[str, Any]) -> dict[str, Contender]:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=shape["hidden"], intermediate_size=shape["width"], num_attention_heads=1, hidden_act="relu",
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["width"],
+        num_attention_heads=1,
+        hidden_act="relu",
         mlp_bias=True,
-    )  # fmt: skip
+    )
     x = torch.randn(1, 1, shape["hidden"]).to(DTYPES[shape["dtype"]])
     holder = nn.ModuleDict({"mlp": LlamaMLP(config)}).to(x.dtype).eval()
     dense = nn.ModuleDict({"mlp": LlamaMLP(config)}).to(x.dtype).eval()

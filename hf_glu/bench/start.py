@@ -1,4 +1,4 @@
-"""Starting: imports and commands, each a process of its own, and the conversion of a BERT.
+"""The time to start: imports and commands, each in a process of its own, and the conversion of a BERT.
 
 Without ``--model`` the BERT has MiniLM's shape and random weights.
 """
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import hf_glu
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.whole import make_bert
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 
 PYTHON, TORCH, CLASS, LOAD = "python", "import torch", "import BertModel", "load"
 CODE = {
@@ -42,7 +42,7 @@ CONVERTED = {"convert to geglu": Claim(peers=(LOAD,), limit=2.0)}
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the processes, then the conversion."""
+    """Yield the cell of processes, then that of the conversion."""
     yield Cell(shape={"of": "processes"}, build=processes, claims=STARTED)
     name = "model given" if options.model else "BERT, MiniLM's shape"
     with TemporaryDirectory() as scratch:
@@ -53,7 +53,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
 
 
 def processes() -> dict[str, Contender]:
-    """Return each line of code, and each command, in a process of its own."""
+    """Return contenders that run a line of code, or a command, in a process of its own."""
     lines: dict[str, tuple[str, ...]] = {name: ("-c", code) for name, code in CODE.items()}
     lines |= {name: ("-c", MAIN, *words) for name, words in COMMANDS.items()}
     return {name: Contender(call=partial(_run, line)) for name, line in lines.items()}
@@ -64,7 +64,7 @@ def _run(arguments: tuple[str, ...]) -> None:
 
 
 def conversion(source: str) -> dict[str, Contender]:
-    """Return loading a model, and converting a copy of it with the usual checks."""
+    """Return contenders that load a model, and that convert a copy of it with the usual checks."""
     model = load_model(source)
     return {
         LOAD: Contender(call=partial(load_model, source)),

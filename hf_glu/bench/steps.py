@@ -1,4 +1,4 @@
-"""What several benches measure: a training step, and Llama's FFN with different gates."""
+"""Contenders that several benches share: a training step, and Llama's FFN with different gates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def trained(modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, Contender]
 
 
 def llama_ffns(gates: Mapping[str, nn.Module], hidden: int, width: int) -> dict[str, nn.Module]:
-    """Return Llama's FFN with each gate, of the same weights."""
+    """Build Llama's FFN with each gate, all with the same weights."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
 

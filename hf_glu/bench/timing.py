@@ -1,4 +1,4 @@
-"""Interleaved timing: a shared machine slows all contenders of a round alike, so the ratio within a round is told.
+"""Interleaved timing: a shared machine slows all contenders of a round alike, so ratios are taken within rounds.
 
 R rounds run every contender once each, in an order that rotates from round to round, and is reversed in every second
 one: a contender that always came after the same other one would always find the caches as that one leaves them.
@@ -24,7 +24,7 @@ MOST_REPEATS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The median and the quartiles."""
+    """The median and the quartiles of some values."""
 
     median: float
     low: float
@@ -42,7 +42,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What each contender took in each round.
+    """The seconds of each contender in each round.
 
     Attributes:
         seconds: of one call, by contender and round.
@@ -51,7 +51,7 @@ class Timing:
     seconds: dict[str, tuple[float, ...]]
 
     def spread(self, name: str) -> Spread:
-        """Return a contender's time of one call."""
+        """Return the spread of a contender's seconds."""
         return Spread.of(self.seconds[name])
 
     def ratio(self, name: str, peer: str) -> Spread:
@@ -66,15 +66,19 @@ class Timing:
         return Spread.of(a / b for a, b in zip(self.seconds[name], self.seconds[peer], strict=True))
 
     def fastest(self, names: Iterable[str]) -> str:
-        """Return the one of ``names`` with the least median."""
+        """Return the name of the contender with the least median."""
         return min(names, key=lambda name: self.spread(name).median)
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 9, warmup: int = 2, repeats: int | None = None,
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 9,
+    warmup: int = 2,
+    repeats: int | None = None,
     clock: Clock = time.perf_counter,
-) -> Timing:  # fmt: skip
-    """Time the contenders against each other.
+) -> Timing:
+    """Time contenders round by round, each once in a round.
 
     Args:
         contenders: by name, what is timed.
@@ -112,7 +116,7 @@ def _turn(call: Callable[[], object], repeats: int, clock: Clock) -> float:
 
 
 def wait() -> None:
-    """Return when an accelerator, where there is one in use, has done all that it was given."""
+    """Wait until the accelerator, if one is in use, has done all that it was given."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import hf_glu
+from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.fused import has_compiler
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BERT = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
 LLAMA = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
 BATCH, LENGTH, PROMPT, NEW = 32, 32, 16, 32
 EXPERTS, TOP_K, LAYERS = 8, 2, 6  # of the models with experts, which have fewer layers
 DENSE, FULL, ISO, LEAN = "dense gelu", "geglu, width kept", "swiglu, iso width", "swiglu, iso width, save_memory"
@@ -34,9 +43,10 @@ MIXED = "swiglu*2,geglu*2,reglu*2,glu*2"
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield the fine-tuning step, decoding, and decoding with experts."""
-    steps, decoded = {"of": "BERT, MiniLM's shape", "pass": "fine-tuning step"}, {"of": "Llama, SmolLM-135M's shape"}
-    more = {"dtype": options.dtype}
+    """Yield cells for a fine-tuning step, decoding, and decoding with experts."""
+    steps: Shape = {"of": "BERT, MiniLM's shape", "pass": "fine-tuning step"}
+    decoded: Shape = {"of": "Llama, SmolLM-135M's shape"}
+    more: Shape = {"dtype": options.dtype}
     ratio = parameter_ratio()
     yield Cell(
         shape={**steps, "batch": BATCH, "tokens": LENGTH, **more, "memory": "peak"},
@@ -47,19 +57,21 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
             FULL: Claim(peers=(DENSE,), target=round(ratio, 3), saved_peers=(DENSE,)),
             FUSED: Claim(peers=(DENSE,), target=round(ratio, 3), saved_peers=(DENSE,)),
         },
-    )  # fmt: skip
+    )
     yield Cell(
-        shape={**decoded, "pass": "decode", "tokens": NEW, **more}, build=partial(llamas, options.dtype),
+        shape={**decoded, "pass": "decode", "tokens": NEW, **more},
+        build=partial(llamas, options.dtype),
         claims={"swiglu": Claim(peers=(STOCK,), target=1.02), "stateful_swiglu": Claim(peers=(STOCK,), target=1.10)},
-    )  # fmt: skip
+    )
     yield Cell(
         shape={"of": f"{EXPERTS} experts, top {TOP_K}", "layers": LAYERS, "pass": "decode", "tokens": NEW, **more},
-        build=partial(mixtrals, options.dtype), claims={MIXED: Claim(peers=MIXTRALS, target=1.0)},
-    )  # fmt: skip
+        build=partial(mixtrals, options.dtype),
+        claims={MIXED: Claim(peers=MIXTRALS, target=1.0)},
+    )
 
 
-def make_bert(activation: str, width: str | None = None) -> Any:
-    """Return a BERT of MiniLM's shape with random weights."""
+def make_bert(activation: str, width: str | None = None) -> PreTrainedModel:
+    """Build a BERT of MiniLM's shape with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -69,14 +81,14 @@ def make_bert(activation: str, width: str | None = None) -> Any:
 
 
 def parameter_ratio() -> float:
-    """Return the parameters of the BERT with a geglu of the dense width to those of the dense one."""
+    """Return the ratio of parameters of a BERT with geglu at the dense width to those of the dense BERT."""
     with torch.device("meta"):
         dense, full = (make_bert(name).num_parameters() for name in ("gelu", "geglu"))
     return float(full / dense)
 
 
 def bert_steps(dtype: str) -> dict[str, Contender]:
-    """Return a fine-tuning step each."""
+    """Return a fine-tuning step of each model."""
     models = {
         DENSE: make_bert("gelu"),
         FULL: make_bert("geglu"),
@@ -92,7 +104,7 @@ def bert_steps(dtype: str) -> dict[str, Contender]:
     return {name: _step(model.train().to(DTYPES[dtype]), ids, labels) for name, model in models.items()}
 
 
-def _step(model: Any, ids: Tensor, labels: Tensor) -> Contender:
+def _step(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Contender:
     optimizer = torch.optim.AdamW(hf_glu.parameter_groups(model, 1e-5, 0.01))
 
     def loss() -> Tensor:
@@ -108,7 +120,7 @@ def _step(model: Any, ids: Tensor, labels: Tensor) -> Contender:
 
 
 def llamas(dtype: str) -> dict[str, Contender]:
-    """Return decoding with a stock Llama and with ours."""
+    """Return contenders that decode with a stock Llama and with ours."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     made = {}
@@ -122,7 +134,7 @@ def llamas(dtype: str) -> dict[str, Contender]:
 
 
 def mixtrals(dtype: str) -> dict[str, Contender]:
-    """Return decoding with a stock Mixtral, by each of its experts' implementations, and with mixed experts of ours."""
+    """Return contenders that decode with a stock Mixtral, by each implementation of experts, and with our experts."""
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
     sizes = {**LLAMA, "num_hidden_layers": LAYERS}
@@ -134,13 +146,13 @@ def mixtrals(dtype: str) -> dict[str, Contender]:
         made[name] = MixtralForCausalLM(config).eval()
     ours = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     hf_glu.convert(ours, "swiglu", experts=MIXED, top_k=TOP_K, check=False)
-    assert sum(bank.count for ffn in find_experts(ours).values() for bank in banks_of(ffn.banks)) == EXPERTS * LAYERS
+    assert sum(group.count for ffn in find_experts(ours).values() for group in banks_of(ffn.banks)) == EXPERTS * LAYERS
     made[MIXED] = ours
     return {name: Contender(call=partial(decode, model.to(DTYPES[dtype]))) for name, model in made.items()}
 
 
 @torch.no_grad()
-def decode(model: Any) -> None:
+def decode(model: PreTrainedModel) -> None:
     """Read a prompt, and write tokens one after the other."""
     tokens, cache = torch.arange(5, 5 + PROMPT, device=model.device).unsqueeze(0), None
     for _ in range(NEW):

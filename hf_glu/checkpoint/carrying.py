@@ -1,4 +1,4 @@
-"""What goes along when a checkpoint is made from another one or published: no code, no local path.
+"""Filters for what is copied from one checkpoint to another, or published: no code, no path of this machine.
 
 Code that came with a checkpoint was written for that one, by somebody else; it neither runs nor goes on from here.
 """
@@ -43,12 +43,12 @@ _WHOLE_PATH = re.compile(r"(?:file:/*)?(?:/|(?:~[\w.-]*|[A-Za-z]:)[/\\]|\\\\)[/\
 
 
 def is_code(name: str) -> bool:
-    """Tell whether a file is code, by its name."""
+    """Return whether a file is code, by its name."""
     return name.lower().endswith(CODE)
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Raise CheckpointError for what isn't a file or folder of ``folder`` itself: a link that leads out, a device.
+    """Raise CheckpointError unless ``path`` is a file or folder inside of ``folder``: no link out of it, no device.
 
     The Hub's cache is inside: each snapshot links into the ``blobs`` of its repository.
     """
@@ -61,19 +61,19 @@ def check_inside(path: Path, folder: Path) -> None:
         raise CheckpointError(f"{path} is neither a file nor a folder: remove it")
 
 
-def without_code(data: Any) -> Any:
-    """Return plain data without the `REFERENCES` to code, at whatever depth they are."""
+def without_code(data: object) -> Any:
+    """Return JSON data without the entries by which libraries find code to run (`REFERENCES`), at any depth."""
     if isinstance(data, dict):
         return {key: without_code(value) for key, value in data.items() if not _is_reference(key, value)}
     return [without_code(value) for value in data] if isinstance(data, list) else data
 
 
-def _is_reference(key: Any, value: Any) -> bool:
+def _is_reference(key: object, value: object) -> bool:
     return key in REFERENCES and isinstance(value, (dict, list, str))  # in a vocabulary it is a word, with its number
 
 
-def references(data: Any) -> list[str]:
-    """Return the names of the entries that `without_code` drops, each once."""
+def references(data: object) -> list[str]:
+    """Return the names of the entries that `without_code` removes, each once."""
     if isinstance(data, list):
         return list(dict.fromkeys(name for value in data for name in references(value)))
     if not isinstance(data, dict):
@@ -82,8 +82,8 @@ def references(data: Any) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def without_paths(data: Any, depth: int = 0) -> Any:
-    """Return plain data with nothing but the last name of each absolute path, of this machine or another.
+def without_paths(data: object, depth: int = 0) -> Any:
+    """Return JSON data in which each absolute path, of any system, is cut to its last name.
 
     Raises:
         DataError: they are nested too deeply.
@@ -130,10 +130,11 @@ def clean_json(source: Path, target: Path, *, ours: bool = False) -> list[str]:
     return found
 
 
-def _without_named_paths(data: Any, key: str = "") -> Any:
+def _without_named_paths(data: object, key: str = "") -> Any:
     if isinstance(data, dict):
         return {key: _without_named_paths(value, key) for key, value in data.items()}
     if isinstance(data, list):
         return [_without_named_paths(value, key) for value in data]
-    named = isinstance(data, str) and _PATH_KEY.search(key) and _WHOLE_PATH.fullmatch(data)
-    return PureWindowsPath(data).name if named else data
+    if isinstance(data, str) and _PATH_KEY.search(key) and _WHOLE_PATH.fullmatch(data):
+        return PureWindowsPath(data).name
+    return data

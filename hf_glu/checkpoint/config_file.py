@@ -1,19 +1,22 @@
-"""A checkpoint's ``config.json``, which anybody may have written: looked at before Transformers builds what it says."""
+"""Checks of a checkpoint's ``config.json``, which anybody may have written, before Transformers builds its model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import hf_glu.activation  # noqa: F401  (its kinds have sections in a config)
-from hf_glu.checkpoint.jsonio import read_object
+from hf_glu.checkpoint.files import CONFIG_FILE
+from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.section import MAX_LAYERS
 from hf_glu.errors import CheckpointError, HfGluError, shown
 
-CONFIG = "config.json"
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 # a model is built layer by layer, also on the meta device: what these count is what takes time
 COUNTS = frozenset(
     "num_hidden_layers num_layers num_decoder_layers num_encoder_layers encoder_layers decoder_layers n_layer n_layers "
@@ -26,7 +29,7 @@ DEEPEST, LINE = 20, 500
 
 @contextmanager
 def reading(source: object, *, why: str = "can't be loaded") -> Iterator[None]:
-    """Raise whatever Transformers raises on a checkpoint that it can't read as one CheckpointError about ``source``."""
+    """Turn any exception inside of the block into one CheckpointError that names ``source``."""
     try:
         yield
     except HfGluError:
@@ -36,7 +39,7 @@ def reading(source: object, *, why: str = "can't be loaded") -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message that says anything, with its kind where that says more."""
+    """Return the first line of an error's message that isn't empty, after the error's class where that tells more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind, lines = type(error).__name__, [shorten(line) for line in lines[:1]]
     told = isinstance(error, (OSError, ValueError, RuntimeError, ImportError)) and type(error) is not RecursionError
@@ -44,23 +47,23 @@ def first_line(error: Exception) -> str:
 
 
 def shorten(line: str) -> str:
-    """Return a line that repeats what a broken file says at a length that can be read."""
+    """Return a line cut to `LINE` characters: a broken file may be quoted in it."""
     return line if len(line) <= LINE else f"{line[:LINE]}..."
 
 
 def check_config(folder: Path) -> None:
-    """Look at a folder's ``config.json``, where it has one.
+    """Check a folder's ``config.json``, if it has one: types, sizes, and the ``hf_glu`` entry.
 
     Raises:
         CheckpointError, DataError: it is no config: other types than a config has, numbers that no model has.
         HfGluError: its ``hf_glu`` entry can't be read.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     if path.is_file():
         _check(read_object(path), path)
 
 
-def _check(config: Mapping[str, Any], path: Path, depth: int = 0) -> None:
+def _check(config: JsonObject, path: Path, depth: int = 0) -> None:
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"{path}: architectures must be a list of names, got {shown(names)}")
@@ -69,13 +72,13 @@ def _check(config: Mapping[str, Any], path: Path, depth: int = 0) -> None:
     for key, value in config.items():
         if isinstance(value, int) and abs(value) > (MAX_LAYERS if key in COUNTS else LARGEST):
             raise CheckpointError(f"{path}: no model has {key}={shown(value)}")
-        if isinstance(value, Mapping) and depth < DEEPEST:
+        if isinstance(value, dict) and depth < DEEPEST:
             _check(value, path, depth + 1)
     GluConfig.from_dict(config.get("hf_glu"))
 
 
-def model_class_of(config: Any) -> Any:
-    """Return the class that a config names, the base model's where it names none.
+def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the model class that a config names under ``architectures``; without a name, the base model's class.
 
     Raises:
         CheckpointError: it names another kind of class than a model of its own.
@@ -93,8 +96,8 @@ def model_class_of(config: Any) -> Any:
     return base[0] if isinstance(base, (list, tuple)) else base
 
 
-def _fits(model_class: Any, config: Any) -> bool:
-    """Tell whether a model is built from such a config, or from one inside of it."""
+def _fits(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+    """Return whether a model class is built from this config, or from a config inside of it."""
     kinds = (type(config), *getattr(config, "sub_configs", {}).values())
     wanted = getattr(model_class, "config_class", None)
     return isinstance(wanted, type) and any(issubclass(kind, wanted) for kind in kinds)

@@ -53,7 +53,7 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None, toke
 
 
 def invalid_name(name: str) -> str | None:
-    """Return why ``name`` can't be a repository's, None where it can."""
+    """Return why a repository can't be called ``name``; None if it can."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -93,7 +93,7 @@ def _snapshot(repository: str, revision: str | None, token: str | None) -> Path:
 
 
 def refusal(error: Any) -> str:
-    """Return what the Hub says about a request that it refused, as one line."""
+    """Return the Hub's answer to a request that it refused, as one line."""
     status = error.response.status_code
     if status == 401:
         return "it doesn't accept the token: `hf auth login`, or set HF_TOKEN"
@@ -101,7 +101,7 @@ def refusal(error: Any) -> str:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """Return what the Hub's client raises where a connection fails or breaks off, or a file can't be written."""
+    """Return the exceptions that the Hub's client raises if a connection fails, or a file can't be written."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # of httpx or, in newer versions, httpx2
@@ -109,7 +109,7 @@ def network_errors() -> tuple[type[Exception], ...]:
 
 
 def unreachable() -> str:
-    """Return why the Hub isn't `reachable`."""
+    """Return as words why the Hub can't be reached: offline mode, or no connection."""
     from huggingface_hub import constants
 
     return "HF_HUB_OFFLINE is set" if _offline() else f"the Hub ({constants.ENDPOINT}) can't be reached"
@@ -122,7 +122,7 @@ def _offline() -> bool:
 
 
 def reachable() -> bool:
-    """Tell whether the Hub answers, after at most `PROBE_SECONDS`; at once where HF_HUB_OFFLINE is set."""
+    """Return whether the Hub answers, after at most `PROBE_SECONDS`; at once where HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     if _offline():

@@ -1,23 +1,26 @@
-"""Plain data as JSON: the same text for the same data, and no NaN, which is no JSON; files written whole."""
+"""Reading and writing JSON: files are written whole or not at all, and NaN, which is no JSON, becomes null."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hf_glu.checkpoint.writing import reason_of, write_text
 from hf_glu.errors import CheckpointError, DataError
 
+# an object of JSON: what is under a key can be anything until somebody has looked
+JsonObject: TypeAlias = dict[str, Any]
 
-def to_json(data: Any) -> str:
-    """Return ``data`` as indented JSON; infinities and NaN become null, names that aren't UTF-8 escapes."""
+
+def to_json(data: object) -> str:
+    """Return ``data`` as indented JSON; infinities and NaN become null, characters that UTF-8 lacks are escaped."""
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes JSON's own escape
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write ``data`` as JSON, whole or not at all.
 
     Raises:
@@ -27,7 +30,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return what is in a text file.
+    """Return the content of a text file.
 
     Raises:
         CheckpointError, DataError: it can't be read, or is no text.
@@ -40,8 +43,8 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path} can't be read: {reason_of(error)}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_object(path: Path) -> JsonObject:
+    """Return the object that a JSON file holds.
 
     Raises:
         CheckpointError, DataError: it can't be read, or is none.
@@ -49,8 +52,8 @@ def read_object(path: Path) -> dict[str, Any]:
     return _object(read_text(path), path)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file with one a line; a last line that was not written to its end is left out.
+def read_lines(path: Path) -> list[JsonObject]:
+    """Return the objects of a JSON Lines file; an incomplete last line is left out.
 
     Raises:
         CheckpointError, DataError: it can't be read, or a line is none.
@@ -63,7 +66,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return found
 
 
-def _object(text: str, path: Path, line: int = 1) -> dict[str, Any]:
+def _object(text: str, path: Path, line: int = 1) -> JsonObject:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -75,7 +78,7 @@ def _object(text: str, path: Path, line: int = 1) -> dict[str, Any]:
     return data
 
 
-def _finite(data: Any) -> Any:
+def _finite(data: object) -> object:
     if isinstance(data, dict):
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):

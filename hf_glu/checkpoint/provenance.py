@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
+from hf_glu.checkpoint.files import CARD_FILE as CARD_FILE
+from hf_glu.checkpoint.files import REPORT_FILE as REPORT_FILE
 from hf_glu.checkpoint.gguf import is_gguf
 from hf_glu.checkpoint.hub import invalid_name, resolve
-from hf_glu.checkpoint.jsonio import read_object
+from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.checkpoint.writing import user_path
 
-REPORT_FILE, CARD_FILE = "hf_glu_report.json", "README.md"
 CARRIED = ("license", "license_name", "license_link", "language")
 
 
-def base_of(source: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
-    """Return what is to be known of ``source`` as the base of another checkpoint, as plain data.
+class Naming(TypedDict):
+    """A checkpoint's name, and whether a repository on the Hub is called so."""
+
+    name: str
+    repository: bool
+
+
+class Carried(TypedDict, total=False):
+    """The entries of a card that hold for models made from this one, too."""
+
+    license: str
+    license_name: str
+    license_link: str
+    language: str | list[str]
+
+
+class Base(Naming, Carried):
+    """The checkpoint that another one is made from, with the report of its conversion if it was converted."""
+
+    conversion: NotRequired[JsonObject]
+
+
+def base_of(source: str | os.PathLike[str], name: str | None = None) -> Base:
+    """Return name, license and language of the checkpoint that others made from ``source`` have as their base.
 
     ``name``; ``repository``, whether that is one on the Hub; of its card ``license`` and ``language``, where it says
     them. A checkpoint that was converted, and nothing else, isn't a base: its own base is returned, with the report of
@@ -32,15 +55,16 @@ def base_of(source: str | os.PathLike[str], name: str | None = None) -> dict[str
     if is_gguf(source):
         return {"name": name or Path(source).stem, "repository": False}
     folder = resolve(source)
-    base = {**naming(source, name), **carried(folder)}
+    base: Base = {**naming(source, name), **carried(folder)}
     report = _report(folder)
     if "promise" not in report:
         return base
     known = report.pop("base", {})
-    return {**base, **known, **(naming(source, name) if name else {}), "conversion": report}
+    named = {**base, **known, **(naming(source, name) if name else {}), "conversion": report}
+    return cast(Base, named)
 
 
-def naming(source: str | os.PathLike[str], name: str | None = None) -> dict[str, Any]:
+def naming(source: str | os.PathLike[str], name: str | None = None) -> Naming:
     """Return the ``name`` of ``source``, without the path to it, and whether it is that of a ``repository``."""
     called = name or str(source).partition("@")[0]
     local = user_path(source).is_dir()
@@ -49,8 +73,8 @@ def naming(source: str | os.PathLike[str], name: str | None = None) -> dict[str,
     return {"name": called, "repository": True}
 
 
-def carried(folder: Path) -> dict[str, Any]:
-    """Return what a folder's card says that holds for models made from it, too: license and language."""
+def carried(folder: Path) -> Carried:
+    """Return license and language from the card in a folder: they hold for models made from it, too."""
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
@@ -61,10 +85,10 @@ def carried(folder: Path) -> dict[str, Any]:
         data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, TypeError, YAMLError):
         return {}  # a card that nobody can read says nothing
-    return {key: data[key] for key in CARRIED if data.get(key)}
+    return cast(Carried, {key: data[key] for key in CARRIED if data.get(key)})
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _report(folder: Path) -> JsonObject:
     path = folder / REPORT_FILE
     if not path.is_file():
         return {}

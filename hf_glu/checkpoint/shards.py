@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: which there are, what is in them, and writing one, tensor by tensor."""
+"""Reading and writing a checkpoint's safetensors files, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_glu.checkpoint.files import WEIGHTS_FILE as SINGLE
+from hf_glu.checkpoint.files import WEIGHTS_INDEX_FILE as INDEX
 from hf_glu.errors import CheckpointError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 2**24
 # a plain name, so that what is read and written under it lies in the checkpoint's folder, on every system
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*\.safetensors", re.ASCII)
@@ -25,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*\.safetensors", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One tensor in a file: the format's name of its dtype, its shape, its bytes, those of a number."""
+    """A tensor in a file: its dtype as the format calls it, its shape, its bytes, and the bytes of each number."""
 
     dtype: str
     shape: list[int]
@@ -35,14 +36,14 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One tensor to write: what it is, and who gives it, in parts."""
+    """A tensor to write: its description, and a function that yields it in parts."""
 
     stored: Stored
     parts: Callable[[], Iterator[Tensor]]
 
 
 def read_shards(folder: Path) -> dict[str, dict[str, Stored]]:
-    """Return the files of a checkpoint, each with its tensors.
+    """Return a checkpoint's safetensors files, each with the descriptions of its tensors.
 
     Raises:
         CheckpointError: there are none, it isn't clear which, or they don't hold what their index says.
@@ -67,7 +68,7 @@ def read_shards(folder: Path) -> dict[str, dict[str, Stored]]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Return the file that each tensor is in."""
+    """Read an index of shards: tensor name -> file name."""
     try:
         named = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -83,7 +84,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """Return the tensors of a safetensors file, as the library says after checking names, offsets and shapes.
+    """Return the descriptions of a safetensors file's tensors, after the library has checked offsets and shapes.
 
     Raises:
         CheckpointError: there is no such file, or it isn't whole.
@@ -103,7 +104,7 @@ def _stored(file: safe_open, key: str) -> Stored:
 
 
 def read_parts(path: Path, key: str, stored: Stored) -> Iterator[Tensor]:
-    """Yield a tensor's rows, so many at a time that they are about `CHUNK` bytes.
+    """Yield a tensor of a file in blocks of rows of about `CHUNK` bytes.
 
     The file is opened for each part, since what was read of it stays in memory until it is closed.
     """
@@ -117,7 +118,7 @@ def read_parts(path: Path, key: str, stored: Stored) -> Iterator[Tensor]:
 
 
 def read_tensor(path: Path, key: str) -> Tensor:
-    """Return one tensor."""
+    """Read one tensor of a file."""
     with safe_open(path, "pt") as file:
         return file.get_tensor(key)
 

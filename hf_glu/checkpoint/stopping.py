@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the end at once where nothing is open, an exception where something has to be cleaned up."""
+"""Ctrl-C and SIGTERM: they end the process at once, or raise inside of blocks that have to clean up."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _asked: list[int] = []  # the signals that came inside of the outermost block
 
 
 def exit_at_once(number: int, frame: FrameType | None) -> None:
-    """End this process: as a handler of a command's start-up, where an exception might be swallowed by an import."""
+    """End this process without an exception, which an import might swallow: a signal handler."""
     os.write(2, b"hf-glu: interrupted\n")
     os._exit(128 + number)
 
 
 def end_at_once() -> None:
-    """Have the signals end this process as long as nothing is open (see `cleaned_up`); ignored ones stay ignored."""
+    """Let the signals end this process at once, outside of `cleaned_up` blocks; ignored ones stay ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, exit_at_once)
 
 
 def _raise(number: int, frame: FrameType | None = None) -> None:
-    """Raise what unwinds the stack: KeyboardInterrupt, or for SIGTERM the SystemExit with a shell's exit code."""
+    """Raise KeyboardInterrupt, or for SIGTERM a SystemExit with the exit code of a shell: a signal handler."""
     _asked.append(number)
     raise _exception(number)
 
@@ -37,14 +37,14 @@ def _exception(number: int) -> BaseException:
 
 
 def check_stop() -> None:
-    """Raise where a signal came inside of this block and its exception was swallowed, as Python's imports do."""
+    """Raise again if a signal came inside of the `cleaned_up` block and something, such as an import, swallowed it."""
     if _asked:
         raise _exception(_asked[-1])
 
 
 @contextmanager
 def cleaned_up() -> Iterator[None]:
-    """Have the signals raise inside of a block, so that it cleans up; handlers that somebody else has set stay.
+    """Let the signals raise inside of the block, so that it cleans up; handlers that somebody else has set stay.
 
     An exception that was swallowed is raised again at the block's end.
     """

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from hf_glu.checkpoint.convert import check_destination, copy_other_files, load_model, staged_folder
+from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
 from hf_glu.checkpoint.shards import (
     INDEX,

@@ -1,18 +1,22 @@
-"""Do two models compute the same?"""
+"""Comparing two models' outputs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.config.traits import vocabulary
 from hf_glu.errors import OptionError
 from hf_glu.instruments.probe import max_abs_difference, probe_inputs, try_run, with_decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Exact conversions of real models measured 2e-6 to 3e-6: GEMMs of another shape add in another order.
 TOLERANCE = 1e-5
@@ -20,7 +24,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How far two models' outputs are apart.
+    """The differences between two models' outputs.
 
     Attributes:
         differences: max |a - b| of each output.
@@ -42,7 +46,7 @@ class Verification:
         """Whether no output differs by more than the tolerance (NaN does)."""
         return all(difference <= self.tolerance for difference in self.differences.values())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the result as plain data."""
         return {
             "same": self.same,
@@ -54,13 +58,13 @@ class Verification:
 
 
 def verify(
-    a: Any,
-    b: Any,
+    a: str | os.PathLike[str] | PreTrainedModel,
+    b: str | os.PathLike[str] | PreTrainedModel,
     *,
     inputs: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Verification:
-    """Compare the outputs (logits, hidden states) of two models on the same inputs, in float32.
+    """Run two models on the same inputs, in float32, and compare their outputs (logits, hidden states).
 
     Args:
         a, b: models, local folders or Hub ids.
@@ -85,11 +89,11 @@ def verify(
     )
 
 
-def _model(model: Any) -> Any:
+def _model(model: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
     if isinstance(model, (str, os.PathLike)):
         return load_model(model, dtype=torch.float32)
     return model
 
 
-def _to(model: Any, value: Any) -> Any:
+def _to(model: PreTrainedModel, value: Any) -> Any:
     return value.to(next(model.parameters()).device) if isinstance(value, torch.Tensor) else value

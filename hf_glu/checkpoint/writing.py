@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and paths as people write them."""
+"""Writing files and folders whole or not at all, and reading paths as people write them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_LIBRARIES = ("os error", "inline_container", "file write failed")
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path that a person gave, ``~`` and ``~user`` expanded.
+    """Return a path that a user gave, with ``~`` and ``~user`` expanded.
 
     Raises:
         CheckpointError: no path can be like that.
@@ -37,7 +37,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """Return where a file is to be written.
+    """Check that a file can be written at ``path``; return its absolute path.
 
     Raises:
         CheckpointError: it can't be: asked before the work whose result goes there.
@@ -50,7 +50,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 
 
 def check_folder(path: str | os.PathLike[str]) -> Path:
-    """Return where a folder is, or is to be.
+    """Check that files can be written in the folder ``path``, which need not exist; return its absolute path.
 
     Raises:
         CheckpointError: nothing can be written in it: asked before the work whose results go there.
@@ -68,7 +68,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 def _try(target: Path) -> None:
-    """Write a nameless file into the folder of ``target``, or the nearest one above it that there is."""
+    """Write a temporary file into the folder of ``target``, or into the nearest existing folder above it."""
     with writing(str(target)[:NAME]):
         above = next(folder for folder in target.parents if folder.exists())
         if above.is_dir() and any(len(os.fsencode(name)) > NAME for name in target.relative_to(above).parts):
@@ -78,14 +78,14 @@ def _try(target: Path) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in a few words why a file can't be read or written."""
+    """Return the reason of an error of the disk in a few words."""
     lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
 def writing(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise whatever goes wrong with the disk inside of a block as one CheckpointError about ``target``."""
+    """Turn errors of the disk inside of the block into one CheckpointError that names ``target``."""
     try:
         yield
     except HfGluError:
@@ -97,13 +97,13 @@ def writing(target: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def partial_name() -> str:
-    """Return a name that no other file has, short whatever the target's is."""
+    """Return a short name, new in this process, for what isn't written to its end yet."""
     return f"{PARTIAL}{os.getpid()}-{next(_count)}"
 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """Give a path beside ``target`` that takes its place once the block is through, or vanishes.
+    """Yield a path beside ``target``; what is written there replaces ``target`` at the end of the block, or vanishes.
 
     Raises:
         CheckpointError: it can't be written; ``target`` is as it was.
@@ -135,7 +135,7 @@ def write_text(target: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or all that is in a folder, on the disk before anything else says that it is there."""
+    """Flush a file, or all files of a folder, to the disk."""
     for each in [*path.rglob("*"), path] if path.is_dir() else [path]:
         if each.is_file() and not each.is_symlink():
             with each.open("rb") as file:
@@ -157,12 +157,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Tell whether a folder has nothing in it but what a killed process left half-written."""
+    """Return whether a folder is empty, but for what a killed process left half-written."""
     return not any(not path.name.startswith(PARTIAL) for path in folder.iterdir())
 
 
 def is_free(path: Path) -> bool:
-    """Tell whether nothing is at ``path`` yet but an empty folder, or what a killed process left in it.
+    """Return whether ``path`` is free: nothing is there, or a vacant folder.
 
     Raises:
         OSError: nothing can be there: its name is too long, a folder above it is a file.
@@ -175,13 +175,13 @@ def is_free(path: Path) -> bool:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder that this process alone writes to."""
+    """Remove what killed processes left half-written in a folder; no other process may be writing there."""
     for path in folder.glob(f"{PARTIAL}*"):
         remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder as far as that can be done."""
+    """Remove a file or folder, without an error if it can't be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -189,7 +189,7 @@ def remove(path: Path) -> None:
 
 
 def retire(folder: Path) -> None:
-    """Remove a folder whole or not at all: a kill leaves half of it under no name that is read."""
+    """Rename a folder to a name that nothing reads, then remove it: a kill leaves no half of it behind."""
     if folder.is_dir():
         gone = folder.parent / partial_name()
         os.replace(folder, gone)
@@ -198,14 +198,14 @@ def retire(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder that is gone after the block, also where a signal ends it."""
+    """Yield a temporary folder that is removed after the block, also if a signal ends it."""
     with cleaned_up(), tempfile.TemporaryDirectory(prefix="hf_glu-") as scratch:
         yield Path(scratch)
 
 
 @contextmanager
 def whole_folder(target: Path, *, replacing: bool = False) -> Iterator[Path]:
-    """Give a folder beside ``target`` that becomes it once the block is through, or vanishes.
+    """Yield a folder beside ``target`` that is renamed to it at the end of the block, or vanishes.
 
     Args:
         target: not there yet, or an empty folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +79,7 @@ def _tell(cell: Cell) -> None:
     tables.tell("measuring " + describe(cell.shape))
 
 
-def describe(shape: dict[str, Any]) -> str:
+def describe(shape: Mapping[str, Any]) -> str:
     """Return a cell's shape as a line."""
     return ", ".join(str(value) if isinstance(value, str) else f"{key} {value}" for key, value in shape.items())
 

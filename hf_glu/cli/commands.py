@@ -65,7 +65,7 @@ def activations(
 @app.command()
 def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")], json: Json = False) -> None:
     """List a model's feed-forward networks (its weights are not loaded)."""
-    from hf_glu.checkpoint.convert import load_skeleton
+    from hf_glu.checkpoint.loading import load_skeleton
     from hf_glu.ffn.experts import find_experts
     from hf_glu.ffn.identify import describe_site
     from hf_glu.ffn.sites import convertible_sites
@@ -109,7 +109,9 @@ def convert(
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
 
     import hf_glu
-    from hf_glu.checkpoint.convert import plan_checkpoint, read_texts, staged_folder
+    from hf_glu.checkpoint.convert import plan_checkpoint
+    from hf_glu.checkpoint.folders import staged_folder
+    from hf_glu.checkpoint.loading import read_texts
     from hf_glu.publishing.card.card import write_card
 
     texts = None if calibration is None else read_texts(calibration)
@@ -152,7 +154,7 @@ def verify(
 ) -> int:
     """Compare the outputs of two checkpoints; exit code 1 where they differ by more than the tolerance."""
     import hf_glu
-    from hf_glu.checkpoint.convert import encode
+    from hf_glu.checkpoint.loading import encode
     from hf_glu.cli.exits import EXIT_DIFFERENT
 
     inputs = encode(a, text) if text else None

@@ -51,7 +51,7 @@ def read_gates(source: str, text: str) -> dict[str, Any]:
     """
     import torch
 
-    from hf_glu.checkpoint.convert import load_model, load_tokenizer
+    from hf_glu.checkpoint.loading import load_model, load_tokenizer
     from hf_glu.config.traits import longest_text
     from hf_glu.instruments.gates import record_gates
     from hf_glu.instruments.probe import evaluating, with_decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _emit(result: dict[str, Any], show: Any, *, json: bool) -> None:
+def _emit(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
     """Show a result, on one of the processes."""
     from accelerate import PartialState
 

@@ -1,1 +1,1 @@
-"""What a checkpoint carries besides its weights when it is published."""
+"""Showing a model to others: its card, reports, the Hub, other runtimes."""

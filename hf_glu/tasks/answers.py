@@ -1,4 +1,4 @@
-"""From what a model gives to what a task asks for: answers of rows, metrics, the task's score."""
+"""From a model's outputs to a task's answers, metrics and score."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -16,9 +16,15 @@ from hf_glu.tasks.metrics import compute
 from hf_glu.tasks.metrics.scores import NO_ANSWER
 from hf_glu.tasks.table import Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def from_logits(task: Task, data: Any, logits: np.ndarray, owners: Sequence[int]) -> list[Any]:
-    """Return the answer to each row of ``data``: a class, a score, or an entity.
+# a class's number, a score, or an entity
+Answer: TypeAlias = int | float | str
+
+
+def from_logits(task: Task, data: Dataset, logits: np.ndarray, owners: Sequence[int]) -> Sequence[Answer]:
+    """Return each row's answer from a classifier's logits: a class, a score, or an entity.
 
     Args:
         task: the task.
@@ -43,8 +49,8 @@ def from_logits(task: Task, data: Any, logits: np.ndarray, owners: Sequence[int]
     return [unique_entities(row)[number] for row, number in zip(data, best, strict=True)]
 
 
-def from_texts(task: Task, texts: Sequence[str]) -> list[Any]:
-    """Return the answers that a text-to-text model wrote; -1 for a class (0.0 for a score) that is none."""
+def from_texts(task: Task, texts: Sequence[str]) -> Sequence[Answer]:
+    """Read the answers that a text-to-text model wrote; a text that is no class is -1, one that is no score 0.0."""
     if task.form == "entity":
         return [text.strip() for text in texts]
     if task.form == "regression":
@@ -63,10 +69,10 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else 0.0
 
 
-def metrics(task: Task, data: Any, answers: Sequence[Any]) -> dict[str, float]:
-    """Return the task's metrics of ``answers`` to the rows of ``data``."""
-    predictions: list[Any] = list(answers)
-    references: list[Any]
+def metrics(task: Task, data: Dataset, answers: Sequence[Answer]) -> dict[str, float]:
+    """Compute a task's metrics of ``answers`` to the rows of ``data``."""
+    predictions: Sequence[object] = answers
+    references: Sequence[object]
     if task.metric == "multirc":
         predictions = [{"idx": dict(idx), "prediction": each} for idx, each in zip(data["idx"], answers, strict=True)]
         references = list(data["label"])

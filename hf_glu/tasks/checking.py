@@ -1,11 +1,11 @@
-"""The rows of a split, checked before anything is trained on them: columns, and labels as a task counts them."""
+"""Checks of a split before training: its columns, and its labels, which become class numbers or scores."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from hf_glu.errors import DataError
 from hf_glu.tasks.table import Task
@@ -18,11 +18,12 @@ UNLABELED = -1
 # columns that are whole numbers in each task that has them
 WHOLE = ("idx", "start1", "end1", "start2", "end2", "span1_index", "span2_index")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
-Splits = dict[str, Any]
+Splits: TypeAlias = "dict[str, Dataset]"
+Label: TypeAlias = int | float
 
 
-def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Any:
-    """Return ``data`` with labels as the task counts them.
+def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Dataset:
+    """Check a split's columns and labels; return it with labels as class numbers or scores.
 
     Raises:
         DataError: a missing column, no rows, labels that are missing, unknown or out of range.
@@ -44,7 +45,7 @@ def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Any:
 
 
 def check_columns(where: str, data: Dataset, needed: Iterable[str]) -> None:
-    """Raise DataError unless there are rows, with something in each of the columns."""
+    """Raise DataError if there are no rows, a column is missing, or a row has nothing in it."""
     if not len(data):
         raise DataError(f"{where}: there are no rows")
     if missing := sorted(set(needed) - set(data.column_names)):
@@ -54,8 +55,8 @@ def check_columns(where: str, data: Dataset, needed: Iterable[str]) -> None:
             raise DataError(f"{where}: some rows have nothing in the column {column!r}")
 
 
-def named_labels(data: Dataset) -> list[Any]:
-    """Return the labels of ``data``: names where it declares some, which may be in another order than a task's."""
+def named_labels(data: Dataset) -> list[object]:
+    """Return the labels of ``data``, as names if it declares names, since their order may not be the task's."""
     names = getattr(data.features[LABEL], "names", None)
     labels = list(data[LABEL])
     if not names:
@@ -63,13 +64,13 @@ def named_labels(data: Dataset) -> list[Any]:
     return [None if label is None or label == UNLABELED else names[label] for label in labels]
 
 
-def with_labels(data: Dataset, labels: list[Any]) -> Any:
-    """Return ``data`` with these labels."""
+def with_labels(data: Dataset, labels: Sequence[object]) -> Dataset:
+    """Return ``data`` with its labels replaced."""
     return data.remove_columns(LABEL).add_column(LABEL, labels)
 
 
-def _whole_numbers(where: str, data: Dataset, column: str, *, needed: bool) -> Any:
-    """Return ``data`` with the texts of a column, as a csv file has them, as numbers."""
+def _whole_numbers(where: str, data: Dataset, column: str, *, needed: bool) -> Dataset:
+    """Return ``data`` with a column's texts, as a csv file has them, turned into whole numbers."""
     values = data[column][:]
     if not any(isinstance(value, str) for value in values):
         return data
@@ -81,14 +82,14 @@ def _whole_numbers(where: str, data: Dataset, column: str, *, needed: bool) -> A
     return data
 
 
-def label_reader(task: Task, where: str) -> Callable[[Any], Any]:
-    """Return the function from a value of the label column to a class's number, or to a score."""
+def label_reader(task: Task, where: str) -> Callable[[object], Label]:
+    """Return a function that turns a value of the label column into a class number, or a score."""
     if task.form == "regression":
         return lambda value: _score(value, where)
     names = {name.lower(): number for number, name in enumerate(task.labels)}
     spelled = {name.lower(): number for number, name in enumerate(task.spelling or ())}
 
-    def read(value: Any) -> int:
+    def read(value: object) -> int:
         if value is None:
             return UNLABELED
         text = str(value).strip().lower()
@@ -104,9 +105,9 @@ def label_reader(task: Task, where: str) -> Callable[[Any], Any]:
     return read
 
 
-def _score(value: Any, where: str) -> float:
+def _score(value: object, where: str) -> float:
     try:
-        score = float(value)
+        score = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise DataError(f"{where}: the label {value!r} is no number") from None
     if not math.isfinite(score):

@@ -1,4 +1,4 @@
-"""Dataset files on disk: the layout of a dataset on the Hub, or single csv, tsv, json(l) and parquet files."""
+"""Reading data set files: folders as on the Hub, or single csv, tsv, json(l) and parquet files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ OTHER_NAMES = {"validation": ("val", "dev"), "train": (), "test": ()}
 
 
 def find_splits(folder: Path, splits: tuple[str, ...], *, config: str = "") -> dict[str, list[Path]]:
-    """Return the files of each split in ``folder``, or in its subfolder ``config`` or ``data``.
+    """Find the files of each split in ``folder``, or in its subfolder ``config`` or ``data``.
 
     A file belongs to a split whose name it starts with: ``train-00000-of-00002.parquet``, ``val.jsonl``.
 
@@ -50,7 +51,7 @@ def _stem(path: Path) -> str:
 
 
 def read_files(files: Mapping[str, list[Path]]) -> dict[str, Dataset]:
-    """Read the files of each split, as they are now: nothing is cached, no value is guessed to be another one.
+    """Read the files of each split, without a cache and without guessing types.
 
     A csv's values are texts (``NA`` and ``01``, too), an empty one is None; json's and parquet's have their own types.
 
@@ -94,7 +95,7 @@ def hash_file(path: Path) -> str:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
 
 
-def _read_table(path: Path, **options: Any) -> Dataset:
+def _read_table(path: Path, **options: str | int) -> Dataset:
     """Read a csv or tsv file; a header of fewer columns than a row has is an error, not an index."""
     import pandas
     from datasets import Dataset
@@ -121,7 +122,7 @@ def _read_json(path: Path) -> Dataset:
     return Dataset.from_dict(columns, on_mixed_types="use_json")
 
 
-def _rows(text: str) -> list[Any]:
+def _rows(text: str) -> list[JsonObject]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:

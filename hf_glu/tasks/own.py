@@ -1,4 +1,4 @@
-"""Labelled texts of one's own as a task: which columns are read, and whether labels are classes or scores."""
+"""Making a task of a user's own labelled texts: their columns, and whether labels are classes or scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError
@@ -16,25 +16,52 @@ from hf_glu.tasks.checking import LABEL, Splits, check_columns, named_labels, wi
 from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.inputs import columns
 from hf_glu.tasks.prompts import fields
-from hf_glu.tasks.table import Task
+from hf_glu.tasks.table import Task, TaskForm
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # columns that are the text, pairs first
 TEXTS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
-    ("text", "text2"), ("text1", "text2"), ("text", "text_pair"), ("text_a", "text_b"), ("sentence",), ("text",),
-)  # fmt: skip
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("text", "text2"),
+    ("text1", "text2"),
+    ("text", "text_pair"),
+    ("text_a", "text_b"),
+    ("sentence",),
+    ("text",),
+)
 # columns that nobody takes for a text; `source` names the kind of text in reports
 OTHERS = {"id", "idx", "index", "guid", "uid", "source", "label_text", "label_name", ""}
 WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SHOWN = 8
-SCORES = {"labels": (), "form": "regression", "metric": "pearson_spearman", "main": ("pearson", "spearmanr")}
+
+
+class LabelTraits(TypedDict, total=False):
+    """The fields of a `Task` that follow from the labels of a file."""
+
+    labels: Required[tuple[str, ...]]
+    form: TaskForm
+    metric: str
+    main: tuple[str, ...]
+
+
+SCORES: LabelTraits = {
+    "labels": (),
+    "form": "regression",
+    "metric": "pearson_spearman",
+    "main": ("pearson", "spearmanr"),
+}
 
 
 def own_files(
     source: str | os.PathLike[str], validation: str | os.PathLike[str] | None = None
 ) -> dict[str, list[Path]]:
-    """Return the files of each split of a file or folder of one's own, with ``validation`` as that split.
+    """Find the files of each split of a user's data, with ``validation`` as the validation split.
 
     Raises:
         DataError: a folder without a file of training data.
@@ -49,10 +76,13 @@ def own_files(
 
 
 def own_task(
-    source: str | os.PathLike[str], *, validation: str | os.PathLike[str] | None = None, texts: str | None = None,
+    source: str | os.PathLike[str],
+    *,
+    validation: str | os.PathLike[str] | None = None,
+    texts: str | None = None,
     seed: int = 0,
-) -> tuple[Task, Splits]:  # fmt: skip
-    """Return a task for labelled texts of one's own, and its splits.
+) -> tuple[Task, Splits]:
+    """Make a task of a user's own labelled texts; return it with its splits.
 
     The text is in a column ``sentence`` or ``text``, pairs in two of `TEXTS`, the label in ``label``. Labels are
     classes, told apart by all of their letters, in the order that the file declares, else that of numbers or of the
@@ -84,14 +114,18 @@ def own_task(
     if kind is SCORES and len(set(splits["validation"][LABEL])) < 2:
         raise DataError(f"{name}: the validation data have one score only, so that no prediction can be scored")
     task = Task(
-        name=name, columns=chosen, inputs=columns(*chosen), prompt=fields(name, **{text: text for text in chosen}),
-        test=(), **kind,
-    )  # fmt: skip
+        name=name,
+        columns=chosen,
+        inputs=columns(*chosen),
+        prompt=fields(name, **{text: text for text in chosen}),
+        test=(),
+        **kind,
+    )
     return task, splits
 
 
-def _read_labels(name: str, splits: Splits) -> tuple[dict[str, Any], Splits]:
-    """Return what a task's labels make of it, and the splits with their labels as numbers."""
+def _read_labels(name: str, splits: Splits) -> tuple[LabelTraits, Splits]:
+    """Decide between classes and scores; return the task's fields for that, and the splits with numbered labels."""
     labels = _stripped(name, {split: _labels(f"{name}, split {split}", data) for split, data in splits.items()})
     if _are_scores(name, [label for each in labels.values() for label in each]):
         scores = {split: with_labels(data, [float(label) for label in labels[split]]) for split, data in splits.items()}
@@ -101,8 +135,8 @@ def _read_labels(name: str, splits: Splits) -> tuple[dict[str, Any], Splits]:
     return {"labels": classes}, numbers
 
 
-def _text_columns(source: str, train: Any, texts: str | None) -> tuple[str, ...]:
-    """Return the columns that are the text; none that could be one is left out without being told to."""
+def _text_columns(source: str, train: Dataset, texts: str | None) -> tuple[str, ...]:
+    """Return the columns that are the text; raise if another column has texts and nobody said to leave it out."""
     names = train.column_names
     if texts is not None:
         given = tuple(name.strip() for name in texts.split(","))
@@ -113,27 +147,31 @@ def _text_columns(source: str, train: Any, texts: str | None) -> tuple[str, ...]
         return given
     chosen = next((each for each in TEXTS if set(each) <= set(names)), None)
     if chosen is None or LABEL not in names:
-        raise DataError(f"{source} has the columns {', '.join(names)}: call the text `sentence` or `text` (or name its "
-                        "column with --texts), the class `label`")  # fmt: skip
+        raise DataError(
+            f"{source} has the columns {', '.join(names)}: call the text `sentence` or `text` (or name its "
+            "column with --texts), the class `label`"
+        )
     for name in names:
         if name not in (*chosen, LABEL) and name.lower() not in OTHERS and _has_text(train[name]):
-            raise DataError(f"{source} has texts in {name!r} that would be left out: say which columns are read, such "
-                            f"as --texts {','.join(chosen)} or --texts {chosen[0]},{name}")  # fmt: skip
+            raise DataError(
+                f"{source} has texts in {name!r} that would be left out: say which columns are read, such "
+                f"as --texts {','.join(chosen)} or --texts {chosen[0]},{name}"
+            )
     return chosen
 
 
-def _has_text(values: Sequence[Any]) -> bool:
+def _has_text(values: Sequence[object]) -> bool:
     return any(isinstance(value, str) and not NUMBER.fullmatch(value) for value in values)
 
 
-def _check_texts(where: str, data: Any, chosen: tuple[str, ...]) -> None:
+def _check_texts(where: str, data: Dataset, chosen: tuple[str, ...]) -> None:
     for column in chosen:
         for number, value in enumerate(data[column], start=1):
             if not isinstance(value, (str, int, float)):
                 raise DataError(f"{where}, row {number}: {column!r} is no text, but {shortened(value)}")
 
 
-def _labels(where: str, data: Any) -> list[str]:
+def _labels(where: str, data: Dataset) -> list[str]:
     """Return the labels as they are written.
 
     Raises:
@@ -150,7 +188,7 @@ def _labels(where: str, data: Any) -> list[str]:
 
 
 def _stripped(name: str, labels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return labels without the spaces around them, which may not be what tells two of them apart."""
+    """Return labels without spaces around them; raise if two labels differ in spaces only."""
     spelled: dict[str, str] = {}
     for label in dict.fromkeys(label for each in labels.values() for label in each):
         if (other := spelled.setdefault(label.strip(), label)) != label:
@@ -159,7 +197,7 @@ def _stripped(name: str, labels: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _are_scores(name: str, labels: list[str]) -> bool:
-    """Tell whether labels are scores: numbers, some of which have a fraction."""
+    """Return whether labels are scores: numbers, some of which have a fraction."""
     kinds = dict.fromkeys(labels)
     decimal = [label for label in kinds if NUMBER.fullmatch(label) and not label.lstrip("+-").isdecimal()]
     if not decimal:
@@ -169,13 +207,15 @@ def _are_scores(name: str, labels: list[str]) -> bool:
     if infinite := [label for label in kinds if not math.isfinite(float(label))]:
         raise DataError(f"{name}: the score {infinite[0]} is too large")
     if all(float(label).is_integer() for label in kinds):
-        raise DataError(f"{name}: the labels are whole numbers written as fractions, {listed(sorted(kinds))}: write "
-                        "classes without the point; scores need a fraction somewhere")  # fmt: skip
+        raise DataError(
+            f"{name}: the labels are whole numbers written as fractions, {listed(sorted(kinds))}: write "
+            "classes without the point; scores need a fraction somewhere"
+        )
     return True
 
 
-def _classes(name: str, train: Any, labels: list[str]) -> tuple[str, ...]:
-    """Return the names of the classes in their order."""
+def _classes(name: str, train: Dataset, labels: list[str]) -> tuple[str, ...]:
+    """Return the classes' names: in the order that the file declares, else of numbers, else of the alphabet."""
     declared = getattr(train.features[LABEL], "names", None)
     found = {str(label).strip() for label in declared or labels}
     if declared and len(found) < len(declared):
@@ -196,6 +236,6 @@ def _numbered(name: str, labels: list[str], classes: tuple[str, ...]) -> list[in
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return some names for a message, the first few of many."""
+    """Return names as a list for a message, at most `SHOWN` of them."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

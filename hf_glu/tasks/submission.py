@@ -1,4 +1,4 @@
-"""Predictions in the leaderboards' own files: GLUE's .tsv and SuperGLUE's .jsonl, zipped together."""
+"""Writing predictions as the leaderboards want them: GLUE's .tsv, SuperGLUE's .jsonl, and a zip of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_glu.checkpoint.writing import whole_file, write_text, writing
 from hf_glu.errors import DataError
-from hf_glu.tasks.answers import NO_ANSWER
+from hf_glu.tasks.answers import NO_ANSWER, Answer
 from hf_glu.tasks.table import SUITES, TASKS, Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def write_predictions(task: Task, split: str, data: Any, answers: Sequence[Any], folder: Path) -> Path:
-    """Write the answers to a test split as the leaderboard wants them; return the file.
+
+def write_predictions(task: Task, split: str, data: Dataset, answers: Sequence[Answer], folder: Path) -> Path:
+    """Write the answers to a test split as the leaderboard wants them; return the file's path.
 
     Raises:
         DataError: the task has no leaderboard.
@@ -31,20 +34,20 @@ def write_predictions(task: Task, split: str, data: Any, answers: Sequence[Any],
     return path
 
 
-def spell(task: Task, answer: Any) -> Any:
+def spell(task: Task, answer: Answer) -> str:
     """Return an answer as the leaderboard spells it; a class that a model didn't name is the first one."""
     if task.form == "regression":
-        return f"{min(5.0, max(0.0, answer)):.3f}"  # STS-B goes from 0 to 5
-    if task.form == "entity":
+        return f"{min(5.0, max(0.0, float(answer))):.3f}"  # STS-B goes from 0 to 5
+    if isinstance(answer, str):
         return answer
-    return (task.spelling or task.labels)[0 if answer == NO_ANSWER else answer]
+    return (task.spelling or task.labels)[0 if answer == NO_ANSWER else int(answer)]
 
 
 def _table(answers: Sequence[str]) -> list[str]:
     return ["index\tprediction", *(f"{number}\t{answer}" for number, answer in enumerate(answers))]
 
 
-def _lines(task: Task, data: Any, answers: Sequence[Any]) -> list[str]:
+def _lines(task: Task, data: Dataset, answers: Sequence[str]) -> list[str]:
     if task.metric == "multirc":
         return _paragraphs(data, answers)
     indices: list[Any] = list(data["idx"]) if "idx" in data.column_names else list(range(len(answers)))
@@ -57,19 +60,21 @@ def _lines(task: Task, data: Any, answers: Sequence[Any]) -> list[str]:
     ]
 
 
-def _paragraphs(data: Any, answers: Sequence[str]) -> list[str]:
-    """MultiRC: one line a paragraph, with its questions and their answers."""
+def _paragraphs(data: Dataset, answers: Sequence[str]) -> list[str]:
+    """Return MultiRC's lines: one for each paragraph, with its questions and their answers."""
     paragraphs: dict[int, dict[int, list[dict[str, int]]]] = {}
     for idx, answer in zip(data["idx"], answers, strict=True):
         questions = paragraphs.setdefault(idx["paragraph"], {})
         questions.setdefault(idx["question"], []).append({"idx": idx["answer"], "label": int(answer)})
     return [
-        json.dumps({
-            "idx": paragraph,
-            "passage": {"questions": [{"idx": question, "answers": rows} for question, rows in questions.items()]},
-        })
+        json.dumps(
+            {
+                "idx": paragraph,
+                "passage": {"questions": [{"idx": question, "answers": rows} for question, rows in questions.items()]},
+            }
+        )
         for paragraph, questions in paragraphs.items()
-    ]  # fmt: skip
+    ]
 
 
 def zip_predictions(suite: str, folder: Path) -> tuple[Path, list[str]]:

@@ -10,12 +10,12 @@ from hf_glu.tasks import inputs, prompts
 from hf_glu.tasks.inputs import Inputs
 from hf_glu.tasks.prompts import Prompt
 
-Form = Literal["classes", "regression", "choice", "entity"]
+TaskForm = Literal["classes", "regression", "choice", "entity"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task.
+    """A task: its data, its inputs and labels, and how it is scored.
 
     Attributes:
         name: as in ``--task``.
@@ -44,7 +44,7 @@ class Task:
     prompt: Prompt
     metric: str = "accuracy"
     main: tuple[str, ...] = ("accuracy",)
-    form: Form = "classes"
+    form: TaskForm = "classes"
     answers: tuple[str, ...] | None = None
     suite: str | None = None
     dataset: str = ""
@@ -59,14 +59,16 @@ class Task:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What a text-to-text model writes for each class."""
+        """The text that a text-to-text model writes for each class."""
         return self.answers or self.labels
 
 
 GLUE = {"suite": "glue", "dataset": "nyu-mll/glue", "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"}
 SUPERGLUE = {
-    "suite": "superglue", "dataset": "aps/super_glue", "revision": "3de24cf8022e94f4ee4b9d55a6f539891524d646",
-}  # fmt: skip
+    "suite": "superglue",
+    "dataset": "aps/super_glue",
+    "revision": "3de24cf8022e94f4ee4b9d55a6f539891524d646",
+}
 _NLI = ("entailment", "neutral", "contradiction")
 _RTE = ("entailment", "not_entailment")
 _BOTH = {"metric": "accuracy_f1", "main": ("accuracy", "f1")}
@@ -154,7 +156,7 @@ SUITES = {suite: tuple(task.name for task in TASKS.values() if task.suite == sui
 
 
 def find_task(name: str) -> Task:
-    """Return the task called ``name``.
+    """Find the task called ``name``.
 
     Raises:
         UnknownNameError: there is none.
@@ -165,7 +167,7 @@ def find_task(name: str) -> Task:
 
 
 def find_suite(name: str) -> tuple[Task, ...]:
-    """Return the tasks of a suite, those that a diagnostic needs before it.
+    """Find the tasks of a suite; the task whose model answers a diagnostic comes before it.
 
     Raises:
         UnknownNameError: there is no such suite.

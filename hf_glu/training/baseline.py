@@ -1,4 +1,4 @@
-"""A fine-tuning job with its baseline, as one result: the table, ``hf_glu_report.json``."""
+"""A fine-tuning job beside its dense baseline: one result, one table, ``hf_glu_report.json``."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.checkpoint.carrying import without_paths
+from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.jsonio import write_json
-from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
+from hf_glu.checkpoint.provenance import base_of
 from hf_glu.errors import OptionError
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.results import JobReport, ResultRow, Results
 
 _log = logging.getLogger(__name__)
 
 
 def finetune_and_report(
-    job: JobOptions, options: TrainingOptions, *, baseline: bool = False, resume: bool = False,
+    job: JobOptions,
+    options: TrainingOptions,
+    *,
+    baseline: bool = False,
+    resume: bool = False,
     finish: Callable[[Path], object] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Run a job, and once more without conversion where ``baseline`` is set; return everything as plain data.
+) -> JobReport:
+    """Run a job, and before it the same job without a conversion if ``baseline`` is set; return both results.
 
     ``job.output`` holds the model, its tokenizer, log, results and ``hf_glu_report.json``. In the end ``finish`` is
     given the folder: `hf_glu.publishing.card.card.write_card` adds the model card.
@@ -38,12 +43,12 @@ def finetune_and_report(
     if job.to:
         registry[job.to]
     base = base_of(job.model, job.base_model)
-    ours = Job(job, options, resume=resume)  # says what can't be before the baseline is trained
+    ours = Job(job, options, resume=resume)  # fails early, before the baseline is trained
     if not job.output and ours.main:
         _log.warning("without an output folder the model is trained and evaluated, and not kept")
     dense = run_job(replace(job.dense(), output=None, predict=False), options) if baseline else None
     outcome = ours.run()
-    result = {
+    result: JobReport = {
         "model": job.title,
         "base": base,
         "task": ours.entry["task"],
@@ -61,9 +66,9 @@ def finetune_and_report(
     return result
 
 
-def _rows(dense: dict[str, Any] | None, outcome: dict[str, Any], to: str | None) -> list[dict[str, Any]]:
-    """Return the final table: dense baseline, converted before and after."""
-    rows = []
+def _rows(dense: Results | None, outcome: Results, to: str | None) -> list[ResultRow]:
+    """Return the rows of the final table: the dense baseline, the converted model before and after training."""
+    rows: list[ResultRow] = []
     if dense:
         rows.append(_row("dense, fine-tuned", dense["metrics"], dense))
     if to and outcome["before"]:
@@ -75,7 +80,7 @@ def _rows(dense: dict[str, Any] | None, outcome: dict[str, Any], to: str | None)
     return rows
 
 
-def _row(name: str, metrics: dict[str, float], outcome: dict[str, Any]) -> dict[str, Any]:
+def _row(name: str, metrics: dict[str, float], outcome: Results) -> ResultRow:
     return {
         "model": name,
         "metrics": metrics,

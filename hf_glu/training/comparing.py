@@ -1,4 +1,4 @@
-"""Several activations and seeds on one task: mean, spread, and a paired test against the first."""
+"""Comparing activations on one task, each with several seeds: mean, spread, and a paired test against the first."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import SAME_FUNCTION
-from hf_glu.checkpoint.convert import REPORT_FILE, load_model, load_skeleton, load_tokenizer, staged_folder
+from hf_glu.checkpoint.files import COMPARISON_FILE, CONVERTED_FOLDER, RECORD_FILE, REPORT_FILE, RUN_FILE
+from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.loading import load_model, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import check_folder
 from hf_glu.conversion import convert, plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.training.data.features import is_text_to_text
+from hf_glu.training.data.models import SiteChoice
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
 from hf_glu.training.job import run_job
 from hf_glu.training.options import OF_CONVERSION, OF_VARIANTS, JobOptions, TrainingOptions
 from hf_glu.training.record import (
     FREE,
     MADE_OF,
-    RECORD_FILE,
-    Record,
     check_same,
     fingerprint,
     make_record,
     option_record,
 )
-from hf_glu.training.saving import RUN, known_results
+from hf_glu.training.results import ComparisonRow, ComparisonTable, Record, Results
+from hf_glu.training.saving import known_results
 
-COMPARISON, CONVERTED = "compare.json", "converted"
 DENSE, RANDOM = "dense", "random-"
 # what a fitted conversion depends on, beside model, data and versions
 OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
@@ -42,7 +42,7 @@ OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_C
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of a comparison.
+    """A row of a comparison: an activation, or the dense model.
 
     Attributes:
         name: as given, ``dense``, ``geglu``, ``swiglu:iso``, ``random-geglu``.
@@ -57,10 +57,10 @@ class Variant:
     random: bool
 
     @property
-    def meaning(self) -> tuple[Any, ...]:
-        """What the variant is, however it is called: ``silu_glu`` is ``swiglu``, too."""
+    def meaning(self) -> tuple[str | None, int | str, bool]:
+        """What tells variants apart, however they are called: ``silu_glu`` is ``swiglu``, too."""
         entry = registry[self.to] if self.to else None
-        name = entry and (entry.gate or entry.name)
+        name = (entry.gate or entry.name) if entry else None
         same = next((min(names) for names in SAME_FUNCTION if name in names), name)
         return same, int(self.width) if self.width.isdecimal() else self.width, self.random
 
@@ -91,8 +91,8 @@ def read_variant(text: str) -> Variant:
 def compare(
     variants: list[str], seeds: list[int], job: JobOptions, options: TrainingOptions,
     on_run: Callable[[str], object] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune each variant with each seed; return ``compare.json``'s content.
+) -> ComparisonTable:  # fmt: skip
+    """Fine-tune each variant with each seed; return the table that ``compare.json`` holds.
 
     What is finished in ``job.output`` is not run again; where that is made of another model, data or options, nothing
     is run. The first variant is the baseline.
@@ -114,7 +114,7 @@ def compare(
         for variant in chosen
     }
     known = _known_results(folder, job, options, [run[1:] for run in runs.values()])
-    found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in chosen}
+    found: dict[str, list[Results]] = {variant.name: [] for variant in chosen}
     for number, ((name, seed), (variant, mine, its)) in enumerate(runs.items(), start=1):
         place = str(mine.output)
         if on_run and PartialState().is_main_process:
@@ -122,12 +122,12 @@ def compare(
             on_run(f"run {number} of {len(runs)}: {name}, seed {seed}{there}")
         found[name].append(known[place] if place in known else _run(variant, mine, its, folder))
         if PartialState().is_main_process and name == chosen[-1].name:
-            write_json(folder / COMPARISON, _table(found, seeds, job))
+            write_json(folder / COMPARISON_FILE, _table(found, seeds, job))
     return _table(found, seeds, job)
 
 
 def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, options: TrainingOptions) -> None:
-    """Raise OptionError where a row or a seed would count twice, or an option would be ignored."""
+    """Raise OptionError if a variant or a seed is given twice, or an option would be ignored."""
     given = {**job.to_dict(), **options.to_dict()}
     defaults = {**JobOptions().to_dict(), **TrainingOptions().to_dict()}
     for key in OF_VARIANTS:
@@ -135,7 +135,7 @@ def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, opti
             raise OptionError(f"{key}={given[key]!r} does nothing in a comparison, whose variants and seeds say it")
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise OptionError(f"the seed {twice[0]} is given twice: its runs would be the same")
-    meant: dict[Any, str] = {}
+    meant: dict[tuple[str | None, int | str, bool], str] = {}
     for variant in chosen:
         if variant.meaning in meant:
             raise OptionError(f"the variants {meant[variant.meaning]} and {variant.name} are the same")
@@ -144,8 +144,8 @@ def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, opti
 
 def _known_results(
     folder: Path, job: JobOptions, options: TrainingOptions, runs: list[tuple[JobOptions, TrainingOptions]]
-) -> dict[str, dict[str, Any]]:
-    """Return the results of the runs that are finished, by their folder.
+) -> dict[str, Results]:
+    """Read the results of the runs that are finished: folder -> results.
 
     Raises:
         CheckpointError: a run in ``folder``, one of these or another, is made of something else.
@@ -158,35 +158,35 @@ def _known_results(
         place = Path(str(mine.output))
         if (known := known_results(place, {**made_of, "options": option_record(mine, its)})) is not None:
             found[str(mine.output)] = known
-    for run in sorted(folder.glob(f"*/{RUN}")):
+    for run in sorted(folder.glob(f"*/{RUN_FILE}")):
         check_same(run.parent, made_of, FREE | {"activation", "seed", *OF_CONVERSION})
     return found
 
 
-def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Path) -> dict[str, Any]:
+def _run(variant: Variant, job: JobOptions, options: TrainingOptions, folder: Path) -> Results:
     made_of = make_record(job, options)
     with PartialState().main_process_first():
         base = _fitted_base(variant, job, made_of, folder)
     mine = replace(job.dense(), model=str(base), base_model=job.title) if base else job
-    return run_job(mine, options, resume=(Path(str(job.output)) / RUN).is_file(), made_of=made_of)
+    return run_job(mine, options, resume=(Path(str(job.output)) / RUN_FILE).is_file(), made_of=made_of)
 
 
 def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Path) -> Path | None:
-    """Return the checkpoint of a variant whose conversion is fitted: once for all seeds, for it takes minutes.
+    """Convert a variant that needs a fit, once for all seeds, since a fit takes minutes; None: it needs none.
 
     Raises:
         CheckpointError: the one that is there is made of something else, or was changed.
     """
     if variant.to is None or variant.random:
         return None
-    mine = {**made_of, "options": {key: made_of["options"][key] for key in OF_FIT}}
-    target = folder / CONVERTED / variant.name.replace(":", "-")
+    mine: Record = {**made_of, "options": {key: made_of["options"][key] for key in OF_FIT}}
+    target = folder / CONVERTED_FOLDER / variant.name.replace(":", "-")
     if target.is_dir():
         if check_same(target, mine, file=RECORD_FILE)["files"] != fingerprint(target):
             raise CheckpointError(f"{target} was changed after it was written: remove it")
         return target
     skeleton = load_skeleton(job.model)
-    choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
+    choice: SiteChoice = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if not plan(skeleton, variant.to, fitted=True, **choice).needs_calibration:
         return None
     texts = calibration_texts(job, read_tasks(job)[0], text=is_text_to_text(skeleton.config, job.form))
@@ -200,24 +200,34 @@ def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Pat
     return target
 
 
-def _table(found: dict[str, list[dict[str, Any]]], seeds: list[int], job: JobOptions) -> dict[str, Any]:
+def _table(found: dict[str, list[Results]], seeds: list[int], job: JobOptions) -> ComparisonTable:
     baseline = next(iter(found))
     reference = [results["score"] for results in found[baseline]]
-    rows = []
+    rows: list[ComparisonRow] = []
     for name, results in found.items():
         scores = [each["score"] for each in results]
-        rows.append({
-            "name": name, "scores": scores, "mean": fmean(scores), "std": stdev(scores) if len(scores) > 1 else None,
-            "difference": None if name == baseline else fmean(scores) - fmean(reference),
-            "p_value": None if name == baseline else paired_p(scores, reference),
-            **{key: results[0][key] for key in ("parameters", "active_parameters")},
-            "seconds": fmean(each["training"]["seconds"] for each in results),
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "scores": scores,
+                "mean": fmean(scores),
+                "std": stdev(scores) if len(scores) > 1 else None,
+                "difference": None if name == baseline else fmean(scores) - fmean(reference),
+                "p_value": None if name == baseline else paired_p(scores, reference),
+                "parameters": results[0]["parameters"],
+                "active_parameters": results[0]["active_parameters"],
+                "seconds": fmean(each["training"]["seconds"] for each in results),
+            }
+        )
     main = next(iter(found.values()))[0]["main"]
     return {
-        "task": task_name(job), "model": job.title, "metric": " and ".join(main), "seeds": seeds[: len(reference)],
-        "baseline": baseline, "variants": rows,
-    }  # fmt: skip
+        "task": task_name(job),
+        "model": job.title,
+        "metric": " and ".join(main),
+        "seeds": seeds[: len(reference)],
+        "baseline": baseline,
+        "variants": rows,
+    }
 
 
 def paired_p(scores: list[float], reference: list[float]) -> float | None:

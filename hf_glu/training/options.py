@@ -1,4 +1,4 @@
-"""What a fine-tuning job is and how it trains: two dataclasses that YAML files and command-line flags fill."""
+"""The options of a fine-tuning job: two dataclasses that YAML files and command-line flags fill."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
@@ -34,19 +35,23 @@ NEEDED = {
     "predict": ("output",),
 }
 EXCLUSIVE = (
-    ("task", "mixture"), ("task", "validation"), ("task", "texts"), ("mixture", "validation"), ("mixture", "texts"),
+    ("task", "mixture"),
+    ("task", "validation"),
+    ("task", "texts"),
+    ("mixture", "validation"),
+    ("mixture", "texts"),
     ("random", "experts"),
-)  # fmt: skip
+)
 
 
-def option(default: Any, text: str) -> Any:
+def option(default: object, text: str) -> Any:
     """Return a dataclass field with the help that the command line shows."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to fine-tune. ``batch_size`` is what one optimizer step sees, on however many processes.
+    """How to fine-tune. ``batch_size`` counts the examples of one optimizer step, all processes together.
 
     Raises:
         OptionError: a value out of range.
@@ -97,12 +102,12 @@ class TrainingOptions:
         check_choice("tracker", self.tracker, TRACKERS)
 
     def mixed_precision(self) -> str:
-        """Return what Accelerate takes."""
+        """Return the precision as Accelerate takes it: no, bf16 or fp16."""
         if self.precision != "auto":
             return self.precision
         return "bf16" if has_fast_bf16() else "no"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the options as plain data, with the precision that is used."""
         return {**dataclasses.asdict(self), "mixed_precision": self.mixed_precision()}
 
@@ -167,19 +172,17 @@ class JobOptions:
 
     @property
     def conversion(self) -> str | None:
-        """What the conversion is called: its activation, else that of each expert; None: the model stays as it is."""
+        """The name of the conversion: its activation, else those of its experts; None: nothing is converted."""
         return self.to or self.experts
 
     def dense(self) -> JobOptions:
         """Return the same job without a conversion."""
-        plain: dict[str, Any] = {
-            each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION
-        }
+        plain: JsonObject = {each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION}
         return dataclasses.replace(self, **plain)
 
     @property
     def title(self) -> str:
-        """What tables, reports and cards call the model."""
+        """The name that tables, reports and cards give the model."""
         return self.base_model or self.model
 
     @property
@@ -192,7 +195,7 @@ class JobOptions:
         """The width as `hf_glu.convert` takes it."""
         return int(self.width) if self.width.isdecimal() and len(self.width) < 10 else self.width
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the options as plain data."""
         return dataclasses.asdict(self)
 
@@ -204,7 +207,7 @@ def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def has_fast_bf16() -> bool:
-    """Tell whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
+    """Return whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
     import torch
 
     if torch.cuda.is_available():
@@ -212,14 +215,14 @@ def has_fast_bf16() -> bool:
     return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOptions]:
-    """Make the two dataclasses of one flat mapping, as a YAML file and flags give it.
+def split_options(values: Mapping[str, object]) -> tuple[JobOptions, TrainingOptions]:
+    """Make both dataclasses from one flat mapping, as a YAML file and flags give it.
 
     Raises:
         UnknownNameError: a key that neither has.
         OptionError: a value of the wrong type, or out of range.
     """
-    parts: list[dict[str, Any]] = [{}, {}]
+    parts: list[JsonObject] = [{}, {}]
     known = [{each.name: each for each in dataclasses.fields(kind)} for kind in (JobOptions, TrainingOptions)]
     for key, value in values.items():
         owner = next((number for number, names in enumerate(known) if key in names), None)
@@ -229,8 +232,8 @@ def split_options(values: Mapping[str, Any]) -> tuple[JobOptions, TrainingOption
     return JobOptions(**parts[0]), TrainingOptions(**parts[1])
 
 
-def _typed(key: str, value: Any, kind: str) -> Any:
-    """Return ``value`` as the field's type; YAML reads 2e-5 as a string and 1024 as a number."""
+def _typed(key: str, value: object, kind: str) -> Any:
+    """Convert ``value`` to a field's type: YAML reads 2e-5 as a string and 1024 as a number."""
     name, optional = kind.removesuffix(" | None"), kind.endswith("| None")
     if value is None and optional:
         return None
@@ -244,8 +247,8 @@ def _typed(key: str, value: Any, kind: str) -> Any:
         raise OptionError(f"{key} must be {name}, got {shown(value)}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the options in a YAML file.
+def read_yaml(path: Path) -> JsonObject:
+    """Read options from a YAML file.
 
     Raises:
         OptionError: no such file, or no mapping in it.

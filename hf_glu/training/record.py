@@ -1,36 +1,33 @@
-"""What a run is made of, so that the results of another one are never taken for its own."""
+"""Recording what a run's results depend on, so that another run's are never taken for its own."""
 
 from __future__ import annotations
 
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from hf_glu.checkpoint.files import CARD_FILE, LOG_FILE, PAGE_FILE, RECORD_FILE, REPORT_FILE, RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.hub import resolve
-from hf_glu.checkpoint.jsonio import to_json
-from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE
+from hf_glu.checkpoint.jsonio import JsonObject, to_json
 from hf_glu.errors import CheckpointError
 from hf_glu.tasks.files import hash_file
 from hf_glu.training.data.sources import data_record, task_name
 from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.results import Record
 
 MADE_OF = "made_of"
-RECORD_FILE = "made_of.json"
 PACKAGES = ("hf_glu", "transformers", "tokenizers", "torch", "accelerate", "datasets", "peft")
 # where things are (their content counts), and what is told on the way
 FREE = frozenset({"model", "dataset", "validation", "output", "tracker", "checkpoint_every", "log_every"})
 # what a resumed run may have otherwise, too, beside versions
 FREE_IF_RESUMED = FREE | {"eval_batch_size", "mixed_precision", "predict"}
 # beside weights, config and tokenizer: what is said of a checkpoint, and weights that are never loaded here
-_NOT_READ = {CARD_FILE, REPORT_FILE, RECORD_FILE, "run.json", "results.json", "log.jsonl", "report.html", "LICENSE"}
+_NOT_READ = {CARD_FILE, REPORT_FILE, RECORD_FILE, RUN_FILE, RESULTS_FILE, LOG_FILE, PAGE_FILE, "LICENSE"}
 _OTHER_WEIGHTS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".tflite")
-
-Record = dict[str, dict[str, Any]]
 
 
 def make_record(job: JobOptions, options: TrainingOptions) -> Record:
-    """Return what a run is made of: its options, its data's files, its model's files, and versions.
+    """Record what a run depends on: options, hashes of data and model, and versions.
 
     Raises:
         CheckpointError, DataError, OptionError, UnknownNameError: model or data aren't there.
@@ -43,15 +40,15 @@ def make_record(job: JobOptions, options: TrainingOptions) -> Record:
     }
 
 
-def option_record(job: JobOptions, options: TrainingOptions) -> dict[str, Any]:
+def option_record(job: JobOptions, options: TrainingOptions) -> JsonObject:
     """Return the options that a run's results depend on."""
     every = {**job.to_dict(), **options.to_dict(), "activation": job.conversion, "task": task_name(job)}
-    plain: dict[str, Any] = json.loads(to_json({key: value for key, value in every.items() if key not in FREE}))
+    plain: JsonObject = json.loads(to_json({key: value for key, value in every.items() if key not in FREE}))
     return plain  # as it will be read again
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files of a checkpoint that a model or tokenizer may be loaded from."""
+    """Hash the files of a checkpoint that a model or tokenizer may be loaded from: name -> SHA-256."""
     return {
         path.name: hash_file(path)
         for path in sorted(folder.iterdir())
@@ -62,8 +59,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
     }
 
 
-def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, versions: bool = True) -> str | None:
-    """Return the first difference between two records as words; None where there is none that counts.
+def difference(before: object, now: Record, free: frozenset[str] = FREE, *, versions: bool = True) -> str | None:
+    """Return the first difference between two records that counts, in words; None if there is none.
 
     Args:
         before, now: the records.
@@ -71,8 +68,9 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
         versions: whether versions count.
     """
     if not isinstance(before, dict):
-        return "a run.json that doesn't say what it was made of"
-    for part, values in now.items():
+        return f"a {RUN_FILE} that doesn't say what it was made of"
+    for part in ("options", "data", "model", "versions"):
+        values: JsonObject = now[part]
         known = before.get(part)
         known = known if isinstance(known, dict) else {}
         for key in sorted({*known, *values} - (free if part == "options" else frozenset())):
@@ -87,9 +85,9 @@ def difference(before: Any, now: Record, free: frozenset[str] = FREE, *, version
 
 
 def check_same(
-    folder: Path, now: Record, free: frozenset[str] = FREE, *, versions: bool = True, file: str = "run.json"
-) -> dict[str, Any]:
-    """Return what ``folder`` says of the run in it.
+    folder: Path, now: Record, free: frozenset[str] = FREE, *, versions: bool = True, file: str = RUN_FILE
+) -> JsonObject:
+    """Check that the run in ``folder`` depends on the same as ``now``; return its ``run.json``.
 
     Args:
         folder: the run's.
@@ -101,10 +99,10 @@ def check_same(
         CheckpointError: it is made of something else, or doesn't say of what.
     """
     try:
-        known: Any = json.loads((folder / file).read_text(encoding="utf-8"))
+        known: object = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    entry: dict[str, Any] = known if isinstance(known, dict) else {}
+    entry: JsonObject = known if isinstance(known, dict) else {}
     if found := difference(entry.get(MADE_OF), now, free, versions=versions):
         raise CheckpointError(f"{folder} has a run with {found}: choose another output, or remove it")
     return entry

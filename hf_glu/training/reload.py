@@ -1,4 +1,4 @@
-"""Run as a module in a fresh process: the predictions of a saved model on saved, tokenized data.
+"""A program for a fresh process: it predicts saved, tokenized data by a saved model.
 
 usage: python -m hf_glu.training.reload FOLDER  (with order.json and data in it)
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+
+# what the process that asks writes, and what it reads afterwards
+ORDER_FILE, DATA_FOLDER = "order.json", "data"
+WEIGHTS_FILE, LOGITS_FILE, TEXTS_FILE = "weights.json", "logits.npy", "texts.json"
 
 
 def main(scratch: str) -> None:
@@ -24,19 +28,19 @@ def main(scratch: str) -> None:
     from hf_glu.training.data.prediction import predict
 
     place = Path(scratch)
-    order = json.loads((place / "order.json").read_text(encoding="utf-8"))
+    order = json.loads((place / ORDER_FILE).read_text(encoding="utf-8"))
     kind = AutoModelForSeq2SeqLM if order["text"] else AutoModelForSequenceClassification
     model = kind.from_pretrained(order["folder"])
-    write_json(place / "weights.json", checksums(model))
+    write_json(place / WEIGHTS_FILE, checksums(model))
     align(model)
     tokenizer = AutoTokenizer.from_pretrained(order["folder"], trust_remote_code=False)
-    data = load_from_disk(str(place / "data"))
+    data = load_from_disk(str(place / DATA_FOLDER))
     features = Features(task=MOVIES, raw=None, data=data, owners=list(range(len(data))), text=order["text"])
     found = predict(model, features, tokenizer, batch_size=order["batch_size"])
     if order["text"]:
-        (place / "texts.json").write_text(json.dumps(found), encoding="utf-8")
+        (place / TEXTS_FILE).write_text(json.dumps(found), encoding="utf-8")
     else:
-        np.save(place / "logits.npy", found)
+        np.save(place / LOGITS_FILE, found)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ class Fuzzer:
     def config_file(self, draw: random.Random) -> None:
         """Build, load or convert a checkpoint with a mutated ``config.json``."""
         import hf_glu
-        from hf_glu.checkpoint.convert import load_model, load_skeleton
+        from hf_glu.checkpoint.loading import load_model, load_skeleton
 
         source, out = self.mutant(draw, hf_glu_only=False), self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)

@@ -16,7 +16,7 @@ from torch import nn
 from hf_glu import cli
 from hf_glu.bench import activations, experts, ffn, running, scan, start, timing
 from hf_glu.bench.memory import peak_bytes, saved_bytes
-from hf_glu.bench.result import BenchResult, Row, mean_ratios, physical_cores
+from hf_glu.bench.result import BenchResult, BenchRow, mean_ratios, physical_cores
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.timing import Spread, interleave
 from hf_glu.config.experts import ExpertOptions
@@ -192,8 +192,8 @@ def test_what_is_kept_is_against_the_leanest_peer():
 
 def test_the_summary_counts_misses():
     one = Spread(median=1.0, low=1.0, high=1.0)
-    row = Row(bench="b", cell={}, contender="c", seconds=one, peer="p", ratio=one, target=1.0)
-    worse = Row(bench="b", cell={}, contender="d", seconds=one, peer="p", ratio=one, target=0.9)
+    row = BenchRow(bench="b", cell={}, contender="c", seconds=one, peer="p", ratio=one, target=1.0)
+    worse = BenchRow(bench="b", cell={}, contender="d", seconds=one, peer="p", ratio=one, target=0.9)
     assert BenchResult(bench="b", machine={}, rows=(row, worse)).summary == "1 of 2 targets met"
 
 
@@ -371,7 +371,7 @@ def test_the_ffns_compute_the_same_and_the_mean_has_a_verdict():
         torch.testing.assert_close(found[name], found[ffn.STOCK])
     torch.testing.assert_close(found["geglu_new, save_memory"], found[ffn.T5])
     rows = [
-        Row(bench="ffn", cell={"tokens": n}, contender="swiglu", seconds=Spread.of([1]), ratio=Spread.of([r]))
+        BenchRow(bench="ffn", cell={"tokens": n}, contender="swiglu", seconds=Spread.of([1]), ratio=Spread.of([r]))
         for n, r in ((1, 0.5), (2, 2.0))
     ]
     (mean,) = mean_ratios(rows, {"swiglu": 0.97, "other": 1.0})

@@ -7,7 +7,7 @@ import pytest
 
 from hf_glu import cli
 from hf_glu.bench.coverage import tiny
-from hf_glu.bench.coverage.survey import REASONS, Coverage, Row, examine
+from hf_glu.bench.coverage.survey import REASONS, Coverage, CoverageRow, examine
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("albert", "aria_text", "bamba", "bart", "big_bird", "bloom", "ctrl", "deberta-v2", "flaubert", "git", "jetmoe")
@@ -39,7 +39,7 @@ def test_a_difference_is_seen(monkeypatch):
 
 
 def test_summary():
-    rows = (Row(model_type="a", model_class="A"), Row(model_type="b", model_class="B", reason="no FFN"))
+    rows = (CoverageRow(model_type="a", model_class="A"), CoverageRow(model_type="b", model_class="B", reason="no FFN"))
     result = Coverage(rows=rows, seconds=1.0)
     assert result.summary.startswith("1 of 2 exact")
     assert "no FFN" in result.markdown()

@@ -17,7 +17,7 @@ from hf_glu import cli
 from hf_glu.bench import devices
 from hf_glu.bench.running import BENCHES, BenchOptions
 from hf_glu.bench.small import EAGER, WAYS
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, ConversionError, OptionError
 from hf_glu.instruments.probe import probe_inputs, run
 from hf_glu.tasks import TASKS

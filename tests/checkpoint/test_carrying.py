@@ -94,7 +94,7 @@ def test_a_pushed_model_names_nobodys_code(hub, evil, marker, monkeypatch):
     from hf_glu.publishing.hub import push as publishing
 
     monkeypatch.setattr(publishing, "check_loads", lambda stage, expected, *, code: ())
-    model = hf_glu.checkpoint.convert.load_model(evil)
+    model = hf_glu.checkpoint.loading.load_model(evil)
     model.config.auto_map = {"AutoModel": "someone/else--modeling_evil.Model"}
     model.push_to_hub(REPO)
     assert "evil" not in hub.repos[REPO].files()["config.json"].data.decode()

@@ -11,8 +11,10 @@ from pico import FAMILIES
 from safetensors.torch import load_file, save_file
 
 import hf_glu
-from hf_glu.checkpoint.convert import REPORT_FILE, load_model, load_skeleton, staged_folder
+from hf_glu.checkpoint.files import REPORT_FILE
+from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.hub import reachable, resolve
+from hf_glu.checkpoint.loading import load_model, load_skeleton
 from hf_glu.errors import CheckpointError, ConversionError, HfGluError, UnknownNameError
 
 

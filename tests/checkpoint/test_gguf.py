@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.checkpoint.convert import load_model, load_skeleton
+from hf_glu.checkpoint.loading import load_model, load_skeleton
 from hf_glu.conversion import transaction
 from hf_glu.conversion.gguf import forget_gguf, is_from_gguf, is_unpacked
 from hf_glu.errors import CheckpointError, ConversionError

@@ -13,7 +13,7 @@ from pico import FAMILIES
 
 import hf_glu
 from hf_glu.checkpoint.carrying import without_paths
-from hf_glu.checkpoint.convert import load_model, load_skeleton
+from hf_glu.checkpoint.loading import load_model, load_skeleton
 from hf_glu.config.experts import ExpertOptions, read_groups
 from hf_glu.config.layers import check_layers
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError, shown

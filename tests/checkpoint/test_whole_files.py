@@ -22,8 +22,9 @@ from taskdata import make_rows, save_base
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.checkpoint.convert import check_destination, load_model, staged_folder
+from hf_glu.checkpoint.folders import check_destination, staged_folder
 from hf_glu.checkpoint.jsonio import read_lines, read_object, write_json
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.checkpoint.writing import PARTIAL, whole_file, write_text
 from hf_glu.errors import CheckpointError, DataError, HfGluError
 from hf_glu.publishing.card.card import write_card
@@ -89,7 +90,7 @@ def stopped(job, monkeypatch):
 
 
 def stop_at(monkeypatch, job, step, **more):
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def stepping(self):
         if self.progress.step == step:
@@ -97,7 +98,7 @@ def stop_at(monkeypatch, job, step, **more):
         return plain(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop_module.Loop, "_step", stepping)
+        patched.setattr(loop_module.TrainingLoop, "_step", stepping)
         with pytest.raises(HfGluError, match="interrupted"):
             run_job(job, OPTIONS, **more)
 
@@ -188,7 +189,7 @@ def test_a_full_disk_leaves_no_destination(size, stream, dense, tmp_path, capsys
 
 
 def test_a_full_disk_stops_a_training_that_goes_on_later(job, monkeypatch):
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def stepping(self):
         if self.progress.step == 5:
@@ -196,7 +197,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_later(job, monkeypatch):
         return plain(self)
 
     with monkeypatch.context() as patched, small_disk(resource.RLIM_INFINITY):
-        patched.setattr(loop_module.Loop, "_step", stepping)
+        patched.setattr(loop_module.TrainingLoop, "_step", stepping)
         with pytest.raises(CheckpointError, match="can't be written"):
             run_job(job, OPTIONS)
     assert [path.name for path in job.folder.glob("checkpoint-*")] == ["checkpoint-4"]

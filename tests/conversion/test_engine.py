@@ -233,7 +233,7 @@ def test_a_change_that_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatc
 
 def test_an_option_of_plan_is_one_of_convert():
     for verb in (hf_glu.convert, hf_glu.plan):
-        with pytest.raises(UnknownNameError, match="'wdth'.*width"):
+        with pytest.raises(UnknownNameError, match="wdth"):
             verb(gpt2(), "geglu_new", wdth=20)
     for name, part in signature(hf_glu.plan).parameters.items():
         if part.kind is part.KEYWORD_ONLY and name != "fitted":

@@ -79,7 +79,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from hf_glu.training import job as module
-from hf_glu.training.loop.loop import Loop
+from hf_glu.training.loop.loop import TrainingLoop
 from hf_glu.training.options import split_options
 
 plain, seen = module.make_accelerator, []
@@ -94,8 +94,9 @@ def make_accelerator(*arguments):
     return accelerator
 
 module.make_accelerator = make_accelerator
-step = Loop._step
-Loop._step = lambda self: (seen.append(all(isinstance(p, DTensor) for p in self.model.parameters())), step(self))[1]
+step = TrainingLoop._step
+sharded = lambda model: all(isinstance(p, DTensor) for p in model.parameters())
+TrainingLoop._step = lambda self: (seen.append(sharded(self.model)), step(self))[1]
 job = module.Job(*split_options(json.loads(Path(sys.argv[1]).read_text())))
 assert job.accelerator.num_processes == int(sys.argv[2]) and job.sharded
 results = job.run()

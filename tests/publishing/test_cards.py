@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from pico import FAMILIES, LAYERS, VOCAB, make_native
 from taskdata import make_rows, save_base
+from typed import untyped
 
 import hf_glu
 from hf_glu import cli
@@ -25,6 +26,7 @@ from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE, base_of, naming
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError
 from hf_glu.publishing.card.card import HEADS, describe, is_generated, render_card, write_card
 from hf_glu.publishing.card.facts import read_facts
+from hf_glu.publishing.card.known import Facts
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.options import JobOptions, TrainingOptions
@@ -460,6 +462,7 @@ def test_every_number_comes_from_a_file(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "geglu-seed0")
     write_json(tmp_path / "compare.json", COMPARED)
     facts = read_facts(tmp_path / "geglu-seed0")
+    assert not untyped(facts, Facts)
     card = render_card(facts)
     numbers = [path for path in leaves(facts) if path[0] != "config"]
     seen = {path for path in numbers if render_card(changed(facts, path)) != card}

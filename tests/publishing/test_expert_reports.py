@@ -149,7 +149,7 @@ def test_a_job_with_experts_records_their_loads_and_active_parameters(job, tmp_p
     saved = json.loads((output / "results.json").read_text())
     assert [row["layer"] for row in saved["experts"]] == [0, 1]
     assert all(sum(row["load"]) == pytest.approx(1) for row in saved["experts"])
-    active = active_parameters(hf_glu.checkpoint.convert.load_model(output))
+    active = active_parameters(hf_glu.checkpoint.loading.load_model(output))
     assert saved["active_parameters"] == active < saved["parameters"]
     assert json.loads((output / "run.json").read_text())["parameters"]["active"] == active
     dense = result["dense"]

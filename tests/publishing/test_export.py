@@ -15,7 +15,7 @@ from scans import OPTIONS, inputs, options_of, reference
 import hf_glu
 from hf_glu import cli
 from hf_glu.activation.kernels.scan.traced import traced
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, ConversionError, NoSiteError, OptionError
 from hf_glu.instruments.probe import run
 from hf_glu.publishing import export as exporting

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from source import FILES, LEVEL, room_of
 
 import hf_glu
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.files import MANIFEST_FILE
 from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, OptionError, PublishingError
 from hf_glu.instruments.probe import run
 from hf_glu.plugin import pushing
@@ -30,7 +31,6 @@ from hf_glu.publishing.card.card import write_card
 from hf_glu.publishing.hub import flat
 from hf_glu.publishing.hub.checking import check_loads, expected_outputs
 from hf_glu.publishing.hub.push import Published, push
-from hf_glu.publishing.hub.staging import MANIFEST
 
 pytest_plugins = ("hub_client",)
 
@@ -44,7 +44,7 @@ def test_a_push_is_one_commit_with_weights_config_tokenizer_card_and_code(hub, f
     assert made.commit == repo.branches["main"]
     assert made.url == f"{hub.url}/{REPO}"
     files = repo.files()
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", MANIFEST} <= set(files)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", MANIFEST_FILE} <= set(files)
     assert {name: len(files[name].data) for name in made.files} == made.files
     assert files["model.safetensors"].lfs
     assert not files["config.json"].lfs

@@ -10,8 +10,8 @@ from hub_client import REPO, contents, logits, push_unchecked
 from hub_server import READER, STRANGER, File
 from huggingface_hub import HfApi, constants
 
-from hf_glu.checkpoint.convert import load_model
 from hf_glu.checkpoint.hub import reachable, resolve
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, HfGluError, PublishingError
 from hf_glu.publishing.hub import upload
 

@@ -13,11 +13,13 @@ from comparing import assert_same
 from datasets import Dataset
 from taskdata import make_rows, save_base, write_dataset
 from transformers import AutoModelForSequenceClassification
+from typed import untyped
 
 import hf_glu
 from hf_glu.activation import registry
 from hf_glu.checkpoint.carrying import without_paths
-from hf_glu.checkpoint.convert import REPORT_FILE, load_model
+from hf_glu.checkpoint.files import REPORT_FILE, RUN_FILE, SUITE_FILE
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, DataError, NoSiteError, OptionError, TrainingError, UnknownNameError
 from hf_glu.ffn.fused import has_compiler
 from hf_glu.publishing.card.card import write_card
@@ -31,6 +33,7 @@ from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
 from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.results import ComparisonTable, JobReport, RunEntry, SuiteTable
 from hf_glu.training.saving import fresh_predictions
 from hf_glu.training.suite import run_suite
 
@@ -101,6 +104,8 @@ def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
         job, replace(OPTIONS, max_steps=None, epochs=5, lr=1e-2), baseline=True, finish=write_card
     )
     assert [row["model"] for row in result["rows"]] == ["dense, fine-tuned", "geglu, converted", "geglu, fine-tuned"]
+    assert not untyped(json.loads(json.dumps(result)), JobReport)
+    assert not untyped(json.loads((output / RUN_FILE).read_text()), RunEntry)
     outcome = result["outcome"]
     assert outcome["reloaded_equal"] is True
     assert outcome["score"] > 0.9
@@ -153,14 +158,14 @@ def interrupt_at(monkeypatch, step):
     import os
     import signal
 
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def stepping(self):
         if self.progress.step == step:
             os.kill(os.getpid(), signal.SIGINT)
         return plain(self)
 
-    monkeypatch.setattr(loop_module.Loop, "_step", stepping)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_step", stepping)
 
 
 @pytest.mark.parametrize("family", EXACT)
@@ -230,13 +235,13 @@ def test_early_stopping_takes_the_best(bases, datasets, monkeypatch):
 def test_a_loss_that_is_nan_stops_with_its_step(bases, datasets, monkeypatch):
     job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu")
     made = Job(job, replace(OPTIONS, max_steps=20))
-    plain = loop_module.Loop._step
+    plain = loop_module.TrainingLoop._step
 
     def step(self):
         loss = plain(self)
         return loss * math.nan if self.progress.step == 5 else loss
 
-    monkeypatch.setattr(loop_module.Loop, "_step", step)
+    monkeypatch.setattr(loop_module.TrainingLoop, "_step", step)
     with pytest.raises(TrainingError, match="nan at step 6: try a lower lr"):
         made.fit()
 
@@ -342,6 +347,7 @@ def test_a_suite_resumes_and_writes_its_table(suite, bases, datasets, tmp_path, 
     written = {path.name for path in (tmp_path / "suite" / "predictions").iterdir()}
     assert written > {"glue": {"MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"}, "superglue": {"AX-b.jsonl", "AX-g.jsonl"}}[suite]
     assert f"{suite}.zip" in written
+    assert not untyped(json.loads((tmp_path / "suite" / SUITE_FILE).read_text()), SuiteTable)
     with pytest.raises(CheckpointError, match="activation"):
         run_suite(suite, replace(job, to="swiglu"), OPTIONS)
 
@@ -368,6 +374,7 @@ def test_comparison(bases, datasets, tmp_path, quick):
     sizes = {row["name"]: row["parameters"] for row in table["variants"]}
     assert sizes["random-geglu"] == sizes["geglu"] > sizes["swiglu:iso"]
     assert json.loads((tmp_path / "compare" / "compare.json").read_text())["metric"] == "accuracy"
+    assert not untyped(json.loads(json.dumps(table)), ComparisonTable)
     geglu = load_model(tmp_path / "compare" / "geglu-seed0")
     random = load_model(tmp_path / "compare" / "random-geglu-seed0")
     pairs = zip(hf_glu.find_sites(geglu), hf_glu.find_sites(random), strict=True)

@@ -18,8 +18,9 @@ from taskdata import make_rows, save_base, vocabulary, write_dataset
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import hf_glu
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.files import RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.experts.group import Bank
 from hf_glu.training import comparing, record
@@ -29,7 +30,7 @@ from hf_glu.training.data import models
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import FREE, make_record
-from hf_glu.training.saving import RESULTS, RUN, run_entry
+from hf_glu.training.saving import run_entry
 from hf_glu.training.suite import run_suite
 
 OPTIONS = TrainingOptions(max_steps=1, batch_size=4, max_length=32, precision="no", evaluate_every=0)
@@ -63,8 +64,8 @@ def instead_of_training(ran):
         ran.append(folder.name)
         results = {"score": float(len(ran)), "metrics": {"accuracy": 0.5}, "main": ["accuracy"], "parameters": 1,
                    "active_parameters": 1, "training": {"seconds": 1.0}}  # fmt: skip
-        write_json(folder / RUN, run_entry(job, options, made_of or make_record(job, options)))
-        write_json(folder / RESULTS, results)
+        write_json(folder / RUN_FILE, run_entry(job, options, made_of or make_record(job, options)))
+        write_json(folder / RESULTS_FILE, results)
         return results
 
     return run
@@ -140,9 +141,9 @@ def test_a_suite_refuses_new_files_and_versions(job, tmp_path, monkeypatch):
     (tmp_path / "model" / "added_tokens.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"added_tokens\.json is new"):
         run_suite("glue", job, OPTIONS, only=["rte"])
-    entry = json.loads((tmp_path / "out" / "rte" / RUN).read_text())
+    entry = json.loads((tmp_path / "out" / "rte" / RUN_FILE).read_text())
     del entry[record.MADE_OF]
-    write_json(tmp_path / "out" / "rte" / RUN, entry)
+    write_json(tmp_path / "out" / "rte" / RUN_FILE, entry)
     with pytest.raises(CheckpointError, match="doesn't say what it was made of"):
         run_suite("glue", job, OPTIONS, only=["rte"])
 
@@ -240,7 +241,7 @@ def test_what_variants_and_seeds_say_is_refused(rte):
 def test_a_resumed_run_is_made_of_the_same(rte, tmp_path, monkeypatch):
     made = Job(rte, OPTIONS)
     made.folder.mkdir()
-    write_json(made.folder / RUN, made.entry)
+    write_json(made.folder / RUN_FILE, made.entry)
     with monkeypatch.context() as patched:
         patched.setattr(record, "version", lambda name: "9")
         Job(rte, replace(OPTIONS, eval_batch_size=8, log_every=2), resume=True)

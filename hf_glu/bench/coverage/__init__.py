@@ -1,1 +1,1 @@
-"""Which of Transformers' text families convert: a tiny model of each, converted, saved and loaded again."""
+"""Coverage: a tiny model of each of Transformers' text families, converted, saved and loaded again."""

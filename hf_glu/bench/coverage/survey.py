@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.conversion import convert
@@ -20,6 +20,9 @@ from hf_glu.ffn.identify import source_activation
 from hf_glu.ffn.sites import Site, convertible_sites, find_banks
 from hf_glu.instruments.equality import align
 from hf_glu.instruments.probe import max_abs_difference, run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 1e-6
 BLEND = "learnable_swiglu"  # exact from any activation, and for natively gated families
@@ -54,8 +57,8 @@ state in the gate of Mamba's mixers), compared, saved, loaded again and compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What came of one model type.
+class CoverageRow:
+    """The result of one model type.
 
     Attributes:
         model_type, model_class: what was built.
@@ -78,14 +81,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """All rows."""
+    """The results of all model types."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CoverageRow, ...]
     seconds: float
 
     @property
     def summary(self) -> str:
-        """The summary line."""
+        """The line that sums the rows up."""
         exact = sum(row.reason is None for row in self.rows)
         return f"{exact} of {len(self.rows)} exact, {len(self.rows) - exact} not; {self.seconds:.0f} s"
 
@@ -105,8 +108,8 @@ class Coverage:
         return f"{INTRODUCTION}\n{exact} of {len(self.rows)} exact.\n\n" + "\n".join(lines) + "\n"
 
 
-def survey(only: list[str] | None = None) -> Iterator[Row]:
-    """Yield a row for each model type (or those of ``only``), each tried in a worker process that may crash."""
+def survey(only: list[str] | None = None) -> Iterator[CoverageRow]:
+    """Try each model type (or those of ``only``) in a worker process, which may crash; yield a row for each."""
     from hf_glu.bench.coverage import tiny
 
     pool = _pool()
@@ -117,7 +120,7 @@ def survey(only: list[str] | None = None) -> Iterator[Row]:
             yield pool.submit(examine, model_type, model_class).result()
         except BrokenProcessPool:
             pool = _pool()
-            yield Row(model_type=model_type, model_class=model_class, reason="the process crashed")
+            yield CoverageRow(model_type=model_type, model_class=model_class, reason="the process crashed")
     pool.shutdown()
 
 
@@ -137,8 +140,8 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def examine(model_type: str, model_class: str) -> Row:
-    """Return what comes of one model type."""
+def examine(model_type: str, model_class: str) -> CoverageRow:
+    """Build, convert, compare, save and reload a tiny model of one type; return its row."""
     from hf_glu.bench.coverage import tiny
 
     start = time.perf_counter()
@@ -154,11 +157,11 @@ def examine(model_type: str, model_class: str) -> Row:
     if reason is not None:
         reason = REASONS.get(model_type, reason)
     seconds = time.perf_counter() - start
-    return Row(model_type=model_type, model_class=model_class, seconds=seconds, reason=reason, **row)
+    return CoverageRow(model_type=model_type, model_class=model_class, seconds=seconds, reason=reason, **row)
 
 
-def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
-    """Fill ``row``; return why the model doesn't pass, None where it does."""
+def _convert_and_compare(model: PreTrainedModel, row: dict[str, Any]) -> str | None:
+    """Convert a model and compare its outputs; fill ``row``, and return why it doesn't pass, or None."""
     from hf_glu.bench.coverage import tiny
 
     sites, banks = convertible_sites(model), find_banks(model)
@@ -190,8 +193,8 @@ def _convert_and_compare(model: Any, row: dict[str, Any]) -> str | None:
     return None
 
 
-def _exact_target(model: Any, sites: list[Site]) -> str:
-    """Return the plain gate that is exact for all sites, else the blend, which is exact for any."""
+def _exact_target(model: PreTrainedModel, sites: list[Site]) -> str:
+    """Return an activation that all sites convert to exactly: a plain gate, else the blend."""
     sources = {source_activation(model, site) for site in sites}
     if sites[0].kind == "mixer":
         return f"stateful_{exact_targets(sources.pop())[0]}"

@@ -152,17 +152,17 @@ UNBUILDABLE: dict[str, str] = {
 
 
 def model_classes(model_type: str) -> list[str]:
-    """All classes listed for `model_type`, the preferred one first."""
+    """Return all classes listed for `model_type`, the preferred one first."""
     return list(dict.fromkeys(head[model_type] for head in HEADS if model_type in head))
 
 
 def model_types() -> dict[str, str]:
-    """The class to build for each model type: its causal LM, else masked LM, else seq2seq LM, else classifier."""
+    """Return the class to build for each model type: its causal LM, else masked LM, seq2seq LM, classifier."""
     return {model_type: model_classes(model_type)[0] for model_type in sorted(set().union(*HEADS))}
 
 
 def _shrink(name: str, value: Any, overrides: Mapping[str, Any]) -> Any:
-    """The tiny counterpart of one value: sub-configurations by recursion, integers by name, the rest unchanged."""
+    """Shrink one value: sub-configurations by recursion, integers by name, the rest stays."""
     if isinstance(value, PreTrainedConfig):
         return _tiny(value, overrides.get(name, {}))
     if type(value) is int or (value is None and name in FILLED):
@@ -171,7 +171,7 @@ def _shrink(name: str, value: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def _layers(values: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """The per-layer lists among `values`, cut to one layer of each distinct kind and at least `LAYERS` layers."""
+    """Cut the per-layer lists among `values` to one layer of each distinct kind, and at least `LAYERS` layers."""
     lists = {n: v for n, v in values.items() if isinstance(v, list | tuple) and len(set(map(str, v))) < len(v) == depth}
     kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))
     kinds = list(islice(cycle(kinds), max(LAYERS, len(kinds))))
@@ -182,7 +182,7 @@ def _layers(values: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _tiny(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration of the class of `config` that is as small as `SIZES` says."""
+    """Make a configuration of the class of `config` that is as small as `SIZES` says."""
     overrides = OVERRIDES.get(config.model_type, {}) | dict(overrides)
     fields = {f.name: config.attribute_map.get(f.name, f.name) for f in dataclasses.fields(config)}
     given = {
@@ -200,12 +200,12 @@ def _tiny(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedC
 
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
-    """The tiny configuration of `model_type`; `overrides` are set last, nested dicts in sub-configurations."""
+    """Make the tiny configuration of `model_type`; `overrides` come last, nested dicts for sub-configurations."""
     return _tiny(CONFIG_MAPPING[model_type](), overrides)
 
 
 def tiny_model(model_type: str, class_name: str | None = None, seed: int = 0, **overrides: Any) -> nn.Module:
-    """A tiny `model_type` in eval mode, of the preferred class or of `class_name`, with seeded random weights."""
+    """Build a tiny `model_type` in eval mode, of the preferred class or `class_name`, with seeded random weights."""
     class_name = class_name or model_types()[model_type]
     cls = getattr(transformers, class_name)
     config = tiny_config(model_type, **OVERRIDES.get(class_name, {}) | overrides)
@@ -218,7 +218,7 @@ def tiny_model(model_type: str, class_name: str | None = None, seed: int = 0, **
 
 
 def _random(shape: Any) -> Any:
-    """Fixed random tensors in place of the shapes of a nested structure."""
+    """Put fixed random tensors in the place of the shapes of a nested structure."""
     if isinstance(shape, dict):
         return {name: _random(item) for name, item in shape.items()}
     if isinstance(shape[0], tuple):
@@ -227,7 +227,7 @@ def _random(shape: Any) -> Any:
 
 
 def tiny_inputs(model: nn.Module) -> dict[str, Any]:
-    """What the forward of `model` needs: ordinary ids that end with EOS, for a decoder too, and its `INPUTS`."""
+    """Make the inputs of `model`: ordinary ids that end with EOS, for a decoder too, and its `INPUTS`."""
     config: Any = model.config
     ids = torch.arange(FIRST_ID, FIRST_ID + B * L).reshape(B, L)
     ids[:, -1] = EOS

@@ -1,1 +1,1 @@
-"""Model cards: facts, wording, the template."""
+"""Model cards: the facts, their wording, and the template."""

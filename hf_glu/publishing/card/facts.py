@@ -1,4 +1,4 @@
-"""What is known of a checkpoint, from the files in its folder, as plain data: all that its card says comes from here.
+"""Reading the files beside a checkpoint into the facts that its card is made of.
 
 A conversion leaves ``hf_glu_report.json``, a fine-tuning run ``run.json``, ``results.json`` and perhaps
 ``hf_glu_report.json``, a comparison ``compare.json`` in the folder above its runs. Where there is none of them, the
@@ -9,45 +9,65 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from hf_glu.checkpoint.jsonio import read_object
-from hf_glu.checkpoint.provenance import CARRIED, REPORT_FILE, base_of, carried, naming
+from hf_glu.checkpoint.files import (
+    COMPARISON_FILE,
+    CONFIG_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SENTENCE_TRANSFORMERS_FILE,
+    TOKENIZER_PATTERNS,
+)
+from hf_glu.checkpoint.jsonio import JsonObject, read_object
+from hf_glu.checkpoint.provenance import CARRIED, Carried, base_of, carried, naming
 from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
+from hf_glu.publishing.card.known import BaseFacts, ComparisonFacts, ConversionFacts, Facts, ResultFacts, RunFacts
 from hf_glu.tasks.table import SUITES, TASKS
 
-Facts = dict[str, Any]
-
-CONFIG, RUN, RESULTS, COMPARISON = "config.json", "run.json", "results.json", "compare.json"
-SENTENCE_TRANSFORMERS, TOKENIZER = "modules.json", ("tokenizer*", "vocab.*", "*.model")
 _OF_CONFIG = ("architectures", "model_type", "transformers_version", "auto_map", "hf_glu", *ACTIVATION_FIELDS)
 _OF_RUN = ("task", "hardware", "versions")
 _OF_OPTIONS = (
-    "seed", "epochs", "max_steps", "batch_size", "lr", "weight_decay", "max_length", "mixed_precision", "peft",
+    "seed",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "max_length",
+    "mixed_precision",
+    "peft",
     "random",
-)  # fmt: skip
+)
 _OF_RESULTS = ("main", "metrics", "before", "examples", "reloaded_equal")
 _OF_TRAINING = ("steps", "seconds")
 _OF_CONVERSION = (
-    "target", "promise", "changes", "parameters_before", "parameters_after", "active_parameters_after",
-    "max_abs_difference", "fit",
-)  # fmt: skip
-_NEEDED = {REPORT_FILE: (), RUN: ("task", "options"), RESULTS: ("metrics", "main", "examples", "training")}
+    "target",
+    "promise",
+    "changes",
+    "parameters_before",
+    "parameters_after",
+    "active_parameters_after",
+    "max_abs_difference",
+    "fit",
+)
+_NEEDED = {REPORT_FILE: (), RUN_FILE: ("task", "options"), RESULTS_FILE: ("metrics", "main", "examples", "training")}
 _MEASURED = ("promise", "parameters_before", "parameters_after", "sites")
 _OF_VARIANT = ("name", "mean", "std", "difference", "p_value", "parameters", "active_parameters")
 
 
 def read_facts(folder: Path) -> Facts:
-    """Return what the files in ``folder`` say, as far as they are there; a card is made of it.
+    """Read the facts of the checkpoint in ``folder`` from the files that are there.
 
     Raises:
         CheckpointError: no ``config.json``, or a file that can't be read.
         DataError: a file that isn't what it should be; the message names it and the line.
     """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG}: give the folder of a saved model")
-    config = read_object(folder / CONFIG)
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: give the folder of a saved model")
+    config = read_object(folder / CONFIG_FILE)
     report, run, results = (_optional(folder / name, keys) for name, keys in _NEEDED.items())
     base = report.get("base") or _base_of_run(run)
     found = results.get("conversion") or (report if "promise" in report else base.get("conversion"))
@@ -55,10 +75,10 @@ def read_facts(folder: Path) -> Facts:
         "name": folder.absolute().name,
         "config": _config(config),
         "banks": _has_banks(config),
-        "tokenizer": any(path for pattern in TOKENIZER for path in folder.glob(pattern)),
-        "sentence_transformers": (folder / SENTENCE_TRANSFORMERS).is_file(),
-        "base": _chosen(base, ("name", "repository")),
-        "carried": {**carried(folder), **_chosen(base, CARRIED)},
+        "tokenizer": any(path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)),
+        "sentence_transformers": (folder / SENTENCE_TRANSFORMERS_FILE).is_file(),
+        "base": cast(BaseFacts, _chosen(base, ("name", "repository"))),
+        "carried": cast(Carried, {**carried(folder), **_chosen(base, CARRIED)}),
         "conversion": _conversion(_with(found, _MEASURED, f"the conversion's report in {folder}")) if found else None,
         "run": _run(run) if run and results else None,
         "results": _results(results) if run and results else None,
@@ -67,88 +87,88 @@ def read_facts(folder: Path) -> Facts:
     }
 
 
-def _optional(path: Path, keys: Iterable[str] = ()) -> Facts:
-    """Return the object in a file, nothing where there is no such file."""
+def _optional(path: Path, keys: Iterable[str] = ()) -> JsonObject:
+    """Read the object in a JSON file; an empty one if there is no such file."""
     return _with(read_object(path), keys, str(path)) if path.is_file() else {}
 
 
-def _with(data: Facts, keys: Iterable[str], what: str) -> Facts:
-    """Return ``data`` after checking that it has ``keys``."""
+def _with(data: JsonObject, keys: Iterable[str], what: str) -> JsonObject:
+    """Check that ``data`` has ``keys``, and return it."""
     if missing := [key for key in keys if key not in data]:
         raise DataError(f"{what} lacks {missing[0]!r}: it isn't what hf_glu writes")
     return data
 
 
-def _chosen(data: Facts, keys: Iterable[str]) -> Facts:
+def _chosen(data: JsonObject, keys: Iterable[str]) -> JsonObject:
+    """Return those of ``keys`` that have a value."""
     return {key: data[key] for key in keys if data.get(key) is not None}
 
 
-def _config(config: Facts) -> Facts:
-    """Return what a card needs of a config, and of those inside of it."""
+def _config(config: JsonObject) -> JsonObject:
+    """Return the entries of a config, and of configs inside of it, that a card needs."""
     inner = {key: _config(value) for key, value in config.items() if isinstance(value, dict) and key not in _OF_CONFIG}
     return {**_chosen(config, _OF_CONFIG), **{key: value for key, value in inner.items() if value}}
 
 
-def _has_banks(config: Facts) -> bool:
-    """Tell whether the family has experts of its own."""
+def _has_banks(config: JsonObject) -> bool:
+    """Return whether a config is of a family with experts of its own."""
     inner = (value for key, value in config.items() if isinstance(value, dict) and key not in _OF_CONFIG)
     return any("experts" in key for key in config) or any(map(_has_banks, inner))
 
 
-def _base_of_run(run: Facts) -> Facts:
-    """Return the base of a run that doesn't say it: a suite's or a comparison's."""
+def _base_of_run(run: JsonObject) -> JsonObject:
+    """Return the base of a run from its options, since runs of suites and comparisons don't name it."""
     options = run.get("options", {})
     source, name = options.get("model"), options.get("base_model")
     if not source:
         return {}
     if Path(source).is_dir():
-        return base_of(source, name)
-    known = naming(source, name)
+        return dict(base_of(source, name))
+    known = dict(naming(source, name))
     # a folder that is gone may have been called like a repository
     return known if name else {**known, "repository": False}
 
 
-def _conversion(report: Facts) -> Facts:
-    """Return the report of a conversion, its sites summed up."""
+def _conversion(report: JsonObject) -> ConversionFacts:
+    """Sum up the sites of a conversion's report."""
     sites = [site for site in report["sites"] if site["route"] != "none"]
-    return {
-        **_chosen(report, _OF_CONVERSION),
-        "sites": len(sites),
-        "mixers": bool(sites) and all(site["site"].endswith("mixer") for site in sites),
-        **{
-            name: list(dict.fromkeys(site[key] for site in sites if site.get(key)))
-            for name, key in (("from", "from"), ("routes", "route"), ("notes", "note"))
-        },
+    summed = {
+        name: list(dict.fromkeys(site[key] for site in sites if site.get(key)))
+        for name, key in (("from", "from"), ("routes", "route"), ("notes", "note"))
     }
+    mixers = bool(sites) and all(site["site"].endswith("mixer") for site in sites)
+    found = {**_chosen(report, _OF_CONVERSION), "sites": len(sites), "mixers": mixers, **summed}
+    return cast(ConversionFacts, found)
 
 
-def _run(run: Facts) -> Facts:
+def _run(run: JsonObject) -> RunFacts:
+    """Return what a card says of a run, with the data sets of its tasks."""
     options = run["options"]
     names = SUITES.get(options.get("mixture"), (run["task"],))
     tasks = {} if options.get("dataset") else {name: TASKS[name] for name in names if name in TASKS}
-    return {
-        **_chosen(run, _OF_RUN),
-        "options": _chosen(options, _OF_OPTIONS),
-        "datasets": {
-            name: {"repository": task.dataset, "config": task.config, "revision": task.revision}
-            for name, task in tasks.items()
-            if task.dataset
-        },
+    datasets = {
+        name: {"repository": task.dataset, "config": task.config, "revision": task.revision}
+        for name, task in tasks.items()
+        if task.dataset
     }
+    return cast(RunFacts, {**_chosen(run, _OF_RUN), "options": _chosen(options, _OF_OPTIONS), "datasets": datasets})
 
 
-def _results(results: Facts) -> Facts:
-    return {**_chosen(results, _OF_RESULTS), "training": _chosen(results.get("training", {}), _OF_TRAINING)}
+def _results(results: JsonObject) -> ResultFacts:
+    """Return what a card says of a run's results."""
+    training = _chosen(results.get("training", {}), _OF_TRAINING)
+    return cast(ResultFacts, {**_chosen(results, _OF_RESULTS), "training": training})
 
 
-def _comparison(folder: Path, task: str | None) -> Facts | None:
+def _comparison(folder: Path, task: str | None) -> ComparisonFacts | None:
     """Return the comparison of several seeds that a run belongs to, None where there is none."""
     own = folder.absolute()
-    index, (variant, _, seed) = _optional(own.parent / COMPARISON), own.name.rpartition("-seed")
+    index, (variant, _, seed) = _optional(own.parent / COMPARISON_FILE), own.name.rpartition("-seed")
     rows = index.get("variants", [])
     mine = next((row["name"] for row in rows if row["name"].replace(":", "-") == variant), None)
     seeds = [str(number) for number in index.get("seeds", [])]
     if not mine or index.get("task") != task or seed not in seeds or len(seeds) < 2:
         return None
     variants = [_chosen(row, _OF_VARIANT) for row in rows]
-    return {**_chosen(index, ("metric", "seeds", "baseline")), "mine": mine, "variants": variants}
+    known = {**_chosen(index, ("metric", "seeds", "baseline")), "mine": mine, "variants": variants}
+    return cast(ComparisonFacts, known)

@@ -1,4 +1,4 @@
-"""Making the words of others' files harmless on a card: whatever they are, they read as words, and do nothing.
+"""Making texts of others' files harmless on a card: no markup, no links.
 
 Characters that Markdown or HTML would take as their own are replaced, not escaped, since one word stands in a sentence,
 in a code span and in a table, where different escapes count.
@@ -28,8 +28,8 @@ _FITS = {
 }
 
 
-def plain(data: Any) -> Any:
-    """Return plain data whose texts have no markup, no address and no character that can't be seen."""
+def plain(data: object) -> Any:
+    """Return JSON data in which texts have no markup, no address and no invisible character."""
     if isinstance(data, Mapping):
         return {plain(key): plain(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -43,8 +43,8 @@ def plain(data: Any) -> Any:
     return text
 
 
-def fitting(carried: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a base's license and language that can be one."""
+def fitting(carried: Mapping[str, object]) -> dict[str, object]:
+    """Return license and language of a base, without values that can't be one."""
     found = {}
     for key, pattern in _FITS.items():
         value = carried.get(key)
@@ -55,5 +55,5 @@ def fitting(carried: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell(text: str) -> str:
-    """Return a text as it stands in a table."""
+    """Escape a text for a cell of a Markdown table."""
     return text.replace("|", "\\|")

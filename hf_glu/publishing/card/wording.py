@@ -1,37 +1,38 @@
-"""The sentences of a model card: what the model is, what its activations do, where its limits are."""
+"""The sentences of a model card: what the model is, what its activations do, its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from hf_glu.activation import registry
 from hf_glu.checkpoint.hub import invalid_name
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import STACKS
 from hf_glu.config.registry import Activation
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING
 from hf_glu.ffn.config_fields import plain_name
 from hf_glu.ffn.families import ACTIVATION_FIELDS
-from hf_glu.publishing.card.facts import Facts
+from hf_glu.publishing.card.known import BaseFacts, Facts
 
 
 def options_of(facts: Facts) -> GluConfig:
-    """Return ``config.hf_glu``, of the config or of the first one inside of it that has it."""
+    """Return the options in ``config.hf_glu``, of the config or the first config inside of it that has them."""
     return GluConfig.from_dict(next((c["hf_glu"] for c in _configs(facts["config"]) if c.get("hf_glu")), None))
 
 
 def name_of(facts: Facts) -> str | None:
-    """Return the activation that the config names, whether it is one of ours or not; None: it names none."""
+    """Return the activation that the config names, ours or not; None if it names none."""
     fields = ((config, field) for config in _configs(facts["config"]) for field in ACTIVATION_FIELDS)
     named = next((name for config, field in fields if (name := plain_name(config.get(field)))), None)
     return options_of(facts).activation or named
 
 
-def _configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _configs(config: JsonObject) -> Iterator[JsonObject]:
+    """Yield a config and those inside of it."""
     yield config
     for key, value in config.items():
-        if isinstance(value, Mapping) and key not in ("hf_glu", "auto_map"):
+        if isinstance(value, dict) and key not in ("hf_glu", "auto_map"):
             yield from _configs(value)
 
 
@@ -46,30 +47,30 @@ def names_in(facts: Facts) -> list[str]:
 
 
 def activations(facts: Facts) -> list[Activation]:
-    """Return hf_glu's activations in the model."""
+    """Return the registry's entries of the model's activations."""
     return [entry for name in names_in(facts) if (entry := registry.find(name))]
 
 
 def needs_plugin(facts: Facts) -> bool:
-    """Tell whether stock Transformers can't load the model."""
+    """Return whether stock Transformers can't load the model."""
     return bool(options_of(facts).to_dict().keys() - {"version"} or activations(facts))
 
 
 def refused_name(facts: Facts) -> str | None:
-    """Return the name in the config for which stock Transformers refuses the model, None where it has none."""
+    """Return the activation's name for which stock Transformers refuses the model; None if it doesn't."""
     named = (plain_name(config.get(field)) for config in _configs(facts["config"]) for field in ACTIVATION_FIELDS)
     return next((name for name in named if registry.find(name)), None)
 
 
 def architecture(facts: Facts) -> str:
-    """Return the class that the config names, nothing where that can't be one."""
+    """Return the model class that the config names; an empty text if that can't be one."""
     named = facts["config"].get("architectures")
     first = named[0] if isinstance(named, list) and named else ""
     return first if isinstance(first, str) and first.isidentifier() else ""
 
 
 def summary(facts: Facts) -> str:
-    """Return the one sentence that says what the model is."""
+    """Return the sentence that says what the model is."""
     base, trained = facts["base"], facts["run"]
     what = _link(base) if base else f"A `{architecture(facts) or facts['config'].get('model_type', 'model')}`"
     if facts["conversion"]:
@@ -81,19 +82,20 @@ def summary(facts: Facts) -> str:
     return f"{what}{clause}. It was not trained afterwards." if facts["conversion"] else f"{what}{clause}."
 
 
-def _link(base: Facts) -> str:
+def _link(base: BaseFacts) -> str:
     name = base["name"]
     return f"[{name}](https://huggingface.co/{name})" if is_repository(base) else f"`{name}`"
 
 
-def is_repository(base: Facts) -> bool:
-    """Tell whether a base is said to be on the Hub, under a name that can be one there."""
+def is_repository(base: BaseFacts) -> bool:
+    """Return whether a base is said to be on the Hub, under a name that can be one there."""
     return bool(base.get("repository")) and not invalid_name(base["name"])
 
 
 def _conversion(facts: Facts) -> str:
-    """Return what the conversion made of what."""
+    """Return the clause that says what the conversion has changed."""
     conversion, options = facts["conversion"], options_of(facts)
+    assert conversion is not None
     source = " and ".join(f"`{name}`" for name in conversion["from"])
     if not conversion.get("changes", True):
         return "feed-forward networks were left as they were"
@@ -102,13 +104,13 @@ def _conversion(facts: Facts) -> str:
     if options.expert_options:
         return f"feed-forward networks, {source} before, became mixtures of experts{_where(options)}: {_experts(facts)}"
     parts = "mixers' gates" if conversion["mixers"] else "feed-forward networks"
-    if (facts["run"] or {}).get("options", {}).get("random"):
+    if facts["run"] and facts["run"]["options"].get("random"):
         return f"{parts} were replaced by randomly initialised ones with {_targets(facts)}"
     return f"{parts} were converted from {source} to {_targets(facts)}"
 
 
 def _structure(facts: Facts) -> str:
-    """Return what the config says of the FFNs."""
+    """Return the clause that says what the FFNs compute, from the config alone."""
     options = options_of(facts)
     if options.expert_options and facts["banks"]:
         return f"experts have activations of their own: {_experts(facts)}"
@@ -129,7 +131,7 @@ def _experts(facts: Facts) -> str:
 
 def _targets(facts: Facts) -> str:
     """Return the activations with the layers that have them."""
-    options, target = options_of(facts), (facts["conversion"] or {}).get("target")
+    options, target = options_of(facts), facts["conversion"].get("target") if facts["conversion"] else None
     if options.by_layer:
         return " and ".join(f"`{name}` ({_layers(key)})" for key, name in options.by_layer.items())
     name = name_of(facts)
@@ -146,7 +148,7 @@ def _where(options: GluConfig) -> str:
     return f" ({', '.join(f'{_layers(part)} of the {stack}' for stack, part in options.layers.items())})"
 
 
-def _layers(key: Any) -> str:
+def _layers(key: str | list[int]) -> str:
     """Return a selection of layers in words: ``encoder 0-3`` is *layers 0-3 of the encoder*."""
     if isinstance(key, list):
         key = ",".join(map(str, key))
@@ -157,31 +159,33 @@ def _layers(key: Any) -> str:
 
 
 def traits(facts: Facts) -> list[str]:
-    """Return what is to be known of the model's activations, a sentence each."""
+    """Return a sentence on each trait of the model's activations."""
     flags = {flag for entry in activations(facts) for flag in entry.flags}
     functions = ", ".join(f"`{name}`" for name in (options_of(facts).mix or {}).get("functions", ()))
     return [kind.trait.format(functions=functions or "several") for kind in registry.kinds if kind.flag in flags]
 
 
 def limits(facts: Facts) -> list[str]:
-    """Return the limits that fit the case, a sentence or two each."""
-    conversion, run = facts["conversion"] or {}, facts["run"]
+    """Return the sentences on limits that hold for this model."""
+    run = facts["run"]
+    conversion: JsonObject = {**(facts["conversion"] or {})}
     options = run["options"] if run else {}
     promise, random = conversion.get("promise"), options.get("random")
     exact, known = promise in (EXACT, ROUNDING), "max_abs_difference" in conversion
     cases = {
         "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact and not run,
-        "The conversion is approximate: before any training the outputs are not the base model's.":
-            promise == APPROXIMATE and not random,
+        "The conversion is approximate: before any training the outputs are not the base model's.": promise
+        == APPROXIMATE
+        and not random,
         "The converted feed-forward networks began at random: what had been learned there is lost.": random,
         "Exactness holds in float32, outside of autocast.": exact and not random,
         "What the conversion changed in the outputs was not measured.": promise and not known and not random,
         "All experts are in memory, however few a token uses.": options_of(facts).expert_options is not None,
-        "One run, one seed and one data set: a difference of a few tenths of a point is noise.":
-            run and not facts["comparison"],
+        "One run, one seed and one data set: a difference of a few tenths of a point is noise.": run
+        and not facts["comparison"],
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
         f"Longer texts than {options.get('max_length')} tokens were cut in training.": options.get("max_length"),
         "No results are beside it: nothing is known of its quality.": not run,
         "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"],
-    }  # fmt: skip
+    }
     return [text for text, holds in cases.items() if holds]

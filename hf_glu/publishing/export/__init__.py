@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from hf_glu.checkpoint.convert import check_destination, copy_other_files, load_model, staged_folder
+from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import ConversionError, OptionError, nearest
 from hf_glu.publishing.export.folding import write_folded
 from hf_glu.publishing.export.graphs import check_packages, graph_outputs, load_graph, write_graph

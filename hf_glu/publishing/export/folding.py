@@ -17,7 +17,7 @@ from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise
 from hf_glu.activation.learnable import mixes
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
-from hf_glu.checkpoint.convert import load_model
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.config.registry import core
 from hf_glu.conversion import freeze_mix, revert, to_native
 from hf_glu.errors import ConversionError, NoSiteError

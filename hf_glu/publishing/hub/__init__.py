@@ -1,1 +1,1 @@
-"""The way to the Hub: what is staged, checked and uploaded, and the code that goes along."""
+"""Pushing to the Hub: staging, checking, uploading, and the code that goes along."""

@@ -1,4 +1,4 @@
-"""Does a folder, loaded in a fresh process, compute what the model does that it was written from?"""
+"""Checking that a folder, loaded in a fresh process, computes the same as the model that it was written from."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,13 +18,30 @@ from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.instruments.equality import align, checksums, same_bits
 from hf_glu.instruments.probe import probe_inputs, run
+from hf_glu.publishing.hub.fresh import INPUTS_FILE, ORDER_FILE, OUTPUTS_FILE, WEIGHTS_FILE
 from hf_glu.publishing.hub.staging import read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PLUGIN, CODE = "plugin", "remote code"
 
 
-def expected_outputs(model: Any) -> dict[str, Any]:
-    """Return what a fresh process needs to compute the same as ``model``: inputs, and what comes out of it.
+Expected = TypedDict(
+    "Expected",
+    {
+        "inputs": dict[str, Tensor],
+        "outputs": dict[str, Tensor],
+        "weights": dict[str, str],
+        "class": str,
+        "device": str,
+        "options": dict[str, str],
+    },
+)
+
+
+def expected_outputs(model: PreTrainedModel) -> Expected:
+    """Run ``model`` on probe inputs; return these, its outputs and its weights' checksums for a fresh process to match.
 
     Raises:
         CheckpointError: it doesn't take token ids.
@@ -48,7 +64,7 @@ def expected_outputs(model: Any) -> dict[str, Any]:
     }
 
 
-def check_loads(folder: Path, expected: Mapping[str, Any], *, code: bool) -> tuple[str, ...]:
+def check_loads(folder: Path, expected: Expected, *, code: bool) -> tuple[str, ...]:
     """Load ``folder`` in fresh processes, compare weights and outputs bitwise, and return how it was loaded.
 
     Args:
@@ -77,7 +93,7 @@ def check_loads(folder: Path, expected: Mapping[str, Any], *, code: bool) -> tup
 
 
 def _auto_class(folder: Path, name: str) -> str:
-    """Return an Auto class by which the code in ``folder`` serves the model class ``name``."""
+    """Return an Auto class that loads the model class ``name`` by the code in ``folder``."""
     import transformers
 
     auto_map = read_config(folder).get("auto_map", {})
@@ -89,33 +105,37 @@ def _auto_class(folder: Path, name: str) -> str:
     raise CheckpointError(f"no Auto class loads {name} by the code beside it: push it with code=False (--no-code)")
 
 
-def _fresh(
-    folder: Path, expected: Mapping[str, Any], way: str, auto_class: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the outputs and the weights' checksums of ``folder`` in a fresh process."""
+def _fresh(folder: Path, expected: Expected, way: str, auto_class: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Load ``folder`` in a fresh process; return its outputs and the checksums of its weights."""
     from safetensors.torch import load_file, save_file
 
     with scratch_folder() as scratch:
         order = {"folder": str(folder), "auto_class": auto_class, "threads": torch.get_num_threads()}
-        write_json(scratch / "order.json", {**order, **{key: expected[key] for key in ("device", "options")}})
-        save_file({key: value.cpu() for key, value in expected["inputs"].items()}, scratch / "inputs.safetensors")
-        script = (files("hf_glu.publishing") / "fresh.py").read_text(encoding="utf-8")
+        write_json(scratch / ORDER_FILE, {**order, "device": expected["device"], "options": expected["options"]})
+        save_file({key: value.cpu() for key, value in expected["inputs"].items()}, scratch / INPUTS_FILE)
+        script = (files("hf_glu.publishing.hub") / "fresh.py").read_text(encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-c", script, str(scratch)], env=_environment(scratch), cwd=scratch, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", script, str(scratch)],
+            env=_environment(scratch),
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
             raise CheckpointError(f"the model doesn't load in a fresh process ({way}), so that it isn't pushed: {why}")
-        weights = json.loads((scratch / "weights.json").read_text(encoding="utf-8"))
-        return load_file(scratch / "outputs.safetensors"), weights
+        weights = json.loads((scratch / WEIGHTS_FILE).read_text(encoding="utf-8"))
+        return load_file(scratch / OUTPUTS_FILE), weights
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """Return the environment of a fresh process: no network, and no code that an earlier load has left in a cache."""
-    package_root = str(Path(__file__).resolve().parents[2])
+    """Return the environment of a fresh process: without network, and with an empty cache of code."""
+    package_root = str(Path(__file__).resolve().parents[3])
     paths = [os.environ.get("PYTHONPATH", ""), package_root]
     return {
-        **os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules",
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": f"{scratch}/modules",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }  # fmt: skip
+    }

@@ -16,7 +16,7 @@ from typing import Any
 
 import hf_glu
 from hf_glu.activation import OwnedModule
-from hf_glu.checkpoint.convert import load_skeleton
+from hf_glu.checkpoint.loading import load_skeleton
 from hf_glu.errors import CheckpointError
 from hf_glu.inplace import InPlace
 from hf_glu.plugin import scoped

@@ -1,4 +1,4 @@
-"""Run as a script in a fresh process: the outputs of a checkpoint on given inputs.
+"""A script for a fresh process: it runs a checkpoint on given inputs.
 
 With the plugin it is loaded by `load_model`. Without it, hf_glu can't be imported, and Transformers
 loads the code beside the checkpoint: nothing of hf_glu is imported up here.
@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# what the process that asks writes, and what it reads afterwards
+ORDER_FILE, INPUTS_FILE = "order.json", "inputs.safetensors"
+WEIGHTS_FILE, OUTPUTS_FILE = "weights.json", "outputs.safetensors"
+
 
 def main(scratch: str) -> None:
     """Write ``outputs.safetensors`` and ``weights.json`` as ``order.json`` asks, on ``inputs.safetensors``."""
-    order = json.loads(Path(scratch, "order.json").read_text(encoding="utf-8"))
+    order = json.loads(Path(scratch, ORDER_FILE).read_text(encoding="utf-8"))
     if order["auto_class"]:
         hide_plugin()
     import torch
@@ -27,17 +31,17 @@ def main(scratch: str) -> None:
         if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
             tensor.data = tensor.data.clone()
     weights = {name: checksum(tensor) for name, tensor in model.state_dict().items()}
-    Path(scratch, "weights.json").write_text(json.dumps(weights), encoding="utf-8")
-    inputs = load_file(Path(scratch, "inputs.safetensors"), device=order["device"])
+    Path(scratch, WEIGHTS_FILE).write_text(json.dumps(weights), encoding="utf-8")
+    inputs = load_file(Path(scratch, INPUTS_FILE), device=order["device"])
     with torch.no_grad():
         outputs = model(**inputs)
     tensors = {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
     floating = {key: value.cpu().clone().contiguous() for key, value in tensors.items() if value.is_floating_point()}
-    save_file(floating, Path(scratch, "outputs.safetensors"))
+    save_file(floating, Path(scratch, OUTPUTS_FILE))
 
 
 def checksum(tensor: Any) -> str:
-    """Return what `hf_glu.instruments.equality.checksum` does."""
+    """Return a tensor's SHA-256, as `hf_glu.instruments.equality.checksum` does."""
     import torch
 
     return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
@@ -53,14 +57,14 @@ def hide_plugin() -> None:
 
 
 def load(order: dict[str, Any]) -> Any:
-    """Return the model of ``order``.
+    """Load the model that ``order`` names.
 
     Raises:
         RuntimeError: some of its weights are missing, or it isn't the code beside it that was loaded.
     """
     options = {"dtype": "auto", **order["options"]}
     if not order["auto_class"]:
-        from hf_glu.checkpoint.convert import load_model
+        from hf_glu.checkpoint.loading import load_model
 
         return load_model(order["folder"], **options)
     import transformers

@@ -1,19 +1,24 @@
-"""Publishing a model on the Hub: checked here first, then pushed as one commit."""
+"""Pushing a model to the Hub: checked first, then pushed as one commit."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from hf_glu.checkpoint.convert import load_model
 from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.checkpoint.loading import load_model
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import CheckpointError
 from hf_glu.publishing.hub.checking import check_loads, expected_outputs
 from hf_glu.publishing.hub.staging import check_folder, clean_stage, complete, stage_folder
-from hf_glu.publishing.hub.upload import Target, commit
+from hf_glu.publishing.hub.upload import PushTarget, commit
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MESSAGE = "Push with hf_glu"
 MAX_SHARD_SIZE = "50GB"
@@ -21,7 +26,7 @@ MAX_SHARD_SIZE = "50GB"
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was pushed.
+    """The result of a push.
 
     Attributes:
         repo: the repository, ``user/name``.
@@ -43,16 +48,16 @@ class Published:
     left_out: tuple[str, ...]
     checked: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+    def to_dict(self) -> JsonObject:
+        """Return the result as plain data."""
         return asdict(self)
 
 
 def push(
-    source: Any,
+    source: str | os.PathLike[str] | PreTrainedModel,
     repo_id: str,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase = None,
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
@@ -88,12 +93,12 @@ def push(
         CheckpointError: the source is no checkpoint, or doesn't load as what it is.
         PublishingError: the Hub refuses or can't be reached.
     """
-    target = Target(repo=repo_id, token=token, revision=revision, private=private)
+    target = PushTarget(repo=repo_id, token=token, revision=revision, private=private)
     return _publish(source, target, tokenizer=tokenizer, message=message, tags=tags, code=code, check=check)[0]
 
 
 def push_model(
-    model: Any,
+    model: PreTrainedModel,
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -106,7 +111,7 @@ def push_model(
     tags: str | list[str] | None = None,
     code: bool = True,
     check: bool = True,
-) -> Any:
+) -> CommitInfo:
     """Push ``model`` as `push` does: what ``model.push_to_hub`` does where the plugin is registered.
 
     Arguments and result are those of Transformers' ``push_to_hub``; ``code`` and ``check`` are `push`'s.
@@ -116,37 +121,44 @@ def push_model(
         PublishingError: the Hub refuses or can't be reached.
     """
     known = token if isinstance(token, str) else None
-    target = Target(repo=repo_id, token=known, revision=revision, private=private, create_pr=create_pr)
+    target = PushTarget(repo=repo_id, token=known, revision=revision, private=private, create_pr=create_pr)
     given = [tags] if isinstance(tags, str) else tags or []
     return _publish(
-        model, target, message=commit_message, description=commit_description, code=code, check=check,
-        tags=[*(getattr(model, "model_tags", None) or []), *given], max_shard_size=max_shard_size,
-    )[1]  # fmt: skip
+        model,
+        target,
+        message=commit_message,
+        description=commit_description,
+        code=code,
+        check=check,
+        tags=[*(getattr(model, "model_tags", None) or []), *given],
+        max_shard_size=max_shard_size,
+    )[1]
 
 
 def _publish(
-    source: Any,
-    target: Target,
+    source: str | os.PathLike[str] | PreTrainedModel,
+    target: PushTarget,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase = None,
     message: str | None = None,
     description: str | None = None,
     tags: Iterable[str] = (),
     code: bool = True,
     check: bool = True,
     max_shard_size: int | str | None = MAX_SHARD_SIZE,
-) -> tuple[Published, Any]:
-    is_folder = isinstance(source, (str, os.PathLike))
-    if is_folder and tokenizer is not None:
+) -> tuple[Published, CommitInfo]:
+    path = source if isinstance(source, (str, os.PathLike)) else None
+    if path is not None and tokenizer is not None:
         raise CheckpointError("a folder has its own tokenizer: save the other one into it")
-    folder = resolve(source, token=target.token) if is_folder else None
+    folder = resolve(path, token=target.token) if path is not None else None
     names, left_out = check_folder(folder) if folder is not None else ([], [])
     target = target.named()
     with scratch_folder() as stage:
         if folder is not None:
             stage_folder(folder, names, stage)
         else:
-            source.save_pretrained(stage, max_shard_size=max_shard_size)
+            model = cast("PreTrainedModel", source)
+            model.save_pretrained(stage, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage)
         left_out += clean_stage(stage, folder)
@@ -158,8 +170,13 @@ def _publish(
         made, names = commit(stage, target, message=message or MESSAGE, description=description)
         files = {name: (stage / name).stat().st_size for name in names}
     published = Published(
-        repo=target.repo, url=f"{target.api.endpoint}/{target.repo}", commit=made.oid,
-        revision=target.revision or "main", files=files, code=tuple(written), left_out=tuple(left_out),
+        repo=target.repo,
+        url=f"{target.api.endpoint}/{target.repo}",
+        commit=made.oid,
+        revision=target.revision or "main",
+        files=files,
+        code=tuple(written),
+        left_out=tuple(left_out),
         checked=checked,
-    )  # fmt: skip
+    )
     return published, made

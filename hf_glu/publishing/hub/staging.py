@@ -1,4 +1,4 @@
-"""What a push consists of: a checkpoint's files in a folder of their own, with code and a card beside them.
+"""Staging a push: a checkpoint's files in a folder of their own, with code and a card beside them.
 
 The user's folder is only read. Weights are linked, all else is copied, since code and card change it. What the folder
 has of code stays there: that which is pushed was written by hf_glu for this very model, and nobody else's is run.
@@ -10,32 +10,51 @@ import json
 import re
 import shutil
 from fnmatch import fnmatch
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import hf_glu
 from hf_glu.checkpoint.carrying import check_inside, clean_json, is_code
-from hf_glu.checkpoint.jsonio import write_json
-from hf_glu.checkpoint.provenance import REPORT_FILE
+from hf_glu.checkpoint.files import (
+    CARD_FILE,
+    CHECKPOINT_PREFIX,
+    CONFIG_FILE,
+    LOG_FILE,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+)
+from hf_glu.checkpoint.jsonio import JsonObject, write_json
 from hf_glu.config.glu import GluConfig
 from hf_glu.errors import CheckpointError
+from hf_glu.publishing.hub.manifest import WEIGHTS, digest, read_manifest
 
-CARD, CONFIG, MANIFEST = "README.md", "config.json", "hf_glu_push.json"
 # hidden; of a training run (whose card says what ``run.json`` does, but for local paths); of an earlier push itself
 LEFT_OUT = (
-    ".*", "__pycache__", "checkpoint-*", "training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin",
-    "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl", "run.json", "log.jsonl", MANIFEST,
-)  # fmt: skip
+    ".*",
+    "__pycache__",
+    f"{CHECKPOINT_PREFIX}*",
+    "training_args.bin",
+    "optimizer.bin",
+    "optimizer.pt",
+    "scheduler.bin",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "random_states_*.pkl",
+    RUN_FILE,
+    LOG_FILE,
+    MANIFEST_FILE,
+)
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".ot", ".h5", ".msgpack")
 TEXT = (".json", ".jsonl", ".md", ".txt", ".html", ".csv", ".yaml", ".yml", ".toml", ".jinja")
-OURS = (REPORT_FILE, "results.json")
-# what Transformers loads by itself where it is there: none of these may stay in a repository from an earlier push
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+OURS = (REPORT_FILE, RESULTS_FILE)
 
 
 def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
-    """Return the files of a checkpoint, and what of its folder is left out, as paths relative to it.
+    """List the files of a checkpoint, and what of its folder is left out, as paths relative to it.
 
     Raises:
         CheckpointError: a link that leads out of the folder, other than one to weights.
@@ -58,15 +77,17 @@ def list_files(folder: Path, root: Path | None = None) -> tuple[list[str], list[
 
 
 def check_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return what `list_files` does after checking what can be checked without loading the checkpoint.
+    """Check a checkpoint's config and weights without loading it; return what `list_files` does.
 
     Raises:
         CheckpointError: it is no checkpoint, its config can't be read, its weights aren't whole or no safetensors.
         HfGluError: ``config.hf_glu`` isn't valid.
     """
     files, left_out = list_files(folder)
-    if CONFIG not in files:
-        raise CheckpointError(f"{folder} has no {CONFIG}: push a folder that save_pretrained or `hf-glu` has written")
+    if CONFIG_FILE not in files:
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_FILE}: push a folder that save_pretrained or `hf-glu` has written"
+        )
     GluConfig.from_dict(read_config(folder).get("hf_glu"))
     for name in files:
         if name.endswith(UNSAFE):
@@ -75,23 +96,23 @@ def check_folder(folder: Path) -> tuple[list[str], list[str]]:
                 "anew with save_pretrained, and push that folder"
             )
     if not any(fnmatch(name, pattern) for name in files for pattern in WEIGHTS):
-        raise CheckpointError(f"{folder} has no weights: model.safetensors, or its shards, should be beside {CONFIG}")
+        raise CheckpointError(f"{folder} has no weights: {WEIGHTS_FILE}, or its shards, should be beside {CONFIG_FILE}")
     _check_weights(folder, files)
     return files, left_out
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return what ``config.json`` says.
+def read_config(folder: Path) -> JsonObject:
+    """Read a folder's ``config.json``.
 
     Raises:
         CheckpointError: it can't be read.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE} can't be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} must hold a JSON object, got {type(config).__name__}")
+        raise CheckpointError(f"{folder / CONFIG_FILE} must hold a JSON object, got {type(config).__name__}")
     return config
 
 
@@ -104,8 +125,8 @@ def _check_weights(folder: Path, files: list[str]) -> None:
                 safe_open(folder / name, "pt").__exit__(None, None, None)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{folder / name} isn't a whole safetensors file: {error}") from error
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and "model.safetensors" not in files:
+    index = folder / WEIGHTS_INDEX_FILE
+    if index.is_file() and WEIGHTS_FILE not in files:
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,11 +136,11 @@ def _check_weights(folder: Path, files: list[str]) -> None:
 
 
 def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
-    """Fill ``stage`` with the files of ``folder``, but for a card that an earlier push made: it comes anew."""
-    earlier = read_manifest(folder / MANIFEST).get("card")
+    """Fill ``stage`` with the files of ``folder``, without a card that an earlier push made: it is written anew."""
+    earlier = read_manifest(folder / MANIFEST_FILE).get("card")
     for name in files:
         source, target = folder / name, stage / name
-        if name == CARD and earlier and digest(source) == earlier:
+        if name == CARD_FILE and earlier and digest(source) == earlier:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors"):
@@ -129,7 +150,7 @@ def stage_folder(folder: Path, files: list[str], stage: Path) -> None:
 
 
 def clean_stage(stage: Path, folder: Path | None) -> list[str]:
-    """Take code, what configs say of it, and local paths out of what is to be pushed; return what was left out.
+    """Remove code, references to code and local paths from what is pushed; return the names of what was removed.
 
     Args:
         stage: what is to be pushed, which is written to.
@@ -156,7 +177,7 @@ def clean_stage(stage: Path, folder: Path | None) -> list[str]:
 
 
 def _places(folder: Path | None) -> re.Pattern[str]:
-    """Return what finds the folder that something comes from, the one above, and the home of whoever pushes."""
+    """Return a pattern that finds the source folder, the one above it, and the user's home in a text."""
     roots = (folder.absolute(), folder.resolve()) if folder else ()
     places = {place for root in roots for place in (root, root.parent)} | {Path.home()}
     deep = sorted(str(place) for place in places if len(place.parts) > 2)  # /root may stand in anybody's text
@@ -170,22 +191,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return what an earlier push says about itself; nothing where that can't be read."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
 def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple[str, ...]) -> list[str]:
-    """Add code, where asked for, a card, where nobody has written one, and the manifest; return the code's files.
+    """Add code if asked for, a card if nobody has written one, and the manifest; return the code's files.
 
     Args:
         stage: what is to be pushed.
@@ -201,7 +208,7 @@ def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple
     from hf_glu.publishing.hub.flat import write_code
 
     written = write_code(stage) if code else []
-    card = stage / CARD
+    card = stage / CARD_FILE
     generated = not card.is_file() or is_generated(card.read_text(encoding="utf-8", errors="replace"))
     if generated:
         auto_map = read_config(stage).get("auto_map", {})
@@ -209,7 +216,7 @@ def complete(stage: Path, origin: Path, *, repo_id: str, code: bool, tags: tuple
     if tags:
         _add_tags(card, tags)
     known = {"hf_glu": hf_glu.__version__, "card": digest(card) if generated else None, "code": written}
-    write_json(stage / MANIFEST, known)
+    write_json(stage / MANIFEST_FILE, known)
     return written
 
 
@@ -220,20 +227,3 @@ def _add_tags(card: Path, tags: tuple[str, ...]) -> None:
     known = loaded.data.tags or []
     loaded.data.tags = [*known, *(tag for tag in tags if tag not in known)]
     loaded.save(card)
-
-
-def stale_files(there: list[str], pushed: list[str], earlier: dict[str, Any]) -> list[str]:
-    """Return which files of a repository must not stay: code of the push before, and weights that would be loaded.
-
-    Its other files (a tokenizer, images, what its owner has put there) stay.
-
-    Args:
-        there: the repository's files.
-        pushed: those that are pushed now.
-        earlier: the manifest of the push before.
-    """
-    named = earlier.get("code")
-    gone, code = set(there) - set(pushed), named if isinstance(named, list) else ()
-    return sorted(
-        name for name in gone if (name in code and is_code(name)) or any(fnmatch(name, pattern) for pattern in WEIGHTS)
-    )

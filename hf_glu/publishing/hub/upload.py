@@ -1,4 +1,4 @@
-"""The network's part of a push: one commit, which comes last, so that a repository is as before or wholly as pushed."""
+"""Uploading: one commit at the end, so that the repository is either as before or wholly as pushed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import hf_glu
+from hf_glu.checkpoint.files import CARD_FILE, MANIFEST_FILE
 from hf_glu.checkpoint.hub import invalid_name, network_errors, reachable, refusal, unreachable
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import scratch_folder
 from hf_glu.errors import OptionError, PublishingError
-from hf_glu.publishing.hub.staging import CARD, MANIFEST, digest, read_manifest, stale_files
+from hf_glu.publishing.hub.manifest import digest, read_manifest, stale_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
 
 # seconds before trying again; inside of each try the client itself repeats a failed upload, five times within 23 s
 WAITS = (2.0, 8.0)
@@ -32,8 +37,8 @@ _MEANINGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """Where a push goes.
+class PushTarget:
+    """The repository that a push goes to.
 
     Attributes:
         repo: the repository, ``user/name``.
@@ -64,14 +69,14 @@ class Target:
             raise PublishingError("there is no token to push with: `hf auth login`, set HF_TOKEN or give --token")
 
     @property
-    def api(self) -> Any:
+    def api(self) -> HfApi:
         """The Hub's client."""
         from huggingface_hub import HfApi
 
         return HfApi(token=self.token, library_name="hf_glu", library_version=hf_glu.__version__)
 
-    def named(self) -> Target:
-        """Return the target with the account's name before the repository's, where that lacks one.
+    def named(self) -> PushTarget:
+        """Return the target with ``user/`` before the repository's name, if that lacks it.
 
         Raises:
             PublishingError: the Hub can't be reached, or doesn't accept the token.
@@ -82,7 +87,7 @@ class Target:
         return self if "/" in self.repo else replace(self, repo=f"{user}/{self.repo}")
 
     def attempt(self, action: Callable[[], Result]) -> Result:
-        """Return what ``action`` does, after a few tries where the network or the Hub fails.
+        """Call ``action``, again after a while if the network or the Hub fails; return its result.
 
         Raises:
             PublishingError: the Hub refuses, or the last try has failed.
@@ -101,7 +106,7 @@ class Target:
         raise AssertionError("the last try returns or raises")
 
     def explain(self, error: BaseException) -> str:
-        """Return what went wrong as one line."""
+        """Return one line that says what went wrong, and what to do."""
         response = getattr(error, "response", None)
         if response is None:
             said = " ".join(str(error).split()) or type(error).__name__
@@ -114,22 +119,24 @@ class Target:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error below the RuntimeError that the client makes of whatever happens in an upload."""
+    """Return the error that the client has wrapped in a RuntimeError."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _passing(error: BaseException) -> bool:
-    """Tell whether the same request may go well in a while."""
+    """Return whether trying again may help: a busy Hub, or a broken connection."""
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code in _BUSY
     return isinstance(error, (network_errors()[0], ConnectionError, TimeoutError))
 
 
-def commit(stage: Path, target: Target, *, message: str, description: str | None = None) -> tuple[Any, list[str]]:
-    """Push the files in ``stage`` as one commit; return the client's CommitInfo and the files' names.
+def commit(
+    stage: Path, target: PushTarget, *, message: str, description: str | None = None
+) -> tuple[CommitInfo, list[str]]:
+    """Push the files in ``stage`` as one commit; return the client's CommitInfo and the names of the files.
 
     A try after a lost answer finds the files there already, and commits nothing again.
 
@@ -139,7 +146,7 @@ def commit(stage: Path, target: Target, *, message: str, description: str | None
     return target.attempt(lambda: _commit(stage, target, message, description))
 
 
-def _commit(stage: Path, target: Target, message: str, description: str | None) -> tuple[Any, list[str]]:
+def _commit(stage: Path, target: PushTarget, message: str, description: str | None) -> tuple[CommitInfo, list[str]]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api, repo, branch = target.api, target.repo, target.revision
@@ -147,35 +154,43 @@ def _commit(stage: Path, target: Target, message: str, description: str | None) 
     if branch and not target.create_pr and not branch.startswith("refs/pr"):
         api.create_branch(repo, branch=branch, exist_ok=True)
     head = api.model_info(repo, revision=branch)
+    assert head.sha is not None
     if target.private and not head.private:
         raise PublishingError(f"{repo} exists and is public, which a push can't change: give another name")
-    there = [file.rfilename for file in head.siblings]
+    there = [file.rfilename for file in head.siblings or ()]
     names = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
     with scratch_folder() as scratch:
         earlier = _read_earlier(api, repo, head.sha, there, scratch)
-        if CARD in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
-            names.remove(CARD)
+        if CARD_FILE in there and _is_theirs(stage, earlier, api, repo, head.sha, scratch):
+            names.remove(CARD_FILE)
     stale = stale_files(there, names, earlier)
-    operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=stage / name) for name in names
+    ]
     operations += [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]
     made = api.create_commit(
-        repo, operations, commit_message=message, commit_description=description, revision=branch,
-        parent_commit=head.sha, create_pr=target.create_pr,
-    )  # fmt: skip
+        repo,
+        operations,
+        commit_message=message,
+        commit_description=description,
+        revision=branch,
+        parent_commit=head.sha,
+        create_pr=target.create_pr,
+    )
     return made, names
 
 
-def _read_earlier(api: Any, repo: str, revision: str, there: list[str], scratch: Path) -> dict[str, Any]:
-    if MANIFEST not in there:
+def _read_earlier(api: HfApi, repo: str, revision: str, there: list[str], scratch: Path) -> JsonObject:
+    if MANIFEST_FILE not in there:
         return {}
-    return read_manifest(Path(api.hf_hub_download(repo, MANIFEST, revision=revision, local_dir=scratch)))
+    return read_manifest(Path(api.hf_hub_download(repo, MANIFEST_FILE, revision=revision, local_dir=scratch)))
 
 
-def _is_theirs(stage: Path, earlier: dict[str, Any], api: Any, repo: str, revision: str, scratch: Path) -> bool:
-    """Tell whether the repository's card was written by its owner, where the one in ``stage`` was made for the push."""
+def _is_theirs(stage: Path, earlier: JsonObject, api: HfApi, repo: str, revision: str, scratch: Path) -> bool:
+    """Return whether the repository's card was written by its owner, and the one in ``stage`` was generated."""
     from hf_glu.publishing.card.card import is_generated
 
-    if read_manifest(stage / MANIFEST)["card"] is None:
+    if read_manifest(stage / MANIFEST_FILE)["card"] is None:
         return False
-    card = Path(api.hf_hub_download(repo, CARD, revision=revision, local_dir=scratch))
+    card = Path(api.hf_hub_download(repo, CARD_FILE, revision=revision, local_dir=scratch))
     return digest(card) != earlier.get("card") and not is_generated(card.read_text(encoding="utf-8", errors="replace"))

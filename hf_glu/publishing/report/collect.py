@@ -10,23 +10,24 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from hf_glu.checkpoint.carrying import without_paths
+from hf_glu.checkpoint.files import COMPARISON_FILE, LOG_FILE, RESULTS_FILE, RUN_FILE, SUITE_FILE
 from hf_glu.checkpoint.jsonio import read_lines, read_object
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import CheckpointError, DataError
 
-Data = dict[str, Any]
+Data: TypeAlias = dict[str, object]  # of a file that anybody may have written: looked at by the functions below
 
 RUN, SUITE, COMPARISON = "run", "suite", "comparison"
-_INDEX = {SUITE: "suite.json", COMPARISON: "compare.json"}
-_OF_RUN = ("run.json", "log.jsonl", "results.json")
+_INDEX = {SUITE: SUITE_FILE, COMPARISON: COMPARISON_FILE}
+_OF_RUN = (RUN_FILE, LOG_FILE, RESULTS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of one task.
+    """A run of one task, as far as it was written.
 
     Attributes:
         name: of its folder.
@@ -88,7 +89,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """A folder's content.
+    """The content of a folder: a run, a suite or a comparison.
 
     Attributes:
         kind: ``run``, ``suite`` or ``comparison``.
@@ -102,7 +103,7 @@ class Collected:
 
 
 def collect(folder: str | os.PathLike[str]) -> Collected:
-    """Return what is in a folder, with names in place of local paths: a report is shown to others.
+    """Read a folder; paths of this machine are cut to names, since reports are shown to others.
 
     Raises:
         CheckpointError: there is no such folder, or a file in it can't be read.
@@ -122,23 +123,24 @@ def collect(folder: str | os.PathLike[str]) -> Collected:
     raise DataError(f"nothing to report in {folder}: it has none of {', '.join([*_OF_RUN, *_INDEX.values()])}")
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """Return a finite number as it is, anything else as None."""
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if known and math.isfinite(value) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return value
 
 
-def mapping(value: Any) -> Data:
+def mapping(value: object) -> Data:
     """Return a mapping as it is, anything else as an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def numbers(value: Any) -> list[float]:
+def numbers(value: object) -> list[float]:
     """Return the finite numbers in a list, none where it is no list."""
     return [item for item in value if number(item) is not None] if isinstance(value, list) else []
 
 
-def items(value: Any) -> list[Data]:
+def items(value: object) -> list[Data]:
     """Return the mappings in a list, none where it is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
@@ -162,7 +164,7 @@ def _read_run(folder: Path, results: Data | None = None) -> Run:
 def _runs_below(folder: Path, index: Data) -> dict[str, Run]:
     """Return the runs in the subfolders and those that only the index knows, in the index's order."""
     tasks = mapping(index.get("tasks"))
-    missing = index["missing"] if isinstance(index.get("missing"), list) else []
+    missing = missing if isinstance(missing := index.get("missing"), list) else []
     below = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and _is_run(path)}
     runs = {}
     for name in dict.fromkeys([*tasks, *map(str, missing), *below]):

@@ -1,9 +1,8 @@
-"""What a report says of a run, a suite and a comparison."""
+"""Composing the reports of a run, a suite and a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hf_glu.publishing.report import curves, plots, tables
 from hf_glu.publishing.report.collect import (
@@ -41,13 +40,13 @@ from hf_glu.publishing.report.sections import (
     sections_of,
     setup,
 )
-from hf_glu.publishing.report.tables import mark
+from hf_glu.publishing.report.table import mark
 
 _SHOWN = ("seed", "epochs", "batch_size", "lr")  # options in the header
 
 
 def make_page(collected: Collected) -> Page:
-    """Return the report of what has been collected."""
+    """Compose the report of what was collected."""
     return {RUN: _run, SUITE: _suite, COMPARISON: _comparison}[collected.kind](collected)
 
 
@@ -79,12 +78,14 @@ def _suite(collected: Collected) -> Page:
         facts=_facts(first, about.get("activation")),
         state=mark("partial" if partial else "finished"),
         key_figures=_suite_figures(index, runs, partial),
-        sections=kept([
-            section("Tasks", drawn, [tables.tasks(collected)]),
-            _each("Each task", list(runs.items())),
-            setup(first),
-        ]),
-    )  # fmt: skip
+        sections=kept(
+            [
+                section("Tasks", drawn, [tables.tasks(collected)]),
+                _each("Each task", list(runs.items())),
+                setup(first),
+            ]
+        ),
+    )
 
 
 def _suite_figures(index: Data, runs: dict[str, Run], partial: bool) -> list[KeyFigure]:
@@ -117,17 +118,22 @@ def _comparison(collected: Collected) -> Page:
         facts=[*facts, f"baseline {baseline}"] if baseline else facts,
         state=mark("unfinished" if unfinished else "finished"),
         key_figures=[_variant(variant, label, baseline) for variant in variants],
-        sections=kept([
-            section("Variants", [plots.comparison("comparison", variants, label, baseline), *_overlays(by_name)],
-                    [tables.variants(index)]),
-            _each("First seed of each variant", firsts),
-            setup(firsts[0][1] if firsts else None),
-        ]),
-    )  # fmt: skip
+        sections=kept(
+            [
+                section(
+                    "Variants",
+                    [plots.comparison("comparison", variants, label, baseline), *_overlays(by_name)],
+                    [tables.variants(index)],
+                ),
+                _each("First seed of each variant", firsts),
+                setup(firsts[0][1] if firsts else None),
+            ]
+        ),
+    )
 
 
 def _overlays(runs: dict[str, list[Run]]) -> list[Drawing | None]:
-    """Return the curves of each variant's seeds, and how open the gates of its first one are."""
+    """Draw the curves of each variant's seeds, and how open the gates of its first seed are."""
     scores = {name: [curves.points(run.evaluations, "step", "score") for run in found] for name, found in runs.items()}
     losses = {
         name: [curves.smoothed(curves.points(run.steps, "step", "loss")) for run in found]
@@ -149,7 +155,7 @@ def _each(title: str, runs: Sequence[tuple[str, Run]]) -> Section:
     return Section(title=title, parts=kept(made))
 
 
-def _facts(run: Run | None, activation: Any = None) -> list[str]:
+def _facts(run: Run | None, activation: object = None) -> list[str]:
     about = run.about if run else {}
     name, options = activation or about.get("activation"), mapping(about.get("options"))
     facts = [f"activation {text(name)}" if name else "activation as pretrained"]
@@ -176,13 +182,15 @@ def _costs(run: Run) -> list[KeyFigure]:
     speed = run.training.get("tokens_per_second", last.get("tokens_per_second"))
     grown, active = change(before, total), short(tables.active_parameters(run))
     notes = [f"{grown} by the conversion" if grown and before != total else "", f"{active} a token" if active else ""]
-    return _known([
-        ("parameters", short(total), ", ".join(filter(None, notes))),
-        ("training time", duration(run.training.get("seconds")), _with(count(steps), "steps")),
-        ("steps so far", count(steps) if run.results is None else None, ""),
-        ("tokens per second", count(speed), ""),
-        ("training loss", formatted(run.training.get("loss"), ".4f"), "at the end"),
-    ])  # fmt: skip
+    return _known(
+        [
+            ("parameters", short(total), ", ".join(filter(None, notes))),
+            ("training time", duration(run.training.get("seconds")), _with(count(steps), "steps")),
+            ("steps so far", count(steps) if run.results is None else None, ""),
+            ("tokens per second", count(speed), ""),
+            ("training loss", formatted(run.training.get("loss"), ".4f"), "at the end"),
+        ]
+    )
 
 
 def _variant(variant: Data, label: str, baseline: str) -> KeyFigure:
@@ -198,7 +206,7 @@ def _variant(variant: Data, label: str, baseline: str) -> KeyFigure:
 
 
 def _with(*words: str | None) -> str:
-    """Return words as one text, which is empty where one of them isn't known."""
+    """Join words; the text is empty if one of them isn't known."""
     return " ".join(map(str, words)) if None not in words else ""
 
 

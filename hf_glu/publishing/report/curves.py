@@ -39,7 +39,7 @@ def smoothed(curve: Points) -> Points:
 
 
 def loss_curve(name: str, curve: Points) -> Drawing | None:
-    """Return a run's training loss, smoothed over raw."""
+    """Draw a run's training loss, smoothed over raw."""
     if not curve:
         return None
     smooth = smoothed(curve)
@@ -56,7 +56,7 @@ def loss_curve(name: str, curve: Points) -> Drawing | None:
 
 
 def score_curve(name: str, curve: Points, label: str, before: float | None = None) -> Drawing | None:
-    """Return a run's score on the validation data at each evaluation, with the one before training."""
+    """Draw a run's score at each evaluation, with the score before training."""
     if not curve:
         return None
     values = [y for _, y in curve]
@@ -79,10 +79,17 @@ def score_curve(name: str, curve: Points, label: str, before: float | None = Non
 
 
 def overlay(
-    name: str, title: str, series: Mapping[str, Sequence[Points]], *, x: str, y: str, note: str = "",
-    zero: bool = False, plain: str = "",
-) -> Drawing | None:  # fmt: skip
-    """Return several named curves; of those that share a name, the mean is bold and each one a thin line.
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[Points]],
+    *,
+    x: str,
+    y: str,
+    note: str = "",
+    zero: bool = False,
+    plain: str = "",
+) -> Drawing | None:
+    """Draw named curves; of those that share a name, the mean is bold and each one a thin line.
 
     ``zero``: the axis of y starts there. ``plain``: the format of y, where that is no metric.
     """
@@ -113,7 +120,7 @@ def overlay(
 
 
 def averaged(curves: Sequence[Points]) -> Points:
-    """Return the mean of curves where all of them have a point; the longest one where there is no such place."""
+    """Return the mean of curves at the points that all of them have; the longest curve if there are none."""
     at = [dict(curve) for curve in curves]
     shared = [x for x in at[0] if all(x in values for values in at)]
     return [(x, fmean(values[x] for values in at)) for x in shared] or max(curves, key=len)

@@ -1,4 +1,4 @@
-"""How figures look: one axes each, narrow enough for a phone, as PNG and as SVG that takes its colours from the page.
+"""Drawing figures as PNG, and as SVG that takes its colours from the page, narrow enough for a phone.
 
 The SVG keeps its text as text. Its colours become CSS variables, so that the page's dark scheme recolours it, and its
 ids get the figure's name, so that they stay unique in the page.
@@ -65,7 +65,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure.
+    """A figure, as SVG and as PNG.
 
     Attributes:
         name: of its PNG file, unique in a report.
@@ -91,10 +91,16 @@ def require_matplotlib() -> None:
 
 
 def draw(
-    name: str, title: str, paint: Callable[[Axes], None], *, alt: str, note: str = "", height: float = 250,
+    name: str,
+    title: str,
+    paint: Callable[[Axes], None],
+    *,
+    alt: str,
+    note: str = "",
+    height: float = 250,
     width: float = WIDTH,
-) -> Drawing:  # fmt: skip
-    """Return what ``paint`` draws into an axes of these points; what is larger than a screen scrolls in its own box.
+) -> Drawing:
+    """Draw a figure of one axes by ``paint``; one larger than a screen scrolls in a box of its own.
 
     Raises:
         HfGluError: matplotlib isn't installed.
@@ -105,7 +111,7 @@ def draw(
 def draw_panels(
     name: str, title: str, panels: Mapping[str, Callable[[Axes], None]], *, alt: str, note: str = "", columns: int = 3
 ) -> Drawing:
-    """Return small figures with the same axes side by side, each with its own title.
+    """Draw small figures with the same axes side by side, each with its own title.
 
     Raises:
         HfGluError: matplotlib isn't installed.
@@ -168,10 +174,16 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         ceiling = heights[place] - _LINE
     for (x, y, label, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
-            label, (x, y), xytext=(1.05, height), textcoords="axes fraction", color=colour, va="center", fontsize=10.5,
+            label,
+            (x, y),
+            xytext=(1.05, height),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=10.5,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.55, "shrinkA": 0},
             annotation_clip=False,
-        )  # fmt: skip
+        )
 
 
 def name_axes(axes: Axes, x: str, y: str) -> None:

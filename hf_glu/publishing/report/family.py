@@ -27,7 +27,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One activation.
+    """The panel of one activation.
 
     Attributes:
         name, equation: of it.
@@ -42,7 +42,7 @@ class Panel:
 
 
 def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> Path:
-    """Draw panels into a PNG, SVG or PDF file, by its suffix; nothing is left half written. Return its path.
+    """Draw panels into a PNG, SVG or PDF file, as its suffix says; return its path.
 
     Args:
         make: makes the panels, once all else is known to be right; each list of them begins a row.

@@ -1,4 +1,4 @@
-"""``hf-glu activations --plot``: the curve of every activation, and what the families of names can do, as numbers.
+"""The curves of ``hf-glu activations --plot``: every activation, and examples of each wrapper and mix.
 
 Shapes: G points of the grid.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.elementwise import elementwise_names
@@ -26,14 +25,19 @@ WIDE = torch.linspace(-12, 12, 97)  # where curves that are one on the grid diff
 
 # label -> the coefficients of silu, gelu, relu and tanh
 MIXES = {
-    BASE: (1.0, 0.0, 0.0, 0.0), "half relu": (0.5, 0.0, 0.5, 0.0), "half tanh": (0.5, 0.0, 0.0, 0.5),
-    "and tanh": (1.0, 0.0, 0.0, 1.0), "less gelu": (1.5, -1.0, 0.0, 0.0),
-}  # fmt: skip
+    BASE: (1.0, 0.0, 0.0, 0.0),
+    "half relu": (0.5, 0.0, 0.5, 0.0),
+    "half tanh": (0.5, 0.0, 0.0, 0.5),
+    "and tanh": (1.0, 0.0, 0.0, 1.0),
+    "less gelu": (1.5, -1.0, 0.0, 0.0),
+}
 # label -> V of each of them
 GATES = {
-    BASE: (0.0, 0.0, 0.0, 0.0), "tanh where g > 0": (0.0, 0.0, 0.0, 2.0),
-    "tanh where g < 0": (0.0, 0.0, 0.0, -2.0), "relu where g < 0": (0.0, 0.0, -2.0, 0.0),
-}  # fmt: skip
+    BASE: (0.0, 0.0, 0.0, 0.0),
+    "tanh where g > 0": (0.0, 0.0, 0.0, 2.0),
+    "tanh where g < 0": (0.0, 0.0, 0.0, -2.0),
+    "relu where g < 0": (0.0, 0.0, -2.0, 0.0),
+}
 
 
 def plot_family(path: Path) -> Path:
@@ -51,7 +55,7 @@ def plot_family(path: Path) -> Path:
 
 @torch.no_grad()
 def panels() -> list[list[Panel]]:
-    """Return the panels: the registry's entries and ``N_glu`` of every other function N; the families of names."""
+    """Return two groups of panels: all gated activations, then the wrappers and mixes."""
     found = [_panel(entry.name, {"": _gated(entry.name)}) for entry in registry]
     found += [_panel(name, {"": _gated(name)}) for name in _derived()]
     mixes: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, tuple[float, ...]]]] = {
@@ -77,7 +81,7 @@ def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
 
 
 def _gated(name: str, g: Tensor = GRID) -> Tensor:
-    """Return the values of a gated activation at the gates ``g``, ``[G]``, with u = 1."""
+    """Compute a gated activation at the gates ``g``, ``[G]``, with u = 1."""
     value: Tensor = registry[name].factory()(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
     return value
 
@@ -106,6 +110,6 @@ def _adaptive(*gates: float) -> Tensor:
     return _mixed(act)
 
 
-def _mixed(act: Any) -> Tensor:
+def _mixed(act: nn.Module) -> Tensor:
     value: Tensor = act(GRID.unsqueeze(1))[:, 0]
     return value

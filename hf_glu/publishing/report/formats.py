@@ -1,10 +1,9 @@
-"""Numbers as a person reads them; None where there is no number."""
+"""Formatting numbers for people; what is no number gives None."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from hf_glu.publishing.report.collect import number
 
@@ -13,45 +12,45 @@ _NO_FRACTIONS = {"loss", "perplexity", "bits", "mse", "rmse", "mae", "nll"}
 _UNITS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
-def is_fraction(name: str, values: Iterable[Any]) -> bool:
-    """Tell whether a metric's values are fractions of 1, so that they are shown as percentages."""
+def is_fraction(name: str, values: Iterable[object]) -> bool:
+    """Return whether a metric's values are fractions of 1, so that they are shown as percentages."""
     known = [value for value in map(number, values) if value is not None]
     return all(abs(value) <= 1 for value in known) and not _NO_FRACTIONS & set(
         name.lower().replace("-", "_").split("_")
     )
 
 
-def percent(value: Any) -> str | None:
-    """Return ``91.23%`` for 0.9123."""
+def percent(value: object) -> str | None:
+    """Format a fraction: ``91.23%`` for 0.9123."""
     return formatted(value, ".2%")
 
 
-def metric(name: str, value: Any, among: Iterable[Any] = ()) -> str | None:
-    """Return a metric's value, as a percentage where it is a fraction, as are all values ``among`` which it stands."""
+def metric(name: str, value: object, among: Iterable[object] = ()) -> str | None:
+    """Format a metric's value: as a percentage if it, and all values ``among`` which it stands, are fractions."""
     return percent(value) if is_fraction(name, [value, *among]) else formatted(value, ",.2f")
 
 
-def formatted(value: Any, form: str) -> str | None:
-    """Return a number in a format, None where it is none."""
+def formatted(value: object, form: str) -> str | None:
+    """Format a number; None if it is none."""
     known = number(value)
     return None if known is None else format(known, form)
 
 
-def count(value: Any) -> str | None:
-    """Return ``66,955,010``."""
+def count(value: object) -> str | None:
+    """Format a count: ``66,955,010``."""
     return formatted(value, ",.0f")
 
 
-def short(value: Any) -> str | None:
-    """Return ``67.0 M``."""
+def short(value: object) -> str | None:
+    """Format a large number: ``67.0 M``."""
     known = number(value)
     if known is None:
         return None
     return next((f"{known / size:.1f}{unit}" for size, unit in _UNITS if abs(known) >= size), f"{known:,.0f}")
 
 
-def duration(seconds: Any) -> str | None:
-    """Return ``12.3 s``, ``4 min 05 s`` or ``2 h 13 min``."""
+def duration(seconds: object) -> str | None:
+    """Format seconds: ``12.3 s``, ``4 min 05 s`` or ``2 h 13 min``."""
     known = number(seconds)
     if known is None:
         return None
@@ -61,27 +60,27 @@ def duration(seconds: Any) -> str | None:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def change(before: Any, after: Any, form: str = "+.1%") -> str | None:
-    """Return the relative change, ``+33.1%``."""
+def change(before: object, after: object, form: str = "+.1%") -> str | None:
+    """Format a relative change: ``+33.1%``."""
     first, last = number(before), number(after)
     return format((last - first) / first, form) if first and last is not None else None
 
 
-def p_value(value: Any) -> str | None:
-    """Return ``0.013``, or ``<0.001``."""
+def p_value(value: object) -> str | None:
+    """Format a p-value: ``0.013``, or ``<0.001``."""
     known = number(value)
     return None if known is None else "<0.001" if known < 0.001 else f"{known:.3f}"
 
 
-def text(value: Any) -> str | None:
-    """Return an option's value as text."""
+def text(value: object) -> str | None:
+    """Format an option's value."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def scale(name: str, values: Iterable[float | None]) -> tuple[float, str, Callable[[Any], str]]:
-    """Return what a metric is drawn with: the factor, the unit for the axis, and the format of a value."""
+def scale(name: str, values: Iterable[float | None]) -> tuple[float, str, Callable[[object], str]]:
+    """Return the factor, the axis's unit and the format by which a metric is drawn."""
     known = list(values)
     fraction = is_fraction(name, known)
     return 100.0 if fraction else 1.0, " (%)" if fraction else "", lambda value: metric(name, value, known) or "-"

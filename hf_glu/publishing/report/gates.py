@@ -1,16 +1,17 @@
-"""How open a model's gates are at each token of a text, as a page: heat maps by token and layer, and the means."""
+"""A page on how open a model's gates are at each token of a text: heat maps, and means."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
 
-from hf_glu.publishing.report.collect import Data, items, mapping, number
+from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.publishing.report.collect import items, mapping, number
 from hf_glu.publishing.report.drawing import Drawing, cut
 from hf_glu.publishing.report.formats import count, formatted, percent, text
 from hf_glu.publishing.report.heat import heat_map
 from hf_glu.publishing.report.sections import KeyFigure, Page, Section, kept, section
-from hf_glu.publishing.report.tables import Cell, Mark, Table, filled
+from hf_glu.publishing.report.table import Mark, Table, TableCell, filled
 
 _MAPS = (
     ("openness", "Openness (%)", "the gates are", "open"),
@@ -19,15 +20,15 @@ _MAPS = (
 _FULL = 0.05  # smaller differences than this stay pale
 
 
-def gates_page(data: Data) -> Page:
-    """Return the page of one text.
+def gates_page(data: JsonObject) -> Page:
+    """Compose the page of one text.
 
     Args:
         data: ``model``, ``text``, its ``tokens``, and the ``rows`` of the recorded gates with their ``mean``.
     """
-    rows = items(data.get("rows"))
+    rows: list[JsonObject] = items(data.get("rows"))
     tokens = [str(token) for token in data["tokens"]]
-    groups: dict[tuple[str, int], list[Data]] = {}
+    groups: dict[tuple[str, int], list[JsonObject]] = {}
     for row in rows:
         groups.setdefault((text(row.get("stack")) or "gates", len(row["openness"][0])), []).append(row)
     names = list(dict.fromkeys(str(row["activation"]) for row in rows))
@@ -36,13 +37,16 @@ def gates_page(data: Data) -> Page:
         title=str(data["model"]),
         facts=[f"“{cut(str(data['text']), 80)}”", f"{len(tokens)} tokens", f"{len(rows)} layers"],
         state=Mark(", ".join(names), "plain"),
-        key_figures=[KeyFigure(key, shown, "mean of all layers") for key in ("openness", "state", "shift")
-                     if (shown := _shown(key, _mean([mapping(row.get("mean")).get(key) for row in rows])))],
+        key_figures=[
+            KeyFigure(key, shown, "mean of all layers")
+            for key in ("openness", "state", "shift")
+            if (shown := _shown(key, _mean([number(mapping(row.get("mean")).get(key)) for row in rows])))
+        ],
         sections=kept([_section(stack, length, tokens, found) for (stack, length), found in groups.items()]),
-    )  # fmt: skip
+    )
 
 
-def _section(stack: str, length: int, tokens: Sequence[str], rows: Sequence[Data]) -> Section:
+def _section(stack: str, length: int, tokens: Sequence[str], rows: Sequence[JsonObject]) -> Section:
     same = length == len(tokens)  # else the model pads or pools its tokens by itself
     labels = tokens if same else [str(place) for place in range(length)]
     figures = [_map(f"{stack} {key}", key, labels, rows, *words) for key, *words in _MAPS]
@@ -50,33 +54,49 @@ def _section(stack: str, length: int, tokens: Sequence[str], rows: Sequence[Data
 
 
 def _map(
-    name: str, key: str, tokens: Sequence[str], rows: Sequence[Data], title: str, what: str, much: str
+    name: str, key: str, tokens: Sequence[str], rows: Sequence[JsonObject], title: str, what: str, much: str
 ) -> Drawing | None:
-    """Return the values of one text, a row a token and a column a layer; None where no layer has any."""
+    """Draw a heat map of one text, tokens by layers; None if no layer has values."""
     rows = [row for row in rows if row[key] is not None]
     single = len({row["index"] for row in rows}) == len(rows)
     layers = [str(row["index"] if single else place) for place, row in enumerate(rows)]
     values = [[number(row[key][0][place]) for row in rows] for place in range(len(tokens))]
-    cells = [(value, f"{token!r} in layer {layer}") for token, row in zip(tokens, values, strict=True)
-             for layer, value in zip(layers, row, strict=True) if value is not None]  # fmt: skip
+    cells = [
+        (value, f"{token!r} in layer {layer}")
+        for token, row in zip(tokens, values, strict=True)
+        for layer, value in zip(layers, row, strict=True)
+        if value is not None
+    ]
     if not cells:
         return None
     (low, least), (high, most) = min(cells), max(cells)
     middle = fmean(value for value, _ in cells)
     return heat_map(
-        name, title, tokens, layers, values, middle=middle, full=_FULL, x="layer",
+        name,
+        title,
+        tokens,
+        layers,
+        values,
+        middle=middle,
+        full=_FULL,
+        x="layer",
         alt=f"Heat map: {key} by token and layer, from {percent(low)} ({least}) to {percent(high)} ({most})",
         note=f"How {much} {what}, mean of a layer's channels. No colour: {percent(middle)}, the mean. Orange: more. "
         "Blue: less.",
-    )  # fmt: skip
+    )
 
 
-def _table(rows: Sequence[Data]) -> Table:
-    cells: list[list[Cell]] = [
-        [count(row["index"]), text(row["activation"]), count(row["tokens"]),
-         *(_shown(key, mapping(row.get("mean")).get(key)) for key in ("openness", "state", "shift")), row["layer"]]
+def _table(rows: Sequence[JsonObject]) -> Table:
+    cells: list[list[TableCell]] = [
+        [
+            count(row["index"]),
+            text(row["activation"]),
+            count(row["tokens"]),
+            *(_shown(key, number(mapping(row.get("mean")).get(key))) for key in ("openness", "state", "shift")),
+            row["layer"],
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     note = (
         "Openness: sigmoid of the gate's pre-activation. State: running mean of the openness. Shift: how far the state "
         "moves the pre-activation. All are means over channels and tokens."

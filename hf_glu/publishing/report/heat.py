@@ -1,4 +1,4 @@
-"""Heat maps: a cell for each row and column, the more coloured the farther its value is from the middle."""
+"""Heat maps: the farther a value is from the middle, the stronger is its cell's colour."""
 
 from __future__ import annotations
 
@@ -22,10 +22,21 @@ Values = Sequence[Sequence[float | None]]
 
 
 def heat_map(
-    name: str, title: str, rows: Sequence[str], columns: Sequence[str], values: Values, *, middle: float, full: float,
-    alt: str, note: str, x: str = "", y: str = "", middles: Values | None = None,
-) -> Drawing:  # fmt: skip
-    """Return shares as cells; None is left empty.
+    name: str,
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Values,
+    *,
+    middle: float,
+    full: float,
+    alt: str,
+    note: str,
+    x: str = "",
+    y: str = "",
+    middles: Values | None = None,
+) -> Drawing:
+    """Draw shares as coloured cells; a cell without a value stays empty.
 
     Args:
         name, title, alt, note: of the figure.
@@ -35,8 +46,12 @@ def heat_map(
         full: the least distance from it that has the strongest colour.
         x, y: what the columns and rows are.
     """
-    cells = [(across, down, value) for down, row in enumerate(values) for across, value in enumerate(row)
-             if value is not None]  # fmt: skip
+    cells = [
+        (across, down, value)
+        for down, row in enumerate(values)
+        for across, value in enumerate(row)
+        if value is not None
+    ]
     shades = [value - ((middles[down][across] or 0.0) if middles else middle) for across, down, value in cells]
     span = max([full, *map(abs, shades)])
 
@@ -45,16 +60,7 @@ def heat_map(
         if len(columns) <= _NUMBERED:
             for across, down, value in cells:
                 axes.annotate(f"{100 * value:.1f}", (across, down), ha="center", va="center", color=INK, fontsize=9)
-        axes.set_xticks(range(len(columns)), [cut(each, 16) for each in columns], fontsize=9.5)
-        if len(columns) > _UPRIGHT and max(map(len, columns)) > _BRIEF:
-            for label in axes.get_xticklabels():
-                label.set(rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(rows)), [cut(each) for each in rows])
-        axes.set_xlim(-0.55, len(columns) - 0.45)
-        axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.tick_params(length=0, labeltop=len(rows) > _TALL)
-        axes.grid(visible=False)
-        axes.spines["bottom"].set_visible(False)
+        _name_cells(axes, rows, columns)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
@@ -62,8 +68,22 @@ def heat_map(
     return draw(name, title, paint, alt=alt, note=note, height=100 + _ROW * len(rows), width=width)
 
 
+def _name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Write the names of rows and columns beside the cells; long names of many columns are slanted."""
+    axes.set_xticks(range(len(columns)), [cut(each, 16) for each in columns], fontsize=9.5)
+    if len(columns) > _UPRIGHT and max(map(len, columns)) > _BRIEF:
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), [cut(each) for each in rows])
+    axes.set_xlim(-0.55, len(columns) - 0.45)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.tick_params(length=0, labeltop=len(rows) > _TALL)
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+
+
 def _paint_cells(axes: Axes, cells: Sequence[tuple[int, int, float]]) -> None:
-    """Paint (column, row, deviation from -1 to 1) as two artists, one would be slow for each of thousands of cells."""
+    """Paint cells (column, row, deviation from -1 to 1) as two artists; one for each cell would be slow."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
     from matplotlib.transforms import AffineDeltaTransform
@@ -75,8 +95,12 @@ def _paint_cells(axes: Axes, cells: Sequence[tuple[int, int, float]]) -> None:
     framed: dict[str, Any] = {"facecolors": "none", "edgecolors": GRID, "lw": 0.8}
     for found, style in ((coloured, filled), (cells, framed)):
         painted = PolyCollection(
-            [square], offsets=[cell[:2] for cell in found], offset_transform=axes.transData,
+            [square],
+            offsets=[cell[:2] for cell in found],
+            offset_transform=axes.transData,
             transform=AffineDeltaTransform(axes.transData),  # type: ignore[arg-type]
-            clip_on=False, in_layout=False, **style,
-        )  # fmt: skip
+            clip_on=False,
+            in_layout=False,
+            **style,
+        )
         axes.add_collection(painted, autolim=False)

@@ -7,6 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from hf_glu.checkpoint.files import FIGURES_FOLDER, PAGE_FILE
 from hf_glu.checkpoint.writing import user_path, whole_file, writing
 from hf_glu.errors import HfGluError
 from hf_glu.publishing.report.collect import collect
@@ -14,8 +15,7 @@ from hf_glu.publishing.report.content import make_page
 from hf_glu.publishing.report.drawing import SERIES, require_matplotlib
 from hf_glu.publishing.report.sections import Page
 
-TEMPLATE = files("hf_glu.publishing.report") / "report.html"
-REPORT, FIGURES = "report.html", "figures"
+TEMPLATE = files("hf_glu.publishing.report") / PAGE_FILE
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -37,8 +37,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     with writing(f"the report of {folder}"):
         for part in page.sections:
             for drawing in part.drawings():
-                write_file(root / FIGURES / f"{drawing.name}.png", drawing.png)
-        return write_file(root / REPORT, render(page).encode("utf-8", "backslashreplace"))
+                write_file(root / FIGURES_FOLDER / f"{drawing.name}.png", drawing.png)
+        return write_file(root / PAGE_FILE, render(page).encode("utf-8", "backslashreplace"))
 
 
 def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Path:
@@ -53,7 +53,7 @@ def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Pat
 
 
 def render(page: Page) -> str:
-    """Return a report as HTML; all that comes from data is escaped.
+    """Render a report as HTML; all that comes from data is escaped.
 
     Raises:
         HfGluError: Jinja2 isn't installed.
@@ -68,7 +68,7 @@ def render(page: Page) -> str:
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, and move it there; return its path.
+    """Write a file whole or not at all; return its path.
 
     Raises:
         CheckpointError: it can't be written; nothing is left of it.

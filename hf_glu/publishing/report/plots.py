@@ -32,7 +32,7 @@ _BARS = 12  # bars that have room for their values
 
 
 def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None:
-    """Return the scores of a suite's tasks as bars; None: there is no score."""
+    """Draw the scores of a suite's tasks as bars; None if there is no score."""
     known = {task: score for task, score in scores.items() if score is not None}
     if not known:
         return None
@@ -45,9 +45,14 @@ def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None
             axes.barh(row, value, height=0.62, color=SERIES[0])
             label, colour = (form(score), INK) if score is not None else ("no result", MUTED)
             axes.annotate(
-                label, (max(value, 0.0), row), xytext=(5, 0), textcoords="offset points", va="center", color=colour,
+                label,
+                (max(value, 0.0), row),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
                 fontsize=10,
-            )  # fmt: skip
+            )
         _rows(axes, tasks)
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.16 * (high - low))
@@ -58,19 +63,19 @@ def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None
 
 
 def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | None) -> Drawing | None:
-    """Return the variants' means with error bars of one standard deviation, and the single seeds as dots."""
+    """Draw the variants' means with error bars of one standard deviation, and single seeds as dots."""
     variants = [variant for variant in variants if number(variant.get("mean")) is not None]
     if not variants:
         return None
     seeds = [numbers(variant.get("scores")) for variant in variants]
-    values = [value for variant, scores in zip(variants, seeds, strict=True) for value in [variant["mean"], *scores]]
+    values = [value for variant, scores in zip(variants, seeds, strict=True) for value in [_mean(variant), *scores]]
     factor, unit, form = scale(label, values)
     names = [str(variant.get("name")) for variant in variants]
 
     def paint(axes: Axes) -> None:
         for row, variant in enumerate(variants):
             first = names[row] == baseline
-            colour, mean = (MUTED if first else SERIES[0]), variant["mean"] * factor
+            colour, mean = (MUTED if first else SERIES[0]), _mean(variant) * factor
             if first:
                 axes.axvline(mean, color=MUTED, lw=1.2, ls=(0, (4, 3)), zorder=1)
             scores = [score * factor for score in seeds[row]]
@@ -78,24 +83,38 @@ def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | 
             deviation = (number(variant.get("std")) or 0.0) * factor
             axes.errorbar(mean, row, xerr=deviation, fmt="o", color=colour, ms=9, capsize=4, lw=2)
             axes.annotate(
-                form(variant["mean"]), (mean, row), xytext=(0, 8), textcoords="offset points", ha="center",
-                va="bottom", color=colour, fontsize=10, weight="bold",
+                form(_mean(variant)),
+                (mean, row),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                color=colour,
+                fontsize=10,
+                weight="bold",
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+            )
         _rows(axes, names)
         axes.set_ylim(len(names) - 0.4, -0.7)
         name_axes(axes, f"{label}{unit}", "")
 
-    shown = ", ".join(f"{each_name} {form(each['mean'])}" for each_name, each in zip(names, variants, strict=True))
+    shown = ", ".join(f"{each_name} {form(_mean(each))}" for each_name, each in zip(names, variants, strict=True))
     return draw(
-        name, "Mean and single seeds", paint, alt=f"Dots with error bars: {label} of {shown}",
+        name,
+        "Mean and single seeds",
+        paint,
+        alt=f"Dots with error bars: {label} of {shown}",
         note="Filled: mean, with one standard deviation. Rings: single seeds. Dashed: the baseline.",
         height=80 + 46 * len(names),
-    )  # fmt: skip
+    )
+
+
+def _mean(variant: Data) -> float:
+    return number(variant.get("mean")) or 0.0
 
 
 def layer_shares(name: str, title: str, series: Mapping[str, Points], *, note: str = "") -> Drawing | None:
-    """Return a share of each layer: bars where there is one series, else lines."""
+    """Draw a share of each layer: one series as bars, several as lines."""
     if len(series) > 1:
         curves = {key: [curve] for key, curve in series.items()}
         return overlay(name, title, curves, x="layer", y="share", note=note, zero=True)
@@ -117,7 +136,7 @@ def layer_shares(name: str, title: str, series: Mapping[str, Points], *, note: s
 
 
 def gate_inputs(name: str, series: Mapping[str, tuple[Points, Points]]) -> Drawing | None:
-    """Return the means of the gates' pre-activations in each layer, with their standard deviations as error bars."""
+    """Draw the means of the gates' pre-activations by layer, with standard deviations as error bars."""
     note = "Dot: mean. Bar: one standard deviation."
     return spreads(name, "Pre-activation of the gates", series, y="pre-activation", note=note)
 
@@ -125,7 +144,7 @@ def gate_inputs(name: str, series: Mapping[str, tuple[Points, Points]]) -> Drawi
 def spreads(
     name: str, title: str, series: Mapping[str, tuple[Points, Points]], *, y: str, note: str, base: float = 0.0
 ) -> Drawing | None:
-    """Return means and standard deviations by layer, as dots with error bars; a line is at ``base``."""
+    """Draw means and standard deviations by layer as dots with error bars, and a line at ``base``."""
     series = {key: pair for key, pair in series.items() if pair[0] and len(pair[0]) == len(pair[1])}
     if not series:
         return None

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from hf_glu.publishing.report import adaptive, curves, experts, plots, tables
+from hf_glu.publishing.report import adaptive, adaptive_tables, curves, experts, plots, tables
+from hf_glu.publishing.report.adaptive_rows import by_place
 from hf_glu.publishing.report.collect import Data, Run, mapping, number
 from hf_glu.publishing.report.drawing import Drawing
-from hf_glu.publishing.report.tables import Mark, Table
+from hf_glu.publishing.report.table import Mark, Table
 
 _ADAPTIVE = "Activations that were trained"
 _OPEN = 4  # more kinds of activations than this are folded
@@ -54,7 +55,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A report.
+    """The page of a report.
 
     Attributes:
         kind: what it is a report of.
@@ -73,13 +74,13 @@ class Page:
 
 
 def section(title: str, figures: Sequence[Drawing | None], found: Sequence[Table], *, folded: bool = False) -> Section:
-    """Return a section without the figures and tables that are empty."""
+    """Make a section of the figures and tables that aren't empty."""
     drawn = [figure for figure in figures if figure is not None]
     return Section(title=title, figures=drawn, tables=[table for table in found if table.rows], folded=folded)
 
 
 def sections_of(run: Run, prefix: str = "") -> list[Section]:
-    """Return the sections on one run, as far as there are data; its figures' names begin with ``prefix``."""
+    """Make the sections on one run that there are data for; its figures' names begin with ``prefix``."""
     made = [
         section("Training and results", _curves(run, prefix), [tables.metrics(run), tables.evaluations(run)]),
         section("Activations", _activations(run.activations, prefix), [tables.activations(run.activations)]),
@@ -120,15 +121,17 @@ def score_before(run: Run) -> float | None:
 
 
 def _adaptive(rows: Sequence[Data], prefix: str) -> Section:
-    """Return what trained activations have become, a part for each kind of them where there are several."""
-    places = adaptive.by_place(rows)
+    """Make the section on trained activations, with a part for each kind if there are several."""
+    places = by_place(rows)
     parts = [
         section(
-            place.capitalize(), adaptive.figures(f"{prefix} {at or ''}", found), adaptive.tables(found),
+            place.capitalize(),
+            adaptive.figures(f"{prefix} {at or ''}", found),
+            adaptive_tables.tables(found),
             folded=len(places) > _OPEN,
         )
         for at, (place, found) in enumerate(places.items())
-    ]  # fmt: skip
+    ]
     found = kept(parts)
     if len(found) != 1:
         return Section(title=_ADAPTIVE, parts=found)
@@ -154,7 +157,5 @@ def _activations(rows: Sequence[Data], prefix: str) -> list[Drawing | None]:
         )
         for key, title, note in _SHARES
     ]
-    gates = {
-        stack: (by_layer(part, "gate_mean"), by_layer(part, "gate_std")) for stack, part in stacks.items()
-    }  # fmt: skip
+    gates = {stack: (by_layer(part, "gate_mean"), by_layer(part, "gate_std")) for stack, part in stacks.items()}
     return [*shares, plots.gate_inputs(f"{prefix} gates", gates)]

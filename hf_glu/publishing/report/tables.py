@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from hf_glu.publishing.report.collect import Collected, Data, Run, items, mapping, number, numbers
 from hf_glu.publishing.report.formats import (
@@ -19,70 +17,21 @@ from hf_glu.publishing.report.formats import (
     short,
     text,
 )
-
-_GOOD, _WARNING, _PLAIN = "good", "warning", "plain"
-_LEVEL = {"finished": _GOOD, "unfinished": _WARNING, "missing": _WARNING, "partial": _WARNING}
-_LEVEL |= {"exact": _GOOD, "exact up to rounding": _GOOD, "approximate": _WARNING}
-
-
-class Mark(NamedTuple):
-    """A word that says how something stands, with its level: ``good``, ``warning`` or ``plain``."""
-
-    text: str
-    level: str
-
-
-Cell = str | Mark | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table; columns whose name starts with ``#`` hold numbers, and the first one names the row.
-
-    Attributes:
-        caption: its title.
-        columns: their names.
-        rows: cells; None: there is no value.
-        note: how to read it.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: list[list[Cell]]
-    note: str = ""
-
-    @property
-    def wide(self) -> bool:
-        """Whether it needs the page's whole width."""
-        return len(self.columns) > 4
-
-
-def mark(word: str) -> Mark:
-    """Return a word with its level."""
-    return Mark(word, _LEVEL.get(word, _PLAIN))
-
-
-def filled(caption: str, columns: Sequence[str], rows: list[list[Cell]], note: str = "") -> Table:
-    """Return a table without the columns (but for the first one) in which no row has a value."""
-    kept = [index for index in range(len(columns)) if not index or any(row[index] is not None for row in rows)]
-    rows = [[row[index] for index in kept] for row in rows]
-    return Table(caption=caption, columns=[columns[index] for index in kept], rows=rows, note=note)
-
-
-def pairs(caption: str, heading: str, values: Data) -> Table:
-    """Return a table of names and values, without those that are None."""
-    rows: list[list[Cell]] = [[str(key), value] for key, value in values.items() if value is not None]
-    return Table(caption=caption, columns=["", heading], rows=rows)
+from hf_glu.publishing.report.table import Table, TableCell, filled, mark, pairs
 
 
 def metrics(run: Run) -> Table:
     """Return a run's metrics, before and after training."""
     after, before = mapping(run.outcome.get("metrics")), mapping(run.outcome.get("before"))
-    rows: list[list[Cell]] = [
-        [key, metric(key, before.get(key), [value]), metric(key, value, [before.get(key)]),
-         mark("score") if key in run.main else None]
+    rows: list[list[TableCell]] = [
+        [
+            key,
+            metric(key, before.get(key), [value]),
+            metric(key, value, [before.get(key)]),
+            mark("score") if key in run.main else None,
+        ]
         for key, value in after.items()
-    ]  # fmt: skip
+    ]
     return filled("Metrics on the validation data", ["metric", "#before training", "#after training", "part of"], rows)
 
 
@@ -91,22 +40,36 @@ def evaluations(run: Run) -> Table:
     names = list(dict.fromkeys(name for line in run.evaluations for name in mapping(line.get("evaluation"))))
     if run.main != names:  # else the score is that metric
         names.insert(0, "score")
-    rows: list[list[Cell]] = [
-        [count(line.get("step")), formatted(line.get("epoch"), ".2f"),
-         *(metric(name, {"score": line.get("score"), **mapping(line.get("evaluation"))}.get(name)) for name in names)]
+    rows: list[list[TableCell]] = [
+        [
+            count(line.get("step")),
+            formatted(line.get("epoch"), ".2f"),
+            *(
+                metric(name, {"score": line.get("score"), **mapping(line.get("evaluation"))}.get(name))
+                for name in names
+            ),
+        ]
         for line in run.evaluations
-    ]  # fmt: skip
+    ]
     return filled("Evaluations while training", ["#step", "#epoch", *(f"#{name}" for name in names)], rows)
 
 
 def activations(rows: Sequence[Data]) -> Table:
     """Return the activations' statistics."""
-    cells: list[list[Cell]] = [
-        [" ".join(filter(None, [text(row.get("stack")), count(row.get("layer"))])), text(row.get("activation")),
-         count(row.get("width")), percent(row.get("open")), percent(row.get("sparsity")), percent(row.get("dead")),
-         formatted(row.get("gate_mean"), ".3f"), formatted(row.get("gate_std"), ".3f"), text(row.get("site"))]
+    cells: list[list[TableCell]] = [
+        [
+            " ".join(filter(None, [text(row.get("stack")), count(row.get("layer"))])),
+            text(row.get("activation")),
+            count(row.get("width")),
+            percent(row.get("open")),
+            percent(row.get("sparsity")),
+            percent(row.get("dead")),
+            formatted(row.get("gate_mean"), ".3f"),
+            formatted(row.get("gate_std"), ".3f"),
+            text(row.get("site")),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     columns = ["layer", "activation", "#width", "#open", "#sparsity", "#dead", "#gate mean", "#gate std", "site"]
     note = (
         "Open: share of the gates' pre-activations above 0. Sparsity: share of hidden units within 0.1% of the layer's "
@@ -117,16 +80,24 @@ def activations(rows: Sequence[Data]) -> Table:
 
 def conversion(data: Data) -> Table:
     """Return what a conversion did at each site."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for site in (sites := items(data.get("sites"))):
         fit, promise = mapping(site.get("fit")), site.get("promise")
-        changed = (_arrow(form(site.get(f"{key}_before")), form(site.get(f"{key}_after")))
-                   for key, form in (("width", count), ("parameters", short)))  # fmt: skip
+        changed = (
+            _arrow(form(site.get(f"{key}_before")), form(site.get(f"{key}_after")))
+            for key, form in (("width", count), ("parameters", short))
+        )
         rows.append(
-            [text(site.get("site")), _arrow(text(site.get("from")), text(site.get("to"))), text(site.get("route")),
-             mark(str(promise)) if promise else None, formatted(site.get("relative_error"), ".1e"),
-             _arrow(percent(fit.get("before")), percent(fit.get("after"))), *changed]
-        )  # fmt: skip
+            [
+                text(site.get("site")),
+                _arrow(text(site.get("from")), text(site.get("to"))),
+                text(site.get("route")),
+                mark(str(promise)) if promise else None,
+                formatted(site.get("relative_error"), ".1e"),
+                _arrow(percent(fit.get("before")), percent(fit.get("after"))),
+                *changed,
+            ]
+        )
     columns = ["site", "activation", "route", "promise", "#relative error", "#held-out error", "#width", "#parameters"]
     notes = sorted({str(site["note"]) for site in sites if site.get("note")})
     if (largest := formatted(data.get("max_abs_difference"), ".1e")) is not None:
@@ -153,14 +124,18 @@ def costs(run: Run) -> Table:
         "trainable parameters": (None, about.get("trainable")),
         **{
             name: (data.get(f"{key}_before"), data.get(f"{key}_after"))
-            for name, key in (("FFN parameters", "ffn_parameters"), ("FFN FLOPs a token", "flops_per_token"),
-                              ("bytes of weights", "memory_bytes"))
+            for name, key in (
+                ("FFN parameters", "ffn_parameters"),
+                ("FFN FLOPs a token", "flops_per_token"),
+                ("bytes of weights", "memory_bytes"),
+            )
         },
-    }  # fmt: skip
-    rows: list[list[Cell]] = [
-        [name, count(before), count(after), change(before, after)] for name, (before, after) in known.items()
+    }
+    rows: list[list[TableCell]] = [
+        [name, count(before), count(after), change(before, after)]
+        for name, (before, after) in known.items()
         if number(after) is not None
-    ]  # fmt: skip
+    ]
     return filled("Parameters", ["", "#before", "#after", "#change"], rows)
 
 
@@ -192,16 +167,25 @@ def setup(run: Run) -> list[Table]:
 
 def tasks(collected: Collected) -> Table:
     """Return a suite's tasks, those without a result marked."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, run in collected.runs.items():
         outcome, took = run.outcome, run.training
         examples = mapping(outcome.get("examples"))
-        values = ", ".join(f"{key} {shown}" for key, value in mapping(outcome.get("metrics")).items()
-                           if (shown := metric(key, value)))  # fmt: skip
+        values = ", ".join(
+            f"{key} {shown}" for key, value in mapping(outcome.get("metrics")).items() if (shown := metric(key, value))
+        )
         rows.append(
-            [name, mark(run.state), metric("score", outcome.get("score")), values or None, count(examples.get("train")),
-             count(examples.get("validation")), duration(took.get("seconds")), count(took.get("tokens_per_second"))]
-        )  # fmt: skip
+            [
+                name,
+                mark(run.state),
+                metric("score", outcome.get("score")),
+                values or None,
+                count(examples.get("train")),
+                count(examples.get("validation")),
+                duration(took.get("seconds")),
+                count(took.get("tokens_per_second")),
+            ]
+        )
     columns = ["task", "state", "#score", "metrics", "#training examples", "#validation examples", "#time", "#tokens/s"]
     return filled("Tasks", columns, rows)
 
@@ -212,16 +196,33 @@ def variants(index: Data) -> Table:
     scores = [score for each in found for score in [each.get("mean"), *numbers(each.get("scores"))]]
     fraction = is_fraction(label, scores)
     factor, unit = (100, " (points)") if fraction else (1, "")
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for each in found:
         single = ", ".join(str(metric(label, score, scores)) for score in numbers(each.get("scores")))
         rows.append(
-            [str(each.get("name")), metric(label, each.get("mean"), scores), _times(each.get("std"), factor, ".2f"),
-             _times(each.get("difference"), factor, "+.2f"), p_value(each.get("p_value")),
-             count(each.get("parameters")), _active(each), duration(each.get("seconds")), single or None]
-        )  # fmt: skip
-    columns = ["variant", "#mean", f"#standard deviation{unit}", f"#difference{unit}", "#p-value", "#parameters",
-               "#active a token", "#time", "single seeds"]  # fmt: skip
+            [
+                str(each.get("name")),
+                metric(label, each.get("mean"), scores),
+                _times(each.get("std"), factor, ".2f"),
+                _times(each.get("difference"), factor, "+.2f"),
+                p_value(each.get("p_value")),
+                count(each.get("parameters")),
+                _active(each),
+                duration(each.get("seconds")),
+                single or None,
+            ]
+        )
+    columns = [
+        "variant",
+        "#mean",
+        f"#standard deviation{unit}",
+        f"#difference{unit}",
+        "#p-value",
+        "#parameters",
+        "#active a token",
+        "#time",
+        "single seeds",
+    ]
     note = f"Difference and p-value: to the baseline {index.get('baseline')}." if index.get("baseline") else ""
     return filled(f"Variants by {label}", columns, rows, note + (" Points: percentage points." if fraction else ""))
 
@@ -232,7 +233,7 @@ def _active(variant: Data) -> str | None:
     return None if active == variant.get("parameters") else count(active)
 
 
-def _times(value: Any, factor: float, form: str) -> str | None:
+def _times(value: object, factor: float, form: str) -> str | None:
     known = number(value)
     return None if known is None else format(known * factor, form)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "compute"]
 
 
-def compute(name: str, predictions: Any, references: Any) -> dict[str, float]:
-    """Return the results of the metric ``name``: fractions in 0..1, correlations in -1..1.
+def compute(name: str, predictions: object, references: object) -> dict[str, float]:
+    """Compute the metric ``name``: fractions in 0..1, correlations in -1..1.
 
     Args:
         name: key of `METRICS`.
@@ -31,7 +31,8 @@ def compute(name: str, predictions: Any, references: Any) -> dict[str, float]:
     metrics = _modules()
     if name not in metrics:
         raise UnknownNameError(f"unknown metric {name!r}; {nearest(name, metrics)}")
-    return metrics[name]().compute(predictions=predictions, references=references)
+    found: dict[str, float] = metrics[name]().compute(predictions=predictions, references=references)
+    return found
 
 
 def _modules() -> dict[str, Any]:
@@ -42,7 +43,7 @@ def _modules() -> dict[str, Any]:
     return METRICS
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "METRICS":  # importing `evaluate` takes seconds
         return _modules()
     raise AttributeError(f"module 'hf_glu.tasks.metrics' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import index
 from reprlib import repr as shortened
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import datasets
 import evaluate
@@ -17,11 +17,14 @@ import evaluate
 from hf_glu.errors import DataError
 from hf_glu.tasks.metrics import scores
 
+# numbers in any form, or rows: looked at before `evaluate` sees them
+Given: TypeAlias = Any
+ColumnTypes: TypeAlias = dict[str, object]  # types of columns, as datasets has them
 _INTEGER, _NUMBER, _TEXT = datasets.Value("int64"), datasets.Value("float64"), datasets.Value("string")
 
 
 class OfflineMetric(evaluate.Metric):
-    """A metric of classes; subclasses say which, and change the columns.
+    """The base of the metrics: predictions and references are class numbers, unless a subclass has other columns.
 
     Data are kept in memory, so that processes that share a cache folder don't meet there; several processes that
     compute one metric together (``num_process``) need the folder.
@@ -34,32 +37,33 @@ class OfflineMetric(evaluate.Metric):
         DataError: from `compute`, `add_batch` and `add`: predictions or references that can't be scored.
     """
 
-    columns: ClassVar[dict[str, Any]] = {"predictions": _INTEGER, "references": _INTEGER}
+    columns: ClassVar[ColumnTypes] = {"predictions": _INTEGER, "references": _INTEGER}
     classes: ClassVar[int | None] = None
 
-    def __init__(self, config_name: str | None = None, **options: Any) -> None:
+    def __init__(self, config_name: str | None = None, **options: object) -> None:
         options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
         super().__init__(config_name, **options)
 
-    def compute(self, *, predictions: Any = None, references: Any = None) -> Any:
-        """Return the results on the predictions and those added before; None in all processes but the first."""
+    def compute(self, *, predictions: Given = None, references: Given = None) -> dict[str, float] | None:
+        """Compute the metric on these predictions and those added before; None in all processes but the first."""
         if predictions is None and references is None and self.writer is None:
             raise DataError("there are no predictions to compute a metric of: give some, or add them first")
-        return super().compute(predictions=predictions, references=references)
+        found: dict[str, float] | None = super().compute(predictions=predictions, references=references)
+        return found
 
-    def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-        """Add parallel predictions and references, for `compute` to score; a batch with an error adds nothing."""
+    def add_batch(self, *, predictions: Given = None, references: Given = None) -> None:
+        """Add predictions and their references, for `compute` to score; a batch with an error adds nothing."""
         if predictions is None or references is None:
             raise DataError(f"there are no {'predictions' if predictions is None else 'references'}: give both")
         predictions, references = self._checked(predictions, references)
         super().add_batch(predictions=predictions, references=references)
 
-    def add(self, *, prediction: Any = None, reference: Any = None) -> None:
+    def add(self, *, prediction: Given = None, reference: Given = None) -> None:
         """Add one prediction and its reference."""
         self.add_batch(predictions=[prediction], references=[reference])
 
-    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
-        """Return both in a form that `evaluate` stores without loss."""
+    def _checked(self, predictions: Given, references: Given) -> tuple[Given, Given]:
+        """Check predictions and references, and return them in a form that `evaluate` stores without loss."""
         return scores.as_classes(predictions, references, count=self.classes)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -71,25 +75,25 @@ class OfflineMetric(evaluate.Metric):
 
 
 class Accuracy(OfflineMetric):
-    """Classes: ``{"accuracy"}``."""
+    """Accuracy of classes: ``{"accuracy"}``."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {"accuracy": scores.accuracy(predictions, references)}
 
 
 class AccuracyF1(OfflineMetric):
-    """Classes 0 and 1: ``{"accuracy", "f1"}``, F1 of class 1 (MRPC, QQP)."""
+    """Accuracy, and F1 of class 1 against class 0: ``{"accuracy", "f1"}`` (MRPC, QQP)."""
 
     classes = 2
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {"accuracy": scores.accuracy(predictions, references), "f1": scores.f1(predictions, references)}
 
 
 class AccuracyMacroF1(OfflineMetric):
-    """Classes: ``{"accuracy", "macro_f1"}`` (CB)."""
+    """Accuracy, and the mean of the classes' F1: ``{"accuracy", "macro_f1"}`` (CB)."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {
             "accuracy": scores.accuracy(predictions, references),
             "macro_f1": scores.macro_f1(predictions, references),
@@ -97,21 +101,21 @@ class AccuracyMacroF1(OfflineMetric):
 
 
 class Matthews(OfflineMetric):
-    """Classes: ``{"matthews_correlation"}`` (CoLA, the diagnostic sets)."""
+    """Matthews' correlation of classes: ``{"matthews_correlation"}`` (CoLA, the diagnostic sets)."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {"matthews_correlation": scores.matthews(predictions, references)}
 
 
 class PearsonSpearman(OfflineMetric):
-    """Numbers: ``{"pearson", "spearmanr"}`` (STS-B)."""
+    """Correlations of scores: ``{"pearson", "spearmanr"}`` (STS-B)."""
 
-    columns: ClassVar[dict[str, Any]] = {"predictions": _NUMBER, "references": _NUMBER}
+    columns: ClassVar[ColumnTypes] = {"predictions": _NUMBER, "references": _NUMBER}
 
-    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+    def _checked(self, predictions: Given, references: Given) -> tuple[Given, Given]:
         return scores.as_numbers(predictions, references)
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         return {
             "pearson": scores.pearson(predictions, references),
             "spearmanr": scores.spearman(predictions, references),
@@ -119,26 +123,26 @@ class PearsonSpearman(OfflineMetric):
 
 
 class MultiRC(OfflineMetric):
-    """Answers' labels: ``{"f1a", "exact_match"}``, F1 over all answers and the share of questions wholly right.
+    """F1 over all answers, and the share of questions wholly right: ``{"f1a", "exact_match"}``.
 
     predictions: ``{"idx": {"paragraph": int, "question": int, "answer": int}, "prediction": 0 or 1}``.
     references: 0 or 1, parallel.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("paragraph", "question", "answer")
-    columns: ClassVar[dict[str, Any]] = {
+    columns: ClassVar[ColumnTypes] = {
         "predictions": {"idx": dict.fromkeys(keys, _INTEGER), "prediction": _INTEGER},
         "references": _INTEGER,
     }
     classes = 2
 
-    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+    def _checked(self, predictions: Given, references: Given) -> tuple[Given, Given]:
         scores.check_lengths(predictions, references)
         places, labels = _read("predictions", predictions, self.keys, "prediction")
         predicted, expected = super()._checked(labels, references)
         return _rows(places, self.keys, "prediction", predicted.tolist()), expected
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         places, labels = _read("predictions", predictions, self.keys, "prediction")
         _check_unique("predictions", places, self.keys)
         questions = [place[:2] for place in places]
@@ -149,19 +153,19 @@ class MultiRC(OfflineMetric):
 
 
 class ReCoRD(OfflineMetric):
-    """Texts: ``{"f1", "exact_match"}``, each the mean over queries of the best with any gold answer.
+    """Token F1 and exact match of texts, the best with any gold answer, mean over queries: ``{"f1", "exact_match"}``.
 
     predictions: ``{"idx": {"passage": int, "query": int}, "prediction_text": str}``, "" for no answer.
     references: ``{"idx": {...}, "answers": [str, ...]}`` of the same queries, whose order may differ.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("passage", "query")
-    columns: ClassVar[dict[str, Any]] = {
+    columns: ClassVar[ColumnTypes] = {
         "predictions": {"idx": dict.fromkeys(keys, _INTEGER), "prediction_text": _TEXT},
         "references": {"idx": dict.fromkeys(keys, _INTEGER), "answers": datasets.Sequence(_TEXT)},
     }
 
-    def _checked(self, predictions: Any, references: Any) -> tuple[Any, Any]:
+    def _checked(self, predictions: Given, references: Given) -> tuple[Given, Given]:
         scores.check_lengths(predictions, references)
         places, texts = _read("predictions", predictions, self.keys, "prediction_text")
         queries, golds = _read("references", references, self.keys, "answers")
@@ -171,7 +175,7 @@ class ReCoRD(OfflineMetric):
             _rows(queries, self.keys, "answers", [list(answers) for answers in golds]),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Given, references: Given) -> dict[str, float]:
         places, texts = _read("predictions", predictions, self.keys, "prediction_text")
         queries, golds = _read("references", references, self.keys, "answers")
         _check_unique("predictions", places, self.keys)
@@ -194,7 +198,7 @@ METRICS: dict[str, type[evaluate.Metric]] = {
 }
 
 
-def _read(name: str, rows: Any, keys: Sequence[str], field: str) -> tuple[list[tuple[int, ...]], list[Any]]:
+def _read(name: str, rows: Given, keys: Sequence[str], field: str) -> tuple[list[tuple[int, ...]], Given]:
     """Return each row's idx, as the integers at ``keys``, and its ``field``."""
     places, values = [], []
     for number, row in enumerate(rows):
@@ -207,7 +211,9 @@ def _read(name: str, rows: Any, keys: Sequence[str], field: str) -> tuple[list[t
     return places, values
 
 
-def _rows(places: list[tuple[int, ...]], keys: Sequence[str], field: str, values: list[Any]) -> list[dict[str, Any]]:
+def _rows(
+    places: list[tuple[int, ...]], keys: Sequence[str], field: str, values: list[object]
+) -> list[dict[str, object]]:
     return [
         {"idx": dict(zip(keys, place, strict=True)), field: value} for place, value in zip(places, values, strict=True)
     ]

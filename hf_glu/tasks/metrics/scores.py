@@ -13,12 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from reprlib import repr as shortened
 from statistics import fmean
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hf_glu.errors import DataError
 
+# numbers one after the other: a list, an array, a tensor
+Values: TypeAlias = ArrayLike
 NO_ANSWER = -1
 UNLABELLED = "the split is unlabelled, as test splits are, and can't be scored: use the validation split"
 # below this spread, relative to the largest value, float64 has no digits left for a correlation (scipy warns there too)
@@ -29,13 +32,13 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def accuracy(predictions: Any, references: Any) -> float:
+def accuracy(predictions: Values, references: Values) -> float:
     """Return the share of predictions that equal their reference."""
     predicted, expected = as_classes(predictions, references)
     return float((predicted == expected).mean())
 
 
-def f1(predictions: Any, references: Any) -> float:
+def f1(predictions: Values, references: Values) -> float:
     """Return F1 = 2 TP / (2 TP + FP + FN) of class 1 against class 0; -1 is not positive; 0/0 is 0."""
     from sklearn.metrics import f1_score
 
@@ -43,7 +46,7 @@ def f1(predictions: Any, references: Any) -> float:
     return float(f1_score(expected == 1, predicted == 1, zero_division=0))
 
 
-def macro_f1(predictions: Any, references: Any) -> float:
+def macro_f1(predictions: Values, references: Values) -> float:
     """Return the mean of the classes' F1 over those that occur in references or predictions, -1 not among them."""
     from sklearn.metrics import f1_score
 
@@ -52,7 +55,7 @@ def macro_f1(predictions: Any, references: Any) -> float:
     return float(f1_score(expected, predicted, labels=classes, average="macro", zero_division=0))
 
 
-def matthews(predictions: Any, references: Any) -> float:
+def matthews(predictions: Values, references: Values) -> float:
     """Return Matthews' correlation, for more than two classes R_K (Gorodkin 2004); 0/0 is 0.
 
     (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)), with s examples, c of them right, and t_k, p_k the numbers of
@@ -66,7 +69,7 @@ def matthews(predictions: Any, references: Any) -> float:
     return float(matthews_corrcoef(expected, predicted))
 
 
-def pearson(predictions: Any, references: Any) -> float:
+def pearson(predictions: Values, references: Values) -> float:
     """Return Pearson's r; 0.0 where the predictions are constant.
 
     A constant prediction orders nothing, and the NaN that other tools return can't be averaged over tasks.
@@ -77,12 +80,12 @@ def pearson(predictions: Any, references: Any) -> float:
     return _correlation(predictions, references, _scaled)
 
 
-def spearman(predictions: Any, references: Any) -> float:
+def spearman(predictions: Values, references: Values) -> float:
     """Return Spearman's rho, Pearson's r of the ranks, where ties share their mean rank; else as `pearson`."""
     return _correlation(predictions, references, _ranks)
 
 
-def question_exact_match(predictions: Any, references: Any, questions: Sequence[Hashable]) -> float:
+def question_exact_match(predictions: Values, references: Values, questions: Sequence[Hashable]) -> float:
     """Return the share of questions all of whose answers (0 or 1 each) are right: MultiRC's exact match.
 
     Args:
@@ -122,8 +125,8 @@ def token_f1(text: str, gold: str) -> float:
     return 2 * common / (len(words) + len(wanted)) if common else 0.0
 
 
-def as_classes(predictions: Any, references: Any, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as int64 ``[N]``; floats must be integral.
+def as_classes(predictions: Values, references: Values, *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions and references as int64 ``[N]``; floats must be whole numbers.
 
     Args:
         predictions, references: ``[N]``, N > 0.
@@ -142,8 +145,8 @@ def as_classes(predictions: Any, references: Any, *, count: int | None = None) -
     return predicted.astype(np.int64), expected.astype(np.int64)
 
 
-def as_numbers(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as finite float64 ``[N]``, N > 0.
+def as_numbers(predictions: Values, references: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions and references as finite float64 ``[N]``, N > 0.
 
     Raises:
         DataError: a value that is no finite number; the message has its position.
@@ -153,7 +156,7 @@ def as_numbers(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarra
 
 
 def check_texts(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> None:
-    """Raise DataError unless predictions are strings, and golds as many lists of one or more strings."""
+    """Raise DataError unless predictions are strings, each with a list of one or more gold strings."""
     check_lengths(predictions, golds)
     for number, (text, answers) in enumerate(zip(predictions, golds, strict=True)):
         if not isinstance(text, str):
@@ -168,10 +171,10 @@ def check_texts(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> N
             raise DataError(f"references[{number}] has the gold answer {shortened(wrong[0])}: a string is wanted")
 
 
-def check_lengths(predictions: Any, references: Any, *, name: str = "predictions") -> None:
-    """Raise DataError unless both are sequences of one length that is not 0."""
+def check_lengths(predictions: object, references: object, *, name: str = "predictions") -> None:
+    """Raise DataError unless both are sequences of the same length, which isn't 0."""
     try:
-        lengths = len(predictions), len(references)
+        lengths = len(predictions), len(references)  # type: ignore[arg-type]
     except TypeError as error:
         raise DataError(f"{name} and references must be sequences: {error}") from None
     if lengths[0] != lengths[1]:
@@ -180,12 +183,12 @@ def check_lengths(predictions: Any, references: Any, *, name: str = "predictions
         raise DataError(f"there are no {name} to compute a metric of")
 
 
-def _parallel(predictions: Any, references: Any, wanted: str) -> tuple[np.ndarray, np.ndarray]:
+def _parallel(predictions: Values, references: Values, wanted: str) -> tuple[np.ndarray, np.ndarray]:
     check_lengths(predictions, references)
     return _array("predictions", predictions, wanted), _array("references", references, wanted)
 
 
-def _array(name: str, values: Any, wanted: str) -> np.ndarray:
+def _array(name: str, values: Values, wanted: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors that need a gradient, or of a GPU
@@ -193,7 +196,7 @@ def _array(name: str, values: Any, wanted: str) -> np.ndarray:
     if array.ndim != 1:
         raise DataError(f"{name} have the shape {array.shape}: one value for each example is wanted; {wanted}")
     if array.dtype.kind not in _REAL:
-        listed = list(values)
+        listed = list(values)  # type: ignore[arg-type]
         first = next((number for number, value in enumerate(listed) if np.asarray(value).dtype.kind not in _REAL), 0)
         raise DataError(f"{name}[{first}] is {shortened(listed[first])}: {wanted}")
     array = array.astype(np.int64) if array.dtype.kind == "b" else array
@@ -207,7 +210,7 @@ def _require(name: str, array: np.ndarray, valid: np.ndarray, why: str) -> None:
         raise DataError(f"{name}[{first}] is {array[first]}: {why}")
 
 
-def _correlation(predictions: Any, references: Any, of: Callable[[np.ndarray], np.ndarray]) -> float:
+def _correlation(predictions: Values, references: Values, of: Callable[[np.ndarray], np.ndarray]) -> float:
     predicted, expected = as_numbers(predictions, references)
     if _is_constant(expected):
         why = UNLABELLED if (expected == -1).all() else "a correlation needs at least two different ones"
@@ -227,7 +230,7 @@ def _scaled(x: np.ndarray) -> np.ndarray:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """Return the ranks from 1 on; equal values have the mean of theirs."""
+    """Return the values' ranks from 1 on; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[inverse]
 

@@ -1,11 +1,11 @@
-"""Rows of a task as what a model reads: token ids and labels, batches, and the loss."""
+"""Tokenizing the rows of a task, making batches of them, and the loss of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from hf_glu.config.traits import longest_text
 from hf_glu.errors import OptionError
 from hf_glu.tasks.answers import from_texts
-from hf_glu.tasks.inputs import unique_entities
+from hf_glu.tasks.inputs import Row, unique_entities
 from hf_glu.tasks.prompts import rounded
 from hf_glu.tasks.table import TASKS, Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 IGNORED = -100
-Batch = dict[str, Tensor]
+Batch: TypeAlias = dict[str, Tensor]
+# one input before it is tokenized: the number of its row, its texts and label; and the columns of many
+Input: TypeAlias = dict[str, int | float | str]
+Columns: TypeAlias = dict[str, list[list[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +34,15 @@ class Features:
 
     Attributes:
         task: the task.
-        raw: its rows.
+        raw: its rows; None where they aren't needed any more.
         data: one model input for each candidate of each row, with ``labels`` where there are any.
         owners: the row of each input, ascending.
         text: whether the labels are texts to generate.
     """
 
     task: Task
-    raw: Any
-    data: Any
+    raw: Dataset
+    data: Dataset
     owners: list[int]
     text: bool
 
@@ -51,12 +58,12 @@ class Features:
 
     @cached_property
     def target_lengths(self) -> list[int]:
-        """Tokens of each input's target text."""
+        """The number of tokens of each input's target text."""
         return [len(labels) for labels in self.data["labels"]]
 
 
-def is_text_to_text(config: Any, form: str) -> bool:
-    """Tell whether a model is to write its answers.
+def is_text_to_text(config: PreTrainedConfig, form: str) -> bool:
+    """Return whether a model is to write its answers as text.
 
     Raises:
         OptionError: it can't.
@@ -66,8 +73,8 @@ def is_text_to_text(config: Any, form: str) -> bool:
     return form == "text" or (form == "auto" and config.is_encoder_decoder and "t5" in config.model_type)
 
 
-def check_answers(task: Task, tokenizer: Any) -> None:
-    """Raise OptionError where a text-to-text model couldn't write a task's answers, each as itself."""
+def check_answers(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise OptionError if a tokenizer can't write a task's answers so that they are read back as themselves."""
     if task.form == "regression" and TASKS.get(task.name) is not task:
         raise OptionError(f"a text-to-text model writes STS-B's scores, not those of {task.name}: use form=classes")
     if task.form not in ("classes", "choice"):
@@ -82,15 +89,15 @@ def check_answers(task: Task, tokenizer: Any) -> None:
             )
 
 
-def check_length(max_length: int, model_config: Any, tokenizer: Any) -> None:
-    """Raise OptionError where a sequence of ``max_length`` tokens is too long for the model."""
+def check_length(max_length: int, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise OptionError if the model can't read sequences of ``max_length`` tokens."""
     known = [limit for limit in (tokenizer.model_max_length, longest_text(model_config)) if limit]
     if known and max_length > min(known):
         raise OptionError(f"max_length={max_length} is too long for the model, which reads {min(known)} tokens")
 
 
 def make_features(
-    task: Task, raw: Any, tokenizer: Any, *, max_length: int, text: bool, labeled: bool = True
+    task: Task, raw: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, text: bool, labeled: bool = True
 ) -> Features:
     """Tokenize the rows of a split.
 
@@ -106,7 +113,7 @@ def make_features(
     rows = [row for number, each in enumerate(raw) for row in encode(task, number, each, labeled)]
     from datasets import Dataset
 
-    owners = [row.pop("owner") for row in rows]
+    owners = [int(row.pop("owner")) for row in rows]
     tokenized = Dataset.from_list(rows).map(
         lambda batch: _tokenize(batch, tokenizer, max_length), batched=True, remove_columns=list(rows[0])
     )
@@ -114,7 +121,7 @@ def make_features(
 
 
 def join(parts: list[Features]) -> Features:
-    """Return the training data of several tasks as one; their rows are told apart by `Features.owners` only."""
+    """Concatenate the training data of several tasks."""
     if len(parts) == 1:
         return parts[0]
     from datasets import concatenate_datasets
@@ -124,11 +131,9 @@ def join(parts: list[Features]) -> Features:
     return Features(task=parts[0].task, raw=None, data=data, owners=list(range(len(data))), text=True)
 
 
-def _encode_classes(task: Task, number: int, row: Any, labeled: bool) -> list[dict[str, Any]]:
+def _encode_classes(task: Task, number: int, row: Row, labeled: bool) -> list[Input]:
     texts = task.inputs(row)
-    found: list[dict[str, Any]] = [
-        {"owner": number, **dict(zip(("text", "pair"), text, strict=False))} for text in texts
-    ]
+    found: list[Input] = [{"owner": number, **dict(zip(("text", "pair"), text, strict=False))} for text in texts]
     if labeled and task.form == "entity":
         gold = set(row["answers"])
         for each, entity in zip(found, unique_entities(row), strict=True):
@@ -139,7 +144,7 @@ def _encode_classes(task: Task, number: int, row: Any, labeled: bool) -> list[di
     return found
 
 
-def _encode_text(task: Task, number: int, row: Any, labeled: bool) -> list[dict[str, Any]]:
+def _encode_text(task: Task, number: int, row: Row, labeled: bool) -> list[Input]:
     source = task.prompt(row)
     if not labeled:
         return [{"owner": number, "text": source}]
@@ -150,7 +155,7 @@ def _encode_text(task: Task, number: int, row: Any, labeled: bool) -> list[dict[
     return [{"owner": number, "text": source, "target": target}]
 
 
-def _tokenize(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+def _tokenize(batch: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Columns:
     texts = [batch[column] for column in ("text", "pair") if column in batch]
     found = dict(tokenizer(*texts, truncation="longest_first", max_length=max_length))
     if "label" in batch:
@@ -160,8 +165,10 @@ def _tokenize(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> d
     return found
 
 
-def collate(features: Features, tokenizer: Any, rows: Sequence[int], device: Any = None) -> Batch:
-    """Return the inputs ``rows`` as one padded batch."""
+def collate(
+    features: Features, tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], device: torch.device | None = None
+) -> Batch:
+    """Make one padded batch of the inputs ``rows``."""
     columns = dict(features.data[list(rows)])
     labels = columns.pop("labels", None)
     batch = dict(tokenizer.pad(columns, return_tensors="pt"))
@@ -174,18 +181,18 @@ def collate(features: Features, tokenizer: Any, rows: Sequence[int], device: Any
 
 
 def count_items(features: Features, rows: Sequence[int]) -> int:
-    """Return what a batch's loss is the mean over: target tokens, choices or inputs."""
+    """Count what a batch's loss is the mean over: target tokens, choices or inputs."""
     if features.text:
         return sum(features.target_lengths[number] for number in rows)
     return len({features.owners[number] for number in rows}) if features.task.form == "choice" else len(rows)
 
 
-def loss_of(features: Features) -> Callable[[Any, Batch], Tensor]:
-    """Return the function that gives a batch's mean loss; a choice's is a softmax over its candidates."""
+def loss_of(features: Features) -> Callable[[PreTrainedModel, Batch], Tensor]:
+    """Return a function of model and batch that gives the mean loss; for a choice, a softmax over its candidates."""
     if features.task.form != "choice" or features.text:
         return lambda model, batch: model(**batch).loss
 
-    def choice_loss(model: Any, batch: Batch) -> Tensor:
+    def choice_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         candidates = len(features.task.labels)
         labels = batch["labels"][::candidates]
         logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits

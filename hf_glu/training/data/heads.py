@@ -1,4 +1,4 @@
-"""The head of a classifier that was trained before: its rows in a task's order, or a new head, and a word about it."""
+"""Loading classifiers: a head that fits the task is kept, with its rows in the task's order; another one is new."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from hf_glu.errors import CheckpointError
 from hf_glu.tasks.table import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +23,16 @@ _log = logging.getLogger(__name__)
 HEADS = {"classes": None, "regression": 1, "choice": 1, "entity": 2}
 
 
-def head_options(task: Task) -> dict[str, Any]:
+class HeadOptions(TypedDict):
+    """The fields of a config that say what a classifier's head is for."""
+
+    num_labels: int
+    id2label: dict[int, str]
+    label2id: dict[str, int]
+    problem_type: str | None
+
+
+def head_options(task: Task) -> HeadOptions:
     """Return the fields of a config that say what head a task needs."""
     count = HEADS[task.form] or len(task.labels)
     names = dict(enumerate(task.labels)) if count == len(task.labels) else {i: f"LABEL_{i}" for i in range(count)}
@@ -29,8 +41,8 @@ def head_options(task: Task) -> dict[str, Any]:
     return {"num_labels": count, "id2label": names, "label2id": label2id, "problem_type": kind}
 
 
-def load_classifier(folder: Path, config: Any, task: Task) -> Any:
-    """Return a checkpoint as a classifier for ``task``, in float32.
+def load_classifier(folder: Path, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    """Load a checkpoint as a classifier for ``task``, in float32.
 
     A head that the checkpoint has is kept where its labels are the task's: its rows are put in the task's order. Where
     they are others, or their number is, the head is a new one, and a warning says so.
@@ -69,8 +81,8 @@ def load_classifier(folder: Path, config: Any, task: Task) -> Any:
     return model
 
 
-def label_dimensions(model: Any) -> dict[str, int]:
-    """Return the parameters with a dimension of labels, and which one that is: found by asking for one label more."""
+def label_dimensions(model: PreTrainedModel) -> dict[str, int]:
+    """Find the parameters with a dimension of labels, and which it is, by building the model with one label more."""
     config = copy.deepcopy(model.config)
     config.num_labels = model.config.num_labels + 1
     with torch.device("meta"):
@@ -104,14 +116,14 @@ def _is_unnamed(known: Mapping[int, str]) -> bool:
     return all(name == f"LABEL_{number}" for number, name in known.items())
 
 
-def _permute(model: Any, rows: Mapping[str, int], order: list[int]) -> None:
+def _permute(model: PreTrainedModel, rows: Mapping[str, int], order: list[int]) -> None:
     for name, parameter in model.named_parameters():
         if name in rows:
             parameter.data = parameter.data.index_select(rows[name], torch.tensor(order))
 
 
-def _renew(model: Any, rows: Mapping[str, int]) -> None:
-    """Initialise the modules that have these parameters as the family does."""
+def _renew(model: PreTrainedModel, rows: Mapping[str, int]) -> None:
+    """Initialise the modules of these parameters anew, as the family does."""
     for name in dict.fromkeys(key.rpartition(".")[0] for key in rows):
         module = model.get_submodule(name)
         module._is_hf_initialized = False

@@ -1,24 +1,36 @@
-"""What a trained model does on some of its validation data: its activations, and its experts."""
+"""Statistics of a trained model's activations and experts on some of its validation data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.instruments.activity import activation_statistics, expert_loads
 from hf_glu.instruments.adaptive import adaptive_statistics
 from hf_glu.tasks.checking import LABEL
 from hf_glu.training.data.features import Features, collate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SOURCE = "source"  # the column that says where a text comes from
 MOST_TYPES = 8  # where data name more sources than this, texts are told apart by class
 BATCHES = 8
 
 
+class ValidationStatistics(TypedDict):
+    """Statistics of activations, of those with parameters of their own, and of experts; a row for each layer."""
+
+    activations: list[JsonObject]
+    adaptive: list[JsonObject]
+    experts: list[JsonObject]
+
+
 def text_types(features: Features, inputs: Sequence[int]) -> list[str] | None:
-    """Return what type of text each of some inputs is: its source where the data name a few, else its class.
+    """Return the type of each input's text: its source, if the data name a few, else its class.
 
     None where they have neither, as in a regression.
     """
@@ -31,9 +43,13 @@ def text_types(features: Features, inputs: Sequence[int]) -> list[str] | None:
 
 
 def validation_statistics(
-    model: Any, features: Features, tokenizer: Any, batch_size: int, before: Mapping[str, nn.Module]
-) -> dict[str, list[dict[str, Any]]]:
-    """Return what a model's results say of its activations and experts, on at most `BATCHES` batches.
+    model: PreTrainedModel,
+    features: Features,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    before: Mapping[str, nn.Module],
+) -> ValidationStatistics:
+    """Measure a model's activations and experts on at most `BATCHES` batches.
 
     The rows are spread over all of the data, which may be sorted by class.
 

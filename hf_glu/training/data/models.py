@@ -1,16 +1,16 @@
-"""The model of a job: loaded with the head that its task needs, converted, perhaps wrapped by PEFT."""
+"""Loading the model of a job with the head that its task needs, and converting it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from accelerate.utils import set_seed
 
 from hf_glu.checkpoint.config_file import check_config, reading
-from hf_glu.checkpoint.convert import forget_code
 from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.loading import forget_code
 from hf_glu.config.traits import text_config, token_id, vocabulary
 from hf_glu.conversion import Report, convert, plan
 from hf_glu.errors import OptionError
@@ -23,9 +23,22 @@ from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.heads import load_classifier
 from hf_glu.training.options import JobOptions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0) -> tuple[Any, Any, bool]:
-    """Return a model for ``task`` with its tokenizer, and whether it is text-to-text.
+
+class SiteChoice(TypedDict):
+    """Which FFNs a conversion changes, and how wide they become, as `hf_glu.convert` takes it."""
+
+    width: int | str
+    layers: str | None
+    exclude: str | None
+
+
+def load_for_task(
+    source: str, task: Task, *, form: str = "auto", seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+    """Load a model for ``task`` and its tokenizer; return them, and whether the model is text-to-text.
 
     A classifier's new head is the same for the same seed. Weights are in float32.
 
@@ -51,8 +64,8 @@ def load_for_task(source: str, task: Task, *, form: str = "auto", seed: int = 0)
     return model, tokenizer, text
 
 
-def give_padding(model: Any, tokenizer: Any) -> None:
-    """Give tokenizer and model a padding token: GPT-2 has none, and takes the one that ends a text.
+def give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give tokenizer and model a padding token if they have none: GPT-2 takes the one that ends a text.
 
     Raises:
         OptionError: the tokenizer has neither.
@@ -66,15 +79,17 @@ def give_padding(model: Any, tokenizer: Any) -> None:
             config.pad_token_id = tokenizer.pad_token_id
 
 
-def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tokenizer: Any) -> Report | None:
-    """Convert the model as a job asks for; where that needs a fit, on what ``texts`` gives.
+def convert_for(
+    model: PreTrainedModel, job: JobOptions, texts: Callable[[], list[str]], tokenizer: PreTrainedTokenizerBase
+) -> Report | None:
+    """Convert the model as a job asks for; a conversion that needs a fit is fitted on ``texts()``.
 
     Raises:
         HfGluError: as `hf_glu.convert`.
     """
     if not job.conversion:
         return None
-    choice: dict[str, Any] = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
+    choice: SiteChoice = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if job.experts:
         fitted = job.width != "keep" or UNGATED in job.experts
         fit = {"calibration": texts(), "tokenizer": tokenizer} if fitted else {}
@@ -86,8 +101,8 @@ def convert_for(model: Any, job: JobOptions, texts: Callable[[], list[str]], tok
     return convert(model, job.to, calibration=texts() if fitted else None, tokenizer=tokenizer, **choice)
 
 
-def _random(model: Any, job: JobOptions, choice: dict[str, Any]) -> Report:
-    """Convert by shape only: the family's own initialisation in all projections of the converted FFNs."""
+def _random(model: PreTrainedModel, job: JobOptions, choice: SiteChoice) -> Report:
+    """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation."""
     assert job.to
     texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))
     narrow = job.width != "keep"

@@ -1,12 +1,12 @@
-"""A model's predictions for a split, in its order, on one process or several."""
+"""Predicting and evaluating a split, on one process or several."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,15 +14,21 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_glu.tasks import answers
-from hf_glu.training.data.features import Features, collate
+from hf_glu.tasks.answers import Answer
+from hf_glu.training.data.features import Batch, Features, collate
 from hf_glu.training.loop.accelerating import merge
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# logits ``[inputs, labels]``, or the texts that a text-to-text model wrote
+Predictions: TypeAlias = np.ndarray | list[str]
 NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
 
 
 @contextmanager
-def eval_mode(model: Any) -> Iterator[None]:
-    """Evaluate without gradients; the model's mode is put back."""
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model in eval mode and gradients off inside of the block; its mode is restored."""
     training = model.training
     model.eval()
     try:
@@ -33,9 +39,14 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 def predict(
-    model: Any, features: Features, tokenizer: Any, *, batch_size: int = 64, accelerator: Accelerator | None = None,
+    model: PreTrainedModel,
+    features: Features,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 64,
+    accelerator: Accelerator | None = None,
     title: str = "predict",
-) -> Any:  # fmt: skip
+) -> Predictions:
     """Return the logits ``[inputs, labels]`` in float32, or the texts that a text-to-text model writes.
 
     Every process takes every n-th batch, and all get all of the results; no example counts twice.
@@ -45,7 +56,7 @@ def predict(
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(model.parameters()).device
-    found: dict[int, Any] = {}
+    found: dict[int, np.ndarray | str] = {}
     with eval_mode(model):
         for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
             # a process that has run out does the last batch again: wrapped models compute together or not at all
@@ -55,11 +66,17 @@ def predict(
             found |= dict(zip(rows, _outputs(model, features, tokenizer, batch, accelerator), strict=True))
     if accelerator:
         found = merge(accelerator, found)
-    ordered = [found[row] for row in range(len(order))]
+    ordered: list[Any] = [found[row] for row in range(len(order))]
     return ordered if features.text else np.stack(ordered)
 
 
-def _outputs(model: Any, features: Features, tokenizer: Any, batch: Any, accelerator: Accelerator | None) -> list[Any]:
+def _outputs(
+    model: PreTrainedModel,
+    features: Features,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Batch,
+    accelerator: Accelerator | None,
+) -> list[np.ndarray] | list[str]:
     if not features.text:
         return list(model(**batch).logits.float().cpu().numpy())
     plain = accelerator.unwrap_model(model) if accelerator else model
@@ -67,18 +84,23 @@ def _outputs(model: Any, features: Features, tokenizer: Any, batch: Any, acceler
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
-def answer(features: Features, predictions: Any) -> list[Any]:
-    """Return the answer to each row of the split."""
+def answer(features: Features, predictions: Predictions) -> Sequence[Answer]:
+    """Return the answer to each row of the split, from predictions for its inputs."""
     if features.text:
-        return answers.from_texts(features.task, predictions)
-    return answers.from_logits(features.task, features.raw, predictions, features.owners)
+        return answers.from_texts(features.task, list(predictions))
+    return answers.from_logits(features.task, features.raw, np.asarray(predictions), features.owners)
 
 
 def evaluate(
-    model: Any, splits: dict[str, Features], tokenizer: Any, *, batch_size: int = 64,
-    accelerator: Accelerator | None = None, title: str = "evaluate",
-) -> tuple[dict[str, float], float]:  # fmt: skip
-    """Return the metrics of a model on the validation splits (``split/metric`` where there are several), and the score.
+    model: PreTrainedModel,
+    splits: dict[str, Features],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 64,
+    accelerator: Accelerator | None = None,
+    title: str = "evaluate",
+) -> tuple[dict[str, float], float]:
+    """Compute a model's metrics on the validation splits (``split/metric`` if there are several), and its score.
 
     The score is the mean of the tasks' scores, where the splits are of several tasks.
 

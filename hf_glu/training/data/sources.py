@@ -1,13 +1,14 @@
-"""What a job is trained on: its tasks with their rows, and the files that these are read from."""
+"""Reading what a job is trained on: its tasks, their rows, and hashes of their files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError, OptionError
+from hf_glu.tasks.checking import Splits
 from hf_glu.tasks.files import find_splits, hash_file
 from hf_glu.tasks.loading import head, load_task
 from hf_glu.tasks.movies import fetch_reviews
@@ -15,16 +16,19 @@ from hf_glu.tasks.own import own_files, own_task
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
 from hf_glu.training.options import JobOptions
 
-Source = tuple[Task, dict[str, Any]]
+# hashes of a split's files, or a revision on the Hub, by what they are of
+FileRecord: TypeAlias = dict[str, list[str | None]]
+# a task, and its rows by split
+TaskRows: TypeAlias = tuple[Task, Splits]
 
 
 def task_name(job: JobOptions) -> str:
-    """Return what tables and reports call a job's task."""
+    """Return the name that tables and reports give a job's task."""
     return job.task or (f"mixture of {job.mixture}" if job.mixture else Path(str(job.dataset)).stem)
 
 
 def chosen_tasks(job: JobOptions) -> list[Task]:
-    """Return the tasks that a job names; none where it has data of one's own.
+    """Return the tasks that a job names; none if it has a user's own data.
 
     Raises:
         UnknownNameError, OptionError: there is no such task, or it can't be trained.
@@ -41,8 +45,8 @@ def chosen_tasks(job: JobOptions) -> list[Task]:
     return [task]
 
 
-def read_tasks(job: JobOptions) -> list[Source]:
-    """Return the task of a job, or those of its mixture, with their rows.
+def read_tasks(job: JobOptions) -> list[TaskRows]:
+    """Load the task of a job, or those of its mixture, with their rows.
 
     Raises:
         UnknownNameError, DataError, OptionError: it can't be had.
@@ -54,17 +58,17 @@ def read_tasks(job: JobOptions) -> list[Source]:
 
 
 def diagnostics(tasks: Iterable[Task]) -> list[Task]:
-    """Return the tasks without training data that models of ``tasks`` answer, too."""
+    """Return the diagnostic tasks, without training data, that models of ``tasks`` answer, too."""
     known = {task.name for task in tasks}
     return [task for task in TASKS.values() if task.model_of in known]
 
 
-def read_diagnostics(job: JobOptions, sources: list[Source]) -> list[Source]:
-    """Return the `diagnostics` of some tasks with their rows."""
+def read_diagnostics(job: JobOptions, sources: list[TaskRows]) -> list[TaskRows]:
+    """Load the `diagnostics` of some tasks with their rows."""
     return [(task, load_task(task, job.dataset)) for task in diagnostics(task for task, _ in sources)]
 
 
-def check_predictable(sources: list[Source]) -> None:
+def check_predictable(sources: list[TaskRows]) -> None:
     """Raise OptionError unless there is a test split for each file that the leaderboards want."""
     for task, raw in sources:
         if not task.files:
@@ -73,8 +77,8 @@ def check_predictable(sources: list[Source]) -> None:
             raise OptionError(f"{task.name} has no test split {missing[0]} to predict")
 
 
-def data_record(job: JobOptions) -> dict[str, Any]:
-    """Return what a job's rows come from: hashes of its files, by split, or a revision on the Hub.
+def data_record(job: JobOptions) -> FileRecord:
+    """Return what identifies a job's data: hashes of its files, by split, or a revision on the Hub.
 
     Raises:
         UnknownNameError, DataError, OptionError: as of `read_tasks`.
@@ -86,23 +90,22 @@ def data_record(job: JobOptions) -> dict[str, Any]:
     return {f"{task.name} {key}": value for task in every for key, value in _task_record(task, job.dataset).items()}
 
 
-def _task_record(task: Task, dataset: str | None) -> dict[str, Any]:
+def _task_record(task: Task, dataset: str | None) -> FileRecord:
     if dataset is not None:
-        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test),
-                                   config=task.config))  # fmt: skip
+        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test), config=task.config))
     if task.dataset:
         return {"dataset": [task.dataset, task.config, task.revision]}
     return _hashes({"reviews": [fetch_reviews()]})
 
 
-def _hashes(files: dict[str, list[Path]]) -> dict[str, list[str]]:
+def _hashes(files: dict[str, list[Path]]) -> FileRecord:
     for path in (path for paths in files.values() for path in paths):
         if not path.is_file():
             raise DataError(f"there is no file {path}")
     return {split: [hash_file(path) for path in paths] for split, paths in files.items()}
 
 
-def calibration_texts(job: JobOptions, source: Source, *, text: bool) -> list[str]:
+def calibration_texts(job: JobOptions, source: TaskRows, *, text: bool) -> list[str]:
     """Return the training texts that a conversion is fitted on."""
     task, raw = source
     rows = head(raw["train"], job.calibration)

@@ -1,1 +1,1 @@
-"""The loop of Accelerate: batches, schedules, checkpoints, interrupts."""
+"""The training loop: batches, learning rates, checkpoints, interrupts."""

@@ -1,23 +1,26 @@
-"""The Accelerator of a run, its trackers, and what its processes exchange."""
+"""Making a run's Accelerator and trackers, and exchanging results between processes."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
+from hf_glu.training.results import Results
 
 PROJECT = "hf_glu"
+Merged = TypeVar("Merged")
 
 
 def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Accelerator:
-    """Return an Accelerator, also where an earlier run in this process had another precision.
+    """Make an Accelerator, also if an earlier run in this process had another precision.
 
     Raises:
         OptionError: the tracker isn't installed (Accelerate would only warn).
@@ -32,24 +35,24 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
     return Accelerator(mixed_precision=precision, log_with=options.tracker, project_dir=folder)
 
 
-def start_trackers(accelerator: Accelerator, options: dict[str, Any]) -> None:
-    """Begin to track a run; TensorBoard takes numbers and strings only."""
+def start_trackers(accelerator: Accelerator, options: JsonObject) -> None:
+    """Begin to track a run; options are strings, since TensorBoard takes no lists."""
     accelerator.init_trackers(PROJECT, config={key: str(value) for key, value in options.items()})
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Tell whether each process will hold a part of the weights only."""
+    """Return whether each process holds only a part of the weights (FSDP, DeepSpeed)."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def share_results(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the main process' results on all processes."""
-    shared: dict[str, Any] = broadcast_object_list([results])[0]
+def share_results(results: Results | None) -> Results:
+    """Send the main process's results to all processes, and return them."""
+    shared: Results = broadcast_object_list([results])[0]
     return shared
 
 
-def merge(accelerator: Accelerator, found: dict[int, Any]) -> dict[int, Any]:
-    """Return the results of all processes, by their number; what several have is there once."""
+def merge(accelerator: Accelerator, found: dict[int, Merged]) -> dict[int, Merged]:
+    """Merge the results of all processes, by row; what several have is there once."""
     if accelerator.num_processes == 1:
         return found
     return {key: value for part in gather_object([found]) for key, value in part.items()}

@@ -1,4 +1,4 @@
-"""Which examples each optimizer step sees: the same on one process and on several, and after a resume."""
+"""The examples of each optimizer step: the same on one process and on several, and after a resume."""
 
 from __future__ import annotations
 

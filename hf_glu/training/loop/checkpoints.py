@@ -1,4 +1,4 @@
-"""A run's log and its checkpoints: Accelerate's state (weights, optimizer, random states) and the loop's progress."""
+"""Writing and reading a run's log and its checkpoints, from which an interrupted run is resumed exactly."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
-from hf_glu.checkpoint.jsonio import read_object, read_text, write_json
+from hf_glu.checkpoint.files import BEST_WEIGHTS_FILE, CHECKPOINT_PREFIX, LOG_FILE, PROGRESS_FILE
+from hf_glu.checkpoint.jsonio import JsonObject, read_object, read_text, write_json
 from hf_glu.checkpoint.writing import PARTIAL, reason_of, remove, remove_partials, retire, sync, write_text, writing
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.training.loop.progress import Progress
 
 
 class Resumable(Protocol):
-    """What a checkpoint keeps of a running loop, and gives back to it."""
+    """A training loop, as far as a checkpoint keeps and restores it."""
 
-    accelerator: Any
+    accelerator: Accelerator
     progress: Progress
     best_state: dict[str, Tensor] | None
-    schedule: Any
+    schedule: LambdaLR
     log: Log
 
 
-PREFIX, STAGE = "checkpoint-", f"{PARTIAL}checkpoint"
-PROGRESS, BEST, LOG = "progress.json", "best.safetensors", "log.jsonl"
+STAGE = f"{PARTIAL}checkpoint"
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in a run's folder that is whole, or None; says which ones aren't."""
-    steps = {int(number): path for path in folder.glob(f"{PREFIX}*") if (number := _number(path)).isdecimal()}
+    """Return the newest whole checkpoint in a run's folder, or None; warn of those that aren't whole."""
+    steps = {
+        int(number): path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if (number := _number(path)).isdecimal()
+    }
     for _, path in sorted(steps.items(), reverse=True):
         if is_whole(path):
             return path
@@ -43,13 +47,13 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def _number(path: Path) -> str:
-    return path.name.removeprefix(PREFIX)
+    return path.name.removeprefix(CHECKPOINT_PREFIX)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint has all files that were written, at their full lengths."""
+    """Return whether a checkpoint has all files that were written, at their full lengths."""
     try:
-        kept = read_object(checkpoint / PROGRESS)
+        kept = read_object(checkpoint / PROGRESS_FILE)
     except HfGluError:
         return False
     lengths = kept.get("files", {})
@@ -57,7 +61,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def _lengths(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != PROGRESS)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != PROGRESS_FILE)
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
@@ -84,22 +88,22 @@ def save(loop: Resumable, folder: Path) -> None:
 
 
 def _complete(loop: Resumable, stage: Path, folder: Path) -> None:
-    """Write what Accelerate doesn't, and put the checkpoint in its place."""
+    """Add best weights and progress to what Accelerate has written, and move the checkpoint to its place."""
     if loop.best_state is not None:
-        save_file(loop.best_state, stage / BEST)
+        save_file(loop.best_state, stage / BEST_WEIGHTS_FILE)
     loop.progress.lines = loop.log.lines
-    write_json(stage / PROGRESS, {**asdict(loop.progress), "files": _lengths(stage)})
+    write_json(stage / PROGRESS_FILE, {**asdict(loop.progress), "files": _lengths(stage)})
     sync(stage)
-    target = folder / f"{PREFIX}{loop.progress.step}"
+    target = folder / f"{CHECKPOINT_PREFIX}{loop.progress.step}"
     retire(target)  # one that isn't whole
     os.replace(stage, target)
-    for old in folder.glob(f"{PREFIX}*"):
+    for old in folder.glob(f"{CHECKPOINT_PREFIX}*"):
         if old != target:
             retire(old)
 
 
 def load(loop: Resumable, folder: Path) -> Progress:
-    """Put a loop where the newest checkpoint in ``folder`` left it.
+    """Restore a loop from the newest checkpoint in ``folder``; return its progress.
 
     Raises:
         CheckpointError: there is none, or it doesn't fit.
@@ -107,13 +111,13 @@ def load(loop: Resumable, folder: Path) -> Progress:
     found = find_checkpoint(folder)
     if found is None:
         return loop.progress
-    kept = read_object(found / PROGRESS)
+    kept = read_object(found / PROGRESS_FILE)
     kept.pop("files", None)
     try:
         progress = type(loop.progress)(**{key: value for key, value in kept.items() if value is not None})
         loop.accelerator.load_state(str(found))
-        if (found / BEST).is_file():
-            loop.best_state = load_file(found / BEST)
+        if (found / BEST_WEIGHTS_FILE).is_file():
+            loop.best_state = load_file(found / BEST_WEIGHTS_FILE)
     except Exception as error:  # pickles, archives and Accelerate raise whatever they like
         raise CheckpointError(f"{found} can't be resumed: {reason_of(error)}") from error
     loop.schedule.last_epoch = progress.step
@@ -122,13 +126,13 @@ def load(loop: Resumable, folder: Path) -> Progress:
 
 def remove_all(folder: Path) -> None:
     """Remove a finished run's checkpoints."""
-    for path in folder.glob(f"{PREFIX}*"):
+    for path in folder.glob(f"{CHECKPOINT_PREFIX}*"):
         retire(path)
     remove_partials(folder)
 
 
 class Log:
-    """``log.jsonl``, one JSON object a line.
+    """A run's log, ``log.jsonl``: one JSON object in each line.
 
     Args:
         folder: None: nothing is written.
@@ -139,7 +143,7 @@ class Log:
     """
 
     def __init__(self, folder: Path | None, lines: int = 0) -> None:
-        self._path, self.lines = None if folder is None else folder / LOG, 0
+        self._path, self.lines = None if folder is None else folder / LOG_FILE, 0
         if self._path is None:
             return
         *whole, _ = (read_text(self._path) if lines and self._path.is_file() else "").split("\n")
@@ -147,7 +151,7 @@ class Log:
         write_text(self._path, "".join(f"{line}\n" for line in kept))
         self.lines = len(kept)
 
-    def write(self, values: dict[str, Any]) -> None:
+    def write(self, values: JsonObject) -> None:
         """Add a line."""
         if self._path is not None:
             with writing(self._path), self._path.open("a", encoding="utf-8") as file:

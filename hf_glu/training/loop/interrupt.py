@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, never in the middle of one."""
+"""Stopping at Ctrl-C between two steps, never in the middle of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_glu.errors import TrainingError
 
 
 class Interrupted(TrainingError):
-    """Training was stopped by Ctrl-C; ``step`` steps are done."""
+    """An interruption by Ctrl-C, after ``step`` steps."""
 
     exit_code = 130
 
@@ -24,7 +24,7 @@ class Interrupted(TrainingError):
 
 
 class Flag:
-    """Whether Ctrl-C was pressed."""
+    """A flag that is true once Ctrl-C was pressed."""
 
     def __init__(self) -> None:
         self.on = False

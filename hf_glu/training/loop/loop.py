@@ -1,4 +1,4 @@
-"""The training loop: Accelerate, batches that no number of processes changes, checkpoints that resume exactly."""
+"""The training loop on Accelerate: the same batches on any number of processes, and exact resumes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.data.features import Features, collate, count_items, loss_of
@@ -27,10 +28,13 @@ from hf_glu.training.options import TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.groups import parameter_groups
 
-Evaluate = Callable[[Any], tuple[dict[str, float], float]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Evaluate: TypeAlias = "Callable[[PreTrainedModel], tuple[dict[str, float], float]]"
 
 
-class Loop:
+class TrainingLoop:
     """One run of fine-tuning, on this process and its siblings.
 
     Args:
@@ -45,9 +49,17 @@ class Loop:
     """
 
     def __init__(
-        self, model: Any, features: Features, tokenizer: Any, options: TrainingOptions, accelerator: Accelerator,
-        *, folder: Path | None = None, evaluate: Evaluate | None = None, title: str = "train",
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        features: Features,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        *,
+        folder: Path | None = None,
+        evaluate: Evaluate | None = None,
+        title: str = "train",
+    ) -> None:
         self.features, self.tokenizer, self.options, self.accelerator = features, tokenizer, options, accelerator
         self.folder, self.evaluate, self.title = folder, evaluate, title
         self.units = features.units
@@ -80,9 +92,12 @@ class Loop:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
         bar = tqdm(
-            total=self.steps, initial=self.progress.step, desc=self.title, leave=False,
+            total=self.steps,
+            initial=self.progress.step,
+            desc=self.title,
+            leave=False,
             disable=not self.accelerator.is_main_process,
-        )  # fmt: skip
+        )
         stopped = False
         with interruptible() as interrupted, bar:
             pending: list[Tensor] = []
@@ -145,13 +160,13 @@ class Loop:
         return self._due(self.options.evaluate_every or self.plan.steps_per_epoch)
 
     def _any(self, flag: bool) -> bool:
-        """Tell whether any process says so: one that stops alone would leave the others waiting."""
+        """Return whether ``flag`` is set in any process: one that stopped alone would leave the others waiting."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
-    def _flush(self, pending: list[Tensor], bar: Any) -> None:
-        """Bring the losses of the last steps from the device, check them, and log their mean."""
+    def _flush(self, pending: list[Tensor], bar: tqdm) -> None:
+        """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
         if not pending:
             return
         losses = self.accelerator.reduce(torch.stack(pending), reduction="sum").tolist()
@@ -170,14 +185,14 @@ class Loop:
         self._log(line)
         bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
 
-    def _log(self, values: dict[str, Any]) -> None:
+    def _log(self, values: JsonObject) -> None:
         epoch = self.progress.step / self.plan.steps_per_epoch
         self.log.write({"step": self.progress.step, "epoch": epoch, **values})
         flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
         self.accelerator.log(flat, step=self.progress.step)
 
-    def _evaluate(self, bar: Any) -> bool:
-        """Evaluate; return whether patience is at its end."""
+    def _evaluate(self, bar: tqdm) -> bool:
+        """Evaluate and log; return whether ``patience`` evaluations have passed without a better one."""
         assert self.evaluate is not None
         progress = self.progress
         metrics, score = self.evaluate(self.model)
@@ -200,7 +215,7 @@ class Loop:
         return {key: value.detach().cpu().clone() for key, value in whole.items()}
 
     def whole_state(self) -> dict[str, Tensor]:
-        """Return the weights that training ends with, on the main process where they are sharded; all take part."""
+        """Return the weights that training ends with; if they are sharded, all processes must call it."""
         return self._state() if self.best_state is None else self.best_state
 
     def _take_best(self) -> None:
@@ -214,6 +229,9 @@ class Loop:
         recent = losses[-max(1, len(losses) // 10) :] or [math.nan]
         seconds = self.progress.seconds
         return TrainingResult(
-            steps=self.progress.step, seconds=seconds, loss=sum(recent) / len(recent),
-            tokens_per_second=self.progress.tokens / max(seconds, 1e-9), stopped_early=stopped,
-        )  # fmt: skip
+            steps=self.progress.step,
+            seconds=seconds,
+            loss=sum(recent) / len(recent),
+            tokens_per_second=self.progress.tokens / max(seconds, 1e-9),
+            stopped_early=stopped,
+        )

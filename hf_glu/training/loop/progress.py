@@ -1,15 +1,17 @@
-"""How far a run of the loop is, and what it did in the end."""
+"""The progress of a training loop, and its result."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import cast
+
+from hf_glu.training.results import TrainingSummary
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a run of the loop did; ``loss`` is the mean over its last tenth."""
+    """The result of a training loop; ``loss`` is the mean over its last tenth."""
 
     steps: int
     seconds: float
@@ -17,14 +19,14 @@ class TrainingResult:
     tokens_per_second: float
     stopped_early: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> TrainingSummary:
         """Return the result as plain data."""
-        return asdict(self)
+        return cast(TrainingSummary, asdict(self))
 
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside weights, optimizer and random states."""
+    """The progress of a training loop, which a checkpoint keeps beside weights, optimizer and random states."""
 
     step: int = 0
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""Learning rates over the steps."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 def make_schedule(optimizer: Optimizer, options: TrainingOptions, steps: int) -> LambdaLR:
-    """Return the schedule: up along a line for ``warmup`` of the steps, then down as ``options.schedule`` says.
+    """Make the schedule: a linear rise for ``warmup`` of the steps, then the decay of ``options.schedule``.
 
     It counts optimizer steps, however many processes share them.
     """

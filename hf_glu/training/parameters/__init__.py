@@ -1,1 +1,1 @@
-"""Which parameters are trained, and how: groups, gates, annealing, homeostasis, adapters."""
+"""Choosing and shaping what is trained: optimizer groups, gates only, annealing, homeostasis, LoRA."""

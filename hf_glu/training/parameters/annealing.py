@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from hf_glu.activation.learnable import mixes
 from hf_glu.errors import NoSiteError, OptionError
 
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
-def anneal(model: Any, progress: float, *, until: float = 0.5) -> float:
+
+def anneal(model: nn.Module, progress: float, *, until: float = 0.5) -> float:
     """Set how far the learnable mixes of ``model`` are annealed: t = progress / until, at most 1.
 
     A pure function of progress: called at each step of a loop, it is right after a resume in the middle, too. From
@@ -44,15 +48,19 @@ def anneal(model: Any, progress: float, *, until: float = 0.5) -> float:
 
 
 class AnnealCallback(TrainerCallback):
-    """Calls `anneal` at each step of a Trainer: ``Trainer(..., callbacks=[AnnealCallback(until=0.5)])``."""
+    """A Trainer callback that calls `anneal` at each step: ``Trainer(..., callbacks=[AnnealCallback(until=0.5)])``."""
 
     def __init__(self, until: float = 0.5) -> None:
         self.until = until
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: object
+    ) -> None:
         """Anneal for the step that begins."""
         anneal(model, min(1.0, state.global_step / max(1, state.max_steps)), until=self.until)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Anneal for the progress that was made."""
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: object
+    ) -> None:
+        """Anneal for the progress at the end, so that a whole training ends with pure mixes."""
         anneal(model, min(1.0, state.global_step / max(1, state.max_steps)), until=self.until)

@@ -6,7 +6,7 @@ such a parameter, or the frozen rows shrink all the same: `hf_glu.parameter_grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -111,12 +111,12 @@ def _train_halves(site: Site, chosen: set[str]) -> None:
 
 
 def _trained_half(module: nn.Module) -> int | None:
-    """Return the index of the only half of a projection that is trained, None where that is all or nothing of it."""
+    """Return the index of the half of a projection that alone is trained; None: all of it, or nothing, is."""
     return module.__dict__.get("_trained_half")
 
 
-def mask_gradients(linear: AnyLinear, inputs: Any) -> None:
-    """Mask the gradients of the parameters that ``linear`` has now.
+def mask_gradients(linear: AnyLinear, inputs: object) -> None:
+    """Let the parameters that ``linear`` has now train one half only, by hooks on their gradients.
 
     A forward pre-hook: copies of a model (deepcopy, pickle) keep a module's hooks and attributes, but no tensor's.
     """
@@ -134,11 +134,11 @@ def keep_half(gradient: Tensor, *, half: int, dim: int) -> Tensor:
     return torch.cat(halves, dim)
 
 
-def _has(hooks: Any, function: Any) -> bool:
+def _has(hooks: Mapping[int, Callable[..., object]], function: Callable[..., object]) -> bool:
     return any(getattr(hook, "func", hook) is function for hook in hooks.values())
 
 
-def _remove(hooks: Any, function: Any) -> None:
+def _remove(hooks: MutableMapping[int, Any], function: Callable[..., object]) -> None:
     for key in [key for key, hook in hooks.items() if getattr(hook, "func", hook) is function]:
         del hooks[key]
 

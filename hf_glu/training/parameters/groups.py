@@ -1,4 +1,4 @@
-"""Which parameters get weight decay, and a learning rate of their own."""
+"""An optimizer's parameter groups: what gets weight decay, and what a learning rate of its own."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Keeping gates about as open as they were when training began."""
+"""A penalty that keeps gates about as open as they were when training began."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from hf_glu.activation import GatedActivation
 from hf_glu.errors import NoSiteError, OptionError, TrainingError
 from hf_glu.ffn.sites import find_sites
 from hf_glu.instruments.recorder import Call, Watch, watching
+
+Output = TypeVar("Output")
 
 
 class Homeostasis:
@@ -44,8 +46,8 @@ class Homeostasis:
         if not call.repeated:  # else it was noted in the forward pass
             self._found.append(moved)
 
-    def add(self, model: nn.Module, args: Any, output: Any) -> Any:
-        """Add the penalty to the loss that the model returns."""
+    def add(self, model: nn.Module, args: object, output: Output) -> Output:
+        """Add the penalty to the loss that the model returns: a forward hook of the model."""
         found, self._found = self._found, []
         loss = getattr(output, "loss", None)
         if loss is None or not found or not loss.requires_grad:
@@ -53,13 +55,13 @@ class Homeostasis:
         penalty = torch.stack(found).mean()
         if not penalty.requires_grad:
             raise TrainingError("the homeostatic penalty has no gradient: use gradient checkpointing without reentry")
-        output.loss = loss + self.weight * penalty.to(loss.dtype)
+        output.loss = loss + self.weight * penalty.to(loss.dtype)  # type: ignore[attr-defined]
         return output
 
 
 @contextmanager
 def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
-    """Within the block, have ``model`` add to its loss what its gates have moved from their first openness.
+    """Add to the model's loss, inside of the block, a penalty on gates that move from their first openness.
 
     Args:
         model: with gated FFNs, converted or native; its forward returns the loss.

@@ -1,9 +1,8 @@
-"""The parts of a model that a parameter-efficient training trains in full: head, norms, activations of ours."""
+"""Finding the parts of a model that are trained in full beside adapters: head, norms, our activations."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
@@ -18,12 +17,12 @@ _PEFT_NAME = re.compile(r"^base_model\.model\.|\.original_module(?=\.|$)|\.modul
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell whether a module is a normalisation layer."""
+    """Return whether a module is a normalisation layer."""
     return "norm" in type(module).__name__.lower()
 
 
 def frozen_activations(model: nn.Module) -> list[str]:
-    """Return the names of the activations' own parameters that are frozen: a learnable activation then isn't.
+    """Return the names of activations' own parameters that are frozen, so that a learnable activation doesn't learn.
 
     In a model wrapped by PEFT the names are those of the model inside, and the trained copy of a module counts.
     """
@@ -63,7 +62,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def check_trainable(model: nn.Module, names: list[str]) -> None:
-    """Raise OptionError where modules that are to be trained in full are quantized.
+    """Raise OptionError if modules that are to be trained in full are quantized.
 
     Transformers quantizes a classifier that has a bias, although its weights are new.
     """
@@ -77,10 +76,11 @@ def check_trainable(model: nn.Module, names: list[str]) -> None:
         )
 
 
-def output_embeddings(model: nn.Module) -> Any:
+def output_embeddings(model: nn.Module) -> nn.Module | None:
     """Return a language model's last projection, or None."""
     find = getattr(model, "get_output_embeddings", None)
-    return find() if find is not None else None
+    found: nn.Module | None = find() if find is not None else None
+    return found
 
 
 def _base(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Parameter-efficient training of converted models: LoRA, gates only, and what of a model is trained.
+"""LoRA on converted models: which modules get adapters, and which are trained in full.
 
 `lora_config` trains what a conversion adds, and not only the adapters. All else is PEFT's own:
 ``get_peft_model(model, lora_config(model))``, ``save_pretrained``, ``PeftModel.from_pretrained`` on the converted model
@@ -48,7 +48,7 @@ def lora_config(
     targets: str | Iterable[str] = "ffn",
     **more: Any,
 ) -> LoraConfig:
-    """Return LoRA's configuration for ``model``, before PEFT wraps it.
+    """Make LoRA's configuration for ``model``, before PEFT wraps it.
 
     W x + (alpha / rank) B A x, with A ``[rank, in]`` and B ``[out, rank]`` (Hu et al. 2021,
     https://arxiv.org/abs/2106.09685). In full are trained, and saved with the adapter: the task's head, the pooler, and
@@ -75,13 +75,13 @@ def lora_config(
     names = target_names(model, targets)
     modules = dict(model.named_modules())
     linear = [name for name in names if name in modules]
-    banks = [name for name in names if name not in modules]
+    parameters = [name for name in names if name not in modules]  # 3-D weights of experts
     transposed = any(isinstance(modules[name], Conv1D) for name in linear)
-    if transposed and banks:
+    if transposed and parameters:
         raise OptionError("PEFT has no adapter for both GPT-2's Conv1D layers and 3-D experts: use targets='ffn'")
     if more.get("use_dora"):
         _check_dora(modules, linear)
-    full = [_wrapped(name, banks) for name in full]
+    full = [_wrapped(name, parameters) for name in full]
     saved = list(dict.fromkeys([*full, *(more.pop("modules_to_save", None) or [])]))
     return LoraConfig(
         r=rank,
@@ -90,12 +90,12 @@ def lora_config(
         target_modules=linear,
         modules_to_save=saved or None,
         **{"fan_in_fan_out": transposed, **more},
-        **({"target_parameters": banks} if banks else {}),
+        **({"target_parameters": parameters} if parameters else {}),
     )
 
 
 def _check_dora(modules: Mapping[str, nn.Module], names: list[str]) -> None:
-    """Raise OptionError where DoRA, which divides by the norm of each row, would find one that is 0."""
+    """Raise OptionError if a projection has a row of zeros, by whose norm DoRA would divide."""
     for name in names:
         module = modules[name]
         if isinstance(module, LINEAR) and not weight_rows(module).any(dim=1).all():
@@ -105,17 +105,17 @@ def _check_dora(modules: Mapping[str, nn.Module], names: list[str]) -> None:
             )
 
 
-def _wrapped(name: str, banks: list[str]) -> str:
-    """Return what a module will be called when PEFT has wrapped the bank around it once for each of its parameters."""
-    for bank in dict.fromkeys(parameter.rpartition(".")[0] for parameter in banks):
-        if name.startswith(f"{bank}."):
-            times = sum(parameter.rpartition(".")[0] == bank for parameter in banks)
-            return bank + ".base_layer" * times + name.removeprefix(bank)
+def _wrapped(name: str, parameters: list[str]) -> str:
+    """Return a module's name after PEFT has wrapped the experts around it, once for each of their ``parameters``."""
+    owners = [parameter.rpartition(".")[0] for parameter in parameters]
+    for experts in dict.fromkeys(owners):
+        if name.startswith(f"{experts}."):
+            return experts + ".base_layer" * owners.count(experts) + name.removeprefix(experts)
     return name
 
 
 def target_names(model: nn.Module, targets: str | Iterable[str] = "ffn") -> list[str]:
-    """Return the full names of what ``targets`` means, as in `lora_config`: modules, or parameters of expert banks.
+    """Return the full names of the modules, or parameters of experts, that ``targets`` means, as in `lora_config`.
 
     A site's own path, such as BERT's ``output.dense``, would match ``attention.output.dense`` as well.
     """
@@ -138,8 +138,8 @@ def target_names(model: nn.Module, targets: str | Iterable[str] = "ffn") -> list
 
 def _expert_names(model: nn.Module, parts: tuple[str, ...]) -> list[str]:
     """Return the 3-D parameters of experts, ours and Transformers' own."""
-    banks = [name for name, module in model.named_modules() if isinstance(module, Bank)]
-    names = [f"{bank}.{part}" for bank in banks for part in parts if part != "gate"]
+    groups = [name for name, module in model.named_modules() if isinstance(module, Bank)]
+    names = [f"{group}.{part}" for group in groups for part in parts if part != "gate"]
     return names + [name for site in find_sites(model) if site.kind == "experts" for name in _site_names(site, parts)]
 
 
@@ -149,7 +149,7 @@ def _site_names(site: Site, parts: tuple[str, ...]) -> list[str]:
 
 
 def _all_linear(model: nn.Module) -> list[str]:
-    """Return all linear layers but those of the heads and of modules that are trained in full."""
+    """Return the names of all linear layers outside of heads and of modules that are trained in full."""
     apart = tuple(f"{name}." for name in (*outside_names(model), *head_names(model), *activations(model)))
     embeddings = output_embeddings(model)
     return [

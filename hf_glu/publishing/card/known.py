@@ -1,0 +1,117 @@
+"""The types of the facts that a model card is made of, key by key.
+
+Values come from files that others may have written: a key that isn't needed may be missing.
+"""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.checkpoint.provenance import Carried
+
+
+class BaseFacts(TypedDict, total=False):
+    """The base model's name, and whether that is the name of a repository; empty where nothing says it."""
+
+    name: str
+    repository: bool
+
+
+# "from" is no name that a class body could have
+ConversionFacts = TypedDict(
+    "ConversionFacts",
+    {
+        "target": NotRequired[str | None],
+        "promise": str,
+        "changes": NotRequired[bool],
+        "parameters_before": int,
+        "parameters_after": int,
+        "active_parameters_after": NotRequired[int],
+        "max_abs_difference": NotRequired[float],
+        "fit": NotRequired[dict[str, float]],
+        "sites": int,
+        "mixers": bool,
+        "from": list[str],
+        "routes": list[str],
+        "notes": list[str],
+    },
+)
+
+
+class DatasetFacts(TypedDict):
+    """Where a task's data are on the Hub."""
+
+    repository: str
+    config: str
+    revision: str | None
+
+
+class RunFacts(TypedDict):
+    """A run's task, data sets, options, hardware and versions."""
+
+    task: str
+    hardware: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    options: JsonObject
+    datasets: dict[str, DatasetFacts]
+
+
+class ResultFacts(TypedDict):
+    """A run's results; ``before`` are the metrics of the converted model before training."""
+
+    main: list[str]
+    metrics: dict[str, float]
+    before: NotRequired[dict[str, float]]
+    examples: dict[str, int]
+    reloaded_equal: NotRequired[bool]
+    training: JsonObject
+
+
+class VariantFacts(TypedDict):
+    """A variant of a comparison."""
+
+    name: str
+    mean: float
+    std: NotRequired[float]
+    difference: NotRequired[float]
+    p_value: NotRequired[float]
+    parameters: int
+    active_parameters: NotRequired[int]
+
+
+class ComparisonFacts(TypedDict):
+    """A comparison of several seeds; ``mine`` is the variant that the model is a run of."""
+
+    metric: str
+    seeds: list[int]
+    baseline: str
+    mine: str
+    variants: list[VariantFacts]
+
+
+class Facts(TypedDict):
+    """All facts of a checkpoint.
+
+    Keys:
+        name: of its folder.
+        config: the entries of its config that say what it is, those of configs inside of it under their own names.
+        banks: whether its family has experts of its own.
+        tokenizer, sentence_transformers: whether it has the files of a tokenizer, of that library.
+        base: the model that it was made from.
+        carried: license and language of that one.
+        conversion, run, results, dense, comparison: what the files of these say; None: there are none.
+    """
+
+    name: str
+    config: JsonObject
+    banks: bool
+    tokenizer: bool
+    sentence_transformers: bool
+    base: BaseFacts
+    carried: Carried
+    conversion: ConversionFacts | None
+    run: RunFacts | None
+    results: ResultFacts | None
+    dense: ResultFacts | None
+    comparison: ComparisonFacts | None

@@ -1,0 +1,89 @@
+"""The tables of a model card: what the conversion did, the run's results, and the comparison of several seeds."""
+
+from __future__ import annotations
+
+from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.publishing.card.known import ComparisonFacts, Facts
+from hf_glu.publishing.card.plain import cell
+
+
+def conversion_rows(facts: Facts) -> list[tuple[str, str]]:
+    """Return the rows of the card's table on the conversion."""
+    conversion = facts["conversion"]
+    if not conversion or not conversion.get("changes", True):
+        return []
+    random = facts["run"]["options"].get("random") if facts["run"] else None
+    difference, fit = conversion.get("max_abs_difference"), conversion.get("fit")
+    measured = "not measured" if difference is None else f"{difference:.1e}"
+    after = _parameters(conversion["parameters_after"], conversion.get("active_parameters_after"), " after")
+    rows = [
+        ("feed-forward networks" if not conversion["mixers"] else "mixers", f"{conversion['sites']:,} converted"),
+        ("route", "random initialisation" if random else "; ".join(conversion["routes"])),
+        ("promise", "none" if random else conversion["promise"]),
+        ("to know", "" if random else "; ".join(conversion["notes"])),
+        ("max abs difference of the outputs", "" if random else measured),
+        (
+            "relative error of a network's output, held-out tokens, mean",
+            f"{fit['before']:.2%} -> {fit['after']:.2%} by the fit" if fit else "",
+        ),
+        ("parameters", f"{conversion['parameters_before']:,} before, {after}"),
+    ]
+    return [(name, cell(value)) for name, value in rows if value]
+
+
+def result_values(facts: Facts) -> JsonObject:
+    """Return the values of the card's section on results."""
+    run, results, dense = facts["run"], facts["results"], facts["dense"]
+    assert run is not None
+    assert results is not None
+    options, training = run["options"], results["training"]
+    counts = {split: count for split, count in results["examples"].items() if split != "train"}
+    rows = [("dense, fine-tuned the same way", dense)] if dense else []
+    rows.append(("this model", results))
+    settings = {
+        "epochs": options.get("epochs") if "max_steps" not in options else None,
+        "steps": training.get("steps"),
+        "batch size": options.get("batch_size"),
+        "learning rate": options.get("lr"),
+        "weight decay": options.get("weight_decay"),
+        "precision": options.get("mixed_precision"),
+        "seed": options.get("seed"),
+    }
+    peft = {"lora": ", LoRA, merged", "gates": ", gates and norms only"}.get(options.get("peft", ""), "")
+    return {
+        "examples": ", ".join(f"{count:,} ({split})" for split, count in counts.items()),
+        "train": f"{results['examples']['train']:,}",
+        "rows": [(name, cell(_metrics(row.get("before"))), cell(_metrics(row["metrics"]))) for name, row in rows],
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None) + peft,
+        "seconds": f"{training['seconds']:,.0f}",
+        "hardware": run["hardware"],
+        "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
+        "reloaded": results.get("reloaded_equal"),
+    }
+
+
+def comparison_values(comparison: ComparisonFacts) -> JsonObject:
+    """Return the values of the card's section on several seeds."""
+    rows = []
+    for row in comparison["variants"]:
+        name, spread, difference, p = row["name"], row.get("std"), row.get("difference"), row.get("p_value")
+        rows.append(
+            (
+                cell(f"**{name}**" if name == comparison["mine"] else name),
+                f"{row['mean']:.2%}",
+                "-" if spread is None else f"{spread:.2%}",
+                "-" if difference is None else f"{100 * difference:+.2f} points",
+                "-" if p is None else f"{p:.2g}",
+                _parameters(row["parameters"], row.get("active_parameters")),
+            )
+        )
+    seeds = comparison["seeds"]
+    return {**comparison, "count": len(seeds), "seeds": ", ".join(map(str, seeds)), "rows": rows}
+
+
+def _parameters(count: int, active: int | None, when: str = "") -> str:
+    return f"{count:,}{when}" + (f", of which a token uses {active:,}" if active and active != count else "")
+
+
+def _metrics(values: dict[str, float] | None) -> str:
+    return ", ".join(f"{name} {value:.2%}" for name, value in values.items()) if values else "-"
