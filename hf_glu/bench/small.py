@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.compat.of_others import QUANTIZER, QUANTIZER_CONFIG
 from hf_glu.publishing.export import load_graph, write_graph
 
 EAGER = "float32"
@@ -87,9 +88,7 @@ def onnx(model: Any, folder: Path) -> Made:
 
 def onnx_int8(model: Any, folder: Path) -> Made:
     """A graph with int8 weights and inputs."""
-    from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
-
-    return _graph(model, folder, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()))
+    return _graph(model, folder, quantizer=QUANTIZER.find()(QUANTIZER_CONFIG.find()()))
 
 
 def _graph(model: Any, folder: Path, **options: Any) -> Made:

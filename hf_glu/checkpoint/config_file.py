@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.checkpoint.jsonio import read_object
+from hf_glu.compat.of_models import MODEL_MAPPING
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.section import MAX_LAYERS
 from hf_glu.errors import CheckpointError, HfGluError, shown
@@ -88,7 +89,7 @@ def model_class_of(config: Any) -> Any:
             return found
     if any(getattr(transformers, name, None) is not None for name in names):
         raise CheckpointError(f"config.json names {shown(names[0])}, which is no model of the type {config.model_type}")
-    base = transformers.AutoModel._model_mapping[type(config)]
+    base = MODEL_MAPPING.of(transformers.AutoModel)[type(config)]
     return base[0] if isinstance(base, (list, tuple)) else base
 
 

@@ -15,6 +15,7 @@ from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE, base_of
 from hf_glu.checkpoint.writing import user_path, whole_folder, writing
+from hf_glu.compat.of_models import FROM_CONFIG
 from hf_glu.conversion import Report, convert, plan, to_native
 from hf_glu.conversion.converting import check_experts
 from hf_glu.conversion.steps import Target
@@ -99,7 +100,7 @@ def _build_skeleton(config: Any) -> Any:
     import torch
 
     with torch.device("meta"):
-        return model_class_of(config)._from_config(config)
+        return FROM_CONFIG.of(model_class_of(config))(config)
 
 
 def _check_size(folder: Path, skeleton: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 from torch import nn
 
+from hf_glu.compat.of_torch import FLAT_PARAMETER, OWN_PARAMETERS
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.sites import convertible_sites
@@ -28,13 +29,13 @@ def check_convertible(model: Any) -> None:
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         raise ConversionError("the model is quantized: convert the unquantized checkpoint, then quantize the result")
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or "_flat_param" in name:
+        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or FLAT_PARAMETER.name in name:
             raise ConversionError("the model's parameters are sharded (FSDP, DeepSpeed, TP): convert before sharding")
         if not parameter.is_floating_point():
             raise ConversionError(f"{name} is {parameter.dtype}: convert the unquantized checkpoint, then quantize")
     for site in convertible_sites(model):
         for linear in projections(site) if site.kind != "experts" else ():
-            if not {"weight", "bias"} <= set(linear._parameters):
+            if not {"weight", "bias"} <= set(OWN_PARAMETERS.of(linear)):
                 raise ConversionError(
                     f"a projection of {site.name} computes its weight anew in each pass (pruning, weight_norm, "
                     "spectral_norm or another parametrization): make it permanent first (prune.remove, "

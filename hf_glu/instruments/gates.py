@@ -27,6 +27,7 @@ from hf_glu.activation.context.states import load_state, tokens_seen
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.kernels.scan import decays, stateful
 from hf_glu.activation.stateful import Memory
+from hf_glu.compat.of_torch import GRAPH_TASK
 from hf_glu.errors import DataError, NoSiteError
 from hf_glu.ffn.identify import describe_site
 from hf_glu.ffn.mixers import gate_begin
@@ -159,7 +160,7 @@ class _Gate:
     @torch.no_grad()
     def add(self, g: Tensor, z: Tensor | None = None) -> None:
         """Take the pre-activation, ``[B, T, W]`` or all sequences' tokens in one row ``[N, W]``."""
-        if torch._C._current_graph_task_id() != -1:
+        if GRAPH_TASK.find()() != -1:
             return  # computed once more in the backward pass
         if not self.passes:  # the layer was called without its model
             self.passes.append(_Pass(None))

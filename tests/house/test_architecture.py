@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
     ("errors", "inplace", "version"),
+    ("compat",),
     ("config",),
     ("activation",),
     ("ffn",),

@@ -10,10 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.moe import _grouped_linear
 
 from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
 from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.compat.of_models import (
+    APPLY_GATE,
+    EXPERT_PARALLEL,
+    GROUPED_LINEAR,
+    HAS_BIAS,
+    IS_TRANSPOSED,
+    POST_NORM,
+    is_concatenated,
+)
 from hf_glu.config.experts import Group
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import unwrapped
@@ -29,12 +37,12 @@ def is_bank(module: nn.Module) -> bool:
     """Tell whether a module is one of Transformers' banks of gated experts with 3-D parameters."""
     weights = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
     known = all(isinstance(weight, nn.Parameter) and weight.ndim == 3 for weight in weights)
-    return known and hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
+    return known and hasattr(module, IS_TRANSPOSED.name) and hasattr(module, APPLY_GATE.name)
 
 
 def bank_width(bank: Any) -> int:
     """Return the hidden units of one expert."""
-    return int(bank.down_proj.shape[1 if bank.is_transposed else 2])
+    return int(bank.down_proj.shape[1 if IS_TRANSPOSED.of(bank) else 2])
 
 
 def inner_gate(name: str) -> tuple[str, bool]:
@@ -76,7 +84,7 @@ class MixedBank(InPlace, nn.Module):
         """
         if torch.jit.is_tracing():
             return tracing.native_experts(self, hidden_states, top_k_index, top_k_weights)
-        if self._is_expert_parallel:
+        if EXPERT_PARALLEL.of(self, False):
             raise ConversionError("experts with activations of their own can't be spread over processes")
         if not len(hidden_states):
             return hidden_states
@@ -86,13 +94,16 @@ class MixedBank(InPlace, nn.Module):
         rows, which = hidden_states[order // top_k_index.shape[1]], experts[order]
         ends = counts.cumsum(0).to(torch.int32)
         biases = (
-            (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which]) if self.has_bias else (None, None)
+            (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which])
+            if HAS_BIAS.of(self)
+            else (None, None)
         )
-        projected = _grouped_linear(rows, self.gate_up_proj, ends, biases[0], self.is_transposed)
+        linear, transposed = GROUPED_LINEAR.find(), IS_TRANSPOSED.of(self)
+        projected = linear(rows, self.gate_up_proj, ends, biases[0], transposed)
         sizes = [int(size) for size in torch.stack([c.sum() for c in counts.split([g.count for g in self.groups])])]
         units = torch.cat([self.gate(number, part) for number, part in enumerate(projected.split(sizes))])
-        out = _grouped_linear(units, self.down_proj, ends, biases[1], self.is_transposed)
-        if self.has_post_expert_norm:
+        out = linear(units, self.down_proj, ends, biases[1], transposed)
+        if POST_NORM.of(self, False):
             out = self.post_expert_norm(out)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
@@ -107,7 +118,7 @@ class MixedBank(InPlace, nn.Module):
 
 def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:
     """Return act(g) * u as the bank's family does it: where the halves lie, its clamps, its u + 1."""
-    halves = projected.chunk(2, dim=-1) if bank.is_concatenated else (projected[..., ::2], projected[..., 1::2])
+    halves = projected.chunk(2, dim=-1) if is_concatenated(bank) else (projected[..., ::2], projected[..., 1::2])
     gate, up = halves
     limit = getattr(bank, "limit", getattr(bank, "swiglu_limit", None))
     if limit is not None:
@@ -154,7 +165,7 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
     """
     check_groups(groups, len(bank.down_proj))
     silent = built_in(bank) is not None
-    if silent and not bank.has_bias:
+    if silent and not HAS_BIAS.of(bank):
         raise ConversionError(
             f"{type(bank).__name__} reads no activation from its config: nothing could tell stock Transformers of it"
         )

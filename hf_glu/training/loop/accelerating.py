@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
+from hf_glu.compat.of_others import ACCELERATOR_STATE, RESET_ACCELERATOR
 from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
 
@@ -23,8 +24,8 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
         OptionError: the tracker isn't installed (Accelerate would only warn).
     """
     precision = options.mixed_precision()
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
+    if ACCELERATOR_STATE.find() and AcceleratorState().mixed_precision != precision:
+        RESET_ACCELERATOR.find()()
     if options.tracker == "none":
         return Accelerator(mixed_precision=precision)
     if find_spec(options.tracker) is None:
