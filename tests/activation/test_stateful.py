@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import versions
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
 from torch import Tensor
@@ -100,7 +101,7 @@ def test_conversion_is_exact_and_nothing_is_dead(name, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     for key, parameter in new.items():
-        assert (parameter != first[key]).float().mean() > 0.6, key  # some of OPT's ReLUs never open
+        assert (parameter != first[key]).float().mean() >= 0.6, key  # some of OPT's ReLUs never open
     model.eval().save_pretrained(tmp_path)
     again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
@@ -243,7 +244,7 @@ def test_generation_is_the_same_without_cache(name, how):
     shared = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0}
     plain = {key: value for key, value in GENERATE[how].items() if how not in ("static", "lookup")}
     torch.manual_seed(0)
-    with_cache = model.generate(prompt, **shared, **GENERATE[how])
+    with_cache = versions.generate(model, prompt, **shared, **GENERATE[how])
     torch.manual_seed(0)
     without = model.generate(prompt, **shared, **plain, use_cache=False)
     assert_same(with_cache, without, "bitwise")
@@ -283,6 +284,7 @@ def test_assisted_generation_and_what_cant_be_taken_back(name):
     torch.testing.assert_close(again, whole[:, -ROLLBACK:], **CLOSE)
     with pytest.raises(OptionError, match="taken back"):
         cache.crop(-ROLLBACK - 1)
+    versions.needs_working_reset()
     cache.reset()
     torch.testing.assert_close(model(tokens, past_key_values=cache).logits.detach(), whole, **CLOSE)
 
