@@ -1,9 +1,11 @@
-# `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`, `make fuzz`.
+# `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`, `make fuzz`,
+# `make matrix`: the fast tests beside old and new versions (environments of up to 6 GB each, kept under .nox).
 #
 # PYTHON      the Python (>= 3.11) that the virtual environment is made from; a torch that it has is reused
 # TORCH_SPEC  what to install where there is no torch, such as torch==2.13.0
 # PIP_ARGS    further options of pip install, such as an index with CPU builds of torch
 # DEMO_ARGS   options of the demo, such as --to swiglu --full
+# MATRIX_ARGS options of nox, such as -s floor
 # FUZZ_ARGS   options of the random cases, such as conversions --scale 0.1 --seed 7
 
 PYTHON ?= python3
@@ -13,10 +15,12 @@ PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n 2
 FUZZ_ARGS ?=
+MATRIX_ARGS ?=
 BIN := $(VENV)/bin
+TELLING = $(shell $(BIN)/python -c "import noxfile; print(*noxfile.TELLING)")
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow fuzz quality style clean
+.PHONY: demo test test-slow test-telling fuzz matrix quality style clean
 
 demo: $(VENV)/.train
 	@rm -rf runs/demo
@@ -31,6 +35,13 @@ test-slow: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m recipes.fuzz $(FUZZ_ARGS)
 
+# what tells soonest that other versions of torch or Transformers lack something
+test-telling: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(TELLING)
+
+matrix: $(VENV)/.dev
+	$(BIN)/nox -f noxfile.py $(MATRIX_ARGS)
+
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +52,7 @@ style: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .nox runs
 
 # torch first and by itself: an open range would pull a CUDA build of several gigabytes
 $(VENV)/.torch:

@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms of one level never import each other
 LEVELS = (
     ("errors", "inplace", "version"),
+    ("compat",),
     ("config",),
     ("activation",),
     ("ffn",),
@@ -23,6 +24,7 @@ LEVELS = (
     ("training", "publishing"),
     ("bench",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

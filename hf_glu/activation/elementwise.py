@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN, ClassInstantier, ClippedGELUActivation, GELUActivation
+from transformers.activations import ACT2FN, ClippedGELUActivation, GELUActivation
 
+from hf_glu.compat.of_models import ACTIVATION_TABLE
 from hf_glu.config.registry import GATED, registry
 
 registry.stock = lambda: dict.keys(ACT2FN)  # not its own `keys`, which the plugin has answer with what is derived, too
@@ -31,7 +32,7 @@ def build_elementwise(name: str) -> nn.Module:
     if not is_elementwise(name):
         raise registry.unknown(name, "elementwise ")
     entry = registry.find(name)
-    return ClassInstantier.__getitem__(ACT2FN, name) if entry is None else entry.factory()
+    return ACTIVATION_TABLE.find().__getitem__(ACT2FN, name) if entry is None else entry.factory()
 
 
 # Names under which Transformers keeps the same function: bitwise in the first two, up to rounding in the third.

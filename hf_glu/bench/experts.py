@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import trained
+from hf_glu.compat.of_models import EXPERTS_IMPLEMENTATION
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import banks_of
@@ -79,7 +80,7 @@ def _stock(shape: Shape, implementation: str) -> nn.Module:
         num_local_experts=shape["experts"],
         num_experts_per_tok=shape["top_k"],
     )
-    config._experts_implementation = implementation
+    EXPERTS_IMPLEMENTATION.put(config, implementation)
     return MixtralSparseMoeBlock(config)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.compat.of_others import QUANTIZER, QUANTIZER_CONFIG
 from hf_glu.publishing.export import load_graph, write_graph
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ def onnx(model: PreTrainedModel, folder: Path) -> Made:
 
 def onnx_int8(model: PreTrainedModel, folder: Path) -> Made:
     """Export the model as a graph with int8 weights and inputs."""
-    from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
-
-    return _graph(model, folder, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()))
+    return _graph(model, folder, quantizer=QUANTIZER.find()(QUANTIZER_CONFIG.find()()))
 
 
 def _graph(model: PreTrainedModel, folder: Path, **options: Any) -> Made:

@@ -16,6 +16,7 @@ from torch import Tensor
 import hf_glu
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
+from hf_glu.compat.of_models import EXPERTS_IMPLEMENTATION
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.fused import has_compiler
@@ -141,7 +142,7 @@ def mixtrals(dtype: str) -> dict[str, Contender]:
     made = {}
     for name in MIXTRALS:
         config = MixtralConfig(**sizes, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K)
-        config._experts_implementation = name.rpartition(", ")[2]
+        EXPERTS_IMPLEMENTATION.put(config, name.rpartition(", ")[2])
         torch.manual_seed(0)
         made[name] = MixtralForCausalLM(config).eval()
     ours = LlamaForCausalLM(LlamaConfig(**sizes)).eval()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import hf_glu.activation  # noqa: F401  (its kinds have sections in a config)
 from hf_glu.checkpoint.files import CONFIG_FILE
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
+from hf_glu.compat.of_models import MODEL_MAPPING
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.section import MAX_LAYERS
 from hf_glu.errors import CheckpointError, HfGluError, shown
@@ -92,7 +93,7 @@ def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
             return found
     if any(getattr(transformers, name, None) is not None for name in names):
         raise CheckpointError(f"config.json names {shown(names[0])}, which is no model of the type {config.model_type}")
-    base = transformers.AutoModel._model_mapping[type(config)]
+    base = MODEL_MAPPING.of(transformers.AutoModel)[type(config)]
     return base[0] if isinstance(base, (list, tuple)) else base
 
 

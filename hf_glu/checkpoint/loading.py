@@ -12,6 +12,7 @@ from hf_glu.checkpoint.files import TOKENIZER_FILES
 from hf_glu.checkpoint.gguf import is_gguf, load_gguf, load_gguf_tokenizer, read_gguf_config
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.writing import user_path
+from hf_glu.compat.of_models import FROM_CONFIG
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.probe import give_pad_token
 
@@ -89,7 +90,7 @@ def _build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     import torch
 
     with torch.device("meta"):
-        return model_class_of(config)._from_config(config)
+        return FROM_CONFIG.of(model_class_of(config))(config)
 
 
 def _check_size(folder: Path, skeleton: PreTrainedModel) -> None:

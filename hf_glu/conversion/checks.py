@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from torch import nn
 
+from hf_glu.compat.of_torch import FLAT_PARAMETER, OWN_PARAMETERS
 from hf_glu.config.glu import GluConfig, name_at
 from hf_glu.config.layers import check_layers, selected
 from hf_glu.conversion.gguf import is_from_gguf, is_unpacked
@@ -43,13 +44,13 @@ def check_convertible(model: Any) -> None:
     if not is_unpacked(model) and (getattr(model, "hf_quantizer", None) or getattr(model, "is_quantized", False)):
         raise ConversionError("the model is quantized: convert the unquantized checkpoint, then quantize the result")
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or "_flat_param" in name:
+        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or FLAT_PARAMETER.name in name:
             raise ConversionError("the model's parameters are sharded (FSDP, DeepSpeed, TP): convert before sharding")
         if not parameter.is_floating_point():
             raise ConversionError(f"{name} is {parameter.dtype}: convert the unquantized checkpoint, then quantize")
     for site in convertible_sites(model):
         for linear in projections(site) if site.kind != "experts" else ():
-            if not {"weight", "bias"} <= set(linear._parameters):
+            if not {"weight", "bias"} <= set(OWN_PARAMETERS.of(linear)):
                 raise ConversionError(
                     f"a projection of {site.name} computes its weight anew in each pass (pruning, weight_norm, "
                     "spectral_norm or another parametrization): make it permanent first (prune.remove, "

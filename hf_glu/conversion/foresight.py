@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from hf_glu.compat.of_models import FROM_CONFIG, META_SAFE
 from hf_glu.conversion.forms import Form, form_of, has_bias
 from hf_glu.conversion.steps import Rows, Step
 from hf_glu.errors import ConversionError, HfGluError
@@ -52,7 +53,7 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
         expected: its FFNs after the conversion.
         write: writes the conversion into copies of the model's configs, given as {id of the config: its copy}.
     """
-    if not hasattr(type(model), "_from_config") or "swiglu" not in ACT2FN:
+    if not hasattr(type(model), FROM_CONFIG.name) or "swiglu" not in ACT2FN:
         return None  # no class of Transformers' to load it again, or nothing here that would build gated FFNs
     copies: dict[int, Any] = {}
     config = copy.deepcopy(model.config, copies)
@@ -94,7 +95,7 @@ def _called(act: nn.Module | str) -> str:
 
 def check_comes_back(model: Any) -> None:
     """Raise ConversionError where loading would build another model than ``model`` is, by its configs as they are."""
-    if not hasattr(type(model), "_from_config") or "swiglu" not in ACT2FN:
+    if not hasattr(type(model), FROM_CONFIG.name) or "swiglu" not in ACT2FN:
         return
     skeleton = _skeleton(type(model), copy.deepcopy(model.config))
     mine, theirs = ({key: tuple(part.shape) for key, part in made.state_dict().items()} for made in (model, skeleton))
@@ -123,8 +124,8 @@ def _skeleton(model_class: Any, config: Any) -> nn.Module:
     """
     read = type(config).from_dict(json.loads(config.to_json_string(), object_hook=_number))
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), init.meta_device_safe_creation_ops():
-            made: nn.Module = model_class._from_config(read)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), META_SAFE.find_or(nullcontext)():
+            made: nn.Module = FROM_CONFIG.of(model_class)(read)
     except HfGluError:
         raise
     except Exception as error:  # of any model's code: weights that it ties by names, for one

@@ -9,18 +9,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from hf_glu.compat.of_models import IGNORE_MISSING, IGNORE_UNEXPECTED, KEEP_FP32, KEEP_FP32_STRICT, NO_SPLIT, TIED_KEYS
 from hf_glu.errors import ConversionError
 
 # lists of patterns that are looked for in a parameter's name
-PATTERNS = (
-    "_keep_in_fp32_modules",
-    "_keep_in_fp32_modules_strict",
-    "_keys_to_ignore_on_load_missing",
-    "_keys_to_ignore_on_load_unexpected",
-)
+PATTERNS = (KEEP_FP32, KEEP_FP32_STRICT, IGNORE_MISSING, IGNORE_UNEXPECTED)
 # those of parameters that are one: a mapping of names once a model is built, of what names begin with before
-TIES = ("all_tied_weights_keys", "_tied_weights_keys")
-NO_SPLIT = "_no_split_modules"
+TIES = ("all_tied_weights_keys", TIED_KEYS.name)
 
 
 def carry_rules(model: Any, old: Iterable[str], place: str, kind: str) -> None:
@@ -42,8 +37,8 @@ def carry_rules(model: Any, old: Iterable[str], place: str, kind: str) -> None:
         raise ConversionError(f"{type(model).__name__} ties {tied[0]} to another parameter: experts would part them")
     ours = re.sub(r"\d+", r"\\d+", re.escape(place)) + r"\." + kind
     for attribute in PATTERNS:
-        patterns = getattr(model, attribute, None) or ()
+        patterns = attribute.of(model, None) or ()
         if any(re.search(pattern, name) for pattern in patterns for name in old):
-            setattr(model, attribute, {*patterns, ours})
-    if unsplit := getattr(model, NO_SPLIT, None):
-        setattr(model, NO_SPLIT, {*unsplit, "ExpertFFN"})
+            attribute.put(model, {*patterns, ours})
+    if unsplit := NO_SPLIT.of(model, None):
+        NO_SPLIT.put(model, {*unsplit, "ExpertFFN"})

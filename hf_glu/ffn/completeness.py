@@ -13,6 +13,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.modulated import KIND as MODULATED
+from hf_glu.compat.of_models import IGNORE_UNEXPECTED, INITIALIZED
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import core
 from hf_glu.errors import CheckpointError
@@ -36,7 +37,7 @@ def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
     """
     missing = _untied(model, loading_info.missing_keys)
     mismatched = {key: (list(found), list(wanted)) for key, found, wanted in loading_info.mismatched_keys}
-    unexpected = _unmatched(loading_info.unexpected_keys, model._keys_to_ignore_on_load_unexpected)
+    unexpected = _unmatched(loading_info.unexpected_keys, IGNORE_UNEXPECTED.of(model))
     if not (missing or mismatched or unexpected) or _no_checkpoint(model, missing, unexpected):
         return
     sites = [*convertible_sites(model), *find_banks(model)]
@@ -110,7 +111,7 @@ def _untied(model: Any, missing: Iterable[str]) -> set[str]:
     return {
         key
         for key in missing - loaded  # a tensor that was loaded under another name says so itself
-        if not getattr(model.get_parameter_or_buffer(key), "_is_hf_initialized", False)
+        if not INITIALIZED.of(model.get_parameter_or_buffer(key), False)
     }
 
 

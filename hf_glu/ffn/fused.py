@@ -28,6 +28,7 @@ from transformers.activations import (
 
 from hf_glu.activation.kernels.known import is_known
 from hf_glu.activation.kernels.product import Fused
+from hf_glu.compat.of_torch import COMPILER, NO_COMPILER, aten
 
 
 def find_fused(phi: nn.Module, device: str) -> Fused | None:
@@ -68,12 +69,9 @@ def has_compiler(device: str) -> bool:
     """Tell whether torch's compiler can make kernels for a type of device."""
     if device != "cpu":
         return bool(find_spec("triton"))
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
     try:
-        return bool(get_cpp_compiler())
-    except InvalidCxxCompiler:
+        return bool(COMPILER.find()())
+    except NO_COMPILER.find():
         return False
 
 
@@ -96,7 +94,6 @@ def _tanh_gelu(d: Tensor, g: Tensor) -> Tensor:
 
 
 QUICK = 1.702
-aten = torch.ops.aten
 # d phi'(g) by the class of phi; not by torch.func.vjp, which can't be traced where somebody packs saved tensors
 SLOPES: dict[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.SiLU: _silu,

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
+from hf_glu.compat.of_torch import CHILDREN
 from hf_glu.errors import TrainingError
 from hf_glu.inplace import InPlace, become
 
@@ -35,7 +36,7 @@ class _Around:
     """A part of a mixer, called as the mixer's own forward does it."""
 
     def __init__(self, mixer: Any, name: str) -> None:
-        self.mixer, self.plain = mixer, mixer._modules[name]
+        self.mixer, self.plain = mixer, CHILDREN.of(mixer)[name]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plain, name)
@@ -86,18 +87,18 @@ class GatedMixer(InPlace, nn.Module):
     @property
     def in_proj(self) -> Any:
         """The in-projection."""
-        return _Projected(self, "in_proj") if self.running else self._modules["in_proj"]
+        return _Projected(self, "in_proj") if self.running else CHILDREN.of(self)["in_proj"]
 
     @property
     def out_proj(self) -> Any:
         """The out-projection."""
-        gates = self.running and self.owns and "norm" not in self._modules
-        return _Gated(self, "out_proj") if gates else self._modules["out_proj"]
+        gates = self.running and self.owns and "norm" not in CHILDREN.of(self)
+        return _Gated(self, "out_proj") if gates else CHILDREN.of(self)["out_proj"]
 
     @property
     def norm(self) -> Any:
         """Mamba-2's gated norm."""
-        return _Gated(self, "norm") if self.running and self.owns else self._modules["norm"]
+        return _Gated(self, "norm") if self.running and self.owns else CHILDREN.of(self)["norm"]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the family's forward.

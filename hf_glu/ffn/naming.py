@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_glu.compat.of_models import NAME_OR_PATH
+
 
 def unname(model: Any) -> None:
     """Have a model, once it is another than the checkpoint that it was loaded from, and its configs name none."""
@@ -14,5 +16,5 @@ def unname(model: Any) -> None:
             vars(module)["name_or_path"] = ""
         config = vars(module).get("config")
         for part in (config, *vars(config).values()) if hasattr(config, "to_dict") else ():
-            if "_name_or_path" in getattr(part, "__dict__", {}):
-                part._name_or_path = ""
+            if NAME_OR_PATH.name in getattr(part, "__dict__", {}):
+                NAME_OR_PATH.put(part, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from hf_glu.activation import OwnedModule
+from hf_glu.compat.of_models import INITIALIZED
 
 
 def initialize(module: nn.Module) -> bool:
@@ -12,8 +13,8 @@ def initialize(module: nn.Module) -> bool:
 
     What a checkpoint has loaded stays: ``transformers.initialization`` leaves it alone.
     """
-    if not isinstance(module, OwnedModule) or getattr(module, "_is_hf_initialized", False):
+    if not isinstance(module, OwnedModule) or INITIALIZED.of(module, False):
         return False
     module.reset_parameters()
-    module._is_hf_initialized = True  # type: ignore[assignment]
+    INITIALIZED.put(module, True)
     return True

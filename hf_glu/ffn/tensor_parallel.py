@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_glu.compat.of_models import TP_PLAN
 from hf_glu.ffn.expert_sites import FirstOnly
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.sites import Site
@@ -16,7 +17,7 @@ from hf_glu.ffn.sites import Site
 
 def replicate(model: Any, widened: list[Site]) -> None:
     """Drop the entries for the projections of widened sites, and for experts, from a model's tensor-parallel plan."""
-    plan = getattr(model, "_tp_plan", None)
+    plan = TP_PLAN.of(model, None)
     names = {path for site in widened for path in site.parts}
     names |= {name for name, module in model.named_modules() if isinstance(module, (ExpertFFN, FirstOnly))}
     if not plan or not names:
@@ -25,6 +26,7 @@ def replicate(model: Any, widened: list[Site]) -> None:
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     generic |= {name.removeprefix(prefix) for name in generic} | {prefix + name for name in generic}
     below = tuple(f"{name}." for name in generic)
-    model._tp_plan = {
+    kept = {
         pattern: style for pattern, style in plan.items() if pattern not in generic and not pattern.startswith(below)
     }
+    TP_PLAN.put(model, kept)

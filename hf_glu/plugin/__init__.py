@@ -28,6 +28,7 @@ HOOKED = {
 }
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()
+failed: dict[str, str] = {}  # a module of `HOOKED` that couldn't be patched -> why
 _lock = threading.RLock()  # never held while something is imported, which has locks of its own
 _kept = False  # by `register`, until `unregister`
 _scopes = 0  # blocks that threads are in now
@@ -109,6 +110,8 @@ def _install(module: ModuleType) -> None:
         patches = _patches[name] = Patches()
         try:
             ours.install(module, patches)
-        except BaseException:
+            failed.pop(name, None)
+        except BaseException as error:
+            failed[name] = str(error)
             _patches.pop(name).undo()
             raise

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from hf_glu.compat.of_others import CONVERTER
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.config_fields import sync_derived
 from hf_glu.ffn.families import DERIVED_FIELDS
@@ -34,7 +35,7 @@ def install(module: ModuleType, patches: Patches) -> None:
         built = plain_from_dict(cls, config_dict, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
         settle(config)
-        if "transformers.core_model_loading" in sys.modules:
+        if CONVERTER.module in sys.modules:
             import_module("hf_glu.plugin.loading").remember_dense(config, loaded)
         return built
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import Any
 
 from hf_glu import plugin
-from hf_glu.errors import IncompatibleTransformersError
+from hf_glu.checkpoint.config_file import first_line
+from hf_glu.compat.private import Private
+from hf_glu.compat.table import rows
 
 _EXTRAS = ("accelerate", "datasets", "evaluate", "peft", "scikit-learn", "matplotlib", "onnxruntime", "torchao")
 
@@ -40,11 +43,12 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Check versions, every hook, the Hub's reachability and the extras."""
+    """Check versions, every hook, the extras, every private name and the Hub's reachability; never raises."""
     checks = [Check(name="python", ok=True, detail=platform.python_version())]
     checks += [_version(name) for name in ("torch", "transformers")]
     checks += [_hook(module) for module in plugin.HOOKED]
     checks += [_version(name, needed=False) for name in _EXTRAS]
+    checks += [_private(row) for row in rows()]
     return Diagnosis(checks=(*checks, _hub()))
 
 
@@ -56,13 +60,30 @@ def _version(package: str, *, needed: bool = True) -> Check:
 
 
 def _hook(module: str) -> Check:
+    """Say whether a module is patched; where it isn't, only of the one that is at fault, why."""
+    package, name = module.partition(".")[0], f"hook {module}"
+    if find_spec(package) is None:
+        return Check(name=name, ok=False, detail=f"{package} isn't installed", needed=package == "transformers")
     try:
         import_module(module)
-    except IncompatibleTransformersError as error:
-        return Check(name=f"hook {module}", ok=False, detail=str(error))
-    except ImportError as error:
-        return Check(name=f"hook {module}", ok=False, detail=f"can't be imported: {error}")
-    return Check(name=f"hook {module}", ok=plugin.is_registered(), detail="in place")
+    except Exception as error:  # of any version, while it is imported
+        if module in plugin.failed or not plugin.failed:
+            line = plugin.failed.get(module) or f"can't be imported: {first_line(error)}"
+            return Check(name=name, ok=False, detail=line)
+        return Check(name=name, ok=False, detail=f"waits for {', '.join(plugin.failed)}", needed=False)
+    if module in plugin.failed:
+        return Check(name=name, ok=False, detail=plugin.failed[module])
+    return Check(name=name, ok=plugin.is_registered(), detail="in place")
+
+
+def _private(row: Private) -> Check:
+    """Say whether a name is there that its library doesn't promise, and what needs it."""
+    found = row.is_present()
+    here = {True: "there", None: f"{row.package} isn't installed", False: f"absent, so {row.otherwise}"}[found]
+    return Check(
+        name=f"private {row}", ok=found is not False, detail=f"{here}; for {row.need} (seen in {row.seen})",
+        needed=row.vital,
+    )  # fmt: skip
 
 
 def _hub() -> Check:

@@ -6,13 +6,14 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from hf_glu.compat.of_others import DORA
 from hf_glu.errors import OptionError
 from hf_glu.plugin.patching import Patches
 
 
 def install(module: ModuleType, patches: Patches) -> None:
     """Have DoRA refuse a linear layer of which it would make NaN."""
-    layer = getattr(module, "DoraLinearLayer", None)
+    layer = DORA.of(module, None)
     plain = getattr(layer, "update_layer", None)
     if plain is None:
         return

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from hf_glu.activation import is_elementwise, registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import mix_options
+from hf_glu.compat.of_others import CONVERSION_OPS, CONVERTER, REMEMBERED
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, LEARNABLE, Activation, core
 from hf_glu.conversion.routes import APPROXIMATE, Route, find_route, mix_route
@@ -71,7 +71,7 @@ def exact_route(source: str, target: str) -> Route | None:
     return None if route.promise == APPROXIMATE else route
 
 
-class Widen(ConversionOps):
+class Widen(CONVERSION_OPS.find_or(object)):  # type: ignore[misc]
     """A dense in-projection's weight or bias as ``[gate | up]``, where the model wants that shape.
 
     Args:
@@ -112,7 +112,7 @@ class Widen(ConversionOps):
         return converted
 
 
-def converters(model: Any) -> list[WeightConverter]:
+def converters(model: Any) -> list[Any]:
     """Return the conversions for the widened in-projections of ``model`` whose dense activation is known."""
     found: dict[str, dict[str, Route]] = {}
     first: dict[str, Site] = {}
@@ -125,15 +125,15 @@ def converters(model: Any) -> list[WeightConverter]:
     return [converter for row, routes in found.items() for converter in _site_converters(first[row], routes)]
 
 
-def _site_converters(site: Site, routes: Mapping[str, Route]) -> list[WeightConverter]:
+def _site_converters(site: Site, routes: Mapping[str, Route]) -> list[Any]:
     weight, bias = f"{site.row.in_proj}.weight", f"{site.row.in_proj}.bias"
     transposed = isinstance(site.in_proj, Conv1D)
     if site.in_proj.bias is not None and site.out_proj.bias is None:  # the bias is the conversion's own: T5
         op = Widen(routes, transposed=transposed, bias=False, adds_bias=True)
-        return [WeightConverter([weight], [weight, bias], [op])]
+        return [CONVERTER.find()([weight], [weight, bias], operations=[op])]
     kinds = ((weight, False), (bias, True))
     return [
-        WeightConverter([key], [key], [Widen(routes, transposed=transposed, bias=is_bias, adds_bias=False)])
+        CONVERTER.find()([key], [key], operations=[Widen(routes, transposed=transposed, bias=is_bias, adds_bias=False)])
         for key, is_bias in kinds
         if not is_bias or site.in_proj.bias is not None
     ]
@@ -144,10 +144,10 @@ def forget_converters(model: Any) -> set[str]:
 
     Saving must not undo them.
     """
-    remembered = getattr(model, "_weight_conversions", None) or []
+    remembered = REMEMBERED.of(model, None) or []
     ops = {id(made): [op for op in getattr(made, "operations", []) if isinstance(op, Widen)] for made in remembered}
     if any(ops.values()):
-        model._weight_conversions = [made for made in remembered if not ops[id(made)]] or None
+        REMEMBERED.put(model, [made for made in remembered if not ops[id(made)]] or None)
     return {path for found in ops.values() for op in found for path in op.widened}
 
 

@@ -10,26 +10,25 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from hf_glu.compat.of_others import TRAINED_COPY, UNLOAD
 from hf_glu.plugin.patching import Patches
 
 
 def install(module: ModuleType, patches: Patches) -> None:
     """Have what PEFT unloads or merges keep no wrapper of its own inside of a bank."""
     tuner = getattr(module, "BaseTuner", None)
-    plain = getattr(tuner, "_unload_and_optionally_merge", None)
+    plain = UNLOAD.of(tuner, None)
     if plain is None:  # a PEFT that does it in another way
         return
 
     @wraps(plain)
     def unload(self: Any, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         model = plain(self, merge, *args, **kwargs)
-        from peft.utils.other import ModulesToSaveWrapper
-
         for name, wrapper in list(model.named_modules()):
-            if isinstance(wrapper, ModulesToSaveWrapper):
+            if isinstance(wrapper, TRAINED_COPY.find()):
                 owner, _, attribute = name.rpartition(".")
                 trained = wrapper.unload_and_optionally_merge_module(merge=merge, safe_merge=False, adapter_names=None)
                 setattr(model.get_submodule(owner), attribute, trained if merge else wrapper.original_module)
         return model
 
-    patches.set(tuner, "_unload_and_optionally_merge", unload)
+    patches.set(tuner, UNLOAD.name, unload)

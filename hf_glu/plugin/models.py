@@ -6,6 +6,8 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from hf_glu.compat.of_models import FINALIZE_LOADING, INITIALIZE_WEIGHTS
+from hf_glu.compat.of_others import CONVERSIONS
 from hf_glu.ffn.build import build_ffns, is_ours
 from hf_glu.ffn.completeness import refuse_losses
 from hf_glu.ffn.config_fields import sync_derived
@@ -23,9 +25,9 @@ def install(module: ModuleType, patches: Patches) -> None:
     model_class = require(module, "PreTrainedModel")
     plain_init = require(model_class, "__init__", "config")
     plain_post_init = require(model_class, "post_init")
-    plain_initialize = require(model_class, "_initialize_weights", "module")
-    plain_finalize = require(model_class, "_finalize_model_loading", "model", "load_config", "loading_info")
-    plain_mapping = require(module, "get_model_conversion_mapping", "model")
+    plain_initialize = require(model_class, INITIALIZE_WEIGHTS.name, "module")
+    plain_finalize = require(model_class, FINALIZE_LOADING.name, "model", "load_config", "loading_info")
+    plain_mapping = require(module, CONVERSIONS.name, "model")
 
     @wraps(plain_init)
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -61,7 +63,7 @@ def install(module: ModuleType, patches: Patches) -> None:
 
     patches.set(model_class, "__init__", init)
     patches.set(model_class, "post_init", post_init)
-    patches.set(model_class, "_initialize_weights", initialize_weights)
-    patches.set(module, "get_model_conversion_mapping", conversion_mapping)
-    patches.set(model_class, "_finalize_model_loading", staticmethod(finalize))
+    patches.set(model_class, INITIALIZE_WEIGHTS.name, initialize_weights)
+    patches.set(module, CONVERSIONS.name, conversion_mapping)
+    patches.set(model_class, FINALIZE_LOADING.name, staticmethod(finalize))
     install_push(model_class, patches)

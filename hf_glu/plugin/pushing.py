@@ -14,6 +14,7 @@ from functools import cache, wraps
 from importlib import import_module
 from typing import Any
 
+from hf_glu.compat.of_others import PEFT_LOADED
 from hf_glu.ffn.build import owned_activations
 from hf_glu.plugin.patching import Patches, require
 
@@ -38,7 +39,7 @@ def install_push(model_class: Any, patches: Patches) -> None:
     @wraps(plain)
     def push_to_hub(self: Any, *args: Any, **kwargs: Any) -> Any:
         ours = bool(owned_activations(self)) or getattr(self.config, "hf_glu", None) is not None
-        alone = getattr(self, "_hf_peft_config_loaded", False)  # an adapter alone is pushed as such
+        alone = PEFT_LOADED.of(self, False)  # an adapter alone is pushed as such
         if not ours or alone or os.environ.get(PLAIN) == "1":
             return plain(self, *args, **kwargs)
         say_once()

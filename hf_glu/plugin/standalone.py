@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_glu.activation import registry
+from hf_glu.compat.of_models import CAN_SET_ATTENTION, CAN_SET_EXPERTS, FINALIZE_LOADING, INITIALIZED
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.build import build_ffns
 from hf_glu.ffn.completeness import refuse_losses
@@ -67,7 +68,7 @@ class GluModel(PreTrainedModel):
             built = build_ffns(model, model.config)
             for site in built:
                 for linear in (site.in_proj, site.out_proj):  # a stock model inside has initialised what they were
-                    linear._is_hf_initialized = False
+                    INITIALIZED.put(linear, False)
             if model is self:
                 super().post_init()
             replicate(model, built)
@@ -82,7 +83,7 @@ class GluModel(PreTrainedModel):
     @staticmethod
     def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
         refuse_losses(model, load_config, loading_info)
-        info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        info = FINALIZE_LOADING.of(PreTrainedModel)(model, load_config, loading_info)
         align(model)
         return info
 
@@ -93,11 +94,11 @@ class GluModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return bool(_stock(cls)._can_set_attn_implementation())  # which reads the source of the class's module
+        return bool(CAN_SET_ATTENTION.of(_stock(cls))())  # which reads the source of the class's module
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return bool(_stock(cls)._can_set_experts_implementation())
+        return bool(CAN_SET_EXPERTS.of(_stock(cls))())
 
 
 def _stock(model_class: type[nn.Module]) -> Any:

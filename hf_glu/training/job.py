@@ -13,6 +13,7 @@ from hf_glu.activation.learnable import mixes
 from hf_glu.checkpoint.files import ADAPTER_FOLDER, PREDICTIONS_FOLDER, RESULTS_FILE, RUN_FILE
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.writing import check_folder, remove_partials, whole_folder, writing
+from hf_glu.compat.of_torch import COMPILED_CALL
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.lean import fuse, save_memory
@@ -224,7 +225,7 @@ class Job:
             self.model, self.alone = whole, True
         else:
             self.model = self.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        self.model._compiled_call_impl = None  # what is evaluated and saved is the model as anybody loads it
+        COMPILED_CALL.put(self.model, None)  # what is evaluated and saved is the model as anybody loads it
         if self.options.anneal is not None:
             anneal(self.model, 1.0)
         if self.job.peft == "lora":

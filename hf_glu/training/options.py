@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
+from hf_glu.compat.of_torch import FAST_BF16
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
 
@@ -212,7 +213,7 @@ def has_fast_bf16() -> bool:
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and FAST_BF16.find_or(bool)())
 
 
 def split_options(values: Mapping[str, object]) -> tuple[JobOptions, TrainingOptions]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import versions
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
 from states import CLOSE, GENERATE, awake, ids, logits, memories, target_of, without_dropout
@@ -128,7 +129,7 @@ def test_generation_is_the_same_without_cache(name, how):
     shared = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0}
     plain = {key: value for key, value in GENERATE[how].items() if how not in ("static", "lookup")}
     torch.manual_seed(0)
-    with_cache = model.generate(prompt, **shared, **GENERATE[how])
+    with_cache = versions.generate(model, prompt, **shared, **GENERATE[how])
     torch.manual_seed(0)
     without = model.generate(prompt, **shared, **plain, use_cache=False)
     assert_same(with_cache, without, "bitwise")
@@ -168,6 +169,7 @@ def test_assisted_generation_and_what_cant_be_taken_back(name):
     torch.testing.assert_close(again, whole[:, -ROLLBACK:], **CLOSE)
     with pytest.raises(OptionError, match="taken back"):
         cache.crop(-ROLLBACK - 1)
+    versions.needs_working_reset()
     cache.reset()
     torch.testing.assert_close(model(tokens, past_key_values=cache).logits.detach(), whole, **CLOSE)
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+import versions
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
 from taskdata import save_base, write_dataset
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.compat.of_torch import GROUPED_MM
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, TrainingError, UnknownNameError
 from hf_glu.ffn.experts import ExpertFFN, find_experts
@@ -81,6 +83,7 @@ def test_the_reference_can_fail():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_backends_are_the_same_with_gradients(dtype):
+    versions.needs(GROUPED_MM)
     x = torch.randn(40, 16, dtype=dtype)
     found = []
     for backend in ("grouped", "loop"):

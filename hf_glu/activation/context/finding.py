@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hf_glu.compat.of_torch import CHILDREN
+
 Wanted = Callable[[nn.Module], bool]
 PATHS = "_hf_glu_paths"
 
@@ -42,7 +44,7 @@ def _follow(module: nn.Module, paths: tuple[tuple[str, ...], ...] | None, wanted
     for path in paths:
         part: nn.Module | None = module
         for name in path:
-            part = None if part is None else part._modules.get(name)
+            part = None if part is None else CHILDREN.of(part).get(name)
         if part is None or not wanted(part):
             return None
         found.append(part)

@@ -21,10 +21,11 @@ from hf_glu.activation.context.passes import Pass, current_pass, enter, leave, w
 from hf_glu.activation.context.reader import Reader
 from hf_glu.activation.context.reading import read
 from hf_glu.activation.context.states import self_attention, tokens_seen
+from hf_glu.compat.of_models import CHECKPOINTING, PAGED
+from hf_glu.compat.of_torch import ALWAYS_CALLED, FORWARD_HOOKS, FORWARD_PRE_HOOKS, WITH_KWARGS
 from hf_glu.errors import OptionError
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
-PAGED = "PagedAttentionCache"  # of continuous batching: all texts in one row
 
 
 PADDING = ("longformer", "led", "big_bird", "bigbird_pegasus")  # model types that pad texts to whole windows
@@ -43,7 +44,7 @@ def watch_context(model: nn.Module) -> None:
         if reader.needs_sequences:
             _refuse_transposed(stack)
         _hook(stack, before_stack)
-        if after_stack not in stack._forward_hooks.values():
+        if after_stack not in FORWARD_HOOKS.of(stack).values():
             stack.register_forward_hook(after_stack, always_call=True)
         if block is not None:
             _hook(block, before_block)
@@ -57,20 +58,20 @@ def unwatch_context(model: nn.Module) -> None:
     if any(True for _ in named_readers(model)):
         return
     for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hooks in (FORWARD_PRE_HOOKS.of(module), FORWARD_HOOKS.of(module)):
             for key in [
                 key for key, hook in hooks.items() if hook in (before_stack, after_stack, before_block, refuse_chunks)
             ]:
-                for known in (hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
+                for known in (hooks, WITH_KWARGS.of(module), ALWAYS_CALLED.of(module)):
                     known.pop(key, None)
         _stop_carrying(module)
 
 
 def _stop_carrying(module: nn.Module) -> None:
     """Give a module its own checkpointing function back."""
-    carrying = vars(module).get("_gradient_checkpointing_func")
+    carrying = vars(module).get(CHECKPOINTING.name)
     if isinstance(carrying, Carrying):
-        module._gradient_checkpointing_func = carrying.plain  # type: ignore[assignment]
+        CHECKPOINTING.put(module, carrying.plain)
 
 
 def end_carrying(stack: nn.Module) -> None:
@@ -111,7 +112,7 @@ def refuse_chunks(layer: nn.Module, args: Any, kwargs: Any) -> None:
 
 
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
-    if hook not in module._forward_pre_hooks.values():
+    if hook not in FORWARD_PRE_HOOKS.of(module).values():
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -174,7 +175,7 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell the readers of a stack which tokens come."""
     inputs = by_name(stack, args, kwargs)
-    if type(inputs.get("cache")).__name__ == PAGED:
+    if type(inputs.get("cache")).__name__ == PAGED.name:  # of continuous batching: all texts in one row
         raise OptionError(
             f"{type(stack).__name__} has activations that read the text, whose states a paged cache doesn't keep: "
             "generate without continuous batching"
@@ -199,7 +200,7 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if isinstance(hidden, Tensor) and hidden.ndim == 3 and _pads(now):
         assert now.reading is not None
         now.reading = now.reading.padded(hidden.shape[1], hidden.device)
-    source = block._modules.get(SOURCE)
+    source = getattr(block, SOURCE, None)
     if source is not None and now.reading is not None and isinstance(hidden, Tensor):
         encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
         now.reading.vector = source(hidden, encoded, mask)
@@ -237,6 +238,6 @@ def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: 
 
 def _carry(stack: nn.Module) -> None:
     for module in stack.modules():
-        plain = module.__dict__.get("_gradient_checkpointing_func")
+        plain = module.__dict__.get(CHECKPOINTING.name)
         if plain is not None and not isinstance(plain, Carrying):
-            module._gradient_checkpointing_func = Carrying(plain)  # type: ignore[assignment]
+            CHECKPOINTING.put(module, Carrying(plain))

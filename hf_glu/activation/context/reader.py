@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.context.reading import Reading
+from hf_glu.compat.of_torch import GRAPH_TASK
 from hf_glu.errors import OptionError, TrainingError
 
 
@@ -32,7 +33,7 @@ class Reader(nn.Module):
         """
         now = current_pass()
         if now is None and self.slot and not torch.compiler.is_compiling():
-            if torch._C._current_graph_task_id() != -1:
+            if GRAPH_TASK.find()() != -1:
                 raise TrainingError(
                     f"{self.slot} is computed again in the backward pass without its model: use the model's own "
                     "gradient_checkpointing_enable()"

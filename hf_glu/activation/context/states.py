@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from hf_glu.compat.of_models import cropped
 from hf_glu.errors import OptionError
 from hf_glu.inplace import InPlace, become
 
@@ -94,7 +95,7 @@ class StateCache(InPlace):
         Raises:
             OptionError: more than `ROLLBACK` of them, whose states are gone.
         """
-        count = abs(int(tokens_to_remove))
+        count = cropped(super().crop, tokens_to_remove, self.get_seq_length)  # type: ignore[misc, attr-defined]
         for trail in self.hf_glu_states.values():
             if count >= (kept := trail.states.shape[1]):
                 raise OptionError(

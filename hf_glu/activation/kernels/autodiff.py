@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.compat.of_torch import BATCHED, TRANSFORMS
+
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Return whether a transform of ``torch.func`` or a forward-mode derivative is at work.
@@ -16,10 +18,10 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():  # which traces the transforms, too
         return False
-    if torch._C._are_functorch_transforms_active():
+    if TRANSFORMS.find()():
         return True
     given = [tensor for tensor in tensors if tensor is not None]
-    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in given):  # of batched gradients
+    if any(BATCHED.find()(tensor) for tensor in given):  # of batched gradients
         return True
     return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in given)
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from transformers.activations import GELUActivation, NewGELUActivation, SiLUActivation
 
 from hf_glu.activation.kernels.known import is_known
+from hf_glu.compat.of_torch import aten, has_operators
 
-aten = torch.ops.aten
+_HAVE = has_operators()  # else the formula stays
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ _ROUNDED: dict[type[nn.Module], Kernel] = {NewGELUActivation: _gelu("tanh")}
 
 def kernel_of(phi: nn.Module) -> Kernel | None:
     """Return the kernels that give the bits of an elementwise module, None where there are none."""
-    if not is_known(phi) or (type(phi) is GELUActivation and phi.act is not functional.gelu):
+    if not _HAVE or not is_known(phi) or (type(phi) is GELUActivation and phi.act is not functional.gelu):
         return None
     return _KERNELS.get(type(phi))
 
 
 def gradient_kernel_of(phi: nn.Module) -> Kernel | None:
     """Return the kernels that give an elementwise module's gradient, up to rounding."""
-    return kernel_of(phi) or (_ROUNDED.get(type(phi)) if is_known(phi) else None)
+    return kernel_of(phi) or (_ROUNDED.get(type(phi)) if _HAVE and is_known(phi) else None)

@@ -12,12 +12,25 @@ from typing import Any
 
 from torch import nn
 from torch.nn import functional
-from torch.nn.modules import module as nn_module
 from transformers import activations as stock
 
+from hf_glu.compat.of_torch import (
+    BACKWARD_HOOKS,
+    BACKWARD_PRE_HOOKS,
+    FORWARD_HOOKS,
+    FORWARD_PRE_HOOKS,
+    has_global_hooks,
+)
+
+# classes of Transformers, some of which older versions don't have
+STOCK = (
+    "AccurateGELUActivation", "ClippedGELUActivation", "FastGELUActivation", "GELUActivation", "GELUTanh",
+    "LaplaceActivation", "LinearActivation", "MishActivation", "NewGELUActivation", "QuickGELUActivation",
+    "ReLUSquaredActivation", "SiLUActivation", "SqrtSoftplusActivation",
+)  # fmt: skip
 # elementwise classes of torch and Transformers: one pure function of the input and of plain numbers
 PURE: frozenset[type[nn.Module]] = frozenset(
-    {
+    (
         nn.GELU,
         nn.Hardswish,
         nn.Identity,
@@ -29,23 +42,11 @@ PURE: frozenset[type[nn.Module]] = frozenset(
         nn.Sigmoid,
         nn.Softplus,
         nn.Tanh,
-        stock.AccurateGELUActivation,
-        stock.ClippedGELUActivation,
-        stock.FastGELUActivation,
-        stock.GELUActivation,
-        stock.GELUTanh,
-        stock.LaplaceActivation,
-        stock.LinearActivation,
-        stock.MishActivation,
-        stock.NewGELUActivation,
-        stock.QuickGELUActivation,
-        stock.ReLUSquaredActivation,
-        stock.SiLUActivation,
-        stock.SqrtSoftplusActivation,
-    }
+        *(kind for name in STOCK if (kind := getattr(stock, name, None))),
+    )
 )
 FUNCTIONS = (functional.gelu, functional.mish)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = (FORWARD_HOOKS, FORWARD_PRE_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -54,7 +55,7 @@ def is_bare(module: nn.Module) -> bool:
     A hook (torch's own, for all modules, too) or a forward of the instance's own (offloading, other kernels) adds to
     it; a parametrization changes the class, which the caller compares.
     """
-    hooked = any(getattr(module, name) for name in HOOKS) or nn_module._has_any_global_hook()
+    hooked = any(hooks.of(module) for hooks in HOOKS) or has_global_hooks()
     return not hooked and "forward" not in module.__dict__
 
 

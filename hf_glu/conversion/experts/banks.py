@@ -20,6 +20,7 @@ from hf_glu.activation import build_elementwise, registry
 from hf_glu.activation.elementwise import name_of, same_function
 from hf_glu.activation.learnable import LearnableMix, mix_options
 from hf_glu.activation.module import OwnedActivation
+from hf_glu.compat.of_models import APPLY_GATE
 from hf_glu.config.experts import ExpertOptions, Group, read_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
@@ -168,7 +169,7 @@ def bank_source(model: nn.Module, bank: Site) -> str:
         return name
     rows = torch.randn(CHECK, 2 * bank_width(module), generator=torch.Generator().manual_seed(0)).to(module.down_proj)
     try:
-        theirs, ours = module._apply_gate(rows), apply_gate(module, build_elementwise(name).to(rows), rows)
+        theirs, ours = APPLY_GATE.of(module)(rows), apply_gate(module, build_elementwise(name).to(rows), rows)
         same = torch.allclose(theirs.float(), ours.float(), rtol=1e-2, atol=1e-2)
     except (TypeError, AttributeError):
         same = False

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import build_elementwise
+from hf_glu.compat.of_models import HAS_BIAS, IS_TRANSPOSED, is_concatenated
 from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches
 from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE, Fit
 from hf_glu.ffn.experts.native import UNGATED, apply_gate
@@ -64,9 +65,9 @@ def _fit_expert(bank: Any, expert: int, old: nn.Module, new: nn.Module, x: Tenso
     regression of the outputs on the units, towards that. The strength is the one that is best on held-out tokens.
     """
     weight, out = bank.gate_up_proj[expert].float(), bank.down_proj[expert].float()
-    out = out if bank.is_transposed else out.T  # [W, H]
-    rows = x @ (weight if bank.is_transposed else weight.T)
-    if bank.has_bias:
+    out = out if IS_TRANSPOSED.of(bank) else out.T  # [W, H]
+    rows = x @ (weight if IS_TRANSPOSED.of(bank) else weight.T)
+    if HAS_BIAS.of(bank):
         rows = rows + bank.gate_up_proj_bias[expert].flatten().float()
     units, kept = apply_gate(bank, new, rows, kept=False).double(), apply_gate(bank, old, rows).double()
     target, out = kept @ out.double(), out.double()
@@ -81,20 +82,20 @@ def _fit_expert(bank: Any, expert: int, old: nn.Module, new: nn.Module, x: Tenso
         tried.append(start + torch.linalg.solve(damped, cross))
     errors = [float((units[-held:] @ each - target[-held:]).square().sum()) for each in tried]
     best = tried[errors.index(min(errors))]
-    bank.down_proj[expert] = (best if bank.is_transposed else best.T).to(bank.down_proj.dtype)
+    bank.down_proj[expert] = (best if IS_TRANSPOSED.of(bank) else best.T).to(bank.down_proj.dtype)
     plain = float((units[-held:] @ out - target[-held:]).square().sum())
     return plain, min(errors), float(target[-held:].square().sum())
 
 
 def _clear_up(bank: Any, expert: int) -> None:
     """Set the up rows of an expert, which nothing uses any more, to 0."""
-    for tensor in (bank.gate_up_proj, bank.gate_up_proj_bias) if bank.has_bias else (bank.gate_up_proj,):
+    for tensor in (bank.gate_up_proj, bank.gate_up_proj_bias) if HAS_BIAS.of(bank) else (bank.gate_up_proj,):
         rows = tensor[expert].flatten() if tensor is not bank.gate_up_proj else tensor[expert]
-        dim = rows.ndim - 1 if bank.is_transposed else 0
+        dim = rows.ndim - 1 if IS_TRANSPOSED.of(bank) else 0
         width = rows.shape[dim] // 2
         up = (
             rows.narrow(dim, width, width)
-            if bank.is_concatenated
+            if is_concatenated(bank)
             else rows.unflatten(dim, (width, 2)).select(dim + 1, 1)
         )
         up.zero_()

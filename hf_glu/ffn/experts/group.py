@@ -10,7 +10,6 @@ from itertools import accumulate, pairwise, starmap
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
@@ -18,6 +17,7 @@ from hf_glu.activation.context.routed import told
 from hf_glu.activation.kernels.autodiff import needs_formula
 from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import is_recomputable
+from hf_glu.compat.of_torch import grouped_mm, has_grouped_mm
 from hf_glu.config.experts import ExpertOptions, Group
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, unwrapped
@@ -108,11 +108,11 @@ class Bank(OwnedModule):
             return _loop(self, counts.tolist() if isinstance(counts, Tensor) else counts, scale, *weights)
         counts = torch.as_tensor(counts, device=x.device)
         ends = counts.cumsum(0, dtype=torch.int32)
-        hidden = functional.grouped_mm(x, in_proj.mT, offs=ends)
+        hidden = grouped_mm(x, in_proj.mT, ends)
         which = torch.repeat_interleave(counts, output_size=len(x)) if self.in_bias is not None else None
         if self.in_bias is not None:
             hidden = hidden + self.in_bias.to(hidden.dtype)[which]
-        out = functional.grouped_mm(self.act(hidden).to(x.dtype), out_proj.mT, offs=ends)
+        out = grouped_mm(self.act(hidden).to(x.dtype), out_proj.mT, ends)
         out = out if self.out_bias is None else out + self.out_bias.to(out.dtype)[which]
         return out if scale is None else out * scale.unsqueeze(1)
 
@@ -156,7 +156,7 @@ def choose_backend(x: Tensor, *weights: Tensor) -> str:
     alike = len({x.dtype, *(weight.dtype for weight in weights)}) == 1
     takes = x.dtype in known and alike and all(size % ALIGNMENT == 0 for size in rows)
     better = not (cpu and torch.is_grad_enabled()) and not (torch.compiler.is_compiling() and x.dtype == torch.float32)
-    return "grouped" if takes and better else "loop"
+    return "grouped" if takes and better and has_grouped_mm() else "loop"
 
 
 def _each(bank: Bank, sizes: Sequence[int], scale: Tensor | None, tokens: Tensor | None, *weights: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from hf_glu.activation.context.finding import find, forget
 from hf_glu.activation.context.hooks import by_name
+from hf_glu.compat.of_torch import FORWARD_HOOKS, IGNORED_BY_DDP
 from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, share, shifts, traced
 
@@ -109,14 +110,14 @@ class _AddToLoss(torch.autograd.Function):
 def watch(model: nn.Module) -> None:
     """Let ``model`` add its routers' losses to the loss that it returns; does nothing the second time."""
     forget(model)
-    if add_router_losses not in model._forward_hooks.values():
+    if add_router_losses not in FORWARD_HOOKS.of(model).values():
         model.register_forward_pre_hook(reset_losses, with_kwargs=True)
         model.register_forward_hook(add_router_losses, with_kwargs=True)
     # each process counts for itself until the routers add up
     loads = {f"{name}.load" for name, module in model.named_modules() if getattr(module, "load", None) is not None}
     if loads:
-        ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-        model._ddp_params_and_buffers_to_ignore = sorted({*ignored, *loads})  # type: ignore[assignment]
+        ignored = IGNORED_BY_DDP.of(model, ())
+        IGNORED_BY_DDP.put(model, sorted({*ignored, *loads}))
 
 
 def injects(module: nn.Module) -> bool:

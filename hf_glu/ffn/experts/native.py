@@ -15,10 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
 from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.compat.of_models import (
+    APPLY_GATE,
+    EXPERT_PARALLEL,
+    HAS_BIAS,
+    IS_TRANSPOSED,
+    POST_NORM,
+    is_concatenated,
+)
+from hf_glu.compat.of_torch import grouped_mm
 from hf_glu.config.experts import Group
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import unwrapped
@@ -35,12 +43,12 @@ def is_bank(module: nn.Module) -> bool:
     """Tell whether a module is one of Transformers' banks of gated experts with 3-D parameters."""
     weights = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
     known = all(isinstance(weight, nn.Parameter) and weight.ndim == 3 for weight in weights)
-    return known and hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
+    return known and hasattr(module, IS_TRANSPOSED.name) and hasattr(module, APPLY_GATE.name)
 
 
 def bank_width(bank: Any) -> int:
     """Return the hidden units of one expert."""
-    return int(bank.down_proj.shape[1 if bank.is_transposed else 2])
+    return int(bank.down_proj.shape[1 if IS_TRANSPOSED.of(bank) else 2])
 
 
 def inner_gate(name: str) -> tuple[str, bool]:
@@ -82,7 +90,7 @@ class MixedBank(InPlace, nn.Module):
         """
         if torch.jit.is_tracing():
             return tracing.native_experts(self, hidden_states, top_k_index, top_k_weights)
-        if self._is_expert_parallel:
+        if EXPERT_PARALLEL.of(self, False):
             raise ConversionError("experts with activations of their own can't be spread over processes")
         if not len(hidden_states):
             return hidden_states
@@ -91,14 +99,16 @@ class MixedBank(InPlace, nn.Module):
         counts = torch.bincount(experts, minlength=self.num_experts).tolist()
         rows, which = hidden_states[order // top_k_index.shape[1]], experts[order]
         biases = (
-            (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which]) if self.has_bias else (None, None)
+            (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which])
+            if HAS_BIAS.of(self)
+            else (None, None)
         )
-        projected = grouped_linear(rows, self.gate_up_proj, counts, biases[0], transposed=self.is_transposed)
+        projected = grouped_linear(rows, self.gate_up_proj, counts, biases[0], transposed=IS_TRANSPOSED.of(self))
         each = iter(counts)
         sizes = [sum(islice(each, group.count)) for group in self.groups]
         units = torch.cat([self.gate(number, part) for number, part in enumerate(projected.split(sizes))])
-        out = grouped_linear(units, self.down_proj, counts, biases[1], transposed=self.is_transposed)
-        if self.has_post_expert_norm:
+        out = grouped_linear(units, self.down_proj, counts, biases[1], transposed=IS_TRANSPOSED.of(self))
+        if POST_NORM.of(self, False):
             out = self.post_expert_norm(out)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
@@ -124,7 +134,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | 
     x, weight = x.to(weight.dtype), weight if transposed else weight.mT
     if choose_backend(x, weight) == "grouped":
         ends = torch.tensor(counts, device=x.device).cumsum(0, dtype=torch.int32)
-        out = functional.grouped_mm(x, weight, offs=ends)
+        out = grouped_mm(x, weight, ends)
     else:
         with torch.autocast(x.device.type, enabled=False):
             out = torch.cat([rows @ each for rows, each in zip(x.split(counts), weight, strict=True)])
@@ -133,7 +143,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | 
 
 def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:
     """Return act(g) * u as the bank's family does it: where the halves lie, its clamps, its u + 1."""
-    halves = projected.chunk(2, dim=-1) if bank.is_concatenated else (projected[..., ::2], projected[..., 1::2])
+    halves = projected.chunk(2, dim=-1) if is_concatenated(bank) else (projected[..., ::2], projected[..., 1::2])
     gate, up = halves
     limit = getattr(bank, "limit", getattr(bank, "swiglu_limit", None))
     if limit is not None:
@@ -180,7 +190,7 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
     """
     check_groups(groups, len(bank.down_proj))
     silent = built_in(bank) is not None
-    if silent and not bank.has_bias:
+    if silent and not HAS_BIAS.of(bank):
         raise ConversionError(
             f"{type(bank).__name__} reads no activation from its config: nothing could tell stock Transformers of it"
         )

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
-from transformers.loss.loss_utils import ForCausalLMLoss
 
+from hf_glu.compat.of_models import CAUSAL_LOSS
 from hf_glu.errors import TrainingError
 
 ITEMS = "num_items_in_batch"
@@ -64,7 +64,7 @@ def depends_on(loss: Tensor, other: Tensor) -> bool:
 
 def shifts(model: Any) -> bool:
     """Tell whether a model's loss compares each token with the label of the next."""
-    causal = getattr(model, "loss_function", None) is ForCausalLMLoss
+    causal = getattr(model, "loss_function", None) is CAUSAL_LOSS.find()
     return causal and not getattr(model.config, "is_encoder_decoder", False)
 
 

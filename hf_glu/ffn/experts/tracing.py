@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_glu.activation.context.passes import current_pass, within
+from hf_glu.compat.of_models import HAS_BIAS, IS_TRANSPOSED, POST_NORM
 from hf_glu.ffn.experts.group import Bank, banks_of
 
 
@@ -86,10 +87,10 @@ def native_experts(bank: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
 def _native_expert(bank: Any, groups: list[int], expert: int, x: Tensor) -> Tensor:
     projected = _projected(bank, x, "gate_up_proj", expert)
     out = _projected(bank, bank.gate(groups[expert], projected), "down_proj", expert)
-    return bank.post_expert_norm(out) if bank.has_post_expert_norm else out
+    return bank.post_expert_norm(out) if POST_NORM.of(bank, False) else out
 
 
 def _projected(bank: Any, x: Tensor, name: str, expert: int) -> Tensor:
     weight = getattr(bank, name)[expert]
-    bias = getattr(bank, f"{name}_bias")[expert].flatten() if bank.has_bias else None
-    return functional.linear(x, weight.T if bank.is_transposed else weight, bias)
+    bias = getattr(bank, f"{name}_bias")[expert].flatten() if HAS_BIAS.of(bank) else None
+    return functional.linear(x, weight.T if IS_TRANSPOSED.of(bank) else weight, bias)

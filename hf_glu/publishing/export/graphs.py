@@ -21,6 +21,8 @@ from torch import Tensor
 
 from hf_glu.activation.kernels.scan.traced import LONGEST, at_most
 from hf_glu.checkpoint.config_file import first_line
+from hf_glu.compat.of_others import EXPORT_BACKENDS, EXPORTED, EXPORTER_CLASS, trusted
+from hf_glu.compat.of_torch import IS_EXPORTING
 from hf_glu.config.traits import longest_text
 from hf_glu.conversion.checks import check_convertible
 from hf_glu.errors import ConversionError, OptionError
@@ -52,7 +54,13 @@ RUNTIMES = {
 
 
 def check_packages(kind: str) -> None:
-    """Raise OptionError where a kind of graph needs a package that isn't installed."""
+    """Raise OptionError where a kind of graph needs a package that isn't installed.
+
+    Raises:
+        IncompatibleTransformersError: Transformers or torch is too old for graphs.
+    """
+    for name in (EXPORT_BACKENDS, EXPORTER_CLASS, EXPORTED, IS_EXPORTING):
+        name.find()
     missing = [name for name in RUNTIMES[kind].packages if find_spec(name) is None]
     if missing:
         raise OptionError(f"{kind} needs {', '.join(missing)}: pip install 'hf_glu[export]'")
@@ -89,13 +97,11 @@ def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
 
 
 def _trace(model: Any, kind: str, inputs: dict[str, Tensor], options: dict[str, Any]) -> Any:
-    from transformers.exporters.auto import EXPORT_BACKENDS, get_exporter_class
-
     backend, auto = RUNTIMES[kind].backend, torch.export.Dim.AUTO
     length = auto(max=longest(model))  # which lengths are one, the tracer finds out
     shapes = {name: {0: auto, value.ndim - 1: length} for name, value in inputs.items()}
-    config = EXPORT_BACKENDS[backend].config(dynamic=True, dynamic_shapes=shapes, **options)
-    return get_exporter_class(backend)().export(model, {**inputs, **no_cache(model)}, config)
+    config = EXPORT_BACKENDS.find()[backend].config(dynamic=True, dynamic_shapes=shapes, **options)
+    return EXPORTER_CLASS.find()(backend)().export(model, {**inputs, **no_cache(model)}, config)
 
 
 def load_graph(folder: Path, threads: int | None = None) -> Any:
@@ -105,16 +111,14 @@ def load_graph(folder: Path, threads: int | None = None) -> Any:
         folder: where it is.
         threads: of ONNX Runtime; None: torch's number.
     """
-    from transformers.exporters.base import ExportedModel
-
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = trusted(EXPORTED.find().from_pretrained)
     if (folder / "model.onnx").is_file():
         from onnxruntime import SessionOptions
 
         options["session_options"] = session = SessionOptions()
         session.intra_op_num_threads = threads or torch.get_num_threads()
     with quiet():
-        return ExportedModel.from_pretrained(folder, **options)
+        return EXPORTED.find().from_pretrained(folder, **options)
 
 
 def graph_outputs(model: Any, folder: Path) -> dict[str, dict[str, Tensor]]:

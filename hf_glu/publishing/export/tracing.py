@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hf_glu.compat.of_others import PATCHED
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.experts.tracing import native_experts
@@ -14,11 +15,9 @@ from hf_glu.ffn.experts.tracing import native_experts
 @contextmanager
 def traceable() -> Iterator[None]:
     """Have our modules compute what can be traced, inside of the block."""
-    from transformers.exporters.utils import patch_attributes
-
     ways: list[tuple[type, str, Callable[..., Any]]] = [
         (ExpertFFN, "forward", ExpertFFN.traced),
         (MixedBank, "forward", native_experts),
     ]  # fmt: skip
-    with patch_attributes([(owner, name, lambda _, way=way: way) for owner, name, way in ways]):
+    with PATCHED.find()([(owner, name, lambda _, way=way: way) for owner, name, way in ways]):
         yield

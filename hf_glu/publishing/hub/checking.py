@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.writing import scratch_folder
+from hf_glu.compat.of_models import ATTENTION, MODEL_MAPPING
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.instruments.equality import align, checksums, same_bits
 from hf_glu.instruments.probe import probe_inputs, run
@@ -60,7 +61,7 @@ def expected_outputs(model: PreTrainedModel) -> Expected:
         "weights": checksums(model),
         "class": type(model).__name__,
         "device": str(next(model.parameters()).device),
-        "options": {"attn_implementation": model.config._attn_implementation},
+        "options": {"attn_implementation": ATTENTION.of(model.config)},
     }
 
 
@@ -99,7 +100,7 @@ def _auto_class(folder: Path, name: str) -> str:
     auto_map = read_config(folder).get("auto_map", {})
     config_class = type(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
     for auto in auto_map:
-        served = getattr(getattr(transformers, auto, None), "_model_mapping", {}).get(config_class, ())
+        served = MODEL_MAPPING.of(getattr(transformers, auto, None), {}).get(config_class, ())
         if name in [made.__name__ for made in (served if isinstance(served, (tuple, list)) else (served,))]:
             return str(auto)
     raise CheckpointError(f"no Auto class loads {name} by the code beside it: push it with code=False (--no-code)")

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from hf_glu.compat.of_models import MODEL_CLASS, MODEL_MAPPING
 from hf_glu.ffn.config_fields import configs_of
 from hf_glu.ffn.families import LOOK_UP_IN_FORWARD, NAME_ATTRIBUTES, SITE_TABLE, SiteRow
 from hf_glu.ffn.sites import find_sites
@@ -18,13 +19,12 @@ def served_classes(config: Any) -> dict[str, str]:
     """Return the names of the Auto classes that know a config, with the stock class that each takes for it."""
     import transformers
     from transformers.models.auto import modeling_auto
-    from transformers.models.auto.auto_factory import _get_model_class
 
     found = {}
     for name in modeling_auto.__all__:
-        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        mapping = MODEL_MAPPING.of(getattr(modeling_auto, name), None)
         if name.startswith("AutoModel") and mapping is not None and type(config) in mapping:
-            stock = _get_model_class(config, mapping).__name__
+            stock = MODEL_CLASS.find()(config, mapping).__name__
             if hasattr(transformers, stock):
                 found[name] = stock
     return found

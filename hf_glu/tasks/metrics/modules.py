@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import datasets
 import evaluate
 
+from hf_glu.compat.of_others import DATA_ROOT
 from hf_glu.errors import DataError
 from hf_glu.tasks.metrics import scores
 
@@ -71,7 +72,7 @@ class OfflineMetric(evaluate.Metric):
 
     def _build_data_dir(self) -> str:
         """Make no folder for data in memory: the home folder may be read-only."""
-        return str(self._data_dir_root if self.keep_in_memory else super()._build_data_dir())
+        return str(DATA_ROOT.of(self) if self.keep_in_memory else super()._build_data_dir())
 
 
 class Accuracy(OfflineMetric):

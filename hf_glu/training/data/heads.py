@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
+from hf_glu.compat.of_models import FROM_CONFIG, INIT_WEIGHTS, INITIALIZED
 from hf_glu.errors import CheckpointError
 from hf_glu.tasks.table import Task
 
@@ -86,7 +87,7 @@ def label_dimensions(model: PreTrainedModel) -> dict[str, int]:
     config = copy.deepcopy(model.config)
     config.num_labels = model.config.num_labels + 1
     with torch.device("meta"):
-        other = dict(type(model)._from_config(config).named_parameters())
+        other = dict(FROM_CONFIG.of(type(model))(config).named_parameters())
     found = {}
     for name, parameter in model.named_parameters():
         pairs = zip(parameter.shape, other[name].shape, strict=True)
@@ -126,7 +127,6 @@ def _renew(model: PreTrainedModel, rows: Mapping[str, int]) -> None:
     """Initialise the modules of these parameters anew, as the family does."""
     for name in dict.fromkeys(key.rpartition(".")[0] for key in rows):
         module = model.get_submodule(name)
-        module._is_hf_initialized = False
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False
-        model._init_weights(module)
+        for part in (module, *module.parameters(recurse=False)):
+            INITIALIZED.put(part, False)
+        INIT_WEIGHTS.of(model)(module)

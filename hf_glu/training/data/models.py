@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from hf_glu.checkpoint.config_file import check_config, reading
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.loading import forget_code
+from hf_glu.compat.of_models import INIT_WEIGHTS, INITIALIZED
 from hf_glu.config.traits import text_config, token_id, vocabulary
 from hf_glu.conversion import Report, convert, plan
 from hf_glu.errors import OptionError
@@ -110,8 +111,7 @@ def _random(model: PreTrainedModel, job: JobOptions, choice: SiteChoice) -> Repo
     names = {step.site.name for step in report.plan.steps if step.changes}
     modules: list[Any] = [part for site in find_sites(model) if site.name in names for part in projections(site)]
     for module in modules:
-        module._is_hf_initialized = False
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False
-        model._init_weights(module)
+        for part in (module, *module.parameters(recurse=False)):
+            INITIALIZED.put(part, False)
+        INIT_WEIGHTS.of(model)(module)
     return report

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.compat.of_others import ACCELERATOR_STATE, RESET_ACCELERATOR
 from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.results import Results
@@ -26,8 +27,8 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
         OptionError: the tracker isn't installed (Accelerate would only warn).
     """
     precision = options.mixed_precision()
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
+    if ACCELERATOR_STATE.find() and AcceleratorState().mixed_precision != precision:
+        RESET_ACCELERATOR.find()()
     if options.tracker == "none":
         return Accelerator(mixed_precision=precision)
     if find_spec(options.tracker) is None:

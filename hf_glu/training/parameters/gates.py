@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_glu.activation.parameters import activations
+from hf_glu.compat.of_torch import FORWARD_PRE_HOOKS, TENSOR_HOOKS
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, nearest
 from hf_glu.ffn.linear import AnyLinear
 from hf_glu.ffn.sites import Site, find_sites
@@ -82,9 +83,9 @@ def train_all(model: nn.Module) -> None:
     for module in model.modules():
         if _trained_half(module) is not None:
             module._trained_half = None  # type: ignore[assignment]
-            _remove(module._forward_pre_hooks, mask_gradients)
+            _remove(FORWARD_PRE_HOOKS.of(module), mask_gradients)
             for parameter in module.parameters(recurse=False):
-                _remove(parameter._backward_hooks or {}, keep_half)
+                _remove(TENSOR_HOOKS.of(parameter) or {}, keep_half)
 
 
 def _check_halves(halves: Sequence[str]) -> set[str]:
@@ -122,7 +123,7 @@ def mask_gradients(linear: AnyLinear, inputs: object) -> None:
     """
     half = _trained_half(linear)
     for parameter in linear.parameters(recurse=False):
-        if parameter.requires_grad and half is not None and not _has(parameter._backward_hooks or {}, keep_half):
+        if parameter.requires_grad and half is not None and not _has(TENSOR_HOOKS.of(parameter) or {}, keep_half):
             dim = parameter.ndim - 1 if isinstance(linear, Conv1D) else 0
             parameter.register_hook(partial(keep_half, half=half, dim=dim))
 

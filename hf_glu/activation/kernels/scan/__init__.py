@@ -19,6 +19,7 @@ from hf_glu.activation.kernels.autodiff import is_transformed
 from hf_glu.activation.kernels.scan import operator
 from hf_glu.activation.kernels.scan.linear import BACKENDS, backend_for, sides
 from hf_glu.activation.kernels.scan.traced import traced
+from hf_glu.compat.of_torch import is_exporting
 from hf_glu.errors import OptionError, nearest
 
 __all__ = ["bidirectional", "decays", "spread_decays", "stateful", "step"]
@@ -61,7 +62,7 @@ def stateful(
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
     # a graph for any runtime has no such operator, nor do torch's transforms know it
-    if torch.compiler.is_exporting() or is_transformed(gate, alpha, beta, decay, start):
+    if is_exporting() or is_transformed(gate, alpha, beta, decay, start):
         return traced(gate, alpha, beta, decay, start, valid, restart, reverse)
     seen = torch.compiler.is_compiling() or torch.is_grad_enabled() or type(gate) is not Tensor
     run = torch.ops.hf_glu.stateful if seen else operator.value  # what the operator does, without its dispatch

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.activation.kernels.scan.linear import Backend, ends, sides
+from hf_glu.compat.of_torch import aten
 
 MASKS = ("valid", "alive", "moving", "waiting")
 
@@ -145,7 +146,7 @@ def _backward(
     totals[1].addcmul_(dz, ahead)
     totals[2].addcmul_(reaching, ahead, value=-1)
     dn = torch.mul(dz, gate.beta, out=ahead).addcmul_(reaching, gate.gain)
-    torch.add(torch.ops.aten.sigmoid_backward(dn, n), dz, out=dgates)
+    torch.add(aten.sigmoid_backward(dn, n), dz, out=dgates)
 
 
 def _adjoint(gate: Gate, dz: Tensor, dstates: Tensor | None, handed: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_glu.compat.of_torch import MULTIPLY_ADD
+
 
 def ends(reverse: bool) -> tuple[int, int]:
     """Return the indices of a walk's first and last step."""
@@ -30,7 +32,7 @@ def walk(x: Tensor, carried: Tensor, rates: Tensor, reverse: bool) -> None:
     states, factors = x.unbind(0), rates.unbind(0)
     if reverse:
         states, factors = states[::-1], factors[::-1]
-    torch._foreach_addcmul_(states, (carried, *states[:-1]), factors)
+    MULTIPLY_ADD.find()(states, (carried, *states[:-1]), factors)
 
 
 def fold(x: Tensor, carried: Tensor, rates: Tensor, reverse: bool) -> None:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hf_glu.compat.of_torch import CHECK
+
 LONGEST: ContextVar[int] = ContextVar("LONGEST", default=2**12)
 
 
@@ -64,7 +66,7 @@ def doubled(x: Tensor, rates: Tensor, first: Tensor) -> Tensor:
     """Return s with s_t = x_t + r_t s_(t-1), all ``[B, T, W]``, from s_(-1) = ``first`` ``[B, W]``."""
     tokens = x.shape[1]
     if not isinstance(tokens, int):
-        torch._check(tokens <= LONGEST.get())
+        CHECK.find()(tokens <= LONGEST.get())
     longest = tokens if isinstance(tokens, int) else LONGEST.get()
     x = torch.cat([first.unsqueeze(1), x], dim=1)
     rates = functional.pad(rates, (0, 0, 1, 0))
