@@ -173,8 +173,11 @@ METHODS = {
     "stateful, mixers": Method(target="stateful_{base}", models=MIXERS, start="bitwise", moved=0.9),
     "stateful, not gated": Method(target="stateful_{dense}", models=("bert",), reverts=ConversionError),
     "modulated": Method(target="modulated_{base}", models=EVERY),
+    "canon": Method(target="canon_{base}", models=(*DENSE, *GATED)),
+    "canon, longer": Method(target="canon_{base}", models=("gpt2",), options={"canon": {"kernel": 6}}),
+    "smear": Method(target="smear_{base}", models=(*DENSE, *GATED)),
     "modulated stateful": Method(target="modulated_stateful_{base}", models=EVERY),
-    "all wrappers": Method(target="modulated_stateful_learnable_{base}", models=FEW),
+    "all wrappers": Method(target="modulated_canon_smear_stateful_learnable_{base}", models=FEW),
     # experts
     "experts": Method(
         target="{base}", models=("bert", "gpt2", "t5"), options={"experts": "{dense}*2,{base}*2"},

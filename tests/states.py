@@ -112,3 +112,14 @@ def whole_and_chunks(model: Any) -> tuple[Tensor, list[Tensor]]:
             parts.append(out.logits)
         found.append(torch.cat(parts, 1))
     return whole.logits, found
+
+
+def one_by_one(model: Any, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """Return the logits of a text that is given token by token, and its cache."""
+    found = []
+    for token in tokens.split(1, dim=1):
+        with torch.no_grad():
+            out = model(token, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits)
+    return torch.cat(found, 1), cache

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_glu.activation.elementwise import elementwise_names
 from hf_glu.config.registry import Activation, Derived, registry
-from hf_glu.config.showing import Shown, Table
+from hf_glu.config.showing import Shown, ShownTable
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,11 +26,11 @@ class Listing(Shown):
             "elementwise": list(self.elementwise),
         }
 
-    def _table(self) -> Table:
+    def _table(self) -> ShownTable:
         rows = [(entry.name, entry.equation, entry.paper) for entry in self.entries]
         rows += [(rule.pattern, rule.equation, rule.paper) for rule in self.rules]
         title, notes = "Gated activations, [g | u] = gate and up halves", ("N: " + ", ".join(self.elementwise),)
-        return Table(title=title, columns=("name", "value", "source"), rows=rows, notes=notes, whole=True)
+        return ShownTable(title=title, columns=("name", "value", "source"), rows=rows, notes=notes, whole=True)
 
     def markdown(self) -> str:
         """Return the listing as the README's table."""

@@ -17,7 +17,7 @@ SUFFIX = ".gguf"
 
 
 def is_gguf(source: object) -> bool:
-    """Tell whether ``source`` names a GGUF file, ``FOLDER/FILE.gguf``."""
+    """Return whether ``source`` names a GGUF file, ``FOLDER/FILE.gguf``."""
     return isinstance(source, (str, os.PathLike)) and str(source).endswith(SUFFIX) and not user_path(source).is_dir()
 
 

@@ -16,7 +16,6 @@ _EXPERTS = "experts in the place of dense FFNs"
 _RULES = "what the class said of the FFN isn't said of its experts"
 
 # banks of experts; what a bank says of itself, its class's decorator has written
-GROUPED_LINEAR = Private(where=_BANK, name="_grouped_linear", seen=SEEN, need=_BANKS)
 APPLY_GATE = Private(where=_BANK, name="_apply_gate", seen=SEEN, need=_BANKS, mark=True, otherwise="no bank is found")
 IS_TRANSPOSED = Private(
     where=_BANK, name="is_transposed", seen=SEEN, need=_BANKS, mark=True, otherwise="no bank is found"

@@ -127,9 +127,9 @@ class GluConfig:
                 object.__setattr__(self, known.name, given.get(known.name, known.default))
         sections = {key: given[key] for key in registry.sections if given.get(key) is not None}
         object.__setattr__(self, "sections", sections)
-        self._check()
+        self._validate()
 
-    def _check(self) -> None:
+    def _validate(self) -> None:
         """Raise OptionError where a value can't be used."""
         if not is_count(self.version, VERSION):
             raise OptionError(

@@ -59,7 +59,7 @@ class Part:
     @property
     def taken(self) -> bool:
         """Whether the part is there already."""
-        return self.name in self.block._modules
+        return self.name in dict(self.block.named_children())
 
 
 Check: TypeAlias = Callable[[Sequence[Place], Any], None]

@@ -29,7 +29,7 @@ _local = threading.local()  # undo: what takes a thread's changes back
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class NameReading:
     """A name as its parts.
 
     Attributes:
@@ -107,14 +107,14 @@ class Registry:
         """Tell whether Transformers itself has an activation of this name."""
         return name not in self._entries and name in self.stock()
 
-    def read(self, name: object) -> Reading | None:
+    def read(self, name: object) -> NameReading | None:
         """Return the parts of a name, None where it follows the grammar to no base that there is."""
         prefixes, base, problem = self._split(name)
         if problem:
             return None
         mix = prefixes.pop().affix if prefixes and prefixes[-1].place == "mix" else ""
         wrappers = sorted(prefixes, key=Derived.rank)
-        return Reading(wrappers=tuple(wrapper.affix for wrapper in wrappers), mix=mix, base=base)
+        return NameReading(wrappers=tuple(wrapper.affix for wrapper in wrappers), mix=mix, base=base)
 
     def _split(self, name: object) -> tuple[list[Derived], str, str]:
         """Return the prefixes of a name, what follows them, and what is wrong with it (nothing: it is a base)."""

@@ -14,7 +14,7 @@ _NOTES = "font-size: 90%; margin: 0.3em 0.8em"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ShownTable:
     """A small table.
 
     Attributes:
@@ -72,7 +72,7 @@ class Table:
 class Shown:
     """Base of what is shown as a table; a dataclass among its children is made with ``repr=False``."""
 
-    def _table(self) -> Table:
+    def _table(self) -> ShownTable:
         """Return the table."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from hf_glu.config.showing import Shown, Table, number
+from hf_glu.config.showing import Shown, ShownTable, number
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.steps import COLUMNS, Rows, Step
 
@@ -30,8 +30,8 @@ class SiteReport(Shown):
     def __post_init__(self) -> None:
         object.__setattr__(self, "step", self.step.without_modules())
 
-    def _table(self) -> Table:
-        return Table(title=f"1 FFN to {self.step.target}", columns=_COLUMNS, rows=[self.row()])
+    def _table(self) -> ShownTable:
+        return ShownTable(title=f"1 FFN to {self.step.target}", columns=_COLUMNS, rows=[self.row()])
 
     def row(self) -> tuple[str, ...]:
         """Return its row of a report's table."""
@@ -63,10 +63,10 @@ class Report(Shown):
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", self.plan.without_modules())
 
-    def _table(self) -> Table:
+    def _table(self) -> ShownTable:
         done = "converted" if self.plan.changes else "already converted: nothing changed"
         difference = f"max |difference| of the model's outputs {number(self.max_abs_difference)}"
-        return Table(
+        return ShownTable(
             title=f"{len(self.sites)} FFNs ({self.plan.promise if self.sites else 'none'}), {done}", columns=_COLUMNS,
             rows=[site.row() for site in self.sites], notes=(self.plan.cost, difference),
         )  # fmt: skip

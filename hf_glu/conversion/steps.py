@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.config.registry import GATED
-from hf_glu.config.showing import Shown, Table, change
+from hf_glu.config.showing import Shown, ShownTable, change
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.forms import ConfigEntry, Form, form_of
@@ -192,8 +192,8 @@ class Step(Shown):
         """Return what it says, without the modules that it says it of."""
         return replace(self, site=self.site.without_modules(), change=self.change.without_modules())
 
-    def _table(self) -> Table:
-        return Table(title=f"1 FFN to {self.target}", columns=COLUMNS, rows=[self.row()])
+    def _table(self) -> ShownTable:
+        return ShownTable(title=f"1 FFN to {self.target}", columns=COLUMNS, rows=[self.row()])
 
     def row(self) -> tuple[str, ...]:
         """Return its row of a table with the `COLUMNS`."""
@@ -257,9 +257,9 @@ class Rows(Shown):
             bytes_per_parameter=self.bytes_per_parameter,
         )  # fmt: skip
 
-    def _table(self) -> Table:
+    def _table(self) -> ShownTable:
         title = f"Plan: {len(self.steps)} FFNs ({self.promise if self.steps else 'none'})"
-        return Table(title=title, columns=COLUMNS, rows=[step.row() for step in self.steps], notes=(self.cost,))
+        return ShownTable(title=title, columns=COLUMNS, rows=[step.row() for step in self.steps], notes=(self.cost,))
 
     @property
     def cost(self) -> str:

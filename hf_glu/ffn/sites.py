@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_glu.activation import OwnedActivation
 from hf_glu.config.layers import STACKS
-from hf_glu.config.showing import Shown, Table
+from hf_glu.config.showing import Shown, ShownTable
 from hf_glu.errors import NoSiteError
 from hf_glu.ffn.experts.native import is_bank
 from hf_glu.ffn.families import BANK, MIXER, NO_FFN, SITE_TABLE, Kind, SiteRow
@@ -138,14 +138,14 @@ class Site:
 class Sites(Shown, list[Site]):
     """A model's FFN sites: a list, and a table where it is shown."""
 
-    def _table(self) -> Table:
+    def _table(self) -> ShownTable:
         rows = [
             (site["name"], site["layout"], site["kind"], f"{site['hidden']:,}", f"{site['width']:,}",
              site["activation"], f"{site['parameters']:,}")
             for site in map(Site.to_dict, self)
         ]  # fmt: skip
         columns = ("site", "layout", "kind", "#hidden", "#width", "activation", "#parameters")
-        return Table(title=f"{len(self)} FFN sites", columns=columns, rows=rows)
+        return ShownTable(title=f"{len(self)} FFN sites", columns=columns, rows=rows)
 
 
 def find_sites(model: nn.Module) -> Sites:

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from hf_glu.activation.context.hooks import CHUNKS, after_stack, before_stack, by_name, end_carrying, stack_and_blocks
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.context.reading import Reading
+from hf_glu.compat.of_torch import GRAPH_TASK
 from hf_glu.instruments.probe import evaluating, with_decoder
 from hf_glu.instruments.tokens import Tokens, place, told_around
 
@@ -170,7 +171,7 @@ class _Watching:
 
     def tell(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         """Call the observer with one call of the module."""
-        repeated = torch._C._current_graph_task_id() != -1
+        repeated = GRAPH_TASK.find()() != -1
         if repeated and not self.watch.repeated:
             return
         inputs = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values()) if kwargs else args

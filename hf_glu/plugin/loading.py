@@ -1,7 +1,7 @@
 """Converting a dense checkpoint while Transformers loads it into a gated model, through its own weight conversion.
 
 ``from_pretrained(DENSE, hidden_act="geglu")`` names the gate and, in ``config.hf_glu``, remembers the activation that
-the checkpoint had (`remember_dense`); the weights of each widened in-projection then go through `Widen`, which leaves
+the checkpoint had (`remember_dense`); the weights of each widened in-projection then go through `Widened`, which leaves
 alone what has the right shape already.
 """
 
@@ -71,7 +71,7 @@ def exact_route(source: str, target: str) -> Route | None:
     return None if route.promise == APPROXIMATE else route
 
 
-class Widen(CONVERSION_OPS.find_or(object)):  # type: ignore[misc]
+class Widened(CONVERSION_OPS.find_or(object)):  # type: ignore[misc]
     """A dense in-projection's weight or bias as ``[gate | up]``, where the model wants that shape.
 
     Args:
@@ -87,7 +87,7 @@ class Widen(CONVERSION_OPS.find_or(object)):  # type: ignore[misc]
         self.routes, self.transposed, self.bias, self.adds_bias = routes, transposed, bias, adds_bias
         self.widened: set[str] = set()
 
-    def __deepcopy__(self, memo: Any) -> Widen:
+    def __deepcopy__(self, memo: Any) -> Widened:
         """Return itself: Transformers makes a copy for every tensor, and what was widened is told of all."""
         return self
 
@@ -129,11 +129,13 @@ def _site_converters(site: Site, routes: Mapping[str, Route]) -> list[Any]:
     weight, bias = f"{site.row.in_proj}.weight", f"{site.row.in_proj}.bias"
     transposed = isinstance(site.in_proj, Conv1D)
     if site.in_proj.bias is not None and site.out_proj.bias is None:  # the bias is the conversion's own: T5
-        op = Widen(routes, transposed=transposed, bias=False, adds_bias=True)
+        op = Widened(routes, transposed=transposed, bias=False, adds_bias=True)
         return [CONVERTER.find()([weight], [weight, bias], operations=[op])]
     kinds = ((weight, False), (bias, True))
     return [
-        CONVERTER.find()([key], [key], operations=[Widen(routes, transposed=transposed, bias=is_bias, adds_bias=False)])
+        CONVERTER.find()(
+            [key], [key], operations=[Widened(routes, transposed=transposed, bias=is_bias, adds_bias=False)]
+        )
         for key, is_bias in kinds
         if not is_bias or site.in_proj.bias is not None
     ]
@@ -145,7 +147,7 @@ def forget_converters(model: Any) -> set[str]:
     Saving must not undo them.
     """
     remembered = REMEMBERED.of(model, None) or []
-    ops = {id(made): [op for op in getattr(made, "operations", []) if isinstance(op, Widen)] for made in remembered}
+    ops = {id(made): [op for op in getattr(made, "operations", []) if isinstance(op, Widened)] for made in remembered}
     if any(ops.values()):
         REMEMBERED.put(model, [made for made in remembered if not ops[id(made)]] or None)
     return {path for found in ops.values() for op in found for path in op.widened}

@@ -10,7 +10,6 @@ from typing import Any
 
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
-from hf_glu.compat.of_torch import FAST_BF16
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
 
@@ -210,6 +209,8 @@ def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
 def has_fast_bf16() -> bool:
     """Return whether this machine computes in bfloat16 (AVX512-BF16 or AMX on a CPU)."""
     import torch
+
+    from hf_glu.compat.of_torch import FAST_BF16
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -11,7 +11,7 @@ import torch
 import versions
 from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, make_native
-from states import CLOSE, GENERATE, awake, ids, logits, memories, target_of, without_dropout
+from states import CLOSE, GENERATE, awake, ids, logits, memories, one_by_one, target_of, without_dropout
 from torch import Tensor
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, StaticCache
 
@@ -172,16 +172,6 @@ def test_assisted_generation_and_what_cant_be_taken_back(name):
     versions.needs_working_reset()
     cache.reset()
     torch.testing.assert_close(model(tokens, past_key_values=cache).logits.detach(), whole, **CLOSE)
-
-
-def one_by_one(model: Any, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    found = []
-    for token in tokens.split(1, dim=1):
-        with torch.no_grad():
-            out = model(token, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        found.append(out.logits)
-    return torch.cat(found, 1), cache
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -11,7 +11,7 @@ from comparing import assert_same, fresh_outputs, fresh_process, outputs
 from peft import get_peft_model
 from pico import FAMILIES, make_native
 from short_training import changed, snapshot
-from test_stateful import CLOSE, GENERATE, ids, logits, one_by_one, without_dropout
+from states import CLOSE, GENERATE, ids, logits, one_by_one, without_dropout
 from torch import Tensor
 from torch.autograd import gradcheck
 from wrappers import TABLE

@@ -7,7 +7,7 @@ from comparing import assert_same, outputs
 from pico import FAMILIES
 
 import hf_glu
-from hf_glu.plugin.loading import Widen
+from hf_glu.plugin.loading import Widened
 
 
 def both(model_class, folder, family, target, **options):
@@ -93,7 +93,7 @@ def test_dense_models_load_and_save_as_ever(tmp_path):
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     made = getattr(again, "_weight_conversions", None) or []
-    assert not [c for c in made if any(isinstance(op, Widen) for op in getattr(c, "operations", []))]
+    assert not [c for c in made if any(isinstance(op, Widened) for op in getattr(c, "operations", []))]
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])

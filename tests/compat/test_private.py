@@ -31,6 +31,7 @@ EXCEPT = {
     ("plugin/standalone.py", "_can_set_attn_implementation"),
     ("plugin/standalone.py", "_can_set_experts_implementation"),
     ("checkpoint/stopping.py", "_exit"),  # of Python's own os
+    ("cli/quiet.py", "torch.utils._pytree"),  # a logger's name
     ("training/loop/accelerating.py", "accelerate.state"),  # the class itself is documented
 }
 NAMES = {row.name for row in rows() if "ops.aten" not in row.where}  # whose names are everybody's
@@ -208,26 +209,21 @@ dense = BertModel(BertConfig(**small))
 assert hf_glu.convert(dense, "geglu")
 mixtral = MixtralForCausalLM(MixtralConfig(**small, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1))
 mixtral.set_experts_implementation("eager")
-try:
-    hf_glu.convert(mixtral, experts="silu*1,relu*1")
-    mixtral(torch.ones(1, 4, dtype=torch.long))
-except hf_glu.errors.HfGluError as error:
-    print(error)
+hf_glu.convert(mixtral, experts="silu*1,relu*1")
+assert mixtral(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
 """
 
 
 def test_bert_builds_whatever_the_experts_internals_are_called():
     done = fresh(WITHOUT_EXPERTS)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "_grouped_linear" in done.stdout
-    assert done.stdout.count("\n") == 1
 
 
 def test_the_doctor_lists_every_row_and_survives_what_is_missing():
     code = """
 import json, torch
-from transformers.integrations import moe
-del moe._grouped_linear
+from torch.nn import functional
+del functional.grouped_mm
 from hf_glu.plugin.doctor import examine
 print(json.dumps(examine().to_dict()))
 """
@@ -237,9 +233,9 @@ print(json.dumps(examine().to_dict()))
     checks = {check["name"]: check for check in found["checks"]}
     assert found["healthy"]
     assert {f"private {row}" for row in rows()} <= set(checks)
-    missing = checks["private transformers.integrations.moe._grouped_linear"]
+    missing = checks["private torch.nn.functional.grouped_mm"]
     assert not missing["ok"]
-    assert "giving a family's own experts other activations" in missing["detail"]
+    assert "experts are a loop" in missing["detail"]
 
 
 def test_the_doctor_blames_the_hook_that_fails_and_not_those_that_import_it():

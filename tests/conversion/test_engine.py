@@ -11,7 +11,7 @@ import pytest
 import torch
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
-from test_whole_or_not import RESIDUAL, structure
+from whole import RESIDUAL, structure
 
 import hf_glu
 from hf_glu import cli

@@ -6,11 +6,11 @@ from importlib import import_module
 
 import pytest
 import torch
-import transformers
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
 from torch import nn
 from torch.nn.utils import prune
+from whole import RESIDUAL, structure
 
 import hf_glu
 from hf_glu.conversion import engine
@@ -30,20 +30,6 @@ IDS = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
 
 class Broken(BaseException):
     """What nobody catches, as Ctrl-C."""
-
-
-def structure(model):
-    """Everything of a model that a conversion could leave changed."""
-    hooks = {
-        name: [len(vars(module)[key]) for key in sorted(vars(module)) if key.endswith("_hooks")]
-        for name, module in model.named_modules()
-    }
-    modules = {name: (type(module), id(module), module.training) for name, module in model.named_modules()}
-    kept = {name: (id(p), p.requires_grad, p.grad) for name, p in model.named_parameters(remove_duplicate=False)}
-    attributes = {name: set(vars(module)) - {"_hf_glu_paths"} for name, module in model.named_modules()}
-    configs = {name: m.config.to_dict() for name, m in model.named_modules() if hasattr(m, "config")}
-    names = model.name_or_path, model.config.name_or_path
-    return hooks, modules, kept, attributes, configs, names
 
 
 def counted(monkeypatch, room, name, stop, calls):
@@ -304,16 +290,6 @@ def test_a_state_that_would_look_ahead_is_refused_first(family, head):
 
 
 # what takes the residual stream, too, isn't replaced but filled
-RESIDUAL = {
-    "bloom": lambda: transformers.BloomForCausalLM(
-        transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=61)
-    ),
-    "mpt": lambda: transformers.MptForCausalLM(
-        transformers.MptConfig(d_model=16, n_layers=2, n_heads=2, vocab_size=61, max_seq_len=64)
-    ),
-}
-
-
 @pytest.mark.parametrize("family", RESIDUAL)
 def test_experts_where_the_ffn_adds_the_residual_itself(family, tmp_path):
     torch.manual_seed(0)

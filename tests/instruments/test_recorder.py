@@ -12,8 +12,8 @@ import torch
 import transformers
 from comparing import assert_same
 from pico import FAMILIES, HIDDEN, make_native
-from test_stateful import awake
-from test_tokens import IDS, LEFT, RIGHT, TARGETS, B, raw, recorded
+from seen import IDS, LEFT, RIGHT, TARGETS, B, raw, recorded
+from states import awake
 from torch import Tensor, nn
 
 import hf_glu

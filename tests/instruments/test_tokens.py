@@ -9,7 +9,8 @@ import torch
 import transformers
 from comparing import assert_same
 from pico import FAMILIES, HIDDEN, WIDTH, make_native
-from torch import Tensor, nn
+from seen import IDS, LEFT, MASKS, OTHER, RIGHT, TARGETS, B, T, raw, recorded
+from torch import Tensor
 
 import hf_glu
 from hf_glu.bench.coverage import tiny
@@ -17,32 +18,6 @@ from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.sites import find_banks, find_sites
 from hf_glu.instruments.expert_tokens import routed_inputs
 from hf_glu.instruments.recorder import Kept, Watch, watching
-
-B, T = 3, 9
-IDS = torch.randint(5, 60, (B, T), generator=torch.Generator().manual_seed(1))
-RIGHT = (torch.arange(T) < torch.tensor([[9], [4], [1]])).long()
-LEFT = RIGHT.flip(1)
-MASKS = {"right": RIGHT, "left": LEFT}
-TARGETS = torch.randint(5, 60, (B, 6), generator=torch.Generator().manual_seed(2))
-OTHER = (torch.arange(6) < torch.tensor([[2], [6], [5]])).long()
-
-
-def raw(model: Any, module: nn.Module, **inputs: Any) -> list[Tensor]:
-    """Return all that a module is given, padding and all."""
-    found: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0].clone()))
-    with torch.no_grad():
-        model(**inputs)
-    handle.remove()
-    return found
-
-
-def recorded(model: Any, module: nn.Module, **inputs: Any) -> Tensor:
-    """Return what the recorder keeps of it."""
-    kept = Kept(10_000)
-    with torch.no_grad(), watching(model, [Watch(module=module, see=kept.see)]):
-        model(**inputs)
-    return kept.tensor()
 
 
 def check(model: Any, valid: Tensor, *, stack: str | None = None, **inputs: Any) -> None:

@@ -76,7 +76,7 @@ def _stop_carrying(module: nn.Module) -> None:
 
 def end_carrying(stack: nn.Module) -> None:
     """Undo what `before_stack` did for gradient checkpointing, where nothing watches the stack any more."""
-    if before_stack not in stack._forward_pre_hooks.values():
+    if before_stack not in FORWARD_PRE_HOOKS.of(stack).values():
         for module in stack.modules():
             _stop_carrying(module)
 

@@ -26,7 +26,7 @@ from hf_glu.ffn.sites import Site
 from hf_glu.instruments.equality import checksum
 
 
-class Part(Protocol):
+class GatePart(Protocol):
     """What a gate may take at a site: whether a row needs it, how it is done, and what it is for stored tensors."""
 
     def needed(self, step: Step) -> bool:
@@ -111,7 +111,7 @@ class Regate:
 # what an in-projection in memory, not in checkpoints, knows of its making: a checksum of the out-projection it had
 _SUM = "_hf_glu_out_sum"
 
-PARTS: tuple[Part, ...] = (Narrow(), Widen(), Regate())
+PARTS: tuple[GatePart, ...] = (Narrow(), Widen(), Regate())
 
 
 def _start_at(step: Step, old: nn.Module) -> None:

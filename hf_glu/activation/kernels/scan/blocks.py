@@ -28,7 +28,7 @@ MASKS = ("valid", "alive", "moving", "waiting")
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateBlock:
     """A stateful gate: parameters ``[W]`` in the state's precision, and masks ``[T, B, 1]`` as numbers.
 
     Attributes:
@@ -51,7 +51,7 @@ class Gate:
     moving: Tensor | None = None
     waiting: Tensor | None = None
 
-    def masked(self, valid: Tensor | None, restart: Tensor | None) -> Gate:
+    def masked(self, valid: Tensor | None, restart: Tensor | None) -> GateBlock:
         """Return the gate with its masks, made of bool ``[B, T]``."""
         if valid is None and restart is None:
             return self
@@ -74,7 +74,7 @@ class Gate:
         return before if self.alive is None else before * self.alive
 
 
-def split(size: int, dim: int, gate: Gate, *tensors: Tensor | None) -> Iterator[Any]:
+def split(size: int, dim: int, gate: GateBlock, *tensors: Tensor | None) -> Iterator[Any]:
     """Yield the blocks ``(gate, *tensors)`` that `torch.split` cuts the tensors and the gate's masks into."""
     masks = () if gate.moving is None else tuple(getattr(gate, name) for name in MASKS)
     parts = [repeat(None) if tensor is None else tensor.split(size, dim) for tensor in (*tensors, *masks)]
@@ -83,7 +83,7 @@ def split(size: int, dim: int, gate: Gate, *tensors: Tensor | None) -> Iterator[
         yield replace(gate, **own) if own else gate, *block[: len(tensors)]
 
 
-def forward(gate: Gate, gates: Tensor, z: Tensor, trail: Tensor) -> None:
+def forward(gate: GateBlock, gates: Tensor, z: Tensor, trail: Tensor) -> None:
     """Fill z ``[T, B, W]`` and the states ``[T + 1, B, W]``, of which the one that the walk starts from is given."""
     if not gates.numel():
         return
@@ -101,7 +101,7 @@ def ordered(blocks: Iterable[Any], reverse: bool) -> Iterable[Any]:
     return reversed(list(blocks)) if reverse else blocks
 
 
-def _forward(gate: Gate, gates: Tensor, z: Tensor, now: Tensor, before: Tensor) -> None:
+def _forward(gate: GateBlock, gates: Tensor, z: Tensor, now: Tensor, before: Tensor) -> None:
     """Fill one block of z and of the states ``now``, which ``before`` has one step later."""
     g = gates.to(now.dtype)
     n = torch.sigmoid(g)
@@ -114,7 +114,7 @@ def _forward(gate: Gate, gates: Tensor, z: Tensor, now: Tensor, before: Tensor) 
 
 
 def backward(
-    gate: Gate, dz: Tensor, dstates: Tensor | None, gates: Tensor, trail: Tensor, dgates: Tensor
+    gate: GateBlock, dz: Tensor, dstates: Tensor | None, gates: Tensor, trail: Tensor, dgates: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Fill the gradient of the gate ``[T, B, W]``; return those of alpha, beta, decay ``[3, W]`` and start ``[B, W]``.
 
@@ -134,7 +134,7 @@ def backward(
 
 
 def _backward(
-    handed: Tensor, totals: Tensor, gate: Gate, dz: Tensor, dstates: Tensor | None, gates: Tensor, before: Tensor,
+    handed: Tensor, totals: Tensor, gate: GateBlock, dz: Tensor, dstates: Tensor | None, gates: Tensor, before: Tensor,
     dgates: Tensor,
 ) -> None:  # fmt: skip
     """Fill one block of the gate's gradient, add to the parameters', and replace E that was handed to this block."""
@@ -149,7 +149,7 @@ def _backward(
     torch.add(aten.sigmoid_backward(dn, n), dz, out=dgates)
 
 
-def _adjoint(gate: Gate, dz: Tensor, dstates: Tensor | None, handed: Tensor) -> Tensor:
+def _adjoint(gate: GateBlock, dz: Tensor, dstates: Tensor | None, handed: Tensor) -> Tensor:
     """Return v D of a block, and replace E that was handed to it by the one it hands on."""
     reverse = not gate.reverse
     first, last = ends(reverse)

@@ -23,9 +23,9 @@ def state_dtype(gate: Tensor) -> torch.dtype:
 def _gate(
     alpha: Tensor, beta: Tensor, decay: Tensor, valid: Tensor | None, restart: Tensor | None, reverse: bool,
     backend: str, dtype: torch.dtype,
-) -> blocks.Gate:  # fmt: skip
+) -> blocks.GateBlock:  # fmt: skip
     alpha, beta, decay = (parameter.to(dtype) for parameter in (alpha, beta, decay))
-    gate = blocks.Gate(beta, decay, 1 - decay, alpha - beta, BACKENDS[backend], reverse)
+    gate = blocks.GateBlock(beta, decay, 1 - decay, alpha - beta, BACKENDS[backend], reverse)
     return gate.masked(valid, restart)
 
 
