@@ -7,6 +7,7 @@ the product was made of, which the activation keeps anyway.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class LeanOut(InPlace):
         made = None if torch.compiler.is_compiling() else product_of(x)
         if made is None or not torch.is_grad_enabled() or not made.is_unchanged(x):
             return run(x, *args, **kwargs)
-        swap = _Swap(x, made)
+        swap = _Swap(x, replace(made, stamp=None))  # which the graph has no use for
         try:
             with torch.autograd.graph.saved_tensors_hooks(swap.pack, _unpack):
                 return run(x, *args, **kwargs)
