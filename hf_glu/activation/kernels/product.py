@@ -67,9 +67,10 @@ def fingerprint(y: Tensor) -> Tensor:
     """Return the sums of the bits of ``y`` ``[..., W]``, read as whole numbers, of each row and of each channel.
 
     Versions of tensors aren't enough: who writes through ``.data`` or another library's view doesn't count as a change.
-    Nor is one sum, which whoever swaps elements leaves as it is: two that are swapped change the sums of their rows, or,
-    in one row, of their channels. What goes unseen adds up to 0 modulo 2^64 in every row and every channel: four changes
-    at the corners of a rectangle, at least, that cancel each other to the bit.
+    Nor is one sum, which whoever swaps elements leaves as it is: two that are swapped change the sums of their rows,
+    or, in one row, of their channels. What goes unseen adds up to 0 modulo 2^64 in every row and every channel: four
+    changes at the corners of a rectangle, at least, that cancel each other to the bit. For 3 million floats (one
+    thread) it takes about as long as the product itself.
     """
     words = y.detach().reshape(-1, y.shape[-1]).view(WORDS[y.element_size()])
     return torch.cat([words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64)])
