@@ -79,7 +79,7 @@ class Convolution(Recent):
             init.zeros_(parameter)
 
     def neutral(self) -> bool:
-        """Tell whether z is g."""
+        """Return whether z is g."""
         return not self.reach or not bool(self.taps.any())
 
     def mixed(self, now: Tensor, before: Before) -> Tensor:

@@ -13,7 +13,7 @@ registry.stock = lambda: dict.keys(ACT2FN)  # not its own `keys`, which the plug
 
 
 def is_elementwise(name: object) -> bool:
-    """Tell whether there is an elementwise activation of this name: Transformers', or one of ours without a gate."""
+    """Return whether there is an elementwise activation of this name: Transformers', or one of ours without a gate."""
     entry = registry.find(name)
     return isinstance(name, str) and registry.is_stock(name) if entry is None else GATED not in entry.flags
 
@@ -55,7 +55,7 @@ SAME_VALUE = 2e-6
 
 
 def same_function(first: str, second: str) -> bool:
-    """Tell whether two elementwise names stand for one function (up to rounding)."""
+    """Return whether two elementwise names stand for one function (up to rounding)."""
     return first == second or any(first in names and second in names for names in SAME_FUNCTION)
 
 

@@ -34,7 +34,7 @@ def _entry(name: str, equation: str, gate: str | None, paper: str, formula: Form
 
 
 def _derive(name: str, gate: str, _: Activation | None) -> Activation:
-    """``N_glu``: N(g) * u for any elementwise N that Transformers has now."""
+    """Return ``N_glu``: N(g) * u for any elementwise N that Transformers has now."""
     return _entry(name, f"{gate}(g) * u", gate, SHAZEER)
 
 

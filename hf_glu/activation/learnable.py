@@ -84,7 +84,7 @@ class LearnableMix(OwnedActivation):
         return pure
 
     def is_pure(self) -> bool:
-        """Tell whether the mix is exactly its target."""
+        """Return whether the mix is exactly its target."""
         return bool(torch.equal(self.coefficients(), self.pure()))
 
     def forward(self, x: Tensor) -> Tensor:

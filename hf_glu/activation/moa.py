@@ -66,7 +66,7 @@ class TokenMix(LearnableMix):
             nn.init.zeros_(self.choice)
 
     def is_pure(self) -> bool:
-        """Tell whether the mix is exactly its target, for every token."""
+        """Return whether the mix is exactly its target, for every token."""
         return super().is_pure() and (bool(self.annealed == 1) or self.choice is None or not self.choice.any())
 
     def weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -73,7 +73,7 @@ class Modulation(Shift):
         return shift(x.flatten(0, 1), rows.to(gate.dtype), self.threshold, self.slope).reshape(gate.shape)
 
     def neutral(self) -> bool:
-        """Tell whether it does nothing."""
+        """Return whether it does nothing."""
         return self.options is None or not (self.threshold.any() or self.slope.any())
 
 

@@ -85,7 +85,7 @@ class Smear(Recent):
             init.constant_(self.offset, math.log(self.options.open / (1 - self.options.open)))
 
     def neutral(self) -> bool:
-        """Tell whether z is g."""
+        """Return whether z is g."""
         return not self.reach or not bool(self.share.any())
 
     def mixed(self, now: Tensor, before: Before) -> Tensor:

@@ -63,7 +63,7 @@ class Memory(Shift):
         init.copy_(self.decay, spread_decays(self.options.decay, len(self.decay)))
 
     def neutral(self) -> bool:
-        """Tell whether z is g."""
+        """Return whether z is g."""
         return self.options is None or not (self.alpha.any() or self.beta.any())
 
     def forward(self, gate: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Shift(Reader, OwnedModule):
         raise NotImplementedError
 
     def neutral(self) -> bool:
-        """Tell whether it does nothing."""
+        """Return whether it does nothing."""
         raise NotImplementedError
 
     def trail(self, reading: Reading) -> Trail | None:

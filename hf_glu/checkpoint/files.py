@@ -27,6 +27,7 @@ SENTENCE_TRANSFORMERS_FILE = "modules.json"  # only models of that library have 
 REPORT_FILE = "hf_glu_report.json"
 RECORD_FILE = "made_of.json"
 MANIFEST_FILE = "hf_glu_push.json"
+EXPORT_FILE = "hf_glu_export.json"
 
 # A fine-tuning run: what it is, what happened, what came of it; its page with figures; predictions for a leaderboard.
 RUN_FILE = "run.json"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from hf_glu.checkpoint.files import GENERATION_CONFIG_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
@@ -77,7 +78,7 @@ def convert_stream(
             entry.write()
         skeleton.config.architectures = skeleton.config.architectures or [type(skeleton).__name__]
         skeleton.config.save_pretrained(stage)
-        copy_other_files(folder, stage, keep=("generation_config.json",))
+        copy_other_files(folder, stage, keep=(GENERATION_CONFIG_FILE,))
         _load_shapes(stage)
         sites = tuple(SiteReport(step=step, relative_error=None) for step in planned.steps)
         report = Report(plan=planned, sites=sites, differences=None)

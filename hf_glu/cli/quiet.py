@@ -31,7 +31,7 @@ def be_quiet() -> None:
 
 
 def _quiet_transformers(module: ModuleType) -> None:
-    """Have Transformers log errors only from its first import on, and draw progress bars for people only."""
+    """Make Transformers log errors only from its first import on, and draw progress bars for people only."""
     logger: Any = module
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logger.set_verbosity_error()

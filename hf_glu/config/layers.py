@@ -51,7 +51,7 @@ def check_layers(spec: Any) -> LayerSpec:
 
 
 def selected(spec: LayerSpec, layer: int, stack: str | None = None) -> bool:
-    """Tell whether ``spec`` (as `check_layers` returns it) selects ``layer`` of ``stack``."""
+    """Return whether ``spec`` (as `check_layers` returns it) selects ``layer`` of ``stack``."""
     if isinstance(spec, dict):
         if stack not in spec:
             return False

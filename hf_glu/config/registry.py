@@ -104,7 +104,7 @@ class Registry:
             raise UnknownNameError(f"no activation {shown(name)} to remove; {nearest(name, self._entries)}")
 
     def is_stock(self, name: str) -> bool:
-        """Tell whether Transformers itself has an activation of this name."""
+        """Return whether Transformers itself has an activation of this name."""
         return name not in self._entries and name in self.stock()
 
     def read(self, name: object) -> NameReading | None:
@@ -196,7 +196,7 @@ class Registry:
 
 
 def _note(action: Callable[[], object]) -> None:
-    """Have ``action`` undo a change, where this thread is in a block that takes its changes back."""
+    """Keep ``action`` to undo a change, where this thread is in a block that takes its changes back."""
     if (undo := getattr(_local, "undo", None)) is not None:
         undo.append(action)
 
@@ -217,7 +217,7 @@ def unmixed(name: str) -> str:
 
 
 def adds_wrappers(source: str, target: str) -> bool:
-    """Tell whether ``target`` is ``source`` with more wrappers around it."""
+    """Return whether ``target`` is ``source`` with more wrappers around it."""
     before, after = registry.read(source), registry.read(target)
     if before is None or after is None:
         return False

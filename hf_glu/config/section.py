@@ -15,7 +15,7 @@ MAX_WIDTH, MAX_EXPERTS, MAX_UNITS, MAX_LAYERS = 2**20, 2**12, 2**26, 2**12
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether ``value`` is a finite number, which neither true nor 10**400 are."""
+    """Return whether ``value`` is a finite number, which neither true nor 10**400 are."""
     try:
         return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:
@@ -23,12 +23,12 @@ def is_number(value: Any) -> bool:
 
 
 def is_count(value: Any, largest: int, smallest: int = 1) -> bool:
-    """Tell whether ``value`` is an integer in this range, ends included."""
+    """Return whether ``value`` is an integer in this range, ends included."""
     return type(value) is int and smallest <= value <= largest
 
 
 def is_name(value: Any) -> bool:
-    """Tell whether ``value`` can be the name of an activation."""
+    """Return whether ``value`` can be the name of an activation."""
     return isinstance(value, str) and 0 < len(value) <= LONGEST
 
 

@@ -59,7 +59,7 @@ def check_convertible(model: Any) -> None:
 
 
 def is_part(model_class: type) -> bool:
-    """Tell whether a class is one of Transformers' own that only stands inside of others, as T5's stacks do."""
+    """Return whether a class is one of Transformers' own that only stands inside of others, as T5's stacks do."""
     inside = model_class.__module__.startswith("transformers.models.")
     return inside and getattr(transformers, model_class.__name__, None) is not model_class
 

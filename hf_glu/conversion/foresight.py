@@ -82,7 +82,7 @@ def _other_activations(model: nn.Module) -> dict[str, nn.Module | str]:
 
 
 def _alike(first: nn.Module | str, second: nn.Module | str) -> bool:
-    """Tell whether two activations are of one class or name, or give the same values."""
+    """Return whether two activations are of one class or name, or give the same values."""
     if isinstance(first, str) or isinstance(second, str):
         return first == second
     x = torch.linspace(-6.0, 6.0, 97)

@@ -26,7 +26,7 @@ class Form:
     bias: bool
 
     def same(self, other: Form) -> bool:
-        """Tell whether the two are the same FFN, by whatever name of its function."""
+        """Return whether the two are the same FFN, by whatever name of its function."""
         both = is_elementwise(self.activation) and is_elementwise(other.activation)
         if not (self.activation == other.activation or (both and same_function(self.activation, other.activation))):
             return False
@@ -47,7 +47,7 @@ def form_of(model: nn.Module, site: Site) -> Form:
 
 
 def has_bias(site: Site) -> bool:
-    """Tell whether a site's in-projection has a bias."""
+    """Return whether a site's in-projection has a bias."""
     return site.kind != "experts" and site.in_proj.bias is not None
 
 

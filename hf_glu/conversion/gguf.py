@@ -11,14 +11,14 @@ _LEFT = ("hf_quantizer", "quantization_method", "is_quantized")  # what Transfor
 
 
 def is_from_gguf(model: Any) -> bool:
-    """Tell whether a model still says that it comes from a GGUF file."""
+    """Return whether a model still says that it comes from a GGUF file."""
     quantizer = getattr(model, "hf_quantizer", None)
     method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
     return getattr(method, "value", method) == METHOD
 
 
 def is_unpacked(model: nn.Module) -> bool:
-    """Tell whether a model from a GGUF file has none of the file's blocks left, only floating-point weights."""
+    """Return whether a model from a GGUF file has none of the file's blocks left, only floating-point weights."""
     return is_from_gguf(model) and all(parameter.is_floating_point() for parameter in model.parameters())
 
 

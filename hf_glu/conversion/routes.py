@@ -64,7 +64,7 @@ class Route:
         return self.gate_scale, self.up_scale, self.up_bias
 
     def same_weights(self, other: Route) -> bool:
-        """Tell whether ``other`` gives the same weights."""
+        """Return whether ``other`` gives the same weights."""
         return self.constants(torch.float32) == other.constants(torch.float32)
 
     def widen(self, tensor: Tensor, *, bias: bool, dim: int = 0) -> Tensor:
@@ -155,7 +155,7 @@ def find_route(source: str, target: str) -> Route:
 
 
 def _same_gate(gated: str, target: str) -> bool:
-    """Tell whether two gated names are N(g) * u with the same N (``swiglu`` and ``silu_glu``)."""
+    """Return whether two gated names are N(g) * u with the same N (``swiglu`` and ``silu_glu``)."""
     first, second = registry[gated].gate, registry[target].gate
     return first is not None and second is not None and same_function(first, second)
 

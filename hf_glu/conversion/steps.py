@@ -89,7 +89,7 @@ class Change:
         return 0
 
     def needs_calibration(self, step: Step) -> bool:
-        """Tell whether a row can't be carried out without calibration data."""
+        """Return whether a row can't be carried out without calibration data."""
         return False
 
     def check_calibration(self, steps: tuple[Step, ...], given: bool) -> None:

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def whole(verb: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Have ``verb``, whose first argument is a model, leave the model as it was where it raises.
+    """Make ``verb``, whose first argument is a model, leave the model as it was where it raises.
 
     What it makes are ordinary tensors, in inference mode, too; parameters that modules share stay shared, or it raises.
     """

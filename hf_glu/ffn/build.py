@@ -46,7 +46,7 @@ def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
 
 
 def is_ours(model: nn.Module) -> bool:
-    """Tell whether a model has an activation, experts or a bank of ours."""
+    """Return whether a model has an activation, experts or a bank of ours."""
     return any(isinstance(module, (OwnedModule, MixedBank)) for module in model.modules())
 
 

@@ -93,7 +93,7 @@ def configs_of(config: Any) -> Iterator[Any]:
 
 
 def names_ours(config: Any) -> bool:
-    """Tell whether a config, or one inside of it, names an activation of ours or has experts of ours."""
+    """Return whether a config, or one inside of it, names an activation of ours or has experts of ours."""
     from hf_glu.activation import registry  # as below
 
     for part in configs_of(config):

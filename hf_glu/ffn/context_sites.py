@@ -68,7 +68,7 @@ def _places(model: Any, flagged: list[tuple[Site, Collection[str]]], flag: str) 
 
 
 def _causal(model: Any, stack: Any, site: Site) -> bool:
-    """Tell whether a site is in a stack that must not see later tokens.
+    """Return whether a site is in a stack that must not see later tokens.
 
     Not every causal attention says so of itself (Bloom's, MPT's, those without softmax): neither does any of a family
     that Transformers has for generation and not for filling masks look ahead.

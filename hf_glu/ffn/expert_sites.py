@@ -34,7 +34,7 @@ class FirstOnly(nn.Module):
 
 
 def own_module(site: Site) -> bool:
-    """Tell whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced.
+    """Return whether the site's module is the FFN and nothing else (GPT-2, T5, Llama), so that it can be replaced.
 
     Bloom's and MPT's take the residual stream, too, and add it: experts take the place of what is inside of them.
     """

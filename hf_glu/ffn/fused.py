@@ -66,7 +66,7 @@ def _kernels(kind: Callable[[], nn.Module], device: str) -> Fused | None:
 
 
 def has_compiler(device: str) -> bool:
-    """Tell whether torch's compiler can make kernels for a type of device."""
+    """Return whether torch's compiler can make kernels for a type of device."""
     if device != "cpu":
         return bool(find_spec("triton"))
     try:

@@ -22,7 +22,7 @@ from hf_glu.inplace import InPlace, become
 
 
 def save_memory(model: nn.Module) -> int:
-    """Have the FFNs of ``model`` keep less for the backward pass; return how many do.
+    """Make the FFNs of ``model`` keep less for the backward pass; return how many do.
 
     A gate keeps ``[g | u]`` only, a third less than the formula; a mix of activations, or a modulation, its input only.
     They are computed again in the backward pass, by one function of their own each, with fresh gradients; where that
@@ -41,7 +41,7 @@ def save_memory(model: nn.Module) -> int:
 
 
 def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
-    """Have an activation, and the out-projection that takes what it gives, compute again what they need not keep."""
+    """Make an activation, and the out-projection that takes what it gives, compute again what they need not keep."""
     for module in act.modules():
         if isinstance(module, OwnedModule):
             module.saves_memory = True
@@ -50,7 +50,7 @@ def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
 
 
 def fuse(model: nn.Module, *, device: str | None = None) -> int:
-    """Have the gates of ``model`` computed in one pass while it trains; return how many are.
+    """Compute the gates of ``model`` in one pass while it trains; return how many are.
 
     Kernels are Liger's on an accelerator, where ``liger-kernel`` is installed and has the activation (SiLU, tanh GELU),
     else made by torch's compiler when they are first needed. On a CPU values stay the same bit by bit, gradients up to

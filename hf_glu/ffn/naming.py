@@ -10,7 +10,7 @@ from hf_glu.compat.of_models import NAME_OR_PATH
 
 
 def unname(model: Any) -> None:
-    """Have a model, once it is another than the checkpoint that it was loaded from, and its configs name none."""
+    """Take the name of the checkpoint that it was loaded from off a model that is another now, and off its configs."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if "name_or_path" in vars(module):
             vars(module)["name_or_path"] = ""

@@ -30,7 +30,7 @@ MOST_OPEN = 0.4  # measured: a gather costs more than it saves beyond
 
 
 def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: int = MOST_TOKENS) -> int:
-    """Have the FFNs of ``model`` that are gated by a ReLU skip closed units at inference; return how many do.
+    """Make the FFNs of ``model`` that are gated by a ReLU skip closed units at inference; return how many do.
 
     Outputs differ by rounding. Each unit's weights are laid next to each other in memory, in the model's own
     parameters, and read there at each call: nothing is kept beside them. An FFN whose projections are wrapped,
@@ -80,7 +80,7 @@ def gate_of(site: Site) -> nn.Module:
 
 @torch.no_grad()
 def closes(phi: nn.Module) -> bool:
-    """Tell whether ``phi`` has no parameters and is 0 wherever its input is negative."""
+    """Return whether ``phi`` has no parameters and is 0 wherever its input is negative."""
     if any(True for _ in phi.parameters()):
         return False
     try:

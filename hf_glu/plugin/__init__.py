@@ -61,7 +61,7 @@ def is_registered() -> bool:
 
 @contextmanager
 def scoped() -> Iterator[None]:
-    """Have the plugin active inside of a ``with`` block, and all as it was before after it, also after an exception.
+    """Activate the plugin inside of a ``with`` block; after it, also after an exception, all is as it was before.
 
     Activations that are added to the registry inside of the block are gone after it, too. Several threads may be in
     such blocks at once: the plugin is active until the last has left, and each takes back what it has added itself.

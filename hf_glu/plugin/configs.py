@@ -64,7 +64,7 @@ def settle(config: Any) -> None:
 
 
 def is_remote_code(reference: Any) -> bool:
-    """Tell whether an entry of ``auto_map`` (``REPO--MODULE.CLASS``) is of the code that hf_glu writes."""
+    """Return whether an entry of ``auto_map`` (``REPO--MODULE.CLASS``) is of the code that hf_glu writes."""
     return isinstance(reference, str) and reference.rpartition("--")[2].partition(".")[0] == REMOTE_CODE
 
 

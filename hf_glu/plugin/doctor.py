@@ -60,7 +60,7 @@ def _version(package: str, *, needed: bool = True) -> Check:
 
 
 def _hook(module: str) -> Check:
-    """Say whether a module is patched; where it isn't, only of the one that is at fault, why."""
+    """Report whether a module is patched; where it isn't, only of the one that is at fault, why."""
     package, name = module.partition(".")[0], f"hook {module}"
     if find_spec(package) is None:
         return Check(name=name, ok=False, detail=f"{package} isn't installed", needed=package == "transformers")
@@ -77,7 +77,7 @@ def _hook(module: str) -> Check:
 
 
 def _private(row: Private) -> Check:
-    """Say whether a name is there that its library doesn't promise, and what needs it."""
+    """Report whether a name is there that its library doesn't promise, and what needs it."""
     found = row.is_present()
     here = {True: "there", None: f"{row.package} isn't installed", False: f"absent, so {row.otherwise}"}[found]
     return Check(

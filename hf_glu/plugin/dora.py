@@ -12,7 +12,7 @@ from hf_glu.plugin.patching import Patches
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    """Have DoRA refuse a linear layer of which it would make NaN."""
+    """Make DoRA refuse a linear layer of which it would make NaN."""
     layer = DORA.of(module, None)
     plain = getattr(layer, "update_layer", None)
     if plain is None:

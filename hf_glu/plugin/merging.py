@@ -15,7 +15,7 @@ from hf_glu.plugin.patching import Patches
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    """Have what PEFT unloads or merges keep no wrapper of its own inside of a bank."""
+    """Let what PEFT unloads or merges keep no wrapper of its own inside of a bank."""
     tuner = getattr(module, "BaseTuner", None)
     plain = UNLOAD.of(tuner, None)
     if plain is None:  # a PEFT that does it in another way

@@ -19,7 +19,7 @@ class Patches:
         self._changed: set[tuple[Any, str]] = set()
 
     def has(self, owner: Any, name: str) -> bool:
-        """Tell whether ``owner.name`` has been set."""
+        """Return whether ``owner.name`` has been set."""
         return (owner, name) in self._changed
 
     def set(self, owner: Any, name: str, value: Any) -> None:

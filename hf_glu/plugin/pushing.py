@@ -33,7 +33,7 @@ def say_once() -> None:
 
 
 def install_push(model_class: Any, patches: Patches) -> None:
-    """Have models with our activations pushed by `PUBLISHER`; stock models go the stock way."""
+    """Push models with our activations by `PUBLISHER`; stock models go the stock way."""
     plain = require(model_class, "push_to_hub")
 
     @wraps(plain)

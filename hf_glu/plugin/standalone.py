@@ -89,7 +89,7 @@ class GluModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Say no: checkpoints name and pack the weights as the stock class does, and are read as its own are."""
+        """Return False: checkpoints name and pack the weights as the stock class does, and are read as its own are."""
         return False
 
     @classmethod
@@ -114,7 +114,7 @@ def place_activations(model: nn.Module) -> None:
 
 
 def say_dense(config: Any) -> None:
-    """Have a config name the dense activation wherever it names one of ours, until `say_ours`."""
+    """Make a config name the dense activation wherever it names one of ours, until `say_ours`."""
     for part in configs_of(config):
         sync_derived(part)
         fields = {field: plain_name(getattr(part, field)) for field in activation_fields(part)}
@@ -126,7 +126,7 @@ def say_dense(config: Any) -> None:
 
 
 def say_ours(config: Any) -> None:
-    """Have a config, or a copy that was made meanwhile, name our activation again."""
+    """Make a config, or a copy that was made meanwhile, name our activation again."""
     for part in configs_of(config):
         for field, name in part.__dict__.pop(OWED, {}).items():
             write_field(part, field, name)

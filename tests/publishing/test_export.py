@@ -15,6 +15,7 @@ from scans import OPTIONS, inputs, options_of, reference
 import hf_glu
 from hf_glu import cli
 from hf_glu.activation.kernels.scan.traced import traced
+from hf_glu.checkpoint.files import EXPORT_FILE
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, ConversionError, NoSiteError, OptionError
 from hf_glu.instruments.probe import run
@@ -138,9 +139,9 @@ def test_a_graph_by_the_library(format, saved, tmp_path):
     assert max(result.differences.values()) < 1e-6
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"onnx": "model.onnx", "program": "model.pt2"}[format] in written
-    assert {"vocab.txt", "config.json", "export.json", exporting.EXPORT_FILE} <= written
+    assert {"vocab.txt", "config.json", "export.json", EXPORT_FILE} <= written
     assert "model.safetensors" not in written
-    noted = json.loads((tmp_path / "out" / exporting.EXPORT_FILE).read_text())
+    noted = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
     assert noted == json.loads(json.dumps(result.to_dict()))
 
 

@@ -32,7 +32,7 @@ def find(module: nn.Module, wanted: Wanted) -> list[nn.Module]:
 
 
 def forget(model: nn.Module) -> None:
-    """Have everything below ``model`` looked for anew."""
+    """Forget the paths below ``model``, so that everything is looked for anew."""
     for module in model.modules():
         module.__dict__.pop(PATHS, None)
 

@@ -34,7 +34,7 @@ SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of bl
 
 
 def watch_context(model: nn.Module) -> None:
-    """Have every reader in ``model`` told of its tokens and cache; does nothing the second time.
+    """Hook ``model`` so that every reader is told of its tokens and cache; does nothing the second time.
 
     Raises:
         OptionError: an FFN is given its texts in chunks, or transposed.
@@ -173,7 +173,7 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 
 
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Tell the readers of a stack which tokens come."""
+    """Pass on to the readers of a stack which tokens come."""
     inputs = by_name(stack, args, kwargs)
     if type(inputs.get("cache")).__name__ == PAGED.name:  # of continuous batching: all texts in one row
         raise OptionError(

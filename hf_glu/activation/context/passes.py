@@ -58,7 +58,7 @@ def leave(stack: nn.Module) -> None:
 
 @contextmanager
 def within(now: Pass | None) -> Iterator[None]:
-    """Have ``now`` be this thread's pass in a block."""
+    """Make ``now`` this thread's pass in a block."""
     before = current_pass()
     _local.now = now
     try:

@@ -16,7 +16,7 @@ from hf_glu.activation.context.reading import Reading
 
 
 def told(rows: Tensor | None) -> AbstractContextManager[None]:
-    """Have readers know, in a block, that they get the tokens ``rows`` only; None: nobody knows which."""
+    """Let readers know, in a block, that they get the tokens ``rows`` only; None: nobody knows which."""
     now = current_pass()
     if now is None:
         return nullcontext()

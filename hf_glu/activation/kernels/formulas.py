@@ -25,7 +25,7 @@ def split_gate_up(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = False) -> Tensor:
-    """phi(g) * u: the gated linear unit of any elementwise phi (Dauphin 2016; Shazeer 2020, arXiv 2002.05202).
+    """Return phi(g) * u: the gated linear unit of any elementwise phi (Dauphin 2016; Shazeer 2020, arXiv 2002.05202).
 
     ``contiguous`` hands phi a copy of the gate half instead of a view. The up half is then copied, too, where there
     will be a gradient: a view of it would keep both.
@@ -38,7 +38,7 @@ def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = Fals
 
 
 def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:
-    """g' sigmoid(1.702 g') (u' + 1), g' = min(g, 7), u' = clamp(u, -7, 7): the gate of gpt-oss."""
+    """Return g' sigmoid(1.702 g') (u' + 1), g' = min(g, 7), u' = clamp(u, -7, 7): the gate of gpt-oss."""
     gate = gate.clamp(max=OSS_LIMIT)
     up = up.clamp(min=-OSS_LIMIT, max=OSS_LIMIT)
     return gate * torch.sigmoid(OSS_SLOPE * gate) * (up + 1)

@@ -30,7 +30,7 @@ class GatePart(Protocol):
     """What a gate may take at a site: whether a row needs it, how it is done, and what it is for stored tensors."""
 
     def needed(self, step: Step) -> bool:
-        """Tell whether a row takes it."""
+        """Return whether a row takes it."""
 
     def apply(self, step: Step, acts: GluConfig, x: Tensor | None) -> None:
         """Do it; ``x`` are the site's inputs on calibration data, where there are any."""
@@ -145,6 +145,6 @@ def note_making(site: Site) -> None:
 
 
 def made_with(site: Site) -> bool | None:
-    """Tell whether a site has the out-projection that it was converted with; None: nobody knows."""
+    """Return whether a site has the out-projection that it was converted with; None: nobody knows."""
     known = vars(site.in_proj).get(_SUM)
     return None if known is None else bool(known == checksum(*site.out_proj.parameters(recurse=False)))

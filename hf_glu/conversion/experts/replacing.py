@@ -81,7 +81,7 @@ class ExpertChange(Change, abstract=True):
         return entries
 
     def finish(self, model: nn.Module, planned: Rows) -> None:
-        """Have the model add its new routers' losses, and leave the dense name to whoever looks one up."""
+        """Make the model add its new routers' losses, and leave the dense name to whoever looks one up."""
         dense = planned.steps[0].source
         give_dense_configs(model, dense if is_elementwise(dense) else "gelu")
         watch(model)

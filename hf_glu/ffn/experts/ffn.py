@@ -80,7 +80,7 @@ class ExpertFFN(OwnedModule):
         return routed * (1 - self.options.top_k / self.options.count)
 
     def reset_parameters(self) -> None:
-        """Nothing of its own: router and banks initialise themselves."""
+        """Do nothing: router and expert groups initialise themselves."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the experts."""
@@ -121,7 +121,7 @@ class ExpertFFN(OwnedModule):
         return self._compute(tokens, routing)
 
     def _traceable(self, tokens: Tensor) -> bool:
-        """Tell whether nothing needs to know how many rows an expert has; inductor's grouped GEMM is for bfloat16."""
+        """Return whether nothing needs to know how many rows an expert has; inductor's grouped GEMM is for bfloat16."""
         banks = banks_of(self.banks)
         backend = self.options.backend or choose_backend(tokens, banks[0].in_proj, banks[0].out_proj)
         return len(banks) == 1 and backend == "grouped" and tokens.dtype == torch.bfloat16
@@ -145,7 +145,7 @@ class ExpertFFN(OwnedModule):
         return sum_rows(self._each(tokens.index_select(0, source), counts, None, which) * scale.unsqueeze(1), back)
 
     def _is_few(self, tokens: Tensor, pairs: int) -> bool:
-        """Tell whether sorting would take longer than the experts: while decoding on a CPU."""
+        """Return whether sorting would take longer than the experts: while decoding on a CPU."""
         cpu = tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         plain = all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
         few = len(tokens) == 1 or (len(self.banks) > 1 and pairs <= FEW)

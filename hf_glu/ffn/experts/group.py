@@ -34,7 +34,7 @@ def build_activation(name: str) -> nn.Module:
 
 
 def is_gated(name: str) -> bool:
-    """Tell whether an expert's in-projection is ``[gate | up]``."""
+    """Return whether an expert's in-projection is ``[gate | up]``."""
     entry = registry.find(name)
     return entry is not None and GATED in entry.flags
 

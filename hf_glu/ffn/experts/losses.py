@@ -121,7 +121,7 @@ def watch(model: nn.Module) -> None:
 
 
 def injects(module: nn.Module) -> bool:
-    """Tell whether a module injects a loss: it has a `Scale`."""
+    """Return whether a module injects a loss: it has a `Scale`."""
     return isinstance(module.__dict__.get("scale"), Scale)
 
 

@@ -40,7 +40,7 @@ SLOPE = 1.702
 
 
 def is_bank(module: nn.Module) -> bool:
-    """Tell whether a module is one of Transformers' banks of gated experts with 3-D parameters."""
+    """Return whether a module is one of Transformers' banks of gated experts with 3-D parameters."""
     weights = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
     known = all(isinstance(weight, nn.Parameter) and weight.ndim == 3 for weight in weights)
     return known and hasattr(module, IS_TRANSPOSED.name) and hasattr(module, APPLY_GATE.name)

@@ -49,7 +49,7 @@ def share(loss: Tensor, items: Tensor | None, labels: Any, *, shifted: bool) -> 
 
 
 def depends_on(loss: Tensor, other: Tensor) -> bool:
-    """Tell whether autograd leads from ``loss`` to ``other``."""
+    """Return whether autograd leads from ``loss`` to ``other``."""
     wanted, seen = get_gradient_edge(other).node, set[Node]()
     nodes: list[Node | None] = [loss.grad_fn]
     while nodes:
@@ -63,7 +63,7 @@ def depends_on(loss: Tensor, other: Tensor) -> bool:
 
 
 def shifts(model: Any) -> bool:
-    """Tell whether a model's loss compares each token with the label of the next."""
+    """Return whether a model's loss compares each token with the label of the next."""
     causal = getattr(model, "loss_function", None) is CAUSAL_LOSS.find()
     return causal and not getattr(model.config, "is_encoder_decoder", False)
 

@@ -66,7 +66,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tens
 
 
 def _told(mine: Tensor | None) -> AbstractContextManager[None]:
-    """Have readers take all tokens but ``mine`` for padding; None: as they are told anyway."""
+    """Let readers take all tokens but ``mine`` for padding; None: as they are told anyway."""
     now = current_pass()
     if now is None or now.reading is None or mine is None:
         return nullcontext()
@@ -77,7 +77,7 @@ def _told(mine: Tensor | None) -> AbstractContextManager[None]:
 
 
 def native_experts(bank: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """`MixedBank.forward`."""
+    """Return what `MixedBank.forward` does, by operations that depend on no values."""
     groups = [number for number, group in enumerate(bank.groups) for _ in range(group.count)]
     one = partial(_native_expert, bank, groups)
     out = _routed(hidden_states, top_k_index, top_k_weights, [(one, expert) for expert in range(len(groups))])

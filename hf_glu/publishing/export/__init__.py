@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hf_glu.checkpoint.files import EXPORT_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
@@ -23,7 +24,6 @@ from hf_glu.publishing.export.samples import distances, expected_outputs
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "export", "load_graph", "write_graph"]
 
 TOLERANCE = 1e-4
-EXPORT_FILE = "hf_glu_export.json"
 
 
 @dataclass(frozen=True, kw_only=True)

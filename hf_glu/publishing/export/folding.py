@@ -132,7 +132,7 @@ def write_folded(model: Any, folder: Path) -> tuple[str, Outputs, Outputs]:
 
 @contextmanager
 def unplugged() -> Iterator[None]:
-    """Have Transformers as it is without hf_glu, inside of the block."""
+    """Give Transformers back as it is without hf_glu, inside of the block."""
     before = plugin.is_registered()
     plugin.unregister()
     try:

@@ -14,7 +14,7 @@ from hf_glu.ffn.experts.tracing import native_experts
 
 @contextmanager
 def traceable() -> Iterator[None]:
-    """Have our modules compute what can be traced, inside of the block."""
+    """Make our modules compute what can be traced, inside of the block."""
     ways: list[tuple[type, str, Callable[..., Any]]] = [
         (ExpertFFN, "forward", ExpertFFN.traced),
         (MixedBank, "forward", native_experts),

@@ -25,7 +25,7 @@ LONGEST: ContextVar[int] = ContextVar("LONGEST", default=2**12)
 
 @contextmanager
 def at_most(tokens: int) -> Iterator[None]:
-    """Have graphs that are traced in the block take texts of up to ``tokens`` tokens."""
+    """Let graphs that are traced in the block take texts of up to ``tokens`` tokens."""
     token = LONGEST.set(tokens)
     try:
         yield
