@@ -121,7 +121,7 @@ def _unmatched(keys: Iterable[str], patterns: Iterable[str] | None) -> set[str]:
 
 
 def _no_checkpoint(model: nn.Module, missing: set[str], unexpected: set[str]) -> bool:
-    """Return whether no weight of any module is there: a model that starts from nothing, as Transformers' tests do it."""
+    """Return whether no weight of any module is there: a model starts from nothing, as in Transformers' tests."""
     return not any("." in key for key in unexpected) and missing >= {name for name, _ in model.named_parameters()}
 
 
