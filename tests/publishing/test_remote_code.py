@@ -30,6 +30,8 @@ KINDS = {
     "plain": "{base}", "stateful": "stateful_{base}", "modulated": "modulated_{base}",
     "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_moa_{base}", "experts": "{base}",
     "experts+all": "modulated_stateful_learnable_{base}", "one layer": "stateful_{base}",
+    "canon": "canon_{base}", "smear": "smear_{base}", "canon_smear": "canon_smear_{base}",
+    "experts+canon_smear": "canon_smear_{base}",
 }  # fmt: skip
 EXPERTS = {
     "bert": "gelu*2,geglu*2", "gpt2": "gelu_new,geglu_new", "t5": "relu,reglu", "llama": "swiglu*4",
@@ -364,6 +366,7 @@ def check_flat(files: dict[str, str]) -> None:
 SIZES = {
     "plain": ("bert", "gpt2", 800), "stateful": ("bert", "llama", 2000), "moa": ("bert", "gpt2", 1500),
     "modulated": ("bert", "llama", 2000), "experts with states": ("bert", "gpt2", 2500),
+    "canon": ("bert", "llama", 2000), "smear": ("bert", "llama", 2000),
 }  # fmt: skip
 
 
