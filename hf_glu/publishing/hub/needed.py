@@ -27,11 +27,12 @@ def program_for(model: Any, stock: Stock) -> str:
     layouts = stock.layouts
     parts = list(model.modules())
     every = {kind.__name__ for kind in KINDS}
-    kinds = {base.__module__ for part in parts for base in type(part).__mro__} & every
     configs = list(configs_of(model.config))
     options = [GluConfig.of(config) for config in configs]
+    kinds = {base.__module__ for part in parts for base in type(part).__mro__} & every
     entries = Entries(model.config, options, readings=bool(kinds))
     sections = entries.sections.values()
+    kinds |= {module.__name__ for module in KINDS if getattr(module, "KIND", None) in sections}
     experts, banks = bool(find_experts(model)), any(isinstance(part, MixedBank) for part in parts)
     mixers = any(isinstance(part, GatedMixer) for part in parts)
     there = (

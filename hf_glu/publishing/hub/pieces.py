@@ -59,7 +59,7 @@ class PieceReader(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if node.attr == "name" and (row := self._row(node)):
-            self.piece.edits.append((*self.source.span(node), repr(row.name).encode()))
+            self.piece.edits.append((*self.source.span(node), f'"{row.name}"'.encode()))
             return
         self.piece.attributes.add(node.attr)
         if isinstance(node.value, ast.Name) and self.source.imports.get(node.value.id, ("", "-"))[1] == "":
@@ -77,9 +77,9 @@ class PieceReader(ast.NodeVisitor):
         call = f"{PLAINLY[method]}("
         if node.args:
             first, last = self.source.span(node.args[0])
-            self.piece.edits += [(start, first, call.encode()), (last, last, f", {row.name!r}".encode())]
+            self.piece.edits += [(start, first, call.encode()), (last, last, f', "{row.name}"'.encode())]
         else:
-            self.piece.edits.append((start, end, f"{call}{row.where!r}, {row.name!r})".encode()))
+            self.piece.edits.append((start, end, f'{call}"{row.where}", "{row.name}")'.encode()))
             self.piece.places.add(FINDER)
         for arg in node.args:
             self.visit(arg)
