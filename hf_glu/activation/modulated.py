@@ -34,6 +34,7 @@ from hf_glu.errors import ConversionError, OptionError
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
 
+FLAG = "modulated"
 PAPER = "hf_glu; cf. NGT, https://arxiv.org/abs/2305.03232"
 EQUATION = "slope (g - threshold)"
 
@@ -199,7 +200,7 @@ def _pool(place: Place, options: ContextOptions) -> str:
 
 
 KIND = Kind(
-    flag="modulated",
+    flag=FLAG,
     trait="A context vector, the same for all layers, sets threshold and slope of each gate.",
     section=ContextOptions,
     parts=source_parts,

@@ -92,9 +92,9 @@ class Wrapper:
         if entry is None or GATED not in flags:
             return Activation(
                 name=name, equation=f"{inner}({self.equation})", paper=self.paper, flags=flags,
-                factory=partial(WrappedGate, name, inner, self),
+                factory=partial(WrappedGate, name, inner, self.shift),
             )  # fmt: skip
-        factory = partial(WrappedFormula, name, inner, self) if entry.formula else partial(GatedActivation, name)
+        factory = partial(WrappedFormula, name, inner, self.shift) if entry.formula else partial(GatedActivation, name)
         return Activation(
             name=name, equation=f"{entry.equation}, with {self.equation} for g", paper=self.paper, flags=flags,
             gate=None if entry.gate is None else self.prefix + entry.gate, formula=entry.formula, factory=factory,
@@ -106,10 +106,10 @@ class WrappedGate(OwnedActivation):
 
     gated = False
 
-    def __init__(self, name: str, inner: str, wrapper: Wrapper) -> None:
+    def __init__(self, name: str, inner: str, shift: Callable[[], Shift]) -> None:
         super().__init__()
         self.name, self.base = name, inner
-        self.shift = wrapper.shift()
+        self.shift = shift()
         self.phi = build_elementwise(self.base)
 
     def configure(self, options: GluConfig, width: int) -> None:
@@ -145,12 +145,12 @@ class WrappedFormula(GatedActivation):
     the state dict calls them.
     """
 
-    def __init__(self, name: str, inner: str, wrapper: Wrapper) -> None:
+    def __init__(self, name: str, inner: str, shift: Callable[[], Shift]) -> None:
         super().__init__(name)
         wrapped = registry[inner].factory()
-        own = [wrapper.shift(), *(wrapped.shifts() if isinstance(wrapped, WrappedFormula) else ())]
-        for place, shift in enumerate(own):
-            setattr(self, _name_of_shift(place), shift)
+        own = [shift(), *(wrapped.shifts() if isinstance(wrapped, WrappedFormula) else ())]
+        for place, module in enumerate(own):
+            setattr(self, _name_of_shift(place), module)
 
     def shifts(self) -> list[Shift]:
         """Return the shifts, the outermost first."""

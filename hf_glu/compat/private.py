@@ -59,7 +59,7 @@ class Private:
             IncompatibleTransformersError: the installed version has no such name.
         """
         try:
-            return getattr(_home(self.where), self.name)
+            return find_name(self.where, self.name)
         except (ImportError, AttributeError) as error:
             raise self.missing() from error
 
@@ -101,6 +101,11 @@ class Private:
             return self.name in inspect.getsource(home) if self.mark else hasattr(home, self.name)
         except Exception:  # of any version, while it is imported or looked at: a doctor has to survive it
             return False
+
+
+def find_name(where: str, name: str) -> Any:
+    """Return what a name stands for at a place, see `Private`."""
+    return getattr(_home(where), name)
 
 
 @cache

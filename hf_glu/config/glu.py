@@ -28,6 +28,27 @@ def iso_width(dense: int) -> int:
     return max(1, round(2 * dense / 3 / multiple)) * multiple
 
 
+def check_plain(options: GluConfig) -> None:
+    """Raise OptionError where the format, a name or the bias can't be used."""
+    if not is_count(options.version, VERSION):
+        raise OptionError(
+            f"config.hf_glu has version {shown(options.version)}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
+        )
+    for key in ("activation", "dense_act"):
+        value = getattr(options, key)
+        if value is not None and not is_name(value):
+            raise OptionError(f"config.hf_glu {key} must be an activation's name, got {shown(value)}")
+    if options.bias is not None and not isinstance(options.bias, bool):
+        raise OptionError(f"config.hf_glu bias must be true, false or null, got {shown(options.bias)}")
+
+
+def check_sections(options: GluConfig) -> None:
+    """Raise OptionError where a kind can't read its section."""
+    for kind in registry.sections.values():
+        if kind.section:
+            options.read(kind.section)
+
+
 def check_width(width: Any) -> None:
     """Raise OptionError unless ``width`` is None, ``iso`` or a positive number."""
     if width is not None and width != "iso" and not is_count(width, MAX_WIDTH):
@@ -131,24 +152,13 @@ class GluConfig:
 
     def _validate(self) -> None:
         """Raise OptionError where a value can't be used."""
-        if not is_count(self.version, VERSION):
-            raise OptionError(
-                f"config.hf_glu has version {shown(self.version)}; this hf_glu reads 1 to {VERSION}: upgrade hf_glu"
-            )
-        for key in ("activation", "dense_act"):
-            value = getattr(self, key)
-            if value is not None and not is_name(value):
-                raise OptionError(f"config.hf_glu {key} must be an activation's name, got {shown(value)}")
-        if self.bias is not None and not isinstance(self.bias, bool):
-            raise OptionError(f"config.hf_glu bias must be true, false or null, got {shown(self.bias)}")
+        check_plain(self)
         check_width(self.width)
         check_mix(self.mix)
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
-        for key, kind in registry.sections.items():
-            if kind.section:
-                kind.section.from_dict(self.sections.get(key))
+        check_sections(self)
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | GluConfig | None) -> GluConfig:

@@ -20,7 +20,7 @@ from hf_glu.config.layers import check_layers, highest, selected
 from hf_glu.config.registry import GATED
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.config_fields import activation_of, default_activation, names_ours, write_activation
-from hf_glu.ffn.context_sites import check_kinds, place_parts
+from hf_glu.ffn.context_sites import settle_kinds
 from hf_glu.ffn.expert_sites import make_experts, put_experts
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import flags_of
@@ -92,9 +92,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
     for site in ours:
-        flagged, options = [(site, registry[str(site.activation)].flags)], options_of(model, site)
-        place_parts(model, flagged, options)
-        check_kinds(model, flagged, options)
+        settle_kinds(model, [(site, registry[str(site.activation)].flags)], options_of(model, site))
     watch_context(model)
     give_dense_configs(model, dense)
     return [site for site in ours if site.widened]
@@ -111,9 +109,7 @@ def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> li
     if wanted is None:
         return sites
     chosen = [site for site in sites if site.kind != "experts" and selected(options.layers, site.layer, site.stack)]
-    flagged = [(site, flags_of(wanted)) for site in chosen]
-    check_kinds(model, flagged, options)
-    place_parts(model, flagged, options)
+    settle_kinds(model, [(site, flags_of(wanted)) for site in chosen], options)
     for site in chosen:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias
         width = gated_width(options.width, site.width)

@@ -13,7 +13,7 @@ from hf_glu.compat.of_models import IGNORE_MISSING, IGNORE_UNEXPECTED, KEEP_FP32
 from hf_glu.errors import ConversionError
 
 # lists of patterns that are looked for in a parameter's name
-PATTERNS = (KEEP_FP32, KEEP_FP32_STRICT, IGNORE_MISSING, IGNORE_UNEXPECTED)
+PATTERNS = (KEEP_FP32.name, KEEP_FP32_STRICT.name, IGNORE_MISSING.name, IGNORE_UNEXPECTED.name)
 # those of parameters that are one: a mapping of names once a model is built, of what names begin with before
 TIES = ("all_tied_weights_keys", TIED_KEYS.name)
 
@@ -37,8 +37,8 @@ def carry_rules(model: Any, old: Iterable[str], place: str, kind: str) -> None:
         raise ConversionError(f"{type(model).__name__} ties {tied[0]} to another parameter: experts would part them")
     ours = re.sub(r"\d+", r"\\d+", re.escape(place)) + r"\." + kind
     for attribute in PATTERNS:
-        patterns = attribute.of(model, None) or ()
+        patterns = getattr(model, attribute, None) or ()
         if any(re.search(pattern, name) for pattern in patterns for name in old):
-            attribute.put(model, {*patterns, ours})
+            setattr(model, attribute, {*patterns, ours})
     if unsplit := NO_SPLIT.of(model, None):
         NO_SPLIT.put(model, {*unsplit, "ExpertFFN"})

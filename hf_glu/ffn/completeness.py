@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
-from hf_glu.activation.modulated import KIND as MODULATED
+from hf_glu.activation.modulated import FLAG as MODULATED
 from hf_glu.compat.of_models import IGNORE_UNEXPECTED, INITIALIZED
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import core
@@ -148,4 +148,4 @@ def _known_before(model: Any, missing: set[str], said: Mapping[str, Any] | None)
 
 
 def _modulated(names: Iterable[str]) -> bool:
-    return any((entry := registry.find(name)) and MODULATED.flag in entry.flags for name in names)
+    return any((entry := registry.find(name)) and MODULATED in entry.flags for name in names)

@@ -43,6 +43,17 @@ def needed_parts(model: nn.Module, flagged: Flagged, options: GluConfig) -> list
     return found
 
 
+def settle_kinds(model: nn.Module, flagged: Flagged, options: GluConfig) -> None:
+    """Check that the activations can be at their sites, and put what they need there into the model.
+
+    Raises:
+        OptionError, ConversionError: as of `check_kinds` and `needed_parts`.
+    """
+    flagged = list(flagged)
+    check_kinds(model, flagged, options)
+    place_parts(model, flagged, options)
+
+
 def place_parts(model: nn.Module, flagged: Flagged, options: GluConfig) -> None:
     """Put what the activations at some sites need into the model; does nothing where it is there."""
     for part in needed_parts(model, flagged, options):

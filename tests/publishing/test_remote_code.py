@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import re
 import shutil
@@ -30,6 +31,8 @@ KINDS = {
     "plain": "{base}", "stateful": "stateful_{base}", "modulated": "modulated_{base}",
     "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_moa_{base}", "experts": "{base}",
     "experts+all": "modulated_stateful_learnable_{base}", "one layer": "stateful_{base}",
+    "canon": "canon_{base}", "smear": "smear_{base}", "canon_smear": "canon_smear_{base}",
+    "experts+canon_smear": "canon_smear_{base}",
 }  # fmt: skip
 EXPERTS = {
     "bert": "gelu*2,geglu*2", "gpt2": "gelu_new,geglu_new", "t5": "relu,reglu", "llama": "swiglu*4",
@@ -357,6 +360,9 @@ def check_flat(files: dict[str, str]) -> None:
         assert "hf_glu::" not in code, f"{name} has an operator that each copy would define"
         assert "ops.hf_glu." not in code
         assert "import_module" not in code
+        assert "Private(" not in code, "what the doctor says of other libraries' names"
+        assert "trait=" not in code
+        assert "curves=" not in code
     left = files.keys() - {"hf_glu_plugin_standalone.py"}  # which does without the plugin
     assert not any("plugin" in name or "conversion" in name or "training" in name for name in left)
 
@@ -364,6 +370,7 @@ def check_flat(files: dict[str, str]) -> None:
 SIZES = {
     "plain": ("bert", "gpt2", 800), "stateful": ("bert", "llama", 2000), "moa": ("bert", "gpt2", 1500),
     "modulated": ("bert", "llama", 2000), "experts with states": ("bert", "gpt2", 2500),
+    "canon": ("bert", "llama", 2000), "smear": ("bert", "llama", 2000),
 }  # fmt: skip
 
 
@@ -383,19 +390,72 @@ def test_the_code_is_as_small_as_what_the_model_has(kind, tmp_path):
         assert most / 2 < len(lines) < most, (name, len(lines))
 
 
-def test_code_without_a_kind_says_so_when_it_is_asked_for(monkeypatch):
-    source = flat_code(converted("bert", "plain"))
-    for absent in ("class Memory", "class Bank", "class LearnableMix", "class MixedBank", "class GatedMixer"):
-        assert absent not in source
+def executed(model: Any, monkeypatch) -> ModuleType:
+    """Return a model's code as a module."""
     code = ModuleType("code_of_a_checkpoint")
     monkeypatch.setitem(sys.modules, code.__name__, code)
-    exec(compile(source, CODE, "exec"), vars(code))
+    exec(compile(flat_code(model), CODE, "exec"), vars(code))
+    return code
+
+
+SECTIONS = {
+    "context": {"size": 3}, "canon": {"kernel": 3, "direction": "both"}, "smear": {"open": 0.2, "direction": "both"},
+    "state": {"alpha": 0.5, "direction": "both"},
+}  # fmt: skip
+
+
+def test_code_reads_the_options_of_each_kind_and_lets_none_look_ahead(monkeypatch):
+    assert SECTIONS.keys() == registry.sections.keys()
+    model = converted("bert", "plain")
+    hf_glu.convert(model, "modulated_canon_smear_stateful_geglu", check=False, **SECTIONS)
+    assert {key: model.config.hf_glu[key] for key in SECTIONS} == SECTIONS
+    code = executed(model, monkeypatch)
+    assert set(code.registry.sections) == set(SECTIONS)
+    made = code.BertForMaskedLM(copy.deepcopy(model.config)).eval()
+    made.load_state_dict(model.state_dict())
+    assert_same(outputs(made), outputs(model), "bitwise")
+    for key, entry in SECTIONS.items():
+        config = copy.deepcopy(model.config)
+        config.is_decoder = True
+        config.hf_glu = {**config.hf_glu, **{other: {} for other in SECTIONS if other != key}}
+        if entry.get("direction") == "both":
+            with pytest.raises(ValueError, match=f"{key} in both directions would let BertModel see later tokens"):
+                code.BertLMHeadModel(config)
+        else:
+            code.BertLMHeadModel(config)
+
+
+@pytest.mark.parametrize("key", SECTIONS)
+def test_options_of_a_kind_that_a_model_no_longer_has_do_no_harm(key, monkeypatch):
+    model = converted("bert", "plain")
+    model.config.hf_glu = {"version": 1, key: SECTIONS[key]}
+    made = executed(model, monkeypatch).BertForMaskedLM(copy.deepcopy(model.config)).eval()
+    made.load_state_dict(model.state_dict())
+    assert_same(outputs(made), outputs(model), "bitwise")
+
+
+def test_code_without_a_kind_says_so_when_it_is_asked_for(monkeypatch):
+    source = flat_code(converted("bert", "plain"))
+    for absent in (
+        "class Memory",
+        "class Recent",
+        "class Kind",
+        "class Bank",
+        "class LearnableMix",
+        "class MixedBank",
+        "class GatedMixer",
+    ):
+        assert absent not in source
+    code = executed(converted("bert", "plain"), monkeypatch)
     config = FAMILIES["bert"].make().config
     config.hidden_act, config.hf_glu = "geglu", {"version": 1, "experts": {"groups": "gelu*2"}}
     with pytest.raises(ValueError, match="no experts: install hf_glu"):
         code.BertModel(config)
     config.hf_glu = {"version": 1, "layers": [0]}
     with pytest.raises(ValueError, match="all layers: install hf_glu"):
+        code.BertModel(config)
+    config.hf_glu = {"version": 1, "canon": {"kernel": 3}}
+    with pytest.raises(KeyError, match="unknown key 'canon' in config.hf_glu"):
         code.BertModel(config)
 
 

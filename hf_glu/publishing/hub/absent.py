@@ -7,27 +7,15 @@ are never there: the formulas beside them compute the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
 
-from hf_glu.activation.context import Reader
-from hf_glu.activation.kinds import KINDS
-from hf_glu.config.glu import GluConfig
-from hf_glu.ffn.config_fields import configs_of
-from hf_glu.ffn.experts import find_experts
-from hf_glu.ffn.experts.native import MixedBank
-from hf_glu.ffn.families import DERIVED_FIELDS, SiteRow
-from hf_glu.ffn.mixers import GatedMixer
-from hf_glu.publishing.hub.entries import Entries
-from hf_glu.publishing.hub.program import Program
 from hf_glu.publishing.hub.source import Place
-from hf_glu.publishing.hub.stock import Stock
 
 Stubs = Mapping[Place, str]
-ROOT = ("hf_glu.plugin.standalone", "GluModel")
-OFF = frozenset({"saves_memory", "kernels", "_is_few"})  # attributes and methods that only choose another kernel
+# attributes and methods that only choose another kernel; and GluConfig's short ways to its sections
+OFF = frozenset({"saves_memory", "kernels", "_is_few", "not TYPE_CHECKING"})
 
 _BUILD, _SITES, _CONFIG = "hf_glu.ffn.build", "hf_glu.ffn.sites", "hf_glu.config.glu"
+_CONTEXT, _KINDS = "hf_glu.ffn.context_sites", "hf_glu.config.kinds"
 _LOOP, _NATIVE = "hf_glu.ffn.experts.loop", "hf_glu.ffn.experts.native"
 _SCAN = "hf_glu.activation.kernels.scan"
 _REGISTRY, _LAYERS = "hf_glu.config.registry", "hf_glu.config.layers"
@@ -44,6 +32,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.entries: dict[str, Activation] = {}
+        self.sections: dict[str, Any] = {}
         self.readings: dict[str, Reading] = {}
 
     def find(self, name: object) -> Activation | None:
@@ -62,8 +51,30 @@ class Registry:
         if found := self.find(name):
             return found
         raise self.unknown(name)'''
+_KIND = '''\
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a kind says of itself."""
+
+    flag: str
+    section: Any
+    check: Any = allow
+    parts: Any = no_parts'''
+_NEAREST = """\
+def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
+    close = get_close_matches(str(name)[:LONGEST], names := sorted(valid), limit)
+    return f"did you mean {close[0]!r}?" if close else "valid: " + ", ".join(names)"""
 ALWAYS: Stubs = {
     (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES,
+    (_KINDS, "Kind"): _KIND,
+    (_KINDS, "Activation.to_dict"): "",
+    (_KINDS, "Activation.__post_init__"): "",
+    (_SITES, "Sites"): "Sites = list",
+    (_SITES, "Site.__repr__"): "",
+    ("hf_glu.errors", "nearest"): _NEAREST,
+    ("hf_glu.compat.of_torch", "grouped_mm"): """\
+def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
+    return functional.grouped_mm(x, weights, offs=ends)""",
     # the recurrence, on a CPU token by token: what the package's operator computes, bit by bit
     (_SCAN, "stateful"): """def stateful(
     gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, *, start: Tensor | None = None,
@@ -107,17 +118,19 @@ ALWAYS: Stubs = {
     (_SITES, "Site.to_dict"): "",
     (_SITES, "Site.parameters"): "",
     ("hf_glu.ffn.experts.ffn", "ExpertFFN.to_dict"): "",
-    ("hf_glu.config.registry", "Activation.to_dict"): "",
-    ("hf_glu.config.registry", "Activation.__post_init__"): "",
     ("hf_glu.errors", "shown"): "def shown(value: object) -> str:\n    return repr(value)[:80]",
     # what a config says was checked when the code was written
     (_CONFIG, "check_width"): "",
+    (_CONFIG, "check_plain"): "",
+    (_CONFIG, "check_sections"): "",
     (_CONFIG, "check_mix"): "",
     (_CONFIG, "check_by_layer"): "",
     ("hf_glu.config.experts", "ExpertOptions.__post_init__"): "",
     ("hf_glu.config.experts", "check_size"): "",
     ("hf_glu.config.state", "StateOptions.__post_init__"): "",
     ("hf_glu.config.context", "ContextOptions.__post_init__"): "",
+    ("hf_glu.activation.canon", "CanonOptions.__post_init__"): "",
+    ("hf_glu.activation.smear", "SmearOptions.__post_init__"): "",
     ("hf_glu.config.section", "Entry.to_dict"): "",
     ("hf_glu.config.experts", "ExpertOptions.to_dict"): "",
 }
@@ -141,21 +154,14 @@ WITHOUT_BANKS: Stubs = {
 }
 WITHOUT_MIXERS: Stubs = {
     ("hf_glu.ffn.mixers", "own_gate"): "",
-    (_SITES, "find_mixers"): '''\
-def find_mixers(model: nn.Module) -> list[Site]:
-    """Return none: this code changes no state-space mixer."""
-    return []''',
+    (_SITES, "convertible_sites"): """def convertible_sites(model: nn.Module) -> list[Site]:
+    return find_sites(model)""",
 }
 WITHOUT_OPTIONS: Stubs = {("hf_glu.config.experts", "ExpertOptions"): ""}
 WITHOUT_READERS: Stubs = {("hf_glu.activation.context.hooks", "watch_context"): ""}
-WITHOUT_STATES: Stubs = {
-    ("hf_glu.config.state", "StateOptions"): "",
-    ("hf_glu.ffn.context_sites", "check_directions"): "",
-}
-WITHOUT_CONTEXT: Stubs = {
-    ("hf_glu.config.context", "ContextOptions"): "",
-    ("hf_glu.ffn.context_sites", "place_sources"): "",
-}
+WITHOUT_SECTIONS: Stubs = {(_CONTEXT, "settle_kinds"): ""}
+WITHOUT_CHECKS: Stubs = {(_CONTEXT, "check_kinds"): ""}
+WITHOUT_PARTS: Stubs = {(_CONTEXT, "place_parts"): ""}
 WITHOUT_DERIVED: Stubs = {("hf_glu.ffn.config_fields", "sync_derived"): ""}
 WITHOUT_LAYERS: Stubs = {
     (_CONFIG, "name_at"): '''\
@@ -199,60 +205,3 @@ def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
     (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES.replace(_READ, "").replace(_READINGS, ""),
     (_REGISTRY, "unwrapped"): "def unwrapped(name: str) -> str:\n    return name",
 }  # fmt: skip
-
-
-def program_for(model: Any, stock: Stock) -> str:
-    """Return what the code of a model, and of other stock classes for its config, needs of the package, as source."""
-    layouts = stock.layouts
-    parts = list(model.modules())
-    every = {kind.__name__ for kind in KINDS}
-    kinds = {base.__module__ for part in parts for base in type(part).__mro__} & every
-    configs = list(configs_of(model.config))
-    options = [GluConfig.of(config) for config in configs]
-    experts, banks = bool(find_experts(model)), any(isinstance(part, MixedBank) for part in parts)
-    mixers = any(isinstance(part, GatedMixer) for part in parts)
-    there = (
-        (experts, WITHOUT_EXPERTS),
-        (banks, WITHOUT_BANKS),
-        (experts or banks, WITHOUT_OPTIONS),
-        (mixers, WITHOUT_MIXERS),
-        (any(isinstance(part, Reader) for part in parts), WITHOUT_READERS),
-        ("hf_glu.activation.stateful" in kinds, WITHOUT_STATES),
-        ("hf_glu.activation.modulated" in kinds, WITHOUT_CONTEXT),
-        (any(field in vars(part) for part in configs for field in DERIVED_FIELDS), WITHOUT_DERIVED),
-        (any(entry.layers is not None or entry.by_layer for entry in options), WITHOUT_LAYERS),
-        (any(entry.width is not None for entry in options), WITHOUT_WIDTH),
-        (stock.names, WITHOUT_NAMES),
-        (bool(kinds), WITHOUT_KINDS),
-    )
-    stubs = {**ALWAYS, ("hf_glu.ffn.families", "SITE_TABLE"): _table(layouts)}
-    for is_there, more in there:
-        stubs |= {} if is_there else more
-    layout_kinds = {row.kind for row in layouts} | ({"mixer"} if mixers else set()) | ({"experts"} if banks else set())
-    program = Program(stubs, OFF | _never(layouts, layout_kinds), every - kinds, every | {"hf_glu.errors"})
-    entries = Entries(model.config, options, readings=bool(kinds))
-    program.need([ROOT, *entries.needed])
-    source = program.write()
-    return f"{source}\n{entries.source(program.names)}"
-
-
-def _never(layouts: tuple[SiteRow, ...], kinds: set[str]) -> set[str]:
-    """Return the conditions that never hold of sites of these kinds."""
-    found = {f"kind == {kind!r}" for kind in ("dense", "gated", "packed", "experts", "mixer") if kind not in kinds}
-    if not kinds - {"dense"}:
-        found |= {"native", "kind != 'dense'", "kind in ('gated', 'packed')"}
-    if not any(row.gate for row in layouts):
-        found |= {"row.gate is not None", "row.gate"}
-    return found
-
-
-def _table(layouts: tuple[SiteRow, ...]) -> str:
-    """Return the source of the rows of the sites' table for some layouts."""
-    rows = ("    SiteRow({}),".format(", ".join(f"{key}={value!r}" for key, value in _given(row))) for row in layouts)
-    return "\n".join(["SITE_TABLE = (", *rows, ")"])
-
-
-def _given(row: SiteRow) -> list[tuple[str, Any]]:
-    """Return the values of a row that aren't the default; its families only where they count."""
-    values = {one.name: getattr(row, one.name) for one in fields(row) if getattr(row, one.name) != one.default}
-    return [(key, value) for key, value in values.items() if key != "families" or row.exclusive]

@@ -10,8 +10,11 @@ from typing import Any
 
 from hf_glu.activation import registry
 from hf_glu.config.glu import GluConfig
+from hf_glu.config.kinds import Kind
 from hf_glu.ffn.completeness import activations_in
 from hf_glu.publishing.hub.source import Place
+
+UNSAID = ("trait", "curves")  # of a kind: for model cards and figures
 
 
 class Entries:
@@ -25,6 +28,7 @@ class Entries:
     Attributes:
         needed: the definitions in the package that the source names.
         entries: by name.
+        sections: the kinds of these that have options, and whatever others the config has options of, by their keys.
         readings: the parts of names.
     """
 
@@ -32,6 +36,12 @@ class Entries:
         known = sorted(set(closed(names(config, options))))
         self.entries = {name: entry for name in known if (entry := registry.find(name))}
         self.readings = {name: registry.read(name) for name in known} if readings else {}
+        flags = {flag for entry in self.entries.values() for flag in entry.flags}
+        self.sections = {
+            key: kind
+            for key, kind in registry.sections.items()
+            if kind.flag in flags or any(key in each.sections for each in options)
+        }
         self.needed: list[Place] = [("hf_glu.config.registry", "registry")]
         self.source({})
 
@@ -41,7 +51,7 @@ class Entries:
         Args:
             called: the names that definitions have, where they aren't their own.
         """
-        tables = (("entries", self.entries), ("readings", self.readings))
+        tables = (("entries", self.entries), ("sections", self.sections), ("readings", self.readings))
         lines = [
             f"registry.{table}[{name!r}] = {self._write(value, called)}"
             for table, values in tables
@@ -57,7 +67,10 @@ class Entries:
         if isinstance(value, frozenset):
             return f"frozenset({sorted(value)!r})"
         if is_dataclass(value) and not isinstance(value, type):
-            given = [(one.name, getattr(value, one.name), one.default) for one in fields(value)]
+            unsaid = UNSAID if isinstance(value, Kind) else ()
+            given = [
+                (one.name, getattr(value, one.name), one.default) for one in fields(value) if one.name not in unsaid
+            ]
             own = ", ".join(f"{key}={self._write(each, called)}" for key, each, default in given if each != default)
             return f"{self._write(type(value), called)}({own})"
         if callable(value):

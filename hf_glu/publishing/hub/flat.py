@@ -2,7 +2,7 @@
 
 Transformers' dynamic modules are files in one folder that import each other by ``from .x import y`` and in no other
 way. So `plugin.standalone` and all that it needs for this very model, made from the package's own source, become one
-file (`absent`, `program`), and ``modeling_hf_glu.py`` has a class for each stock class that the Auto classes have for
+file (`needed`, `program`), and ``modeling_hf_glu.py`` has a class for each stock class that the Auto classes have for
 the checkpoint's config.
 """
 
@@ -21,7 +21,7 @@ from hf_glu.errors import CheckpointError
 from hf_glu.inplace import InPlace
 from hf_glu.plugin import scoped
 from hf_glu.plugin.configs import REMOTE_CODE, is_remote_code
-from hf_glu.publishing.hub.absent import program_for
+from hf_glu.publishing.hub.needed import program_for
 from hf_glu.publishing.hub.stock import Stock, served_classes
 
 _HEADER = f"# Generated from hf_glu {hf_glu.__version__} (Apache-2.0) by hf_glu.publishing.hub.flat: change it there.\n"

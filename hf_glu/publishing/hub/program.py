@@ -12,14 +12,11 @@ import importlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from functools import cache
 
-from hf_glu.publishing.hub.source import Edit, ModuleSource, Piece, PieceReader, Place, defined, is_ours
-
-WIDTH = 120  # characters of a line
-
-
-read_source = cache(ModuleSource)
+from hf_glu.compat.private import Private
+from hf_glu.publishing.hub.imports import Imports, tidy
+from hf_glu.publishing.hub.pieces import Piece, PieceReader
+from hf_glu.publishing.hub.source import Edit, ModuleSource, Place, defined, is_ours, read_source
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Program:
     def piece(self, module: str, node: ast.AST) -> Piece:
         """Return what a statement of a module uses and how it is written."""
         if id(node) not in self._pieces:
-            reader = PieceReader(self.source(module), self._absent_in(module), self.off)
+            reader = PieceReader(self.source(module), self._absent_in(module), self._private_in(module), self.off)
             reader.visit(node)
             self._pieces[id(node)] = reader.piece
         return self._pieces[id(node)]
@@ -86,6 +83,15 @@ class Program:
                 name for name in names if (place := self.resolve(module, name)) and self.stub(place) == ""
             }
         return self._left_out[module]
+
+    def _private_in(self, module: str) -> dict[str, Private]:
+        """Return the rows of `hf_glu.compat` that a module names."""
+        source, rows = self.source(module), dict[str, Private]()
+        for name in (*source.definitions, *source.imports):
+            home, key = self.resolve(module, name) or ("", "")
+            row = getattr(importlib.import_module(home), key, None) if home.startswith("hf_glu.compat.") else None
+            rows |= {name: row} if isinstance(row, Private) else {}
+        return rows
 
     def need(self, roots: list[Place]) -> None:
         """Find all that ``roots`` need; one without a name is a module's statements that define nothing."""
@@ -124,6 +130,7 @@ class Program:
     def _used(self, module: str, node: ast.AST) -> Iterator[Place]:
         piece = self.piece(module, node)
         self._mentioned |= piece.attributes
+        yield from piece.places
         for name in piece.uses:
             yield from self._place(module, name)
 
@@ -158,7 +165,7 @@ class Program:
 
     def write(self) -> str:
         """Return the definitions as one file, after the imports of what isn't the package's."""
-        order, imports = self._ordered(), _Imports()
+        order, imports = self._ordered(), Imports()
         self.names = names = self._names(order, imports)
         parts = [text for module in order for text in self._written(module, names, imports)]
         body = last = ""
@@ -183,7 +190,7 @@ class Program:
             visit(module)
         return [module for module in found if module in self.needed]
 
-    def _names(self, order: list[str], imports: _Imports) -> dict[Place, str]:
+    def _names(self, order: list[str], imports: Imports) -> dict[Place, str]:
         """Return what each definition is called: as in its module, unless two modules call something the same."""
         for module in order:
             for node in self._nodes(module):
@@ -218,7 +225,7 @@ class Program:
             elif node in self.effects(module):
                 yield node
 
-    def _written(self, module: str, names: dict[Place, str], imports: _Imports) -> Iterator[str]:
+    def _written(self, module: str, names: dict[Place, str], imports: Imports) -> Iterator[str]:
         source, needed = self.source(module), set(self._nodes(module))
         for node in source.tree.body:
             for name in self.needed[module].intersection(defined(node)) if node not in needed else ():
@@ -231,7 +238,7 @@ class Program:
                     edits += self._edits(module, part, names)
                 elif isinstance(part, ast.FunctionDef):
                     edits.append((*source.span(part), b""))
-            yield _tidy(source.text(node, edits))
+            yield tidy(source.text(node, edits))
 
     def _renamed(self, module: str, stub: str, names: dict[Place, str]) -> str:
         """Return what stands in a definition's place, with the new names of what it uses."""
@@ -256,40 +263,3 @@ class Program:
             start = source.raw.index(node.name.encode(), source.offsets[node.lineno - 1])
             if new != node.name and node in source.tree.body:
                 yield start, start + len(node.name), new.encode()
-
-
-class _Imports:
-    """The imports of a file, by the names that they give."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, Place] = {}
-
-    def add(self, name: str, place: Place) -> None:
-        """Add one.
-
-        Raises:
-            AssertionError: the name stands for something else already.
-        """
-        assert self.names.setdefault(name, place) == place, (name, place)
-
-    def write(self) -> str:
-        """Return them as source."""
-        plain = [f"import {home}" for name, (home, key) in self.names.items() if not key and home == name]
-        homes = defaultdict[str, list[str]](list)
-        for name, (home, key) in sorted(self.names.items()):
-            if key or home != name:
-                outer, _, inner = home.rpartition(".")
-                home, key = (home, key) if key else (outer, inner)
-                homes[home].append(key if key == name else f"{key} as {name}")
-        lines = []
-        for home, keys in sorted(homes.items()):
-            line = f"from {home} import {', '.join(keys)}"
-            lines.append(line if len(line) <= WIDTH else f"from {home} import (\n    {', '.join(keys)},\n)")
-        return "\n".join([*sorted(plain), *lines])
-
-
-def _tidy(text: str) -> str:
-    """Return a text with no more than one empty line on end."""
-    while "\n\n\n" in text:
-        text = text.replace("\n\n\n", "\n\n")
-    return text
