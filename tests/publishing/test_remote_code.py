@@ -455,7 +455,7 @@ def test_code_without_a_kind_says_so_when_it_is_asked_for(monkeypatch):
     with pytest.raises(ValueError, match="all layers: install hf_glu"):
         code.BertModel(config)
     config.hf_glu = {"version": 1, "canon": {"kernel": 3}}
-    with pytest.raises(KeyError, match="unknown key 'canon' in config.hf_glu"):
+    with pytest.raises(KeyError, match=r"unknown key 'canon' in config\.hf_glu"):
         code.BertModel(config)
 
 
