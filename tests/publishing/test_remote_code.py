@@ -436,16 +436,8 @@ def test_options_of_a_kind_that_a_model_no_longer_has_do_no_harm(key, monkeypatc
 
 def test_code_without_a_kind_says_so_when_it_is_asked_for(monkeypatch):
     source = flat_code(converted("bert", "plain"))
-    for absent in (
-        "class Memory",
-        "class Recent",
-        "class Kind",
-        "class Bank",
-        "class LearnableMix",
-        "class MixedBank",
-        "class GatedMixer",
-    ):
-        assert absent not in source
+    for absent in ("Memory", "Recent", "Kind", "Bank", "LearnableMix", "MixedBank", "GatedMixer"):
+        assert f"class {absent}" not in source
     code = executed(converted("bert", "plain"), monkeypatch)
     config = FAMILIES["bert"].make().config
     config.hidden_act, config.hf_glu = "geglu", {"version": 1, "experts": {"groups": "gelu*2"}}
