@@ -9,7 +9,7 @@ import pytest
 from pico import FAMILIES
 
 import hf_glu
-from hf_glu.config.showing import FIRST, LAST, MOST_ROWS, Table
+from hf_glu.config.showing import FIRST, LAST, MOST_ROWS, ShownTable
 from hf_glu.errors import ConversionError, NoSiteError, UnknownNameError, nearest
 
 
@@ -32,7 +32,7 @@ class Cells(HTMLParser):
 
 
 def numbered(count, **more):
-    return Table(title="Rows", columns=("name", "#n"), rows=[(f"r{i}", str(10**i)) for i in range(count)], **more)
+    return ShownTable(title="Rows", columns=("name", "#n"), rows=[(f"r{i}", str(10**i)) for i in range(count)], **more)
 
 
 def test_a_table_as_text_is_aligned():
@@ -50,7 +50,7 @@ def test_a_long_table_shows_its_ends_unless_it_is_to_be_whole():
 
 def test_html_is_escaped_and_complete():
     nasty = "<script>alert('&')</script>"
-    html = Table(title=nasty, columns=(nasty, "#b"), rows=[(nasty, '"1"')], notes=(nasty,)).html()
+    html = ShownTable(title=nasty, columns=(nasty, "#b"), rows=[(nasty, '"1"')], notes=(nasty,)).html()
     page = Cells(html)
     assert "script" not in page.tags
     assert page.cells[:3] == [nasty, "b", nasty]

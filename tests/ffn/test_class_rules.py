@@ -12,11 +12,14 @@ from comparing import assert_same
 from pico import FAMILIES, VOCAB, make_native
 
 import hf_glu
+from hf_glu.compat.of_models import NO_SPLIT as NO_SPLIT_ROW
 from hf_glu.errors import ConversionError
-from hf_glu.ffn.class_rules import NO_SPLIT, PATTERNS, TIES, carry_rules
+from hf_glu.ffn.class_rules import PATTERNS, TIES, carry_rules
 from hf_glu.ffn.expert_sites import IN, OUT
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.families import SITE_TABLE
+
+NO_SPLIT = NO_SPLIT_ROW.name
 
 MODELS = Path(transformers.__file__).parent / "models"
 WIDE = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
