@@ -29,7 +29,6 @@ from hf_glu.conversion.transaction import whole
 from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.naming import unname
-from hf_glu.instruments.equality import align
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -186,8 +185,8 @@ def settle(model: nn.Module, *changes: Change) -> None:
     """Finish a model that was converted.
 
     New activations are told of tokens and cache, it is checked that the model loads as it is now (where no change has
-    seen to that), what was loaded lies as what is loaded again will, so that it rounds alike, and nobody finds the old
-    checkpoint by its name any more.
+    seen to that), and nobody finds the old checkpoint by its name any more. What the conversion didn't make stays where
+    it lies: somebody may share its memory.
 
     Raises:
         ConversionError: it would load as another.
@@ -195,7 +194,6 @@ def settle(model: nn.Module, *changes: Change) -> None:
     if any(change.rewrites for change in changes):
         watch_context(model)
         unwatch_context(model)  # does nothing where something is left to watch
-        align(model)
     if not all(change.foresees for change in changes):
         check_comes_back(model)
     unname(model)

@@ -48,7 +48,7 @@ def counted(monkeypatch, room, name, stop, calls):
 
 # what is called on the way, in the room that calls it
 STEPS = {
-    engine: ("_convert_sites", "settle", "watch_context", "unwatch_context", "align", "unname", "Report"),
+    engine: ("_convert_sites", "settle", "watch_context", "unwatch_context", "unname", "Report"),
     ConfigEntry: ("write",),
     gate: ("fit_change", "config_entries", "place_parts", "give_dense_configs"),
     gate.Gate: ("apply", "_make", "finish"),
@@ -317,3 +317,13 @@ def test_no_causal_family_sees_later_tokens(family):
     other[:, -1] = (other[:, -1] + 1) % 61
     with torch.no_grad():
         assert_same(model(IDS).logits[:, :-1], model(other).logits[:, :-1], "bitwise")
+
+
+def test_memory_that_somebody_shares_stays_shared():
+    model = FAMILIES["bert"].make()
+    norm = model.bert.embeddings.LayerNorm
+    flat = torch.cat([torch.zeros(1), norm.weight.detach(), norm.bias.detach()])  # not where torch would put them
+    norm.weight.data, norm.bias.data = flat[1:17], flat[17:]
+    hf_glu.convert(model, "geglu")
+    flat[1:] += 1
+    assert_same(torch.cat([norm.weight.detach(), norm.bias.detach()]), flat[1:], "bitwise")
