@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from hf_glu.instruments.steering import modulation as modulation
     from hf_glu.publishing.export import export as export
     from hf_glu.publishing.hub.push import push as push
+    from hf_glu.training.language.pretraining import perplexity as perplexity
+    from hf_glu.training.language.pretraining import pretrain as pretrain
     from hf_glu.training.parameters.annealing import AnnealCallback as AnnealCallback
     from hf_glu.training.parameters.annealing import anneal as anneal
     from hf_glu.training.parameters.gates import count_parameters as count_parameters
@@ -70,7 +72,9 @@ _LAZY = {
     "lora_config": "hf_glu.training.parameters.peft",
     "modulation": "hf_glu.instruments.steering",
     "parameter_groups": "hf_glu.training.parameters.groups",
+    "perplexity": "hf_glu.training.language.pretraining",
     "plan": "hf_glu.conversion",
+    "pretrain": "hf_glu.training.language.pretraining",
     "push": "hf_glu.publishing.hub.push",
     "record_gates": "hf_glu.instruments.gates",
     "revert": "hf_glu.conversion",

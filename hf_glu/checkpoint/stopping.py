@@ -46,7 +46,7 @@ def check_stop() -> None:
 def cleaned_up() -> Iterator[None]:
     """Let the signals raise inside of the block, so that it cleans up; handlers that somebody else has set stay.
 
-    An exception that was swallowed is raised again at the block's end.
+    A stop that was swallowed, or that a library has made an error of its own of, is raised again at the block's end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -58,6 +58,10 @@ def cleaned_up() -> Iterator[None]:
     try:
         yield
         check_stop()
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt | SystemExit):
+            check_stop()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

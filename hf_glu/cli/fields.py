@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
+TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list[str]": list[str]}
 
 
 def with_flags(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -24,7 +24,7 @@ def with_flags(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any
 
         def run(**values: Any) -> Any:
             given = {field.name: values.pop(field.name) for field in fields}
-            return command(**values, given={key: value for key, value in given.items() if value is not None})
+            return command(**values, given={key: value for key, value in given.items() if value not in (None, [])})
 
         flags = [_flag(field) for field in fields]
         run.__name__, run.__doc__ = command.__name__, command.__doc__

@@ -33,7 +33,15 @@ def run(arguments: Sequence[str]) -> int:
     import typer
     from typer.main import get_command
 
-    from hf_glu.cli import bench, configs, exporting, inspection, publishing, training  # noqa: F401  (their commands)
+    from hf_glu.cli import (  # noqa: F401  (their commands)
+        bench,
+        configs,
+        exporting,
+        inspection,
+        language,
+        publishing,
+        training,
+    )  # fmt: skip
     from hf_glu.cli.commands import app
 
     # click's own or, in newer versions, typer's copy of it

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hf_glu.checkpoint.jsonio import to_json
 from hf_glu.config.showing import change, number
+from hf_glu.tasks.metrics.shown import show_metric, show_metrics
 
 Data = dict[str, Any]
 PIPE_WIDTH = 160
@@ -130,10 +131,8 @@ def verification(data: Data, console: Console) -> None:
 
 
 def metrics(values: dict[str, float]) -> str:
-    """Return metrics as percentages, ``84.11%`` where there is one only."""
-    if len(values) == 1:
-        return f"{next(iter(values.values())):.2%}"
-    return ", ".join(f"{name} {value:.2%}" for name, value in values.items())
+    """Return metrics with their names, ``84.11%`` where there is one only."""
+    return show_metrics(values) if len(values) != 1 else show_metric(*next(iter(values.items())))
 
 
 def _counted(rows: list[Data]) -> dict[str, str]:
@@ -161,6 +160,16 @@ def finetuned(data: Data, console: Console) -> None:
         equal = "equal bitwise" if data["outcome"]["reloaded_equal"] else "DIFFERENT"
         console.print(f"saved, and loaded in a fresh process: its predictions are {equal}")
     console.print(f"{data['seconds']:.0f} s in all")
+
+
+def perplexity(data: Data, console: Console) -> None:
+    """Show what a language model makes of a text."""
+    shown = table(
+        f"{data['model']}, {data['objective']}", *(f"#{name}" for name in data["metrics"]), "#tokens", "#time"
+    )
+    values = (show_metric(name, value) for name, value in data["metrics"].items())
+    shown.add_row(*values, f"{data['tokens']:,}", f"{data['seconds']:.0f} s")
+    console.print(shown)
 
 
 def path(data: Data, console: Console) -> None:

@@ -19,7 +19,7 @@ from hf_glu.training.packaged import find_config
 _CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
 
 
-def _quiet() -> None:
+def quieten() -> None:
     """Leave the terminal to our own progress bars and tables."""
     import datasets
     import transformers
@@ -29,7 +29,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _emit(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
+def emit_once(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
     """Show a result, on one of the processes."""
     from accelerate import PartialState
 
@@ -52,7 +52,8 @@ def _try_report(folder: Path | None) -> str | None:
 
 def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, TrainingOptions]:
     """Return the options that a YAML file gives, and flags override."""
-    job, options = split_options({**(read_yaml(find_config(config)) if config else {}), **given})
+    values = {**(read_yaml(find_config(config)) if config else {}), **given}
+    job, options = split_options(values, JobOptions, TrainingOptions)
     if not job.model:
         raise OptionError("give the pretrained checkpoint with --model")
     return job, options
@@ -88,17 +89,17 @@ def finetune(
     job, options = _read(config, given)
     _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
     _check_packages("finetune", job)
-    _quiet()
+    quieten()
 
     from hf_glu.publishing.card.card import write_card
     from hf_glu.training.baseline import finetune_and_report
     from hf_glu.training.suite import run_suite
 
     if suite:
-        _emit(run_suite(suite, job, options, only=only), tables.suite, json=json)
+        emit_once(run_suite(suite, job, options, only=only), tables.suite, json=json)
         return
     result = finetune_and_report(job, options, baseline=baseline, resume=resume, finish=write_card)
-    _emit(result, tables.finetuned, json=json)
+    emit_once(result, tables.finetuned, json=json)
 
 
 @app.command()
@@ -121,12 +122,12 @@ def compare(
     if not job.output:
         raise OptionError("compare needs a folder for its runs: give it with --output")
     _check_packages("compare", job, "scipy")
-    _quiet()
+    quieten()
 
     from hf_glu.training.comparing import compare as run
 
     result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options, tables.tell)
-    _emit({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
+    emit_once({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 
 @app.command()

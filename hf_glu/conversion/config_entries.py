@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.config.glu import GluConfig, name_at
 from hf_glu.config.registry import LEARNABLE
 from hf_glu.conversion.foresight import foresee, forms_after
@@ -59,6 +61,7 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], acts: GluCo
     optioned = any(acts.sections.values()) or any(LEARNABLE in registry[target].flags for target in targets)
     # a mixer's field is its convolution's, too
     native = layers is None and len(targets) == 1 and all(site.native and site.kind != "mixer" for site in sites)
+    native = native and not _of_own_dtype(native_gate(targets[0]))
     width = _native_width(config, steps) if native and not optioned else None
     if stock and native and not optioned and old.width is None and (width or not _narrows(steps)):
         fields = {str(width_field(config)): width} if width else {}
@@ -77,6 +80,11 @@ def _entry(config: Any, sites: list[Site], changed: dict[str, Step], acts: GluCo
     )
     first = {site.stack: names[site.name] for site in reversed(gated)}
     return ConfigEntry(config=config, activations=first, options=options.to_dict())
+
+
+def _of_own_dtype(name: str) -> bool:
+    """Return whether stock classes build an activation in another dtype than the model's: xIELU in bfloat16."""
+    return any(part.dtype != torch.get_default_dtype() for part in build_elementwise(name).parameters())
 
 
 def _dense(config: Any, step: Step) -> str:

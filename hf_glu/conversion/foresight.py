@@ -122,8 +122,8 @@ def _skeleton(model_class: Any, config: Any) -> nn.Module:
     Raises:
         ConversionError: it can't build it.
     """
-    read = type(config).from_dict(json.loads(config.to_json_string(), object_hook=_number))
     try:
+        read = type(config).from_dict(json.loads(config.to_json_string(), object_hook=_number))
         with torch.random.fork_rng(devices=[]), torch.device("meta"), META_SAFE.find_or(nullcontext)():
             made: nn.Module = FROM_CONFIG.of(model_class)(read)
     except HfGluError:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from hf_glu.activation.elementwise import is_elementwise, same_function
@@ -73,8 +74,19 @@ class ConfigEntry:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, config: Any = None) -> None:
-        """Write it, or write it into a copy; an activation for which the family has no field goes into the options."""
+        """Write it, or write it into a copy; an activation for which the family has no field goes into the options.
+
+        Raises:
+            ConversionError: the family's config class takes some values only, and these aren't among them.
+        """
         config = self.config if config is None else config
+        try:
+            self._write(config)
+        except StrictDataclassError as error:
+            reason = " ".join(str(error).split())
+            raise ConversionError(f"{type(config).__name__} can't say what is asked for: {reason}") from error
+
+    def _write(self, config: Any) -> None:
         for stack, name in self.activations.items():
             write_activation(config, name, stack)
         if self.options is None:

@@ -164,12 +164,13 @@ def _build_site(model: nn.Module, site: Site) -> bool:
     act = site.act
     assert isinstance(act, OwnedActivation)
     config, options = governing_configs(model, site)[0], options_of(model, site)
+    like = next(site.anchor.parameters()).dtype  # xIELU is built in bfloat16 wherever it is
     if not selected(options.layers, site.layer, site.stack):
-        site.set_act(build_elementwise(options.dense_act or default_activation(config, site.stack)))
+        site.set_act(build_elementwise(options.dense_act or default_activation(config, site.stack)).to(like))
         return False
     if site.native:
         if act.gated:
-            site.set_act(build_elementwise(native_gate(act.name)))
+            site.set_act(build_elementwise(native_gate(act.name)).to(like))
         if isinstance(options.width, int) and site.kind in ("gated", "packed"):
             _resize(site, options.width, bias=site.in_proj.bias is not None)
     elif act.gated and not site.widened:
@@ -196,7 +197,7 @@ def configure(site: Site, options: GluConfig) -> None:
     act = site.act
     if isinstance(act, OwnedActivation) and not getattr(act, "_configured", False):
         act.configure(options, site.width)
-        act.to(dtype=next(site.anchor.parameters()).dtype)  # xIELU is built in bfloat16 wherever it is
+        act.to(dtype=next(site.anchor.parameters()).dtype)
         act._configured = True  # type: ignore[assignment]
 
 
@@ -213,8 +214,7 @@ def native_gate(name: str) -> str:
     ``stateful_swiglu`` and ``stateful_silu`` are ``stateful_silu``.
     """
     entry = registry[name]
-    gate = entry.gate if GATED in entry.flags else entry.name
-    if gate is None:
+    if (gate := entry.gate if GATED in entry.flags else entry.name) is None:
         raise ConversionError(
             f"{name} ({entry.equation}) is no N(g) * u, which is all that a natively gated family can compute"
         )

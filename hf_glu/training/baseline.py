@@ -12,11 +12,12 @@ from hf_glu.activation import registry
 from hf_glu.checkpoint.carrying import without_paths
 from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.jsonio import write_json
-from hf_glu.checkpoint.provenance import base_of
+from hf_glu.checkpoint.provenance import Base, base_of
 from hf_glu.errors import OptionError
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.results import JobReport, ResultRow, Results
+from hf_glu.training.run import Run
 
 _log = logging.getLogger(__name__)
 
@@ -48,16 +49,38 @@ def finetune_and_report(
         _log.warning("without an output folder the model is trained and evaluated, and not kept")
     dense = run_job(replace(job.dense(), output=None, predict=False), options) if baseline else None
     outcome = ours.run()
+    return report_run(ours, outcome, base, dense=dense, begun=start, finish=finish)
+
+
+def report_run(
+    ours: Run,
+    outcome: Results,
+    base: Base,
+    *,
+    dense: Results | None = None,
+    begun: float,
+    finish: Callable[[Path], object] | None = None,
+) -> JobReport:
+    """Return a run's report, and write it into its folder.
+
+    Args:
+        ours: the run.
+        outcome: its results.
+        base: what it began with.
+        dense: the results of the same run without a conversion.
+        begun: when the work did, by `time.perf_counter`.
+        finish: is given the folder in the end.
+    """
     result: JobReport = {
-        "model": job.title,
+        "model": ours.job.title,
         "base": base,
         "task": ours.entry["task"],
-        "activation": job.conversion,
-        "options": ours.entry["options"] | {"mixed_precision": options.mixed_precision()},
-        "rows": _rows(dense, outcome, job.conversion),
+        "activation": ours.job.conversion,
+        "options": ours.entry["options"] | {"mixed_precision": ours.options.mixed_precision()},
+        "rows": _rows(dense, outcome, ours.job.conversion),
         "dense": dense,
         "outcome": outcome,
-        "seconds": time.perf_counter() - start,
+        "seconds": time.perf_counter() - begun,
     }
     if ours.folder is not None and ours.main:
         write_json(ours.folder / REPORT_FILE, without_paths(result))  # it goes along when the model is pushed

@@ -156,7 +156,9 @@ def _known_results(
     found = {}
     for mine, its in runs:
         place = Path(str(mine.output))
-        if (known := known_results(place, {**made_of, "options": option_record(mine, its)})) is not None:
+        if (
+            known := known_results(place, {**made_of, "options": option_record(mine, its, task_name(mine))})
+        ) is not None:
             found[str(mine.output)] = known
     for run in sorted(folder.glob(f"*/{RUN_FILE}")):
         check_same(run.parent, made_of, FREE | {"activation", "seed", *OF_CONVERSION})

@@ -1,4 +1,4 @@
-"""The options of a fine-tuning job: two dataclasses that YAML files and command-line flags fill."""
+"""The options of a job: dataclasses that YAML files and command-line flags fill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
@@ -15,6 +15,9 @@ from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
+Kind = TypeVar("Kind", bound="ModelOptions")
+Training = TypeVar("Training", bound="TrainingOptions")
+
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 FORMS = ("auto", "classes", "text")
 PEFTS = ("none", "lora", "gates")
@@ -85,9 +88,10 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "accumulate", "eval_batch_size", "lr", "max_length", "clip", "log_every")
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
         for key in (*positive, "max_steps", "patience", "checkpoint_every"):
             value = getattr(self, key)
-            if value is None and key not in positive:
+            if value is None and defaults[key] is None:
                 continue
             if not (is_number(value) and value > 0):
                 raise OptionError(f"{key} must be more than 0, got {shown(value)}")
@@ -113,20 +117,14 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What to fine-tune, on what, into which folder.
+class ModelOptions:
+    """Which model to train, how to convert it first, which of its parameters are trained, and where it goes.
 
     Raises:
         OptionError: a value that can't be.
     """
 
     model: str = option("", "Pretrained checkpoint: local folder or Hub id.")
-    task: str | None = option(None, "A task of GLUE or SuperGLUE, movie_reviews or movie_ratings.")
-    mixture: str | None = option(None, "Train one text-to-text model on all tasks of this suite.")
-    mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
-    dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")
-    validation: str | None = option(None, "Validation file beside a DATASET of one's own; else a tenth of it.")
-    texts: str | None = option(None, "Columns that are the text in a DATASET of one's own, one or two: text,text2.")
     output: str | None = option(None, "New folder for model, tokenizer, log, results and card.")
     to: str | None = option(None, "Convert to this gated activation first.")
     width: str = option("keep", "Hidden units after the conversion: keep, iso (equal parameters) or a number.")
@@ -136,19 +134,16 @@ class JobOptions:
     exclude: str | None = option(None, "Regular expression of FFN sites to leave alone.")
     calibration: int = option(3000, "Training texts that an approximate conversion is fitted on, where one is needed.")
     random: bool = option(False, "Initialise the converted FFNs at random: what surgery without weights gives.")
-    form: str = option("auto", "auto (text-to-text for T5), classes or text.")
     peft: str = option("none", "none, lora, or gates (train up halves, norms and head only).")
     lora_rank: int = option(8, "Rank of LoRA.")
     lora_targets: str = option("ffn", "Where LoRA goes: ffn, in, out or all-linear.")
-    train_size: int | None = option(None, "Training rows to use, from the first on.")
-    validation_size: int | None = option(None, "Validation rows to use, from the first on.")
-    predict: bool = option(False, "Write the leaderboard's files for the test splits.")
     base_model: str | None = option(None, "Name of the base model for the card, where MODEL is a folder.")
 
+    positive: ClassVar[tuple[str, ...]] = ("calibration", "lora_rank")
+
     def __post_init__(self) -> None:
-        check_choice("form", self.form, FORMS)
         check_choice("peft", self.peft, PEFTS)
-        for key in ("train_size", "validation_size", "calibration", "lora_rank", "mixture_limit"):
+        for key in self.positive:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise OptionError(f"{key} must be at least 1, got {shown(value)}")
@@ -159,10 +154,10 @@ class JobOptions:
         """Raise OptionError for an option that would be ignored."""
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
         for key, needed in NEEDED.items():
-            if getattr(self, key) != defaults[key] and not any(getattr(self, name) for name in needed):
+            if key in defaults and getattr(self, key) != defaults[key] and not any(getattr(self, n) for n in needed):
                 raise OptionError(f"{key}={getattr(self, key)!r} does nothing without {' or '.join(needed)}: give that")
         for key, other in EXCLUSIVE:
-            if getattr(self, key) and getattr(self, other):
+            if getattr(self, key, None) and getattr(self, other, None):
                 raise OptionError(f"{key} and {other} exclude each other: leave one of them out")
         if self.peft != "lora" and (self.lora_rank, self.lora_targets) != (
             defaults["lora_rank"],
@@ -175,7 +170,7 @@ class JobOptions:
         """The name of the conversion: its activation, else those of its experts; None: nothing is converted."""
         return self.to or self.experts
 
-    def dense(self) -> JobOptions:
+    def dense(self) -> Self:
         """Return the same job without a conversion."""
         plain: JsonObject = {each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION}
         return dataclasses.replace(self, **plain)
@@ -200,6 +195,34 @@ class JobOptions:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(ModelOptions):
+    """What to fine-tune, on what, into which folder.
+
+    Raises:
+        OptionError: a value that can't be.
+    """
+
+    task: str | None = option(None, "A task of GLUE or SuperGLUE, movie_reviews or movie_ratings.")
+    mixture: str | None = option(None, "Train one text-to-text model on all tasks of this suite.")
+    mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
+    dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")
+    validation: str | None = option(None, "Validation file beside a DATASET of one's own; else a tenth of it.")
+    texts: str | None = option(None, "Columns that are the text in a DATASET of one's own, one or two: text,text2.")
+    form: str = option("auto", "auto (text-to-text for T5), classes or text.")
+    train_size: int | None = option(None, "Training rows to use, from the first on.")
+    validation_size: int | None = option(None, "Validation rows to use, from the first on.")
+    predict: bool = option(False, "Write the leaderboard's files for the test splits.")
+
+    positive: ClassVar[tuple[str, ...]] = (
+        *ModelOptions.positive, "train_size", "validation_size", "mixture_limit",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("form", self.form, FORMS)
+
+
 def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
     """Raise OptionError unless ``value`` is one of ``valid``."""
     if value not in valid:
@@ -217,21 +240,26 @@ def has_fast_bf16() -> bool:
     return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and FAST_BF16.find_or(bool)())
 
 
-def split_options(values: Mapping[str, object]) -> tuple[JobOptions, TrainingOptions]:
+def split_options(values: Mapping[str, object], kind: type[Kind], training: type[Training]) -> tuple[Kind, Training]:
     """Make both dataclasses from one flat mapping, as a YAML file and flags give it.
+
+    Args:
+        values: option -> value.
+        kind: which options of a job there are.
+        training: which options of a training.
 
     Raises:
         UnknownNameError: a key that neither has.
         OptionError: a value of the wrong type, or out of range.
     """
     parts: list[JsonObject] = [{}, {}]
-    known = [{each.name: each for each in dataclasses.fields(kind)} for kind in (JobOptions, TrainingOptions)]
+    known = [{each.name: each for each in dataclasses.fields(one)} for one in (kind, training)]
     for key, value in values.items():
         owner = next((number for number, names in enumerate(known) if key in names), None)
         if owner is None:
             raise UnknownNameError(f"unknown option {shown(key)}; {nearest(key, [*known[0], *known[1]])}")
         parts[owner][key] = _typed(key, value, str(known[owner][key].type))
-    return JobOptions(**parts[0]), TrainingOptions(**parts[1])
+    return kind(**parts[0]), training(**parts[1])
 
 
 def _typed(key: str, value: object, kind: str) -> Any:
@@ -239,6 +267,8 @@ def _typed(key: str, value: object, kind: str) -> Any:
     name, optional = kind.removesuffix(" | None"), kind.endswith("| None")
     if value is None and optional:
         return None
+    if name == "list[str]":
+        return [_typed(key, each, "str") for each in (value if isinstance(value, list) else [value])]
     wanted = {"int": int, "float": float, "str": str, "bool": bool}[name]
     allowed = {"int": int, "float": (int, float, str), "str": (str, int, float), "bool": bool}[name]
     if not isinstance(value, allowed) or (isinstance(value, bool) and name != "bool"):  # type: ignore[arg-type]

@@ -12,13 +12,18 @@ from hf_glu.checkpoint.jsonio import JsonObject, to_json
 from hf_glu.errors import CheckpointError
 from hf_glu.tasks.files import hash_file
 from hf_glu.training.data.sources import data_record, task_name
-from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.options import JobOptions, ModelOptions, TrainingOptions
 from hf_glu.training.results import Record
 
 MADE_OF = "made_of"
 PACKAGES = ("hf_glu", "transformers", "tokenizers", "torch", "accelerate", "datasets", "peft")
 # where things are (their content counts), and what is told on the way
-FREE = frozenset({"model", "dataset", "validation", "output", "tracker", "checkpoint_every", "log_every"})
+FREE = frozenset(
+    {
+        *("model", "config", "tokenizer", "dataset", "data", "validation", "output"),
+        *("tracker", "checkpoint_every", "log_every", "workers"),
+    }
+)
 # what a resumed run may have otherwise, too, beside versions
 FREE_IF_RESUMED = FREE | {"eval_batch_size", "mixed_precision", "predict"}
 # beside weights, config and tokenizer: what is said of a checkpoint, and weights that are never loaded here
@@ -33,16 +38,21 @@ def make_record(job: JobOptions, options: TrainingOptions) -> Record:
         CheckpointError, DataError, OptionError, UnknownNameError: model or data aren't there.
     """
     return {
-        "options": option_record(job, options),
+        "options": option_record(job, options, task_name(job)),
         "data": data_record(job),
         "model": fingerprint(resolve(job.model)),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
     }
 
 
-def option_record(job: JobOptions, options: TrainingOptions) -> JsonObject:
+def versions() -> dict[str, str]:
+    """Return the versions of what a run's results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def option_record(job: ModelOptions, options: TrainingOptions, task: str) -> JsonObject:
     """Return the options that a run's results depend on."""
-    every = {**job.to_dict(), **options.to_dict(), "activation": job.conversion, "task": task_name(job)}
+    every = {**job.to_dict(), **options.to_dict(), "activation": job.conversion, "task": task}
     plain: JsonObject = json.loads(to_json({key: value for key, value in every.items() if key not in FREE}))
     return plain  # as it will be read again
 

@@ -21,8 +21,7 @@ from hf_glu.errors import CheckpointError
 from hf_glu.instruments.equality import align, checksums
 from hf_glu.training.data.features import Features
 from hf_glu.training.data.prediction import Predictions, predict
-from hf_glu.training.data.sources import task_name
-from hf_glu.training.options import JobOptions, TrainingOptions
+from hf_glu.training.options import ModelOptions, TrainingOptions
 from hf_glu.training.record import FREE_IF_RESUMED, check_same
 from hf_glu.training.reload import DATA_FOLDER, LOGITS_FILE, ORDER_FILE, TEXTS_FILE, WEIGHTS_FILE
 from hf_glu.training.results import Record, Results, RunEntry
@@ -33,11 +32,11 @@ if TYPE_CHECKING:
 RELOADED_ROWS = 1000
 
 
-def run_entry(job: JobOptions, options: TrainingOptions, made_of: Record) -> RunEntry:
+def run_entry(job: ModelOptions, options: TrainingOptions, made_of: Record, task: str) -> RunEntry:
     """Return the content of ``run.json`` before a run begins."""
     return {
         "model": job.title,
-        "task": task_name(job),
+        "task": task,
         "activation": job.conversion,
         "options": {**job.to_dict(), **options.to_dict()},
         "versions": made_of["versions"],

@@ -15,6 +15,7 @@ from hf_glu.checkpoint.files import PREDICTIONS_FOLDER, RUN_FILE, SUITE_CSV_FILE
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.writing import PARTIAL, check_folder, is_vacant, whole_file, write_text, writing
 from hf_glu.errors import CheckpointError, OptionError, shown
+from hf_glu.tasks.metrics.shown import show_metrics
 from hf_glu.tasks.submission import zip_predictions
 from hf_glu.tasks.table import Task, find_suite
 from hf_glu.training.job import run_job
@@ -121,8 +122,7 @@ def write_suite(folder: Path, table: SuiteTable) -> None:
     write_text(folder / SUITE_CSV_FILE, text.getvalue())
     lines = ["| task | metrics | score |", "|---|---|---|"]
     for name, results in table["tasks"].items():
-        found = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
-        lines.append(f"| {name} | {found} | {results['score']:.2%} |")
+        lines.append(f"| {name} | {show_metrics(results['metrics'])} | {results['score']:.2%} |")
     mark = f" (partial: {', '.join(table['missing'])} missing)" if table["partial"] else ""
     shown = "-" if table["score"] is None else f"{table['score']:.2%}"
     lines.append(f"| **{table['suite']}** | mean of the scores{mark} | {shown} |")

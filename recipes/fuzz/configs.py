@@ -176,7 +176,7 @@ class Fuzzer:
             **TrainingOptions().to_dict(),
         }
         given.pop("mixed_precision")
-        job, _ = split_options(mutate(given, draw))
+        job, _ = split_options(mutate(given, draw), JobOptions, TrainingOptions)
         _ = job.units, job.folder
 
     def config_file(self, draw: random.Random) -> None:

@@ -17,7 +17,7 @@ from hf_glu.checkpoint.loading import load_model, load_skeleton
 from hf_glu.config.experts import ExpertOptions, read_groups
 from hf_glu.config.layers import check_layers
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError, shown
-from hf_glu.training.options import split_options
+from hf_glu.training.options import JobOptions, TrainingOptions, split_options
 
 DEEP: list = []
 for _ in range(5000):
@@ -179,7 +179,7 @@ def test_parts_of_composites_are_models_of_their_own(tmp_path):
 )
 def test_options_are_refused_in_one_short_line(values):
     with pytest.raises(HfGluError) as caught:
-        split_options(values)
+        split_options(values, JobOptions, TrainingOptions)
     assert len(str(caught.value)) < 1000
 
 

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from transformers.activations import ACT2FN
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import CheckpointError
+from hf_glu.instruments.probe import probe_inputs
 
 THREE = ("bert", "gpt2", "t5")
 
@@ -131,6 +133,21 @@ def test_a_checkpoint_without_an_activations_parameters_loads_defined_values(tmp
             assert_same(dict(site.act.phi.state_dict()), dict(fresh.state_dict()), "bitwise")
             for key, value in fresh.named_buffers():
                 assert_same(site.act.phi.get_buffer(key), value, "bitwise")
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "layers"), [("apertus", "stateful_xielu", "every 2"), ("llama", "xielu_glu", None)]
+)
+def test_an_activations_parameters_keep_their_dtype(family, target, layers, tmp_path):
+    model = tiny_model(family)  # in float32; Transformers builds xIELU in bfloat16 where a class doesn't say otherwise
+    hf_glu.convert(model, target, layers=layers, calibration=probe_inputs(model)["input_ids"], distill_steps=0)
+    for key, parameter in model.named_parameters():
+        if "alpha" in key:
+            parameter.data.add_(1e-4)  # what bfloat16 can't say
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert_same(dict(again.state_dict()), dict(model.state_dict()), "bitwise")
+    assert_same(outputs(again), outputs(model), "bitwise")
 
 
 def test_loaded_parameters_of_an_activation_are_not_initialised_again(tmp_path):

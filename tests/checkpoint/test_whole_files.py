@@ -220,6 +220,18 @@ def test_what_a_kill_leaves_is_in_nobodys_way(job, stopped):
     assert_the_same_run(job, resumed)
 
 
+def test_a_run_killed_after_its_results_loses_its_checkpoints_when_it_is_resumed(job, stopped):
+    left = job.folder.parent / "left"
+    shutil.copytree(stopped / "checkpoint-5", left)
+    finished = run_job(job, OPTIONS, resume=True)
+    shutil.copytree(left, stopped / "checkpoint-5")
+    assert run_job(job, OPTIONS, resume=True) == finished
+    assert not list(stopped.glob("checkpoint-*"))
+    (stopped / "results.json").write_text(json.dumps({**finished, "reloaded_equal": False}))
+    with pytest.raises(CheckpointError, match="isn't the one that was evaluated"):
+        run_job(job, OPTIONS, resume=True)
+
+
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "gone"])
 def test_half_checkpoints_are_skipped(damage, stopped):
     place = stopped / "checkpoint-5"
@@ -307,7 +319,7 @@ def test_a_mount_point_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("swallowed", [None, "it goes on", "an error of its own"])
 def test_signals_clean_up(number, error, swallowed, tmp_path):
     # a shell's background jobs ignore Ctrl-C
     before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -316,9 +328,11 @@ def test_signals_clean_up(number, error, swallowed, tmp_path):
         (stage / "config.json").write_text("{}")
         try:
             os.kill(os.getpid(), number)
-        except BaseException:
-            if not swallowed:
+        except BaseException as stop:
+            if swallowed is None:
                 raise
+            if swallowed == "an error of its own":  # a library's C or Rust, which a signal comes into
+                raise ValueError("the function of the callback failed") from stop
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) is before
     with staged_folder(tmp_path / "out") as stage:  # the signal is forgotten

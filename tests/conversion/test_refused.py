@@ -57,9 +57,30 @@ def test_what_configs_say():
 
 
 def test_a_family_without_a_vocabulary_reads_characters():
-    ids = probe_inputs(tiny.tiny_model("canine"))["input_ids"]
+    model = tiny.tiny_model("canine")
+    ids = probe_inputs(model)["input_ids"]
     assert ids.max() < CHARACTERS
     assert len(ids.unique()) > 5
+    report = hf_glu.convert(model, "geglu", width="iso", calibration=ids)
+    assert all(site.fit for site in report.sites)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "why"),
+    [
+        ("neomme", "relu2glu", "can't say what is asked for: Validation error for field 'hidden_act'"),
+        ("reformer", "stateful_reglu", "runs its layers again without their texts"),
+        ("reformer", "modulated_reglu", "runs its layers again without their texts"),
+        ("xlnet", "stateful_geglu", "transposed"),
+    ],
+)
+def test_what_a_family_cannot_have_is_refused_and_changes_nothing(family, target, why):
+    model = tiny.tiny_model(family)
+    state, config = {k: v.clone() for k, v in model.state_dict().items()}, model.config.to_dict()
+    with pytest.raises(HfGluError, match=why):
+        hf_glu.convert(model, target)
+    assert_same(dict(model.state_dict()), state, "bitwise")
+    assert model.config.to_dict() == config
 
 
 def test_what_is_drawn_at_random_is_the_same_each_time():

@@ -17,6 +17,7 @@ from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.router import Router
 from hf_glu.ffn.experts.shares import cross_entropies
 from hf_glu.plugin.trainers import LOSSES
+from hf_glu.training.data.examples import TaskExamples
 from hf_glu.training.job import Job
 from hf_glu.training.loop.loop import TrainingLoop
 from hf_glu.training.options import JobOptions, TrainingOptions
@@ -137,7 +138,7 @@ def test_our_own_loop(task, accumulate, tmp_path, monkeypatch):
     job = Job(JobOptions(model=base, task=task, dataset=str(tmp_path), to="geglu", experts="gelu*4"), options)
 
     def train():
-        loop = TrainingLoop(job.model, job.train, job.tokenizer, options, job.accelerator)
+        loop = TrainingLoop(job.model, TaskExamples(job.train, job.tokenizer), options, job.accelerator)
         monkeypatch.setattr(loop.optimizer, "zero_grad", lambda: None)
         job.model.zero_grad()
         loop.run()

@@ -24,10 +24,10 @@ import json, sys
 import torch
 from pathlib import Path
 from hf_glu.training.job import Job
-from hf_glu.training.options import split_options
+from hf_glu.training.options import JobOptions, TrainingOptions, split_options
 
 values = json.loads(Path(sys.argv[1]).read_text())
-job = Job(*split_options(values))
+job = Job(*split_options(values, JobOptions, TrainingOptions))
 assert job.accelerator.num_processes == int(sys.argv[2]), job.accelerator.num_processes
 results = job.run()
 if job.main:
@@ -78,9 +78,10 @@ from pathlib import Path
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from hf_glu.training import job as module
+from hf_glu.training import run as module
+from hf_glu.training.job import Job
 from hf_glu.training.loop.loop import TrainingLoop
-from hf_glu.training.options import split_options
+from hf_glu.training.options import JobOptions, TrainingOptions, split_options
 
 plain, seen = module.make_accelerator, []
 
@@ -97,7 +98,7 @@ module.make_accelerator = make_accelerator
 step = TrainingLoop._step
 sharded = lambda model: all(isinstance(p, DTensor) for p in model.parameters())
 TrainingLoop._step = lambda self: (seen.append(sharded(self.model)), step(self))[1]
-job = module.Job(*split_options(json.loads(Path(sys.argv[1]).read_text())))
+job = Job(*split_options(json.loads(Path(sys.argv[1]).read_text()), JobOptions, TrainingOptions))
 assert job.accelerator.num_processes == int(sys.argv[2]) and job.sharded
 results = job.run()
 assert seen and all(seen), "nothing was sharded"

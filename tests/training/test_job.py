@@ -413,11 +413,13 @@ def test_paired_test_and_variants():
 )
 def test_options(values, error, says):
     with pytest.raises(error, match=says):
-        split_options(values)
+        split_options(values, JobOptions, TrainingOptions)
 
 
 def test_options_read_what_yaml_writes():
-    job, options = split_options({"lr": "2e-5", "width": 1024, "epochs": 3, "max_steps": None, "compile": False})
+    job, options = split_options(
+        {"lr": "2e-5", "width": 1024, "epochs": 3, "max_steps": None, "compile": False}, JobOptions
+    )
     assert (options.lr, options.epochs, options.max_steps, job.units) == (2e-5, 3.0, None, 1024)
 
 
@@ -452,7 +454,7 @@ def test_too_long_for_the_model_and_trackers(bases, datasets, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "hf_glu" / "training" / "configs").glob("*.yaml")))
 def test_the_recipes_options_are_valid(path):
-    job, options = split_options(read_yaml(path))
+    job, options = split_options(read_yaml(path), JobOptions, TrainingOptions)
     family, *middle, suite = path.stem.split("-")
     assert job.model
     assert job.to

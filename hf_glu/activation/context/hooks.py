@@ -30,6 +30,7 @@ CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "ca
 
 PADDING = ("longformer", "led", "big_bird", "bigbird_pegasus")  # model types that pad texts to whole windows
 TIME_FIRST = ("fsmt", "xlnet")  # model types that hand their layers [T, B, H]
+REVERSIBLE = ("reformer",)  # model types that compute their layers once more in the backward pass
 SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of blocks: ours, and Transformers' own
 
 
@@ -37,12 +38,11 @@ def watch_context(model: nn.Module) -> None:
     """Hook ``model`` so that every reader is told of its tokens and cache; does nothing the second time.
 
     Raises:
-        OptionError: an FFN is given its texts in chunks, or transposed.
+        OptionError: an FFN is given its texts in chunks, or transposed, or computed again without its model.
     """
     for name, reader in named_readers(model):
         stack, block = _around(model, name)
-        if reader.needs_sequences:
-            _refuse_transposed(stack)
+        _refuse_family(stack, reader)
         _hook(stack, before_stack)
         if after_stack not in FORWARD_HOOKS.of(stack).values():
             stack.register_forward_hook(after_stack, always_call=True)
@@ -88,9 +88,12 @@ def named_readers(model: nn.Module) -> Iterator[tuple[str, Reader]]:
             yield name, module
 
 
-def _refuse_transposed(stack: Any) -> None:
-    if (kind := getattr(stack.config, "model_type", "")) in TIME_FIRST:
+def _refuse_family(stack: Any, reader: Reader) -> None:
+    kind = getattr(stack.config, "model_type", "")
+    if kind in TIME_FIRST and reader.needs_sequences:
         raise OptionError(f"{kind} hands its FFNs the texts transposed, which activations that read them can't have")
+    if kind in REVERSIBLE:
+        raise OptionError(f"{kind} runs its layers again without their texts, which {type(reader).__name__} reads")
 
 
 def _chunking(model: nn.Module, name: str) -> Iterator[nn.Module]:

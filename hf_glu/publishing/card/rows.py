@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.publishing.card.known import ComparisonFacts, Facts
 from hf_glu.publishing.card.plain import cell
+from hf_glu.tasks.metrics.shown import show_metrics
 
 
 def conversion_rows(facts: Facts) -> list[tuple[str, str]]:
@@ -86,4 +87,4 @@ def _parameters(count: int, active: int | None, when: str = "") -> str:
 
 
 def _metrics(values: dict[str, float] | None) -> str:
-    return ", ".join(f"{name} {value:.2%}" for name, value in values.items()) if values else "-"
+    return show_metrics(values) if values else "-"

@@ -22,7 +22,7 @@ from hf_glu.instruments.probe import CHARACTERS, give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.heads import load_classifier
-from hf_glu.training.options import JobOptions
+from hf_glu.training.options import ModelOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def convert_for(
-    model: PreTrainedModel, job: JobOptions, texts: Callable[[], list[str]], tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel, job: ModelOptions, texts: Callable[[], list[str]], tokenizer: PreTrainedTokenizerBase
 ) -> Report | None:
     """Convert the model as a job asks for; a conversion that needs a fit is fitted on ``texts()``.
 
@@ -102,7 +102,7 @@ def convert_for(
     return convert(model, job.to, calibration=texts() if fitted else None, tokenizer=tokenizer, **choice)
 
 
-def _random(model: PreTrainedModel, job: JobOptions, choice: SiteChoice) -> Report:
+def _random(model: PreTrainedModel, job: ModelOptions, choice: SiteChoice) -> Report:
     """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation."""
     assert job.to
     texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))

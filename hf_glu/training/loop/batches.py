@@ -31,6 +31,10 @@ class BatchPlan:
             self._epoch, self._batches = epoch, self._shuffle(epoch)
         return self._batches[number]
 
+    def epoch(self, step: int) -> int:
+        """Return in which pass over the data optimizer step ``step`` is, from 0 on."""
+        return step // self.steps_per_epoch
+
     def _shuffle(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self._seed * 100_003 + epoch)
         order = torch.randperm(len(self._lengths), generator=generator).tolist()

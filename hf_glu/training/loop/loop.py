@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.losses import with_router_losses
-from hf_glu.training.data.features import Features, collate, count_items, loss_of
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded
-from hf_glu.training.loop.batches import BatchPlan, share
+from hf_glu.training.loop.batches import share
+from hf_glu.training.loop.examples import Examples
 from hf_glu.training.loop.interrupt import Interrupted, interruptible
 from hf_glu.training.loop.progress import Progress, TrainingResult
 from hf_glu.training.loop.schedules import make_schedule
@@ -29,18 +29,17 @@ from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.groups import parameter_groups
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Evaluate: TypeAlias = "Callable[[PreTrainedModel], tuple[dict[str, float], float]]"
 
 
 class TrainingLoop:
-    """One run of fine-tuning, on this process and its siblings.
+    """One run of training, on this process and its siblings.
 
     Args:
         model: trained in place.
-        features: the training data.
-        tokenizer: pads the batches.
+        examples: the training data.
         options: how.
         accelerator: from `make_accelerator`.
         folder: for log and checkpoints; None: neither.
@@ -51,8 +50,7 @@ class TrainingLoop:
     def __init__(
         self,
         model: PreTrainedModel,
-        features: Features,
-        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
         options: TrainingOptions,
         accelerator: Accelerator,
         *,
@@ -60,14 +58,11 @@ class TrainingLoop:
         evaluate: Evaluate | None = None,
         title: str = "train",
     ) -> None:
-        self.features, self.tokenizer, self.options, self.accelerator = features, tokenizer, options, accelerator
+        self.examples, self.options, self.accelerator = examples, options, accelerator
         self.folder, self.evaluate, self.title = folder, evaluate, title
-        self.units = features.units
-        self.lengths = [len(ids) for ids in features.data["input_ids"]]
-        longest = [max(self.lengths[row] for row in unit) for unit in self.units]
-        self.plan = BatchPlan(longest, options.batch_size, options.seed)
+        self.plan = examples.plan(options.batch_size, options.seed)
         self.steps = options.max_steps or max(1, math.ceil(options.epochs * self.plan.steps_per_epoch))
-        self.loss_of, self.progress = loss_of(features), Progress()
+        self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self.shown: dict[str, str] = {}
         if options.gradient_checkpointing:
@@ -128,28 +123,25 @@ class TrainingLoop:
             anneal(self.plain, self.progress.step / max(1, self.steps - 1), until=self.options.anneal)
         self.model.train()
         processes = self.accelerator.num_processes
-        batch = self.plan[self.progress.step]
-        total = count_items(self.features, self._rows(batch))
+        batch, epoch = self.plan[self.progress.step], self.plan.epoch(self.progress.step)
+        total = self.examples.items(self.examples.rows(batch), epoch)
         parts = share(batch, self.accelerator.process_index, processes, self.options.accumulate)
         parts = [part for part in parts if part] or [[]]
         losses = []
         for number, part in enumerate(parts, 1):
-            rows = self._rows(part or batch[:1])  # without an example of its own, a process still takes part
-            weight = count_items(self.features, rows) / total if part else 0.0
-            inputs = collate(self.features, self.tokenizer, rows, self.accelerator.device)
+            rows = self.examples.rows(part or batch[:1])  # without an example of its own, a process still takes part
+            weight = self.examples.items(rows, epoch) / total if part and total else 0.0
+            inputs = self.examples.batch(rows, epoch, self.accelerator.device)
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
-                loss = with_router_losses(self.loss_of(self.model, inputs), self.model) * weight
+                loss = with_router_losses(self.examples.loss(self.model, inputs), self.model) * weight
                 self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
             losses.append(loss.detach().float())
-        self.progress.tokens += sum(self.lengths[row] for row in self._rows(batch))
+        self.progress.tokens += self.examples.tokens(self.examples.rows(batch))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         return torch.stack(losses).sum()
-
-    def _rows(self, batch: list[int]) -> list[int]:
-        return [row for unit in batch for row in self.units[unit]]
 
     def _due(self, every: int | None) -> bool:
         return bool(every) and self.progress.step % int(every or 1) == 0

@@ -1,0 +1,16 @@
+"""Metrics as a person reads them."""
+
+from __future__ import annotations
+
+# metrics that are no shares
+NUMBERS = frozenset({"loss", "perplexity", "bits_per_byte", "kl"})
+
+
+def show_metric(name: str, value: float) -> str:
+    """Return a share as a percentage, anything else as a number: ``84.11%``, ``3.214``."""
+    return f"{value:.4g}" if name.rpartition("/")[2] in NUMBERS else f"{value:.2%}"
+
+
+def show_metrics(values: dict[str, float]) -> str:
+    """Return metrics with their names, separated by commas."""
+    return ", ".join(f"{name} {show_metric(name, value)}" for name, value in values.items())

@@ -1,0 +1,1 @@
+"""Language modelling: continuing a pretrained model, or training one from scratch, on plain text."""

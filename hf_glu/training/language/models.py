@@ -1,0 +1,151 @@
+"""The model and the tokenizer of language modelling: a pretrained checkpoint's, or new ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+
+from hf_glu.checkpoint.config_file import check_config, reading
+from hf_glu.checkpoint.gguf import is_gguf, load_gguf, load_gguf_tokenizer
+from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.jsonio import JsonObject, read_object
+from hf_glu.checkpoint.loading import forget_code, load_tokenizer
+from hf_glu.checkpoint.writing import user_path
+from hf_glu.config.traits import longest_text, vocabulary
+from hf_glu.errors import OptionError, nearest, shown
+from hf_glu.training.data.models import give_padding
+from hf_glu.training.language.objectives import OBJECTIVES, Objective, objective_of
+from hf_glu.training.language.options import LONGEST_BLOCK, LanguageOptions
+from hf_glu.training.language.tokenizers import train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# what a config calls the ids of special tokens, and what a tokenizer does
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def load_language_model(
+    options: LanguageOptions, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Objective]:
+    """Load a pretrained model for its objective, in float32, with its tokenizer.
+
+    Raises:
+        CheckpointError: it can't be found or loaded.
+        OptionError: it can't be trained so.
+    """
+    import transformers
+
+    source = options.model
+    set_seed(seed)  # a head that the checkpoint doesn't have
+    if is_gguf(source):
+        model, tokenizer = load_gguf(source), load_gguf_tokenizer(source)
+        name = objective_of(model.config, options.objective)
+        if name != "clm":
+            raise OptionError(f"a GGUF file is trained by clm, not by {name}")
+        return _ready(model, tokenizer, name, options)
+    folder = resolve(source)
+    check_config(folder)
+    with reading(source, why="can't be loaded as a language model"):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
+        name = objective_of(config, options.objective)
+        kind = getattr(transformers, OBJECTIVES[name].auto_class)  # type: ignore[attr-defined]
+        model = kind.from_pretrained(folder, dtype=torch.float32)
+    forget_code(model.config)
+    return _ready(model, tokenizer, name, options)
+
+
+def make_language_model(
+    options: LanguageOptions, texts: Iterable[str], seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Objective]:
+    """Build a model from its config alone, with another model's tokenizer or one that is trained on ``texts``.
+
+    Raises:
+        OptionError, CheckpointError: the config can't be read or built, or there is no such tokenizer.
+    """
+    import transformers
+
+    values = read_config(str(options.config))
+    config = _config(values)
+    name = objective_of(config, options.objective)
+    if options.train_tokenizer:
+        tokenizer = train_tokenizer(texts, options.train_tokenizer, name)
+    else:
+        tokenizer = load_tokenizer(str(options.tokenizer))
+    size = values.get("vocab_size", len(tokenizer))
+    values = {**values, "vocab_size": size, **_token_ids(values, config, tokenizer)}
+    set_seed(seed)
+    with reading(options.config, why="can't be built"):
+        kind = getattr(transformers, OBJECTIVES[name].auto_class)  # type: ignore[attr-defined]
+        model = kind.from_config(_config(values), dtype=torch.float32)
+    return _ready(model, tokenizer, name, options)
+
+
+def read_config(text: str) -> JsonObject:
+    """Read the config of a model from a JSON file, or from JSON itself.
+
+    Raises:
+        OptionError: it is none.
+    """
+    try:
+        found = json.loads(text) if text.lstrip().startswith("{") else read_object(user_path(text))
+    except ValueError as error:
+        raise OptionError(f"config is no JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
+        raise OptionError('config must be an object with a model_type, such as {"model_type": "gpt2", "n_layer": 6}')
+    return found
+
+
+def _config(values: JsonObject) -> PreTrainedConfig:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind, more = values["model_type"], {key: value for key, value in values.items() if key != "model_type"}
+    if kind not in CONFIG_MAPPING:
+        raise OptionError(f"there is no model_type {shown(kind)}; {nearest(kind, list(CONFIG_MAPPING))}")
+    with reading("config", why="can't be read"):
+        return AutoConfig.for_model(kind, **more)
+
+
+def _token_ids(values: JsonObject, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the ids of special tokens, as the tokenizer has them, that the config doesn't say itself."""
+    found = {name: getattr(tokenizer, name, None) for name in _SPECIAL[:3]}
+    if config.is_encoder_decoder:
+        found["decoder_start_token_id"] = tokenizer.pad_token_id
+    return {name: number for name, number in found.items() if name not in values}
+
+
+def _ready(
+    model: Any, tokenizer: PreTrainedTokenizerBase, name: str, options: LanguageOptions
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Objective]:
+    give_padding(model, tokenizer)
+    size = vocabulary(model.config)
+    if size is not None and len(tokenizer) > size:
+        raise OptionError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model's vocabulary {size:,}: is it another model's?"
+        )
+    return model, tokenizer, OBJECTIVES[name](tokenizer, options)
+
+
+def block_length(asked: int | None, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a block has.
+
+    Raises:
+        OptionError: more than the model reads.
+    """
+    known = [limit for limit in (tokenizer.model_max_length, longest_text(config)) if limit]
+    limit = min(known) if known else LONGEST_BLOCK
+    if asked is not None and asked > limit:
+        raise OptionError(f"max_length={asked} is too long for the model, which reads {limit} tokens")
+    return asked or min(limit, LONGEST_BLOCK)
+
+
+def config_file(text: str) -> Path | None:
+    """Return the path of a config that is given as a file, None where it is JSON itself."""
+    return None if text.lstrip().startswith("{") else user_path(text)

@@ -1,0 +1,206 @@
+"""What a language model is trained to do: predict the next token, masked tokens, or the spans that were taken out.
+
+What is masked depends on the seed, the pass over the data and the block only, so that one process and several, and a
+resumed run, train on the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_glu.errors import OptionError
+from hf_glu.training.language.blocks import IDS, OFFSETS, POSITIONS
+from hf_glu.training.language.options import LanguageOptions
+from hf_glu.training.loop.examples import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+IGNORED = -100
+VALIDATION = -1  # in place of the pass over the data: the same masks each time
+SENTINEL = "<extra_id_{}>"
+Block = Mapping[str, Any]
+
+
+class Objective(Protocol):
+    """An objective: its name, the class of models that it trains, and what it makes of blocks.
+
+    Attributes:
+        name: on the command line.
+        auto_class: the class of Transformers that loads a model for it.
+        framed: whether each block has the special tokens of a text around it.
+    """
+
+    name: str
+    auto_class: str
+    framed: bool
+
+    def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
+        """Return inputs and labels of a block; its labels are `IGNORED` where nothing is predicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Causal language modelling: each token of a block from those before it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    options: LanguageOptions
+    name = "clm"
+    auto_class = "AutoModelForCausalLM"
+    framed = False
+
+    def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
+        """Return the tokens as their own labels; the first one of a block, or of a document kept apart, isn't one."""
+        ids = list(block[IDS])
+        labels = [IGNORED, *ids[1:]]
+        found = {IDS: ids, "labels": labels}
+        if POSITIONS in block:
+            places = list(block[POSITIONS])
+            found[POSITIONS] = places
+            found["labels"] = [label if place else IGNORED for label, place in zip(labels, places, strict=True)]
+        return found
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Masked language modelling (BERT, arXiv 1810.04805), masked anew in each pass over the data, by Transformers."""
+
+    tokenizer: PreTrainedTokenizerBase
+    options: LanguageOptions
+    name = "mlm"
+    auto_class = "AutoModelForMaskedLM"
+    framed = True
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.mask_token is None:
+            raise OptionError("mlm needs a tokenizer with a mask token, which this one doesn't have")
+
+    def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
+        """Return the tokens with some masked, which are the labels."""
+        from transformers import DataCollatorForLanguageModeling
+
+        whole = self.options.whole_words
+        collator = DataCollatorForLanguageModeling(
+            self.tokenizer, mlm_probability=self.options.mask, whole_word_mask=whole,
+            **({"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if whole else {}),
+        )  # fmt: skip
+        collator.generator = torch.Generator().manual_seed(int(draw.integers(2**62)))
+        offsets = {"offset_mapping": np.array([block[OFFSETS]])} if whole else {}
+        ids, labels = collator.torch_mask_tokens(torch.tensor([block[IDS]]), **self._special(block), **offsets)
+        return {IDS: ids[0].tolist(), "labels": labels[0].tolist()}
+
+    def _special(self, block: Block) -> dict[str, Tensor]:
+        special = self.tokenizer.get_special_tokens_mask(list(block[IDS]), already_has_special_tokens=True)
+        return {"special_tokens_mask": torch.tensor([special])}
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Span corruption (T5, arXiv 1910.10683): spans are replaced by sentinels, which the target says the content of."""
+
+    tokenizer: PreTrainedTokenizerBase
+    options: LanguageOptions
+    name = "span"
+    auto_class = "AutoModelForSeq2SeqLM"
+    framed = True
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.convert_tokens_to_ids(SENTINEL.format(0)) in (None, self.tokenizer.unk_token_id):
+            raise OptionError(f"span needs a tokenizer with the sentinels {SENTINEL.format(0)}, ..., such as T5's")
+
+    def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
+        """Return the tokens without their spans, and the spans as labels."""
+        ids = list(block[IDS])
+        end = [ids.pop()] if ids and ids[-1] == self.tokenizer.eos_token_id else []
+        hidden = hide_spans(len(ids), self.options.mask, self.options.span, draw)
+        inputs, labels = self._replace(ids, hidden), self._replace(ids, ~hidden)
+        return {IDS: inputs + end, "labels": labels + end}
+
+    def _replace(self, ids: Sequence[int], hidden: np.ndarray) -> list[int]:
+        """Return ``ids`` with one sentinel in the place of each run of hidden ones."""
+        found, number = [], 0
+        for at, (token, out) in enumerate(zip(ids, hidden, strict=True)):
+            if not out:
+                found.append(token)
+            elif at == 0 or not hidden[at - 1]:
+                found.append(int(self.tokenizer.convert_tokens_to_ids(SENTINEL.format(number))))
+                number += 1
+        return found
+
+
+def hide_spans(length: int, share: float, mean: float, draw: np.random.Generator) -> np.ndarray:
+    """Return which of ``length`` tokens are hidden, so that spans and the gaps before them alternate, a gap first.
+
+    ``share`` of the tokens are hidden, in spans of ``mean`` tokens on average, one token and one span at least.
+    """
+    if length < 2:
+        return np.zeros(length, dtype=bool)
+    count = min(max(1, round(length * share)), length - 1)
+    spans = max(1, min(round(count / mean), count, length - count))
+    gaps, sizes = _parts(length - count, spans, draw), _parts(count, spans, draw)
+    alternating = [size for pair in zip(gaps, sizes, strict=True) for size in pair]
+    return np.repeat([False, True] * spans, alternating)
+
+
+def _parts(total: int, parts: int, draw: np.random.Generator) -> list[int]:
+    """Return ``parts`` positive numbers that add up to ``total``, each such list as likely as another."""
+    cuts = np.sort(draw.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff([0, *cuts, total]).tolist()
+
+
+OBJECTIVES: dict[str, Callable[[PreTrainedTokenizerBase, LanguageOptions], Objective]] = {
+    each.name: each for each in (NextToken, MaskedTokens, Spans)
+}
+
+
+def objective_of(config: PreTrainedConfig, asked: str) -> str:
+    """Return the name of a model's objective: the one asked for, else that of its class.
+
+    Raises:
+        OptionError: the model can't be trained so.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    kinds = {
+        "clm": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "mlm": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "span": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    able = [name for name, kind in kinds.items() if config.model_type in kind]
+    if asked != "auto":
+        if asked not in able:
+            ways = " or ".join(able) or "nothing"
+            raise OptionError(f"{config.model_type} can't be trained by {asked}, but by {ways}")
+        return asked
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if "CausalLM" in named and "clm" in able:
+        return "clm"
+    order = ("span", "mlm", "clm") if config.is_encoder_decoder else ("mlm", "clm")
+    chosen = next((name for name in order if name in able), None)
+    if chosen is None:
+        raise OptionError(f"{config.model_type} is no language model: its class has none of {', '.join(kinds)}")
+    return chosen
+
+
+def collate(rows: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Pad inputs and labels to the longest; a mask is left out where nothing is padding, or documents are kept apart.
+
+    Positions that begin again say by themselves which tokens belong together, and Transformers reads them only where
+    there is no mask: what follows a text's end is padding that no token before it sees.
+    """
+    fill = {IDS: tokenizer.pad_token_id or 0, "labels": IGNORED, POSITIONS: 0}
+    batch = {}
+    for key in rows[0]:
+        longest = max(len(row[key]) for row in rows)
+        batch[key] = torch.tensor([row[key] + [fill[key]] * (longest - len(row[key])) for row in rows])
+    lengths = torch.tensor([len(row[IDS]) for row in rows])
+    if POSITIONS not in rows[0] and bool((lengths != lengths[0]).any()):
+        batch["attention_mask"] = (torch.arange(batch[IDS].shape[1]) < lengths[:, None]).long()
+    return batch

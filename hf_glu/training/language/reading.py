@@ -1,0 +1,156 @@
+"""Reading plain text: files of several kinds, folders, patterns and sets of the Hub, as documents."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from hf_glu.checkpoint.writing import reason_of, user_path
+from hf_glu.errors import DataError, OptionError, nearest
+from hf_glu.tasks.files import hash_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+Documents: TypeAlias = "Dataset | IterableDataset"
+
+TEXT = "text"  # the only column of what is read
+# a file's ending -> the builder of datasets that reads it
+BUILDERS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+
+
+def find_files(names: Sequence[str]) -> list[Path]:
+    """Return the files that names, folders and patterns mean, each once, in order.
+
+    Raises:
+        DataError: nothing is there, or a file is of an unknown kind.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = user_path(name)
+        if path.is_dir():
+            files = [each for each in sorted(path.rglob("*")) if each.suffix in BUILDERS and each.is_file()]
+        elif path.is_file():
+            files = [path]
+        else:
+            files = [Path(each) for each in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(each)]
+        if not files:
+            raise DataError(f"{name} has no file of {', '.join(BUILDERS)}" if path.is_dir() else f"there is no {name}")
+        for file in files:
+            if file.suffix not in BUILDERS:
+                raise DataError(f"{file} is of no known kind: {', '.join(BUILDERS)}")
+            found[file.absolute()] = None
+    return list(found)
+
+
+def is_local(names: Sequence[str]) -> bool:
+    """Return whether ``names`` are files here, and not a data set of the Hub: ``user/name[:config]``."""
+    if len(names) != 1 or names[0].startswith((".", "/", "~")) or any(sign in names[0] for sign in "*?["):
+        return True
+    path = user_path(names[0])
+    return path.exists() or path.suffix in BUILDERS or names[0].count("/") > 1
+
+
+def read_documents(names: Sequence[str], *, column: str | None = None, stream: bool = False) -> Documents:
+    """Read documents: a row each, whose only column is `TEXT`.
+
+    In a .txt file documents are separated by empty lines; elsewhere a row is one.
+
+    Args:
+        names: files, folders, patterns; or one data set of the Hub, of which the split ``train`` is read.
+        column: the text's; None: ``text``, or the only one.
+        stream: whether the rows are read when they are needed.
+
+    Raises:
+        DataError: they can't be read, or there is no such column.
+    """
+    parts = _local(names, stream=stream) if is_local(names) else [_of_hub(names[0], stream=stream)]
+    parts = [_only_text(part, column) for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(parts)
+
+
+def _local(names: Sequence[str], *, stream: bool) -> list[Documents]:
+    files: dict[str, list[str]] = {}
+    for file in find_files(names):
+        files.setdefault(BUILDERS[file.suffix], []).append(str(file))
+    from datasets import load_dataset
+    from datasets.config import HF_DATASETS_CACHE
+
+    found = []
+    for builder, paths in files.items():
+        if not any(os.path.getsize(path) for path in paths):
+            raise DataError(f"{paths[0]} is empty: there is no text in it")
+        options = {"sample_by": "paragraph"} if builder == "text" else {}
+        if not stream:  # datasets' cache goes by name and time: here by content, so that it is never stale
+            content = "".join(hash_file(Path(path)) for path in paths)
+            options["cache_dir"] = f"{HF_DATASETS_CACHE}/hf_glu/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        try:
+            found.append(load_dataset(builder, data_files=paths, split="train", streaming=stream, **options))
+        except Exception as error:  # of pandas, pyarrow, json and datasets
+            raise DataError(f"{paths[0]} can't be read as {builder}: {_cause(error)}") from error
+    return found
+
+
+def _of_hub(name: str, *, stream: bool) -> Documents:
+    from datasets import load_dataset
+
+    repository, _, config = name.partition(":")
+    try:
+        return load_dataset(repository, config or None, split="train", streaming=stream)
+    except Exception as error:
+        raise DataError(f"there is no file {name}, and no data set of the Hub can be had: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    return reason_of(error.__cause__ or error)
+
+
+def _only_text(documents: Documents, column: str | None) -> Documents:
+    columns = list(documents.column_names or next(iter(documents), {}))
+    chosen = column or (TEXT if TEXT in columns else columns[0] if len(columns) == 1 else None)
+    if chosen is None:
+        raise DataError(f"which column is the text? Give text_column: {', '.join(columns)}")
+    if chosen not in columns:
+        raise DataError(f"there is no column {chosen!r}; {nearest(chosen, columns)}")
+    kind = getattr((documents.features or {}).get(chosen), "dtype", "string")
+    if kind not in ("string", "large_string"):
+        raise DataError(f"column {chosen!r} has {kind}, no text")
+    documents = documents.select_columns([chosen])
+    if chosen != TEXT:
+        documents = documents.rename_column(chosen, TEXT)
+    return documents.filter(_has_text)
+
+
+def _has_text(row: dict[str, str | None]) -> bool:
+    return bool(row[TEXT] and row[TEXT].strip())  # type: ignore[union-attr]
+
+
+def split_documents(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split documents into those to train on and those to validate on, each in the order of the data.
+
+    Raises:
+        OptionError: there is only one.
+    """
+    import numpy as np
+
+    count = len(documents)
+    held = max(1, round(count * share))
+    if held >= count:
+        raise OptionError(f"there is {count} document, of which none is left to validate on: give validation, a file")
+    chosen = np.random.default_rng(seed).permutation(count)
+    return documents.select(sorted(chosen[held:])), documents.select(sorted(chosen[:held]))
