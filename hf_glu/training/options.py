@@ -154,7 +154,9 @@ class ModelOptions:
         """Raise OptionError for an option that would be ignored."""
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
         for key, needed in NEEDED.items():
-            if key in defaults and getattr(self, key) != defaults[key] and not any(getattr(self, n) for n in needed):
+            known = [name for name in needed if name in defaults]
+            changed = key in defaults and getattr(self, key) != defaults[key]
+            if changed and known and not any(getattr(self, name) for name in known):
                 raise OptionError(f"{key}={getattr(self, key)!r} does nothing without {' or '.join(needed)}: give that")
         for key, other in EXCLUSIVE:
             if getattr(self, key, None) and getattr(self, other, None):

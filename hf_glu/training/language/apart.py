@@ -12,6 +12,8 @@ from hf_glu.instruments.probe import evaluating
 
 TOKENS = 6  # of each of two documents
 SAME = 1e-4  # of the largest logit
+# where a cache is made, as by default, Transformers doesn't look for packed documents
+PACKED = {"use_cache": False}
 
 
 def check_apart(model: Any) -> None:
@@ -25,10 +27,10 @@ def check_apart(model: Any) -> None:
     places = torch.arange(TOKENS, device=device).repeat(2)
     with evaluating(model):
         try:
-            packed = model(input_ids=ids.reshape(1, -1), position_ids=places[None], use_cache=False).logits
+            packed = model(input_ids=ids.reshape(1, -1), position_ids=places[None], **PACKED).logits
         except TypeError:
             packed = None
-        alone = model(input_ids=ids, use_cache=False).logits.reshape(1, 2 * TOKENS, -1)
+        alone = model(input_ids=ids).logits.reshape(1, 2 * TOKENS, -1)
     if packed is None or not torch.allclose(packed, alone, rtol=0.0, atol=SAME * float(alone.abs().max())):
         raise OptionError(
             f"{model.config.model_type} doesn't keep packed documents apart: leave documents=separate out, or give "

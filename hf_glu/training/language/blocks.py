@@ -13,7 +13,7 @@ from hf_glu.training.language.reading import TEXT, Documents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IDS, POSITIONS, OFFSETS, BYTES = "input_ids", "position_ids", "offset_mapping", "bytes"
+IDS, POSITIONS, BEGINS, BYTES = "input_ids", "position_ids", "begins_word", "bytes"
 TOGETHER = 10_000  # documents that are joined at once: their last block may be short
 _SAMPLE = "a"
 
@@ -49,23 +49,23 @@ class Cutter:
         framed: whether each block begins and ends with the special tokens of a text, as encoders want it; else each
             document begins with those before a text, and ends with those after it, or with the token that ends a text.
         separate: whether a block has tokens of one document only (framed), or positions that begin again with each.
-        offsets: whether the letters that each token is made of are kept, by which words are told apart.
+        words: whether it is kept which tokens begin a word.
     """
 
     tokenizer: PreTrainedTokenizerBase
     length: int
     framed: bool
     separate: bool = False
-    offsets: bool = False
+    words: bool = False
 
     def __post_init__(self) -> None:
         if self.length < 8:
             raise OptionError(f"a block of {self.length} tokens is too short: give max_length, 8 at least")
-        if self.offsets and not self.tokenizer.is_fast:
-            raise OptionError("whole_words needs a fast tokenizer, which tells the letters of each token")
+        if self.words and not self.tokenizer.is_fast:
+            raise OptionError("whole_words needs a fast tokenizer, which tells the word of each token")
 
     def cut(self, documents: Documents, *, workers: int = 1) -> Documents:
-        """Return the blocks: `IDS`, with `POSITIONS` or `OFFSETS` where they are kept, and the `BYTES` of the text.
+        """Return the blocks: `IDS`, with `POSITIONS` or `BEGINS` where they are kept, and the `BYTES` of the text.
 
         Raises:
             DataError: there is no text.
@@ -81,26 +81,26 @@ class Cutter:
         """Tokenize documents, without the special tokens around them."""
         texts = batch[TEXT]
         found = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
-            return_offsets_mapping=self.offsets, verbose=False,
-        )  # fmt: skip
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )
         columns = {IDS: found[IDS], BYTES: [len(text.encode("utf-8", "replace")) for text in texts]}
-        return columns | ({OFFSETS: found[OFFSETS]} if self.offsets else {})
+        if self.words:
+            columns[BEGINS] = [_begins(found.word_ids(number)) for number in range(len(texts))]
+        return columns
 
     def join(self, batch: Columns) -> Columns:
         """Join tokenized documents end to end, and cut them into blocks."""
         frame = Frame.of(self.tokenizer)
         if self.framed:
-            columns = {key: batch[key] for key in (IDS, OFFSETS) if key in batch}
+            columns = {key: batch[key] for key in (IDS, BEGINS) if key in batch}
             size = self.length - len(frame)
             if not self.separate:
                 columns = {key: [list(chain.from_iterable(value))] for key, value in columns.items()}
             pieces = {key: [p for value in values for p in _pieces(value, size)] for key, values in columns.items()}
-            nowhere = (0, 0)
             blocks: Columns = {IDS: [[*frame.prefix, *piece, *frame.suffix] for piece in pieces[IDS]]}
-            if OFFSETS in pieces:
-                before, after = [nowhere] * len(frame.prefix), [nowhere] * len(frame.suffix)
-                blocks[OFFSETS] = [[*before, *piece, *after] for piece in pieces[OFFSETS]]
+            if BEGINS in pieces:
+                before, after = [True] * len(frame.prefix), [True] * len(frame.suffix)
+                blocks[BEGINS] = [[*before, *piece, *after] for piece in pieces[BEGINS]]
         else:
             end = frame.suffix or ((self.tokenizer.eos_token_id,) if self.tokenizer.eos_token_id is not None else ())
             texts = [[*frame.prefix, *ids, *end] for ids in batch[IDS]]
@@ -112,6 +112,11 @@ class Cutter:
         # the text's bytes, where they belong to: on average
         total, tokens = sum(batch[BYTES]), sum(map(len, blocks[IDS])) or 1
         return {**blocks, BYTES: [total * len(ids) / tokens for ids in blocks[IDS]]}
+
+
+def _begins(words: Sequence[int | None]) -> list[bool]:
+    """Return which tokens begin a word, of the words that they belong to."""
+    return [word is None or at == 0 or word != words[at - 1] for at, word in enumerate(words)]
 
 
 def _pieces(values: list[Any], size: int) -> list[list[Any]]:

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from hf_glu.errors import DataError
 from hf_glu.training.data.prediction import eval_mode
-from hf_glu.training.language.blocks import BYTES, IDS
+from hf_glu.training.language.apart import PACKED
+from hf_glu.training.language.blocks import BYTES, IDS, POSITIONS
 from hf_glu.training.language.objectives import IGNORED, VALIDATION, Objective, collate
 from hf_glu.training.loop.accelerating import merge
 from hf_glu.training.loop.batches import BatchPlan
@@ -90,7 +91,7 @@ class BlockExamples:
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the tokens that are predicted, in nats."""
-        loss: Tensor = model(**batch).loss
+        loss: Tensor = model(**batch, **(PACKED if POSITIONS in batch else {})).loss
         return loss
 
 

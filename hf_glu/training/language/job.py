@@ -64,7 +64,7 @@ class LanguageRun(Run):
             length=block_length(options.max_length, self.model.config, self.tokenizer),
             framed=self.objective.framed,
             separate=job.documents == "separate",
-            offsets=job.whole_words,
+            words=job.whole_words,
         )
         if self.cutter.separate and not self.cutter.framed:
             check_apart(self.model)

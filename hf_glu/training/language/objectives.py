@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.errors import OptionError
-from hf_glu.training.language.blocks import IDS, OFFSETS, POSITIONS
+from hf_glu.training.language.blocks import BEGINS, IDS, POSITIONS
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.loop.examples import Batch
 
@@ -92,13 +92,23 @@ class MaskedTokens:
             **({"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if whole else {}),
         )  # fmt: skip
         collator.generator = torch.Generator().manual_seed(int(draw.integers(2**62)))
-        offsets = {"offset_mapping": np.array([block[OFFSETS]])} if whole else {}
-        ids, labels = collator.torch_mask_tokens(torch.tensor([block[IDS]]), **self._special(block), **offsets)
+        ids, labels = collator.torch_mask_tokens(
+            torch.tensor([block[IDS]]), **self._special(block), **({"offset_mapping": _apart(block)} if whole else {})
+        )
         return {IDS: ids[0].tolist(), "labels": labels[0].tolist()}
 
     def _special(self, block: Block) -> dict[str, Tensor]:
         special = self.tokenizer.get_special_tokens_mask(list(block[IDS]), already_has_special_tokens=True)
         return {"special_tokens_mask": torch.tensor([special])}
+
+
+def _apart(block: Block) -> np.ndarray:
+    """Return offsets in which words have a gap between them, which is how the collator tells them apart.
+
+    A tokenizer's own offsets may count a space to the word after it, and then leave no gap.
+    """
+    ends = np.arange(1, len(block[IDS]) + 1) + np.cumsum(block[BEGINS])
+    return np.stack([ends - 1, ends], axis=-1)[None]
 
 
 @dataclass(frozen=True)
@@ -136,17 +146,18 @@ class Spans:
 
 
 def hide_spans(length: int, share: float, mean: float, draw: np.random.Generator) -> np.ndarray:
-    """Return which of ``length`` tokens are hidden, so that spans and the gaps before them alternate, a gap first.
+    """Return which of ``length`` tokens are hidden: ``share`` of them, in spans of ``mean`` tokens on average.
 
-    ``share`` of the tokens are hidden, in spans of ``mean`` tokens on average, one token and one span at least.
+    One token at least is hidden, and one isn't; between two spans there is at least one. All ways are as likely.
     """
     if length < 2:
         return np.zeros(length, dtype=bool)
     count = min(max(1, round(length * share)), length - 1)
-    spans = max(1, min(round(count / mean), count, length - count))
-    gaps, sizes = _parts(length - count, spans, draw), _parts(count, spans, draw)
-    alternating = [size for pair in zip(gaps, sizes, strict=True) for size in pair]
-    return np.repeat([False, True] * spans, alternating)
+    spans = max(1, min(round(count / mean), count, length - count + 1))
+    sizes, gaps = _parts(count, spans, draw), _parts(length - count + 2, spans + 1, draw)
+    gaps[0], gaps[-1] = gaps[0] - 1, gaps[-1] - 1  # there may be none before the first span, and after the last
+    alternating = [size for pair in zip(gaps, [*sizes, 0], strict=True) for size in pair]
+    return np.repeat([False, True] * (spans + 1), alternating)
 
 
 def _parts(total: int, parts: int, draw: np.random.Generator) -> list[int]:
