@@ -36,6 +36,10 @@ NEEDED = {
     "validation": ("dataset",),
     "texts": ("dataset",),
     "predict": ("output",),
+    "teacher_share": ("teacher",),
+    "temperature": ("teacher",),
+    "match": ("teacher",),
+    "match_weight": ("teacher",),
 }
 EXCLUSIVE = (
     ("task", "mixture"),
