@@ -14,7 +14,7 @@ from hf_glu.conversion.experts.banks import RegateBank
 from hf_glu.conversion.experts.upcycling import Upcycle
 from hf_glu.conversion.report import Report
 from hf_glu.conversion.steps import Change, Target
-from hf_glu.conversion.targets import check_sections, read_dictionary
+from hf_glu.conversion.targets import check_section_names, read_dictionary
 from hf_glu.errors import OptionError
 from hf_glu.ffn.experts.group import is_gated
 from hf_glu.ffn.sites import find_banks
@@ -64,7 +64,7 @@ def plan(
         HfGluError: an unknown name; options that can't be, or don't go together; no FFN that is chosen; no route; a
             model that can't be converted as it is.
     """
-    check_sections(sections, plan)
+    check_section_names(sections, plan)
     check_convertible(model)
     where = {"layers": layers, "exclude": exclude}
     shape: dict[str, Any] = {"width": width, "fitted": fitted, "bias": bias}
@@ -142,7 +142,7 @@ def convert(
     Raises:
         UnknownNameError, NoSiteError, ConversionError, OptionError: see `hf_glu.plan`; or more differs than promised.
     """
-    check_sections(options, plan, convert)
+    check_section_names(options, plan, convert)
     fitted = calibration is not None and not isinstance(target, Change)
     return plan(model, target, fitted=fitted, **options).apply(
         calibration=calibration, tokenizer=tokenizer, distill_steps=distill_steps, inputs=inputs, check=check

@@ -16,7 +16,7 @@ from hf_glu.errors import OptionError, refuse_unknown
 _NAMED = re.compile(r"(?P<name>\w+)\s*\((?P<functions>[\w\s,]+)\)")
 
 
-def check_sections(given: Iterable[str], *functions: Callable[..., Any]) -> None:
+def check_section_names(given: Iterable[str], *functions: Callable[..., Any]) -> None:
     """Raise UnknownNameError for an option that neither the functions nor a wrapper has; the last one is named."""
     every = (known for function in functions for known in signature(function).parameters.values())
     own = [known.name for known in every if known.kind is known.KEYWORD_ONLY]

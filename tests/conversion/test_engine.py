@@ -20,7 +20,7 @@ from hf_glu.conversion.changes.freeze import FreezeMix
 from hf_glu.conversion.changes.revert import Revert
 from hf_glu.conversion.changes.t5_layout import ToNative
 from hf_glu.conversion.routes import APPROXIMATE, Route
-from hf_glu.conversion.targets import check_sections
+from hf_glu.conversion.targets import check_section_names
 from hf_glu.conversion.work import TensorRule
 from hf_glu.errors import CheckpointError, ConversionError, DuplicateNameError, OptionError, UnknownNameError
 from hf_glu.ffn.linear import set_rows, weight_rows
@@ -237,7 +237,7 @@ def test_an_option_of_plan_is_one_of_convert():
             verb(gpt2(), "geglu_new", wdth=20)
     for name, part in signature(hf_glu.plan).parameters.items():
         if part.kind is part.KEYWORD_ONLY and name != "fitted":
-            check_sections([name], hf_glu.plan, hf_glu.convert)
+            check_section_names([name], hf_glu.plan, hf_glu.convert)
 
 
 def test_two_changes_of_one_name_are_refused():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same
+from pico import FAMILIES
 from taskdata import save_base, write_dataset
 from transformers import BertForSequenceClassification
 
@@ -53,11 +54,17 @@ def launch(folder: Path, values: dict, processes: int, script: str = SCRIPT) -> 
     return json.loads(result.read_text()), torch.load(f"{result}.pt", weights_only=True)
 
 
+NO_DROPOUT = {
+    "bert": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0},
+    "gpt2": {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    "t5": {"dropout_rate": 0},
+}
+
+
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_two_processes_train_and_evaluate_as_one(family, tmp_path):
     write_dataset(tmp_path / "data", "rte")
-    no_dropout = {"bert": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}, "t5": {"dropout_rate": 0}}
-    base = save_base(tmp_path / "base", family, **no_dropout[family])
+    base = save_base(tmp_path / "base", family, **NO_DROPOUT[family])
     values = {
         "model": base, "task": "rte", "dataset": str(tmp_path / "data"), "to": {"bert": "geglu", "t5": "reglu"}[family],
         "max_steps": 4, "batch_size": 5, "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3,
@@ -148,3 +155,37 @@ def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
     assert any(whole[key].any() for key in steps)
     assert_same({k: divided[k] for k in steps}, {k: whole[k] for k in steps}, "bitwise")
     assert_same(*({k: v for k, v in state.items() if v.is_floating_point()} for state in (divided, whole)), "trained")
+
+
+LANGUAGE = """
+import json, sys
+import torch
+from pathlib import Path
+from hf_glu.training.language.job import LanguageRun
+from hf_glu.training.language.pretraining import language_options
+
+run = LanguageRun(*language_options(json.loads(Path(sys.argv[1]).read_text())))
+assert run.accelerator.num_processes == int(sys.argv[2]), run.accelerator.num_processes
+results = run.run()
+if run.main:
+    Path(sys.argv[3]).write_text(json.dumps(results))
+    torch.save(run.model.state_dict(), sys.argv[3] + ".pt")
+"""
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm", "span"])
+def test_two_processes_train_a_language_model_as_one(objective, tmp_path):
+    texts = [" ".join(["a film", *["was fine"] * (number % 7), f"or {number}"]) for number in range(30)]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    family = {"clm": "gpt2", "mlm": "bert", "span": "t5"}[objective]
+    config = {"model_type": family, **FAMILIES[family].arguments, **NO_DROPOUT[family]}
+    values = {
+        "config": json.dumps({key: value for key, value in config.items() if "token_id" not in key}),
+        "train_tokenizer": 400, "data": [str(tmp_path / "texts.txt")], "validation_share": 0.2, "max_steps": 4,
+        "batch_size": 5, "max_length": 16, "precision": "no", "eval_batch_size": 2, "evaluate_every": 2,
+    }  # fmt: skip
+    one, first = launch(tmp_path, values, 1, LANGUAGE)
+    two, second = launch(tmp_path, values, 2, LANGUAGE)
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+    assert two["training"]["loss"] == pytest.approx(one["training"]["loss"], rel=1e-5)
+    assert_same(second, first, "trained")
