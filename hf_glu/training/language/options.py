@@ -9,7 +9,7 @@ from hf_glu.errors import OptionError, shown
 from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option
 
 OBJECTIVES = ("auto", "clm", "mlm", "span", "hidden")
-MATCHES = ("auto", "none", "ffn", "hidden")
+MATCHES = ("none", "ffn", "hidden")
 DOCUMENTS = ("joined", "separate")
 LONGEST_BLOCK = 1024  # where the model would read more, and no length is given
 FROM_SCRATCH = {"lr": 6e-4, "weight_decay": 0.1}  # what is usual there, instead of the defaults
@@ -60,7 +60,7 @@ class LanguageOptions(ModelOptions):
     teacher: str | None = option(None, "Heal the model: be like this one; base: what it was converted from.")
     teacher_share: float = option(1.0, "Share of the teacher's logits in the loss; the rest is the text's own tokens.")
     temperature: float = option(1.0, "Of the logits that are compared with the teacher's.")
-    match: str = option("auto", "What is compared beside logits: ffn (outputs of FFNs), hidden (states) or none.")
+    match: str = option("none", "Compared beside logits: ffn (outputs), hidden (states; without a head always), none.")
     match_weight: float = option(1.0, "Of what is compared beside logits, in the loss.")
 
     positive: ClassVar[tuple[str, ...]] = (
