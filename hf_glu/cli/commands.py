@@ -49,7 +49,12 @@ def activations(
     """List the gated activations: name, value, source."""
     import hf_glu
 
+    if len(given := [f"--{name}" for name, value in {"json": json, "markdown": markdown}.items() if value]) > 1:
+        raise OptionError(f"one form at a time, got {' and '.join(given)}")
     if plot is not None:
+        from hf_glu.publishing.report.family import check_plot
+
+        check_plot(plot)
         from hf_glu.publishing.report.family_curves import plot_family
 
         drawn = {"plot": str(plot_family(plot))}
@@ -65,6 +70,10 @@ def activations(
 @app.command()
 def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")], json: Json = False) -> None:
     """List a model's feed-forward networks (its weights are not loaded)."""
+    from hf_glu.cli.early import check_sources
+
+    check_sources(model)
+
     from hf_glu.checkpoint.loading import load_skeleton
     from hf_glu.ffn.experts import find_experts
     from hf_glu.ffn.identify import describe_site
@@ -108,13 +117,20 @@ def convert(
     if stream and (width != "keep" or native or calibration is not None):
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
 
+    from hf_glu.checkpoint.loading import read_texts
+    from hf_glu.cli import early
+
+    early.check_conversion(target, **options)
+    texts = None if calibration is None else read_texts(calibration)
+    if not plan:
+        early.check_destinations(destination)
+    early.check_sources(source)
+
     import hf_glu
     from hf_glu.checkpoint.convert import plan_checkpoint
     from hf_glu.checkpoint.folders import staged_folder
-    from hf_glu.checkpoint.loading import read_texts
     from hf_glu.publishing.card.card import write_card
 
-    texts = None if calibration is None else read_texts(calibration)
     if plan:
         planned = plan_checkpoint(source, target, fitted=texts is not None, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
@@ -153,6 +169,10 @@ def verify(
     json: Json = False,
 ) -> int:
     """Compare the outputs of two checkpoints; exit code 1 where they differ by more than the tolerance."""
+    from hf_glu.cli.early import check_sources
+
+    check_sources(a, b)
+
     import hf_glu
     from hf_glu.checkpoint.loading import encode
     from hf_glu.cli.exits import EXIT_DIFFERENT
@@ -195,12 +215,14 @@ def coverage(
 
     from tqdm.auto import tqdm
 
-    from hf_glu.bench.coverage import tiny
-    from hf_glu.bench.coverage.survey import Coverage, survey
     from hf_glu.checkpoint.writing import check_file
 
     if markdown:
         check_file(markdown)
+
+    from hf_glu.bench.coverage import tiny
+    from hf_glu.bench.coverage.survey import Coverage, survey
+
     types = tiny.model_types()
     for name in only or []:
         if name not in types:

@@ -26,6 +26,7 @@ def gates(
 ) -> None:
     """Show how open a model's gates are on a text, and what stateful ones remember."""
     from hf_glu.checkpoint.writing import check_file
+    from hf_glu.cli.early import check_sources
     from hf_glu.publishing.report.drawing import require_matplotlib
     from hf_glu.publishing.report.gates import gates_page
     from hf_glu.publishing.report.page import write_page
@@ -35,6 +36,7 @@ def gates(
     if html is not None:
         require_matplotlib()
         check_file(html)
+    check_sources(model)
     data = read_gates(model, text)
     if html is not None:
         data["html"] = str(write_page(gates_page(data), html, command="gates"))

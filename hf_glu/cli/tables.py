@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_glu.activation.listing import notes
 from hf_glu.checkpoint.jsonio import to_json
 from hf_glu.config.showing import change, number
 from hf_glu.tasks.metrics.shown import show_metric, show_metrics
@@ -51,7 +52,8 @@ def activations(data: Data, console: Console) -> None:
     for rule in data["rules"]:
         shown.add_row(rule["pattern"], rule["equation"], rule["paper"])
     console.print(shown)
-    console.print("N: " + ", ".join(data["elementwise"]))
+    for line in notes(data):
+        console.print(line)
 
 
 def sites(data: Data, console: Console) -> None:

@@ -10,11 +10,13 @@ import typer
 
 from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
+from hf_glu.cli.early import check_jobs
 from hf_glu.cli.fields import with_flags
 from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import OptionError
 from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions, read_yaml, split_options
 from hf_glu.training.packaged import find_config
+from hf_glu.training.variants import read_variants
 
 _CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
 
@@ -89,6 +91,7 @@ def finetune(
     job, options = _read(config, given)
     _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
     _check_packages("finetune", job)
+    check_jobs(job, suite=suite, only=only)
     quieten()
 
     from hf_glu.publishing.card.card import write_card
@@ -122,11 +125,14 @@ def compare(
     if not job.output:
         raise OptionError("compare needs a folder for its runs: give it with --output")
     _check_packages("compare", job, "scipy")
+    names, numbers = variants.split(","), [int(seed) for seed in seeds.split(",")]
+    folder = job.folder or Path()
+    check_jobs(*(each.job(job, folder, 0) for each in read_variants(names, numbers, job, options)))
     quieten()
 
     from hf_glu.training.comparing import compare as run
 
-    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options, tables.tell)
+    result = run(names, numbers, job, options, tables.tell)
     emit_once({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 

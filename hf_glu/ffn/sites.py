@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.config.layers import STACKS
 from hf_glu.config.showing import Shown, ShownTable
 from hf_glu.errors import NoSiteError

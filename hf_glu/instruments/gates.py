@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import OwnedActivation
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.states import load_state
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.kernels.scan import decays, stateful
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stateful import Memory
 from hf_glu.errors import DataError, NoSiteError
 from hf_glu.ffn.identify import describe_site

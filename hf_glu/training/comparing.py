@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 from accelerate import PartialState
 
-from hf_glu.activation import registry
-from hf_glu.activation.elementwise import SAME_FUNCTION
 from hf_glu.checkpoint.files import COMPARISON_FILE, CONVERTED_FOLDER, RECORD_FILE, REPORT_FILE, RUN_FILE
 from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.jsonio import write_json
@@ -23,7 +21,7 @@ from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.models import SiteChoice
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
 from hf_glu.training.job import run_job
-from hf_glu.training.options import OF_CONVERSION, OF_VARIANTS, JobOptions, TrainingOptions
+from hf_glu.training.options import OF_CONVERSION, JobOptions, TrainingOptions
 from hf_glu.training.record import (
     FREE,
     MADE_OF,
@@ -34,58 +32,10 @@ from hf_glu.training.record import (
 )
 from hf_glu.training.results import ComparisonRow, ComparisonTable, Record, Results
 from hf_glu.training.saving import known_results
+from hf_glu.training.variants import Variant, read_variants
 
-DENSE, RANDOM = "dense", "random-"
 # what a fitted conversion depends on, beside model, data and versions
 OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A row of a comparison: an activation, or the dense model.
-
-    Attributes:
-        name: as given, ``dense``, ``geglu``, ``swiglu:iso``, ``random-geglu``.
-        to: gated activation; None: the dense model.
-        width: hidden units.
-        random: whether the converted FFNs are initialised at random.
-    """
-
-    name: str
-    to: str | None
-    width: str
-    random: bool
-
-    @property
-    def meaning(self) -> tuple[str | None, int | str, bool]:
-        """What tells variants apart, however they are called: ``silu_glu`` is ``swiglu``, too."""
-        entry = registry[self.to] if self.to else None
-        name = (entry.gate or entry.name) if entry else None
-        same = next((min(names) for names in SAME_FUNCTION if name in names), name)
-        return same, int(self.width) if self.width.isdecimal() else self.width, self.random
-
-    def job(self, job: JobOptions, folder: Path, seed: int) -> JobOptions:
-        """Return the job of this variant with a seed."""
-        output = str(folder / f"{self.name.replace(':', '-')}-seed{seed}")
-        if self.to is None:
-            return replace(job.dense(), output=output)
-        return replace(job, output=output, to=self.to, width=self.width, random=self.random)
-
-
-def read_variant(text: str) -> Variant:
-    """Read ``dense``, ``NAME``, ``NAME:WIDTH`` or ``random-NAME[:WIDTH]``.
-
-    Raises:
-        OptionError, UnknownNameError: it can't be read, or names no activation.
-    """
-    name = text.strip()
-    if name == DENSE:
-        return Variant(name=name, to=None, width="keep", random=False)
-    to, _, width = name.removeprefix(RANDOM).partition(":")
-    if not to:
-        raise OptionError(f"a variant is such as dense, geglu, swiglu:iso or random-geglu, got {text!r}")
-    registry[to]
-    return Variant(name=name, to=to, width=width or "keep", random=name.startswith(RANDOM))
 
 
 def compare(
@@ -102,11 +52,10 @@ def compare(
     Raises:
         HfGluError: as `run_job`.
     """
-    chosen = [read_variant(text) for text in variants]
     folder = job.folder
-    if not chosen or not seeds or folder is None:
+    if not variants or not seeds or folder is None:
         raise OptionError("a comparison needs variants, seeds and an output folder")
-    _check_chosen(chosen, seeds, job, options)
+    chosen = read_variants(variants, seeds, job, options)
     check_folder(folder)
     runs = {
         (variant.name, seed): (variant, variant.job(job, folder, seed), replace(options, seed=seed))
@@ -124,22 +73,6 @@ def compare(
         if PartialState().is_main_process and name == chosen[-1].name:
             write_json(folder / COMPARISON_FILE, _table(found, seeds, job))
     return _table(found, seeds, job)
-
-
-def _check_chosen(chosen: list[Variant], seeds: list[int], job: JobOptions, options: TrainingOptions) -> None:
-    """Raise OptionError if a variant or a seed is given twice, or an option would be ignored."""
-    given = {**job.to_dict(), **options.to_dict()}
-    defaults = {**JobOptions().to_dict(), **TrainingOptions().to_dict()}
-    for key in OF_VARIANTS:
-        if given[key] != defaults[key]:
-            raise OptionError(f"{key}={given[key]!r} does nothing in a comparison, whose variants and seeds say it")
-    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise OptionError(f"the seed {twice[0]} is given twice: its runs would be the same")
-    meant: dict[tuple[str | None, int | str, bool], str] = {}
-    for variant in chosen:
-        if variant.meaning in meant:
-            raise OptionError(f"the variants {meant[variant.meaning]} and {variant.name} are the same")
-        meant[variant.meaning] = variant.name
 
 
 def _known_results(

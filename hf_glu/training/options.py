@@ -190,7 +190,7 @@ class ModelOptions:
     @property
     def units(self) -> int | str:
         """The width as `hf_glu.convert` takes it."""
-        return int(self.width) if self.width.isdecimal() and len(self.width) < 10 else self.width
+        return read_width(self.width)
 
     def to_dict(self) -> JsonObject:
         """Return the options as plain data."""
@@ -229,6 +229,11 @@ def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
     """Raise OptionError unless ``value`` is one of ``valid``."""
     if value not in valid:
         raise OptionError(f"{key} must be one of {', '.join(valid)}, got {shown(value)}")
+
+
+def read_width(text: str) -> int | str:
+    """Return a width as `hf_glu.convert` takes it: a number, ``keep`` or ``iso``."""
+    return int(text) if text.isdecimal() and len(text) < 10 else text
 
 
 def has_fast_bf16() -> bool:

@@ -28,6 +28,21 @@ def process(code, *arguments, **more):
     )
 
 
+# runs hf-glu with each of the arguments, and prints its exit code, what it says, and what it has imported that is slow
+RUN_AND_TELL = """
+import contextlib, io, json, sys
+from hf_glu.cli import run
+def tell(arguments):
+    before, streams = set(sys.modules), (io.StringIO(), io.StringIO())
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        code = run(arguments)
+    slow = {'torch', 'transformers.activations', 'datasets'} & (set(sys.modules) - before)
+    return [code, *(stream.getvalue() for stream in streams), sorted(slow)]
+print(json.dumps([tell(arguments) for arguments in json.loads(sys.argv[1])]))
+"""
+HERE = {"PYTHONPATH": str(ROOT)}
+
+
 def without(*packages):
     """Return code that runs hf-glu where packages aren't installed."""
     block = f"import sys; sys.modules.update(dict.fromkeys({packages!r}))"
@@ -87,19 +102,85 @@ WRONG = {
     "config": ["finetune", "--config", "bert-gelu-glue"],
     "formats": ["export", "SRC", "DST", "--onnx", "--program"],
     "nothing to run": ["run"],
+    "activation": ["convert", "SRC", "DST", "--to", "gegul"],
+    "activation by layer": ["convert", "SRC", "DST", "--to", "0-3=geglu", "--to", "4=gegul"],
+    "function of a mix": ["convert", "SRC", "DST", "--to", "moa_swiglu(silu,rel)"],
+    "experts": ["convert", "SRC", "DST", "--experts", "gelu*2,gegul*2"],
+    "width": ["convert", "SRC", "DST", "--to", "geglu", "--width", "wide"],
+    "layers": ["convert", "SRC", "DST", "--to", "geglu", "--layers", "first"],
+    "pattern": ["convert", "SRC", "DST", "--to", "geglu", "--exclude", "["],
+    "texts": ["convert", "SRC", "DST", "--to", "geglu", "--calibration", "no.txt"],
+    "destination": ["convert", "SRC", ".", "--to", "geglu"],
+    "source": ["convert", "./nowhere", "DST", "--to", "geglu"],
+    "plan": ["convert", "./nowhere", "--to", "geglu", "--plan"],
+    "file": ["convert", "nowhere.gguf", "DST", "--to", "geglu"],
+    "repository": ["convert", "some/model", "DST", "--to", "geglu"],
+    "sites": ["sites", "./nowhere"],
+    "verify": ["verify", ".", "./nowhere"],
+    "gates": ["gates", "./nowhere", "--text", "a"],
+    "export": ["export", "./nowhere", "DST"],
+    "report": ["report", "./nowhere"],
+    "push": ["push", "./nowhere", "me/model", "--token", "hf_x"],
+    "repository's name": ["push", "./nowhere", "me/mo del"],
+    "job's activation": ["finetune", "--model", "SRC", "--to", "gegul", "--task", "sst2"],
+    "task": ["finetune", "--model", "SRC", "--task", "sst"],
+    "suite": ["finetune", "--model", "SRC", "--suite", "glu", "--output", "DST"],
+    "task of a suite": ["finetune", "--model", "SRC", "--suite", "glue", "--output", "DST", "--only", "sst"],
+    "data": ["finetune", "--model", "SRC", "--dataset", "no.csv"],
+    "job's model": ["finetune", "--model", "./nowhere", "--task", "sst2"],
+    "variant": ["compare", "--model", "SRC", "--task", "sst2", "--output", "DST", "--variants", "dense,gegul"],
+    "variant's width": ["compare", "--model", "SRC", "--task", "sst2", "--output", "DST", "--variants", "geglu:half"],
+    "text": ["pretrain", "--model", "SRC", "--data", "no.txt"],
+    "no text": ["pretrain", "--model", "SRC"],
+    "objective": ["pretrain", "--model", "SRC", "--data", "no.txt", "--objective", "cml"],
+    "language model": ["pretrain", "--model", "./nowhere", "--data", "SRC"],
+    "language model's activation": ["pretrain", "--model", "SRC", "--data", "SRC", "--to", "gegul"],
+    "perplexity of nothing": ["perplexity", "./nowhere", "--data", "no.txt"],
+    "forms": ["activations", "--json", "--markdown"],
+    "suffix": ["activations", "--plot", "family.txt"],
+    "name of a config": ["configs", "bert"],
 }
 
 
+LISTINGS = {"table": ["activations"], "markdown": ["activations", "--markdown"], "json": ["activations", "--json"]}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What hf-glu does with each of the arguments, in one process and one folder."""
+    folder = tmp_path_factory.mktemp("told")
+    (folder / "SRC").mkdir()
+    cases = WRONG | LISTINGS
+    done = process(RUN_AND_TELL, json.dumps([*cases.values()]), cwd=folder, env=os.environ | HERE)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.iterdir()] == ["SRC"]
+    return dict(zip(cases, json.loads(done.stdout), strict=True))
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_arguments_do_not_wait_for_torch(case):
-    loaded = "print(sorted({'torch', 'transformers.activations', 'datasets'} & set(sys.modules)))"
-    done = process(
-        f"import sys; from hf_glu.cli import run; code = run(sys.argv[1:]); {loaded}; sys.exit(code)", *WRONG[case]
-    )
-    assert done.returncode == 2
-    assert done.stdout == "[]\n"
-    assert done.stderr.startswith("hf-glu: ")
-    assert done.stderr.count("\n") == 1
+def test_wrong_arguments_do_not_wait_for_torch(case, told):
+    code, out, err, slow = told[case]
+    assert (code, out, slow) == (2, "", [])
+    assert err.startswith("hf-glu: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("case", LISTINGS)
+def test_the_listing_does_not_wait_for_torch(case, told):
+    code, out, err, slow = told[case]
+    assert (code, err, slow) == (0, "", [])
+    assert all(name in out for name in ("swiglu_oss", "stateful_N", "https://arxiv.org/abs/2002.05202"))
+
+
+def test_what_is_slow_to_import_is_seen(tmp_path):
+    done = process(RUN_AND_TELL, json.dumps([["doctor"]]), cwd=tmp_path, env=os.environ | HERE)
+    assert "torch" in json.loads(done.stdout)[0][3]
+
+
+def test_the_listing_is_the_same_after_torch_is_loaded():
+    listed = "hf_glu.activations().to_dict()"
+    code = f"import hf_glu; before = {listed}; import transformers.activations; print(before == {listed})"
+    assert process(code).stdout == "True\n"
 
 
 MISSING = {
@@ -121,7 +202,7 @@ def test_a_missing_extra_is_one_line(case, tmp_path):
     FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "SRC")
     (tmp_path / "FILE.gguf").touch()
     before = sorted(path.name for path in tmp_path.iterdir())
-    done = process(without(package), *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = process(without(package), *arguments, cwd=tmp_path, env=os.environ | HERE)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [done.stderr.strip()], done.stderr

@@ -162,7 +162,7 @@ import json, sys
 import torch
 from pathlib import Path
 from hf_glu.training.language.job import LanguageRun
-from hf_glu.training.language.pretraining import language_options
+from hf_glu.training.language.options import language_options
 
 run = LanguageRun(*language_options(json.loads(Path(sys.argv[1]).read_text())))
 assert run.accelerator.num_processes == int(sys.argv[2]), run.accelerator.num_processes

@@ -27,7 +27,7 @@ from hf_glu.publishing.report import write_report
 from hf_glu.tasks import SUITES, TASKS
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare, paired_p, read_variant
+from hf_glu.training.comparing import compare, paired_p
 from hf_glu.training.data.prediction import predict
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module
@@ -36,6 +36,7 @@ from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, spli
 from hf_glu.training.results import ComparisonTable, JobReport, RunEntry, SuiteTable
 from hf_glu.training.saving import fresh_predictions
 from hf_glu.training.suite import run_suite
+from hf_glu.training.variants import read_variant
 
 TRAINED = [name for name in TASKS if TASKS[name].suite and not TASKS[name].model_of]
 OPTIONS = TrainingOptions(

@@ -26,8 +26,8 @@ from hf_glu.training.language.blocks import BYTES, IDS, POSITIONS, Cutter, Frame
 from hf_glu.training.language.examples import BlockExamples, measure
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.objectives import IGNORED, OBJECTIVES, VALIDATION, hide_spans, objective_of
-from hf_glu.training.language.options import FROM_SCRATCH, LanguageOptions, LanguageTraining
-from hf_glu.training.language.pretraining import language_options, perplexity, run_language
+from hf_glu.training.language.options import FROM_SCRATCH, LanguageOptions, LanguageTraining, language_options
+from hf_glu.training.language.pretraining import perplexity, run_language
 from hf_glu.training.language.reading import TEXT, find_files, is_local, read_documents, split_documents
 from hf_glu.training.language.tokenizers import train_tokenizer
 from hf_glu.training.loop import loop as loop_module

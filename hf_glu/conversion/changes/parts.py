@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts

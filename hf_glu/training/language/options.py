@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hf_glu.errors import OptionError, shown
-from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option
+from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option, split_options
 
 OBJECTIVES = ("auto", "clm", "mlm", "span")
 DOCUMENTS = ("joined", "separate")
@@ -88,3 +88,14 @@ class LanguageOptions(ModelOptions):
     def title(self) -> str:
         """The name that tables, reports and cards give the model."""
         return self.base_model or self.model or "from scratch"
+
+
+def language_options(values: dict[str, object]) -> tuple[LanguageOptions, LanguageTraining]:
+    """Make the options of a run from one flat mapping, with the defaults of training from scratch where it is that.
+
+    Raises:
+        UnknownNameError, OptionError: as of `hf_glu.training.options.split_options`.
+    """
+    if values.get("config"):
+        values = {**FROM_SCRATCH, **values}
+    return split_options(values, LanguageOptions, LanguageTraining)

@@ -15,9 +15,9 @@ from hf_glu.training.language.blocks import BYTES, IDS, Cutter
 from hf_glu.training.language.examples import BlockExamples, measure
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.models import block_length, load_language_model
-from hf_glu.training.language.options import FROM_SCRATCH, LanguageOptions, LanguageTraining
+from hf_glu.training.language.options import LanguageOptions, language_options
 from hf_glu.training.language.reading import read_documents
-from hf_glu.training.options import TrainingOptions, split_options
+from hf_glu.training.options import TrainingOptions
 from hf_glu.training.results import JobReport
 
 _log = logging.getLogger(__name__)
@@ -39,17 +39,6 @@ class TextMeasure(TypedDict):
     tokens: int
     bytes: int
     seconds: float
-
-
-def language_options(values: dict[str, object]) -> tuple[LanguageOptions, LanguageTraining]:
-    """Make the options of a run from one flat mapping, with the defaults of training from scratch where it is that.
-
-    Raises:
-        UnknownNameError, OptionError: as of `hf_glu.training.options.split_options`.
-    """
-    if values.get("config"):
-        values = {**FROM_SCRATCH, **values}
-    return split_options(values, LanguageOptions, LanguageTraining)
 
 
 def pretrain(
