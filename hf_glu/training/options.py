@@ -12,6 +12,7 @@ from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
+from hf_glu.tasks.choices import OF_OWN_DATA, OwnOptions
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -30,16 +31,12 @@ NEEDED = {
     "exclude": ("to", "experts"),
     "top_k": ("experts",),
     "mixture_limit": ("mixture",),
-    "validation": ("dataset",),
-    "texts": ("dataset",),
+    **dict.fromkeys(("validation", *OF_OWN_DATA), ("dataset",)),
     "predict": ("output",),
 }
 EXCLUSIVE = (
     ("task", "mixture"),
-    ("task", "validation"),
-    ("task", "texts"),
-    ("mixture", "validation"),
-    ("mixture", "texts"),
+    *((kind, key) for kind in ("task", "mixture") for key in ("validation", *OF_OWN_DATA)),
     ("random", "experts"),
 )
 
@@ -126,7 +123,12 @@ class JobOptions:
     mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
     dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")
     validation: str | None = option(None, "Validation file beside a DATASET of one's own; else a tenth of it.")
-    texts: str | None = option(None, "Columns that are the text in a DATASET of one's own, one or two: text,text2.")
+    texts: str | None = option(None, "The same as text_column and pair_column in one, the older form: text,text2.")
+    text_column: str | None = option(None, "Column with the text (or list of words) in a DATASET of one's own.")
+    pair_column: str | None = option(None, "Column with a second text.")
+    label_column: str | None = option(None, "Column with the label, or a list of classes or tags.")
+    label_separator: str | None = option(None, "What stands between the classes of one row, where they are one text.")
+    problem: str | None = option(None, "single, multi (several classes), regression or tokens (a tag for each word).")
     output: str | None = option(None, "New folder for model, tokenizer, log, results and card.")
     to: str | None = option(None, "Convert to this gated activation first.")
     width: str = option("keep", "Hidden units after the conversion: keep, iso (equal parameters) or a number.")
@@ -164,11 +166,21 @@ class JobOptions:
         for key, other in EXCLUSIVE:
             if getattr(self, key) and getattr(self, other):
                 raise OptionError(f"{key} and {other} exclude each other: leave one of them out")
+        _ = self.own
         if self.peft != "lora" and (self.lora_rank, self.lora_targets) != (
             defaults["lora_rank"],
             defaults["lora_targets"],
         ):
             raise OptionError(f"lora_rank and lora_targets do nothing without peft=lora, which is {self.peft}")
+
+    @property
+    def own(self) -> OwnOptions:
+        """How data of one's own are read.
+
+        Raises:
+            OptionError: options that exclude or need one another.
+        """
+        return OwnOptions(**{key: getattr(self, key) for key in OF_OWN_DATA})
 
     @property
     def conversion(self) -> str | None:
