@@ -31,6 +31,7 @@ OTHERS = (
     "rich",
     "scikit-learn",
     "scipy",
+    "seqeval",
     "matplotlib",
     "jinja2",
     "pytest",

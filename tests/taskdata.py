@@ -116,7 +116,12 @@ def make_tokenizer(*, end: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-BASES = {"bert": "BertModel", "gpt2": "GPT2Model", "t5": "T5ForConditionalGeneration"}
+BASES = {
+    "bert": "BertModel",
+    "gpt2": "GPT2Model",
+    "t5": "T5ForConditionalGeneration",
+    "bart": "BartForConditionalGeneration",
+}
 
 
 def save_base(folder: Path, family: str = "bert", **more: Any) -> str:
@@ -130,3 +135,36 @@ def save_base(folder: Path, family: str = "bert", **more: Any) -> str:
         tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+ENTITIES = {"Anna": ("Carl", "PER"), "Boston": ("by", "LOC")}  # first word: second, kind
+
+
+def several_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return texts with the classes that their words have, perhaps none."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        words = [pick(generator, GOOD)] * (number % 2) + [pick(generator, BAD)] * (number // 2 % 2)
+        words += [pick(generator, FILLER) for _ in range(2 + number % 3)]
+        classes = ["so good"] * (number % 2) + ["Bad"] * (number // 2 % 2)
+        made.append({"text": " ".join(words), "label": classes})
+    return made
+
+
+def tagged_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return words with tags: names of two words are entities."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        words, tags = [], []
+        for _ in range(2 + number % 4):
+            word = pick(generator, (*ENTITIES, *FILLER))
+            second, kind = ENTITIES.get(word, (None, None))
+            words += [word, second] if second else [word]
+            tags += [f"B-{kind}", f"I-{kind}"] if second else ["O"]
+        made.append({"tokens": words, "tags": tags})
+    return made
+
+
+OWN_ROWS = {"multi": several_rows, "tokens": tagged_rows}

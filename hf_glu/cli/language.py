@@ -14,8 +14,9 @@ from hf_glu.cli.fields import with_flags
 from hf_glu.cli.training import emit_once, quieten
 from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
+from hf_glu.training.filling import read_yaml
 from hf_glu.training.language.options import OBJECTIVES, LanguageOptions, LanguageTraining, language_options
-from hf_glu.training.options import check_choice, read_yaml
+from hf_glu.training.options import check_choice
 from hf_glu.training.packaged import find_config
 
 _OPTIONS = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."

@@ -14,7 +14,8 @@ from hf_glu.cli.early import check_jobs
 from hf_glu.cli.fields import with_flags
 from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import OptionError
-from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.filling import read_yaml, split_options
+from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions
 from hf_glu.training.packaged import find_config
 from hf_glu.training.variants import read_variants
 

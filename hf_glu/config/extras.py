@@ -15,6 +15,7 @@ EXTRAS = {
     "pyarrow": "train",
     "scipy": "train",
     "sklearn": "train",
+    "seqeval": "metrics",
     "jinja2": "report",
     "matplotlib": "report",
     "onnx": "export",

@@ -17,6 +17,7 @@ from hf_glu.checkpoint.loading import load_model, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import check_folder
 from hf_glu.conversion import convert, plan
 from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.tasks.choices import OF_OWN_DATA
 from hf_glu.training.data.features import is_text_to_text
 from hf_glu.training.data.models import SiteChoice
 from hf_glu.training.data.sources import calibration_texts, read_tasks, task_name
@@ -35,7 +36,7 @@ from hf_glu.training.saving import known_results
 from hf_glu.training.variants import Variant, read_variants
 
 # what a fitted conversion depends on, beside model, data and versions
-OF_FIT = ("activation", "task", "mixture", "texts", "form", "calibration", *OF_CONVERSION)
+OF_FIT = ("activation", "task", "mixture", "form", "calibration", *OF_OWN_DATA, *OF_CONVERSION)
 
 
 def compare(
@@ -124,7 +125,8 @@ def _fitted_base(variant: Variant, job: JobOptions, made_of: Record, folder: Pat
     choice: SiteChoice = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if not plan(skeleton, variant.to, fitted=True, **choice).needs_calibration:
         return None
-    texts = calibration_texts(job, read_tasks(job)[0], text=is_text_to_text(skeleton.config, job.form))
+    source = read_tasks(job)[0]
+    texts = calibration_texts(job, source, text=is_text_to_text(skeleton.config, job.form, source[0]))
     model, tokenizer = load_model(job.model), load_tokenizer(job.model)
     with staged_folder(target) as stage:
         report = convert(model, variant.to, calibration=texts, tokenizer=tokenizer, **choice)

@@ -169,7 +169,8 @@ class Fuzzer:
 
     def options(self, draw: random.Random) -> None:
         """Read the options of a job."""
-        from hf_glu.training.options import JobOptions, TrainingOptions, split_options
+        from hf_glu.training.filling import split_options
+        from hf_glu.training.options import JobOptions, TrainingOptions
 
         given = {
             **JobOptions(model="m", task="sst2", to="geglu", output="out").to_dict(),

@@ -15,7 +15,7 @@ import hf_glu
 from hf_glu import cli
 from hf_glu.config.extras import EXTRAS, need
 from hf_glu.errors import MissingPackageError, UnknownNameError
-from hf_glu.training.options import read_yaml
+from hf_glu.training.filling import read_yaml
 from hf_glu.training.packaged import FOLDERS, find_config, packaged
 
 ROOT = Path(__file__).parents[2]

@@ -29,10 +29,11 @@ from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.comparing import compare, paired_p
 from hf_glu.training.data.prediction import predict
+from hf_glu.training.filling import read_yaml, split_options
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
-from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.results import ComparisonTable, JobReport, RunEntry, SuiteTable
 from hf_glu.training.saving import fresh_predictions
 from hf_glu.training.suite import run_suite

@@ -23,6 +23,7 @@ from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.experts.group import Bank
+from hf_glu.tasks.choices import OF_OWN_DATA
 from hf_glu.training import comparing, record
 from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.comparing import compare
@@ -73,7 +74,8 @@ def instead_of_training(ran):
 
 def test_every_option_is_in_a_record_or_free():
     fields = {each.name for kind in (JobOptions, TrainingOptions) for each in dataclasses.fields(kind)}
-    assert fields - FREE == {*OTHER, *OTHER_JOB, "seed", "task", "mixture", "mixture_limit", "texts", "top_k", "random",
+    assert fields - FREE == {*OTHER, *OTHER_JOB, "seed", "task", "mixture", "mixture_limit", *OF_OWN_DATA, "top_k",
+                             "random",
                              "lora_rank", "lora_targets"}  # fmt: skip
 
 

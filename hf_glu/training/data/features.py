@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,15 @@ from hf_glu.tasks.answers import from_texts
 from hf_glu.tasks.inputs import Row, unique_entities
 from hf_glu.tasks.prompts import rounded
 from hf_glu.tasks.table import TASKS, Task
+from hf_glu.training.data.tokens import IGNORED, padded, tokenize_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100
 Batch: TypeAlias = dict[str, Tensor]
 # one input before it is tokenized: the number of its row, its texts and label; and the columns of many
-Input: TypeAlias = dict[str, int | float | str]
+Input: TypeAlias = dict[str, Any]
 Columns: TypeAlias = dict[str, list[list[int]]]
 
 
@@ -38,6 +38,7 @@ class Features:
         data: one model input for each candidate of each row, with ``labels`` where there are any.
         owners: the row of each input, ascending.
         text: whether the labels are texts to generate.
+        places: the place in its input of each word's first token, where words have labels.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class Features:
     data: Dataset
     owners: list[int]
     text: bool
+    places: list[list[int]] | None = None
 
     @property
     def units(self) -> list[list[int]]:
@@ -58,18 +60,22 @@ class Features:
 
     @cached_property
     def target_lengths(self) -> list[int]:
-        """The number of tokens of each input's target text."""
-        return [len(labels) for labels in self.data["labels"]]
+        """The number of tokens of each input's target text, or of its words."""
+        return [sum(label != IGNORED for label in labels) for labels in self.data["labels"]]
 
 
-def is_text_to_text(config: PreTrainedConfig, form: str) -> bool:
-    """Return whether a model is to write its answers as text.
+def is_text_to_text(config: PreTrainedConfig, form: str, task: Task) -> bool:
+    """Return whether a model is to write its answers to a task as text.
 
     Raises:
         OptionError: it can't.
     """
     if form == "text" and not config.is_encoder_decoder:
         raise OptionError(f"form=text needs an encoder-decoder such as T5, {config.model_type} is none")
+    if task.form in ("multi", "tokens"):
+        if form == "text":
+            raise OptionError(f"form=text writes one class or score, and {task.name} has more for each row")
+        return False
     return form == "text" or (form == "auto" and config.is_encoder_decoder and "t5" in config.model_type)
 
 
@@ -109,6 +115,9 @@ def make_features(
         text: for a text-to-text model.
         labeled: whether there are labels to train on or to score.
     """
+    if task.form == "tokens":
+        data, places = tokenize_words(task, raw, tokenizer, max_length)
+        return Features(task=task, raw=raw, data=data, owners=list(range(len(data))), text=False, places=places)
     encode = _encode_text if text else _encode_classes
     rows = [row for number, each in enumerate(raw) for row in encode(task, number, each, labeled)]
     from datasets import Dataset
@@ -139,8 +148,9 @@ def _encode_classes(task: Task, number: int, row: Row, labeled: bool) -> list[In
         for each, entity in zip(found, unique_entities(row), strict=True):
             each["label"] = int(entity in gold)
     elif labeled:
+        label = row["label"]
         for each in found:
-            each["label"] = row["label"]
+            each["label"] = [float(n in label) for n in range(len(task.labels))] if task.form == "multi" else label
     return found
 
 
@@ -173,16 +183,18 @@ def collate(
     labels = columns.pop("labels", None)
     batch = dict(tokenizer.pad(columns, return_tensors="pt"))
     if labels is not None and features.text:
-        longest = max(len(each) for each in labels)
-        batch["labels"] = torch.tensor([each + [IGNORED] * (longest - len(each)) for each in labels])
+        batch["labels"] = padded(labels, max(map(len, labels)))
+    elif labels is not None and features.task.form == "tokens":
+        batch["labels"] = padded(labels, batch["input_ids"].shape[1], tokenizer.padding_side)
     elif labels is not None:
-        batch["labels"] = torch.tensor(labels, dtype=torch.float if features.task.form == "regression" else torch.long)
+        numbers = torch.float if features.task.form in ("regression", "multi") else torch.long
+        batch["labels"] = torch.tensor(labels, dtype=numbers)
     return {key: value.to(device) for key, value in batch.items()}
 
 
 def count_items(features: Features, rows: Sequence[int]) -> int:
-    """Count what a batch's loss is the mean over: target tokens, choices or inputs."""
-    if features.text:
+    """Count what a batch's loss is the mean over: target tokens, words, choices or inputs."""
+    if features.text or features.task.form == "tokens":
         return sum(features.target_lengths[number] for number in rows)
     return len({features.owners[number] for number in rows}) if features.task.form == "choice" else len(rows)
 

@@ -54,7 +54,7 @@ def load_for_task(
     with reading(source, why=f"can't be loaded for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        text = is_text_to_text(config, form)
+        text = is_text_to_text(config, form, task)
         set_seed(seed)
         if text:
             model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)

@@ -69,7 +69,7 @@ def read_tasks(job: JobOptions) -> list[TaskRows]:
     """
     tasks = chosen_tasks(job)
     if not tasks:
-        return [own_task(str(job.dataset), validation=job.validation, texts=job.texts)]
+        return [own_task(str(job.dataset), job.own, validation=job.validation)]
     return [(task, load_task(task, job.dataset)) for task in tasks]
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hf_glu.errors import OptionError, shown
-from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option, split_options
+from hf_glu.training.filling import split_options
+from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option
 
 OBJECTIVES = ("auto", "clm", "mlm", "span")
 DOCUMENTS = ("joined", "separate")
