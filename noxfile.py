@@ -72,7 +72,7 @@ def run(session: nox.Session) -> None:
     session.install(*versions.rest, *OTHERS)
     session.install("--no-deps", "-e", ".")
     tests = TELLING if os.environ.get("HF_GLU_MATRIX") == "telling" else ("tests",)
-    command = ("python", "-m", "pytest", "-m", "not slow", "-rs", *tests, *session.posargs)
+    command = ("python", "-m", "pytest", "-m", "not slow", "-rfEs", *tests, *session.posargs)
     said = session.run(*command, silent=True, success_codes=[0, 1], env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     have = session.run("python", "-c", HAVE, silent=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
