@@ -40,6 +40,12 @@ POST_NORM = Private(
     otherwise="no bank has such a norm",
 )  # fmt: skip
 
+GATE_ALONE = Private(
+    where="transformers.models.mamba.modeling_mamba", name="mamba_selective_scan", seen="5.15 to 5.24",
+    need="giving a mixer another gate than its convolution's activation",
+    otherwise="the two are one, and only a mixer whose convolution has silu is converted",
+)  # fmt: skip
+
 # rules of a class, by the names of parameters and modules
 KEEP_FP32 = Private(where=_MODEL, name="_keep_in_fp32_modules", seen=SEEN, need=_EXPERTS, otherwise=_RULES)
 KEEP_FP32_STRICT = Private(

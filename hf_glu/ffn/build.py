@@ -180,7 +180,7 @@ def _build_site(model: nn.Module, site: Site) -> bool:
         _resize(site, gated_width(options.width, site.width), bias=bias, widen=True)
     configure(site, options)
     if site.kind == "mixer":
-        own_gate(site.anchor)
+        own_gate(site.anchor, options.dense_act or default_activation(config, site.stack))
     return isinstance(site.act, OwnedActivation)
 
 

@@ -101,7 +101,7 @@ class Regate:
         configure(site, acts)
         _start_at(step, old)
         if site.kind == "mixer":
-            own_gate(site.anchor)
+            own_gate(site.anchor, str(site.anchor.activation))
 
     def tensors(self, step: Step) -> list[TensorRule] | None:
         if registry[step.target].flags != {GATED}:
