@@ -135,8 +135,8 @@ def table_of(rows: dict[str, dict[str, object]]) -> str:
         "# Versions", "",
         "What `make matrix` said, environment by environment; `nox -s table` has written this page of it. `fast` are",
         "all tests but the slow ones, `telling` those that tell soonest that a version lacks something. What an older",
-        "version lacks, the reasons of the skipped tests name; `hf-glu doctor` lists it for yours, with the features that",
-        "need it.",
+        "version lacks, the reasons of the skipped tests name; `hf-glu doctor` lists it for yours, with the features",
+        "that need it.",
         "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
     ]  # fmt: skip
     lines += [f"| {name} | {' | '.join(str(row[column]) for column in columns)} |" for name, row in rows.items()]
