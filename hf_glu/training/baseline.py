@@ -17,7 +17,7 @@ from hf_glu.errors import OptionError
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.results import JobReport, ResultRow, Results
-from hf_glu.training.run import Run
+from hf_glu.training.run import TrainingRun
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def finetune_and_report(
 
 
 def report_run(
-    ours: Run,
+    ours: TrainingRun,
     outcome: Results,
     base: Base,
     *,

@@ -25,7 +25,7 @@ from hf_glu.training.data.sources import (
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
 from hf_glu.training.results import Record, Results
-from hf_glu.training.run import Facts, Run
+from hf_glu.training.run import Findings, TrainingRun
 from hf_glu.training.saving import reloads_equal, run_entry
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_job(
     return Job(job, options, resume=resume, made_of=made_of).run()
 
 
-class Job(Run):
+class Job(TrainingRun):
     """A fine-tuning job; see `run_job`. Building it checks everything before anything is trained."""
 
     job: JobOptions
@@ -106,7 +106,7 @@ class Job(Run):
         accelerator = None if self.alone else self.accelerator
         return evaluate(model, self.validation, self.tokenizer, batch_size=size, accelerator=accelerator, title=title)
 
-    def facts(self) -> Facts:
+    def facts(self) -> Findings:
         """Return the task's metrics, its numbers of rows, and statistics of activations and experts on some of them."""
         first, size = next(iter(self.validation.values())), self.options.eval_batch_size
         return {

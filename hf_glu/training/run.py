@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Facts(TypedDict):
+class Findings(TypedDict):
     """What only the kind of a run knows of its results."""
 
     main: list[str]
@@ -46,7 +46,7 @@ class Facts(TypedDict):
     experts: list[JsonObject]
 
 
-class Run(ABC):
+class TrainingRun(ABC):
     """What fine-tuning and language modelling share.
 
     A kind of run is a subclass, whose ``__init__`` calls this one, sets ``model`` and ``tokenizer``, reads its data,
@@ -95,7 +95,7 @@ class Run(ABC):
         """Return metrics on the validation data, and the score, of which more is better."""
 
     @abstractmethod
-    def facts(self) -> Facts:
+    def facts(self) -> Findings:
         """Return what only this kind of run knows of its results."""
 
     @abstractmethod

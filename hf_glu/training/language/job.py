@@ -21,7 +21,7 @@ from hf_glu.training.language.record import language_record
 from hf_glu.training.language.reload import same_when_loaded
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.results import Record
-from hf_glu.training.run import Facts, Run
+from hf_glu.training.run import Findings, TrainingRun
 from hf_glu.training.saving import run_entry
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ MEASURED = 8  # batches that statistics of activations are taken of
 CALIBRATED = 2000  # letters of a document that a conversion is fitted on
 
 
-class LanguageRun(Run):
+class LanguageRun(TrainingRun):
     """A run of language modelling. Building it checks everything before anything is trained.
 
     Args:
@@ -116,7 +116,7 @@ class LanguageRun(Run):
         )
         return found, -found["loss"]
 
-    def facts(self) -> Facts:
+    def facts(self) -> Findings:
         """Return the numbers of blocks, and statistics of activations and experts on some of them."""
         size, device = self.options.eval_batch_size, next(self.model.parameters()).device
         count = min(len(self.validation), MEASURED * size)
