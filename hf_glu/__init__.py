@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hf_glu.instruments.steering import modulation as modulation
     from hf_glu.publishing.export import export as export
     from hf_glu.publishing.hub.push import push as push
+    from hf_glu.training.language.heal import heal as heal
     from hf_glu.training.language.pretraining import perplexity as perplexity
     from hf_glu.training.language.pretraining import pretrain as pretrain
     from hf_glu.training.parameters.annealing import AnnealCallback as AnnealCallback
@@ -68,6 +69,7 @@ _LAZY = {
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parameters.parts",
     "fuse": "hf_glu.ffn.lean",
+    "heal": "hf_glu.training.language.heal",
     "homeostasis": "hf_glu.training.parameters.homeostasis",
     "lora_config": "hf_glu.training.parameters.peft",
     "modulation": "hf_glu.instruments.steering",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hf_glu.checkpoint.config_file import reading
@@ -29,6 +30,7 @@ def convert_checkpoint(
     native: bool = False,
     check: bool | str = True,
     base_model: str | None = None,
+    heal: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder, Hub id or GGUF file) into the new folder ``destination``.
@@ -43,6 +45,7 @@ def convert_checkpoint(
         calibration: texts, for the tokenizer beside the checkpoint.
         native: whether to write a T5 in the layout of T5 v1.1, which loads without hf_glu (see `hf_glu.to_native`).
         base_model: what the model card calls ``source``, where that is a folder.
+        heal: given the converted model before it is written, trains it in place; returns the report, plain data.
 
     Raises:
         CheckpointError: one of the two can't be read or written.
@@ -58,6 +61,8 @@ def convert_checkpoint(
             report = planned.apply(
                 model, calibration=calibration, tokenizer=tokenizer, distill_steps=distill_steps, check=check
             )
+        if heal is not None:
+            report = replace(report, healing=heal(model))
         if native:
             to_native(model)
         model.save_pretrained(stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ Experts = Annotated[str | None, typer.Option(help=_EXPERTS_HELP)]
 _TO_HELP = "The gated activation; or LAYERS=NAME such as 0-3=geglu (again for more)."
 To = Annotated[list[str] | None, typer.Option("--to", help=_TO_HELP)]
 Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites whose name it finds are left alone.")]
+_HEAL_HELP = "Text (again for more): train the result to be like SRC on it, as `pretrain --teacher` does."
 
 
 @app.callback(invoke_without_command=True)
@@ -92,6 +94,8 @@ def convert(
     to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
+    heal: Annotated[list[str] | None, typer.Option(help=_HEAL_HELP)] = None,
+    heal_options: Annotated[Path | None, typer.Option(help="YAML file of options of pretrain, for --heal.")] = None,
     native: Native = False,
     experts: Experts = None,
     top_k: Annotated[int | None, typer.Option(help="Experts that a token uses: 2.")] = None,
@@ -116,6 +120,10 @@ def convert(
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     if stream and (width != "keep" or native or calibration is not None):
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
+    if heal_options and not heal:
+        raise OptionError("--heal-options says how --heal trains: give --heal, too")
+    if heal and (stream or plan):
+        raise OptionError(f"{'streaming' if stream else 'a plan'} trains nothing: leave --heal out")
 
     from hf_glu.checkpoint.loading import read_texts
     from hf_glu.cli import early
@@ -142,10 +150,26 @@ def convert(
         else:
             report = hf_glu.convert_checkpoint(
                 source, stage, target, calibration=texts, native=native,
-                check="report" if check and lenient else check, base_model=base_model, **options,
+                check="report" if check and lenient else check, base_model=base_model,
+                heal=_healer(source, heal, heal_options) if heal else None, **options,
             )  # fmt: skip
         write_card(stage, repo_id=destination.absolute().name)
     tables.emit(report, tables.report, json=json)
+
+
+def _healer(source: str, data: list[str], options: Path | None) -> Callable[[Any], Any]:
+    """Return what heals a model converted from ``source``; what can't be raises before it is converted."""
+    from hf_glu.cli.training import quieten
+    from hf_glu.config.extras import OF_TRAINING, need
+    from hf_glu.training.filling import read_yaml
+    from hf_glu.training.language.heal import check_healing, heal
+    from hf_glu.training.packaged import find_config
+
+    values = read_yaml(find_config(options)) if options else {}
+    need(*OF_TRAINING, *(["peft"] if values.get("peft") == "lora" else []), what="convert --heal")
+    quieten()
+    check_healing(source, data, values)
+    return lambda model: heal(model, source, data, **values)
 
 
 def _target(to: list[str]) -> str | dict[str, str]:

@@ -120,6 +120,33 @@ def report(data: Data, console: Console) -> None:
         console.print(f"held-out error     {_fit(data['fit'])} of an FFN's output, mean, before and after fitting")
     if data["max_abs_difference"] is not None:
         console.print(f"max |difference|   {data['max_abs_difference']:.1e} of the model's outputs")
+    if found := data.get("healing"):
+        shown = table(_healed(found), "model", "metrics", "#training")
+        rows = [("teacher", found["metrics"], None)] if found["metrics"] else []
+        for name, values, took in [
+            *rows,
+            ("converted", found["before"], None),
+            ("healed", found["after"], found["training"]),
+        ]:
+            shown.add_row(name, metrics(values), "-" if took is None else f"{took['seconds']:.0f} s")
+        console.print(shown)
+        _errors(found, console)
+
+
+def _healed(found: Data) -> str:
+    return (
+        f"healed by {found['teacher']}: {found['training']['tokens']:,} tokens in {found['training']['steps']:,} steps"
+    )
+
+
+def _errors(found: Data, console: Console) -> None:
+    """Show each FFN's error before and after healing."""
+    if not found["sites"]:
+        return
+    shown = table("relative error of an FFN's output", "site", "#before", "#after")
+    for name, errors in found["sites"].items():
+        shown.add_row(name, *(f"{error:.1%}" for error in errors))
+    console.print(shown)
 
 
 def verification(data: Data, console: Console) -> None:
@@ -158,6 +185,9 @@ def finetuned(data: Data, console: Console) -> None:
         counted = [f"{row[key]:,}" for key in _counted(data["rows"]).values()]
         shown.add_row(row["model"], metrics(row["metrics"]), *counted, number(row["max_abs_difference"]), seconds)
     console.print(shown)
+    if found := data["outcome"].get("healing"):
+        console.print(_healed({**found, "training": data["outcome"]["training"]}))
+        _errors(found, console)
     if data["outcome"]["reloaded_equal"] is not None:
         equal = "equal bitwise" if data["outcome"]["reloaded_equal"] else "DIFFERENT"
         console.print(f"saved, and loaded in a fresh process: its predictions are {equal}")

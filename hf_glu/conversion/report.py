@@ -53,12 +53,14 @@ class Report(Shown):
         sites: what came of each site.
         differences: max |difference| of each output of the model, before and after (None: not measured).
         curves: site -> relative errors on held-out tokens with 1, 2, ... experts active, where units were divided.
+        healing: the report of training by a teacher that followed (None: none did).
     """
 
     plan: Rows
     sites: tuple[SiteReport, ...]
     differences: dict[str, float] | None
     curves: dict[str, list[float]] = field(default_factory=dict)
+    healing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", self.plan.without_modules())
@@ -92,5 +94,6 @@ class Report(Shown):
             "max_abs_difference": self.max_abs_difference,
             "differences": self.differences,
             **({"curves": self.curves} if self.curves else {}),
+            **({"healing": self.healing} if self.healing else {}),
             "sites": [site.to_dict() for site in self.sites],
         }

@@ -94,12 +94,18 @@ def _rows(dense: Results | None, outcome: Results, to: str | None) -> list[Resul
     rows: list[ResultRow] = []
     if dense:
         rows.append(_row("dense, fine-tuned", dense["metrics"], dense))
-    if to and outcome["before"]:
+    healing = outcome.get("healing")
+    if healing and healing["metrics"]:
+        row = _row("teacher", healing["metrics"], outcome)
+        counts = {"parameters": healing["parameters"], "active_parameters": healing["parameters"]}
+        rows.append({**row, "seconds": None, **counts})  # type: ignore[typeddict-item]
+    if outcome["before"]:
         conversion = outcome["conversion"]
         difference = conversion["max_abs_difference"] if conversion else None
-        row = _row(f"{to}, converted", outcome["before"], outcome)
+        row = _row(f"{to}, converted" if to else "before", outcome["before"], outcome)
         rows.append({**row, "seconds": None, "max_abs_difference": difference})
-    rows.append(_row(f"{to or 'dense'}, fine-tuned", outcome["metrics"], outcome))
+    done = "healed" if healing else "fine-tuned"
+    rows.append(_row(f"{to}, {done}" if to else done if healing else "dense, fine-tuned", outcome["metrics"], outcome))
     return rows
 
 

@@ -32,6 +32,10 @@ NEEDED = {
     "mixture_limit": ("mixture",),
     **dict.fromkeys(("validation", *OF_OWN_DATA), ("dataset",)),
     "predict": ("output",),
+    "teacher_share": ("teacher",),
+    "temperature": ("teacher",),
+    "match": ("teacher",),
+    "match_weight": ("teacher",),
 }
 EXCLUSIVE = (
     ("task", "mixture"),

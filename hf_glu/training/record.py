@@ -20,7 +20,7 @@ PACKAGES = ("hf_glu", "transformers", "tokenizers", "torch", "accelerate", "data
 # where things are (their content counts), and what is told on the way
 FREE = frozenset(
     {
-        *("model", "config", "tokenizer", "dataset", "data", "validation", "output"),
+        *("model", "teacher", "config", "tokenizer", "dataset", "data", "validation", "output"),
         *("tracker", "checkpoint_every", "log_every", "workers"),
     }
 )

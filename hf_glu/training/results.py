@@ -19,6 +19,7 @@ class TrainingSummary(TypedDict):
     loss: float
     tokens_per_second: float
     stopped_early: bool
+    tokens: NotRequired[int]
 
 
 class ParameterCounts(TypedDict):
@@ -53,6 +54,26 @@ class RunEntry(TypedDict):
     parameters: NotRequired[ParameterCounts]
 
 
+class HealingFacts(TypedDict):
+    """What a model was healed by, and what is known of its parts.
+
+    Keys:
+        teacher: the teacher's name.
+        objective: what both predict.
+        matched: what was compared beside logits: ffn, hidden.
+        metrics: the teacher's own on the validation text; empty where it has no logits.
+        parameters: the teacher's.
+        sites: relative errors of each FFN's output, before and after.
+    """
+
+    teacher: str
+    objective: str
+    matched: list[str]
+    metrics: dict[str, float]
+    parameters: int
+    sites: dict[str, list[float]]
+
+
 class Results(TypedDict):
     """``results.json``: what came of a run.
 
@@ -63,6 +84,7 @@ class Results(TypedDict):
         conversion: the report of `hf_glu.convert`; None: the model wasn't converted.
         activations, adaptive, experts: statistics on some validation data, a row for each layer.
         reloaded_equal: whether the saved model, loaded in a new process, predicts bitwise the same; None: not saved.
+        healing: what it was healed by; where it wasn't, there is no such key.
     """
 
     task: str
@@ -80,6 +102,7 @@ class Results(TypedDict):
     adaptive: list[JsonObject]
     experts: list[JsonObject]
     reloaded_equal: bool | None
+    healing: NotRequired[HealingFacts]
 
 
 class ResultRow(TypedDict):

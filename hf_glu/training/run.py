@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from accelerate.utils import set_seed
 
@@ -29,7 +29,7 @@ from hf_glu.training.options import ModelOptions, TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.gates import train_only_gates
 from hf_glu.training.parameters.peft import count_parameters, frozen_activations, lora_config
-from hf_glu.training.results import Results, RunEntry
+from hf_glu.training.results import HealingFacts, Results, RunEntry
 from hf_glu.training.saving import check_run_folder, save_model
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Findings(TypedDict):
     activations: list[JsonObject]
     adaptive: list[JsonObject]
     experts: list[JsonObject]
+    healing: NotRequired[HealingFacts]
 
 
 class TrainingRun(ABC):
@@ -81,6 +82,11 @@ class TrainingRun(ABC):
     def title(self) -> str:
         """The name of what is trained, for progress bars."""
         return self.job.conversion or "dense"
+
+    @property
+    def changes(self) -> bool:
+        """Whether the model isn't the one that it was, so that it is measured before it is trained, too."""
+        return self.report is not None
 
     @abstractmethod
     def examples(self) -> Examples:
@@ -157,7 +163,7 @@ class TrainingRun(ABC):
         if self.options.tracker != "none":
             start_trackers(self.accelerator, self.entry["options"])
         self.model.to(self.accelerator.device)
-        before = self.evaluate(self.model, "before")[0] if self.report else None
+        before = self.evaluate(self.model, "before")[0] if self.changes else None
         loop, trained = self.fit()
         results = self.conclude(loop, trained, before) if self.main or not self.sharded else None
         self.accelerator.wait_for_everyone()

@@ -18,7 +18,7 @@ from hf_glu.publishing.card import wording
 from hf_glu.publishing.card.facts import read_facts
 from hf_glu.publishing.card.known import Facts
 from hf_glu.publishing.card.plain import fitting, plain
-from hf_glu.publishing.card.rows import comparison_values, conversion_rows, result_values
+from hf_glu.publishing.card.rows import comparison_values, conversion_rows, healing_values, result_values
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -102,6 +102,7 @@ def render_card(facts: Facts, *, repo_id: str | None = None) -> str:
         limits=wording.limits(facts),
         facts=facts,
         conversion=conversion_rows(facts),
+        healing=healing_values(facts),
         results=result_values(facts) if facts["run"] else None,
         comparison=comparison_values(facts["comparison"]) if facts["comparison"] else None,
     )

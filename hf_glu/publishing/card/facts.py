@@ -24,7 +24,15 @@ from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.checkpoint.provenance import CARRIED, Carried, base_of, carried, naming
 from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
-from hf_glu.publishing.card.known import BaseFacts, ComparisonFacts, ConversionFacts, Facts, ResultFacts, RunFacts
+from hf_glu.publishing.card.known import (
+    BaseFacts,
+    ComparisonFacts,
+    ConversionFacts,
+    Facts,
+    HealingFacts,
+    ResultFacts,
+    RunFacts,
+)
 from hf_glu.tasks.table import SUITES, TASKS
 
 _OF_CONFIG = ("architectures", "model_type", "transformers_version", "auto_map", "hf_glu", *ACTIVATION_FIELDS)
@@ -42,7 +50,8 @@ _OF_OPTIONS = (
     "random",
 )
 _OF_RESULTS = ("main", "metrics", "before", "examples", "reloaded_equal")
-_OF_TRAINING = ("steps", "seconds")
+_OF_TRAINING = ("steps", "tokens", "seconds")
+_OF_HEALING = ("teacher", "before", "after", "metrics", "sites", "training")
 _OF_CONVERSION = (
     "target",
     "promise",
@@ -80,6 +89,7 @@ def read_facts(folder: Path) -> Facts:
         "base": cast(BaseFacts, _chosen(base, ("name", "repository"))),
         "carried": cast(Carried, {**carried(folder), **_chosen(base, CARRIED)}),
         "conversion": _conversion(_with(found, _MEASURED, f"the conversion's report in {folder}")) if found else None,
+        "healing": _healing(results, found or {}),
         "run": _run(run) if run and results else None,
         "results": _results(results) if run and results else None,
         "dense": _results(dense) if (dense := report.get("dense")) else None,
@@ -139,6 +149,18 @@ def _conversion(report: JsonObject) -> ConversionFacts:
     mixers = bool(sites) and all(site["site"].endswith("mixer") for site in sites)
     found = {**_chosen(report, _OF_CONVERSION), "sites": len(sites), "mixers": mixers, **summed}
     return cast(ConversionFacts, found)
+
+
+def _healing(results: JsonObject, conversion: JsonObject) -> HealingFacts | None:
+    """Return what the model was healed by: in its run, else after its conversion."""
+    ran = {"before": results.get("before"), "after": results.get("metrics"), "training": results.get("training")}
+    healed = conversion.get("healing")
+    found = {**results["healing"], **ran} if results.get("healing") else healed
+    if not found:
+        return None
+    known = _with(found, _OF_HEALING, "the report of healing")
+    training = _chosen(known["training"], _OF_TRAINING)
+    return cast(HealingFacts, {**_chosen(known, _OF_HEALING), "training": training, "in_run": found is not healed})
 
 
 def _run(run: JsonObject) -> RunFacts:

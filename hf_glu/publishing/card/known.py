@@ -68,6 +68,21 @@ class ResultFacts(TypedDict):
     training: JsonObject
 
 
+class HealingFacts(TypedDict):
+    """What a model was healed by: metrics before and after, the teacher's own, and the FFNs' relative errors.
+
+    ``in_run``: whether its run was that, and not its conversion.
+    """
+
+    teacher: str
+    before: dict[str, float]
+    after: dict[str, float]
+    metrics: dict[str, float]
+    sites: dict[str, list[float]]
+    training: JsonObject
+    in_run: bool
+
+
 class VariantFacts(TypedDict):
     """A variant of a comparison."""
 
@@ -100,7 +115,7 @@ class Facts(TypedDict):
         tokenizer, sentence_transformers: whether it has the files of a tokenizer, of that library.
         base: the model that it was made from.
         carried: license and language of that one.
-        conversion, run, results, dense, comparison: what the files of these say; None: there are none.
+        conversion, healing, run, results, dense, comparison: what the files of these say; None: there are none.
     """
 
     name: str
@@ -111,6 +126,7 @@ class Facts(TypedDict):
     base: BaseFacts
     carried: Carried
     conversion: ConversionFacts | None
+    healing: HealingFacts | None
     run: RunFacts | None
     results: ResultFacts | None
     dense: ResultFacts | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.publishing.card.known import ComparisonFacts, Facts
 from hf_glu.publishing.card.plain import cell
-from hf_glu.tasks.metrics.shown import show_metrics
+from hf_glu.tasks.metrics.shown import show_metric, show_metrics
 
 
 def conversion_rows(facts: Facts) -> list[tuple[str, str]]:
@@ -30,6 +30,24 @@ def conversion_rows(facts: Facts) -> list[tuple[str, str]]:
         ("parameters", f"{conversion['parameters_before']:,} before, {after}"),
     ]
     return [(name, cell(value)) for name, value in rows if value]
+
+
+def healing_values(facts: Facts) -> JsonObject | None:
+    """Return the values of the card's section on healing; None: there was none."""
+    healing = facts["healing"]
+    if healing is None:
+        return None
+    before, after, own = healing["before"], healing["after"], healing["metrics"]
+    names = list(dict.fromkeys([*own, *after]))
+    rows = [(name, *(_shown(values, name) for values in (own, before, after))) for name in names]
+    errors = [(name, "", *(f"{error:.2%}" for error in both)) for name, both in healing["sites"].items()]
+    training = healing["training"]
+    took = f"{training['tokens']:,} tokens in {training['steps']:,} steps, {training['seconds']:,.0f} s"
+    return {"teacher": healing["teacher"], "took": took, "rows": [tuple(map(cell, row)) for row in (*rows, *errors)]}
+
+
+def _shown(values: dict[str, float], name: str) -> str:
+    return show_metric(name, values[name]) if name in values else ""
 
 
 def result_values(facts: Facts) -> JsonObject:

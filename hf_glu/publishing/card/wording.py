@@ -77,9 +77,18 @@ def summary(facts: Facts) -> str:
         clause = f", whose {_conversion(facts)}"
     else:
         clause = f", whose {_structure(facts)}" if needs_plugin(facts) else ""
-    if trained:
-        return f"{what}{clause}{' and which was then' if clause else ','} fine-tuned on {trained['task']}."
+    if trained or facts["healing"]:
+        return f"{what}{clause}{' and which was then' if clause else ','} {_training(facts)}."
     return f"{what}{clause}. It was not trained afterwards." if facts["conversion"] else f"{what}{clause}."
+
+
+def _training(facts: Facts) -> str:
+    """Return what was done after the conversion."""
+    run, healing = facts["run"], facts["healing"]
+    healed = f"healed by `{healing['teacher']}` on unlabelled text" if healing else ""
+    if run is None or (healing and healing["in_run"]):
+        return healed
+    return f"{healed}, and fine-tuned on {run['task']}" if healed else f"fine-tuned on {run['task']}"
 
 
 def _link(base: BaseFacts) -> str:
@@ -173,7 +182,9 @@ def limits(facts: Facts) -> list[str]:
     promise, random = conversion.get("promise"), options.get("random")
     exact, known = promise in (EXACT, ROUNDING), "max_abs_difference" in conversion
     cases = {
-        "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact and not run,
+        "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact
+        and not run
+        and not facts["healing"],
         "The conversion is approximate: before any training the outputs are not the base model's.": promise
         == APPROXIMATE
         and not random,
@@ -185,7 +196,7 @@ def limits(facts: Facts) -> list[str]:
         and not facts["comparison"],
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
         f"Longer texts than {options.get('max_length')} tokens were cut in training.": options.get("max_length"),
-        "No results are beside it: nothing is known of its quality.": not run,
+        "No results are beside it: nothing is known of its quality.": not run and not facts["healing"],
         "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"],
     }
     return [text for text, holds in cases.items() if holds]

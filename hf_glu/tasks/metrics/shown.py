@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # metrics that are no shares
-NUMBERS = frozenset({"loss", "perplexity", "bits_per_byte", "kl"})
+NUMBERS = frozenset({"loss", "perplexity", "bits_per_byte", "kl", "cosine"})
 
 
 def show_metric(name: str, value: float) -> str:

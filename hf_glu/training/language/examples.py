@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -164,29 +164,48 @@ def measure(
     accelerator: Accelerator | None = None,
     title: str = "evaluate",
 ) -> dict[str, float]:
-    """Return the loss in nats a token, its exponential, the perplexity, and of a causal model the bits of a byte.
+    """Return the loss in nats a token, its exponential, the perplexity, and of a causal model the bits of a byte."""
 
-    Every process takes every n-th batch, and all get all of the results.
-    """
-    batches = [range(at, min(at + batch_size, len(examples))) for at in range(0, len(examples), batch_size)]
-    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = next(model.parameters()).device
-    found: dict[int, tuple[float, int]] = {}
-    with eval_mode(model):
-        for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
-            # a process that has run out does the last batch again: wrapped models compute together or not at all
-            number = min(turn * processes + rank, len(batches) - 1)
-            rows = batches[number]
-            items = examples.items(rows, VALIDATION)
-            part = examples.loss(model, examples.batch(rows, VALIDATION, device)) if items else torch.zeros(())
-            found[number] = (float(part.double()) * items, items)
-    if accelerator:
-        found = merge(accelerator, found)
-    total, items = sum(found[number][0] for number in range(len(batches))), sum(each[1] for each in found.values())
-    loss = total / max(items, 1)
+    def part(rows: range, batch: Batch) -> list[float]:
+        items = examples.items(rows, VALIDATION)
+        return [float(examples.loss(model, batch).double()) * items if items else 0.0, items]
+
+    total, items = sums(model, examples, part, batch_size=batch_size, accelerator=accelerator, title=title)
+    return language_metrics(examples, total / max(items, 1))
+
+
+def language_metrics(examples: BlockExamples, loss: float) -> dict[str, float]:
+    """Return a loss in nats a token, and what is computed of it."""
     metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     if examples.objective.name == "clm":
         assert examples.blocks is not None
         tokens = sum(len(ids) for ids in examples.blocks[IDS])
         metrics["bits_per_byte"] = loss / math.log(2) * tokens / sum(examples.blocks[BYTES])
     return metrics
+
+
+def sums(
+    model: PreTrainedModel,
+    examples: BlockExamples,
+    part: Callable[[range, Batch], list[float]],
+    *,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    title: str = "evaluate",
+) -> list[float]:
+    """Return the sums of what ``part`` finds in each batch of validation data, without dropout and gradients.
+
+    Every process takes every n-th batch, and all get all of the results.
+    """
+    batches = [range(at, min(at + batch_size, len(examples))) for at in range(0, len(examples), batch_size)]
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = next(model.parameters()).device
+    found: dict[int, list[float]] = {}
+    with eval_mode(model):
+        for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
+            # a process that has run out does the last batch again: wrapped models compute together or not at all
+            number = min(turn * processes + rank, len(batches) - 1)
+            found[number] = part(batches[number], examples.batch(batches[number], VALIDATION, device))
+    if accelerator:
+        found = merge(accelerator, found)
+    return [sum(values) for values in zip(*(found[number] for number in range(len(batches))), strict=True)]

@@ -7,25 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_glu.checkpoint.folders import copy_other_files
+from hf_glu.checkpoint.gguf import gguf_file, is_gguf
+from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.writing import writing
 from hf_glu.errors import OptionError
 from hf_glu.instruments.activity import activation_statistics, expert_loads
 from hf_glu.instruments.adaptive import adaptive_statistics
+from hf_glu.instruments.probe import with_decoder
 from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import Cutter
 from hf_glu.training.language.examples import SHUFFLED, BlockExamples, StreamExamples, measure
+from hf_glu.training.language.healing import TaughtExamples, make_healing
+from hf_glu.training.language.likeness import Likeness
 from hf_glu.training.language.models import block_length, load_language_model, make_language_model
-from hf_glu.training.language.objectives import VALIDATION
+from hf_glu.training.language.objectives import HIDDEN, VALIDATION, Objective
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.language.reading import TEXT, Documents, read_documents, split_documents
 from hf_glu.training.language.record import language_record
 from hf_glu.training.language.reload import same_when_loaded
+from hf_glu.training.language.teachers import find_teacher, load_teacher
+from hf_glu.training.loop.examples import Examples
 from hf_glu.training.options import TrainingOptions
-from hf_glu.training.results import Record
+from hf_glu.training.results import HealingFacts, Record
 from hf_glu.training.run import Findings, TrainingRun
 from hf_glu.training.saving import run_entry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MEASURED = 8  # batches that statistics of activations are taken of
 CALIBRATED = 2000  # letters of a document that a conversion is fitted on
@@ -51,19 +60,19 @@ class LanguageRun(TrainingRun):
             job = replace(job, random=True)  # there are no weights to keep
         if job.stream and not (options.max_steps and job.validation):
             raise OptionError("a stream has no end and no share to validate on: give max_steps and validation")
+        if job.teacher:
+            job = replace(job, teacher=find_teacher(job))
         made_of = made_of or language_record(job, options)
         super().__init__(job, options, run_entry(job, options, made_of, job.objective), resume=resume)
         self.documents, held = self.read()
-        if job.config:
-            self.model, self.tokenizer, self.objective = make_language_model(job, self.some_texts(), options.seed)
-        else:
-            self.model, self.tokenizer, self.objective = load_language_model(job, options.seed)
+        self.model, self.tokenizer, self.objective = self.load()
+        self.teacher = self.load_teacher() if job.teacher else None
         self.entry["task"] = self.objective.name
         self.cutter = Cutter(
             tokenizer=self.tokenizer,
             length=block_length(options.max_length, self.model.config, self.tokenizer),
             framed=self.objective.framed,
-            separate=job.documents == "separate",
+            separate=job.documents == "separate" or self.objective.name == HIDDEN,  # an embedder reads texts one by one
             words=job.whole_words,
         )
         if self.cutter.separate and not self.cutter.framed:
@@ -79,6 +88,29 @@ class LanguageRun(TrainingRun):
         if self.job.validation:
             return documents, read_documents([self.job.validation], column=self.job.text_column)
         return split_documents(documents, self.job.validation_share, self.options.seed)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Objective]:
+        """Load or build the model, with its tokenizer, and the objective that it is trained by."""
+        if self.job.config:
+            return make_language_model(self.job, self.some_texts(), self.options.seed)
+        return load_language_model(self.job, self.options.seed)
+
+    def load_teacher(self) -> PreTrainedModel:
+        """Load the teacher."""
+        return load_teacher(str(self.job.teacher), self.objective, self.tokenizer)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the model was converted, or has a teacher that it is compared with before, too."""
+        return super().changes or self.teacher is not None
+
+    def wrap(self) -> None:
+        """Choose what is matched with the teacher's, and the parameters that are trained."""
+        if self.teacher is not None:
+            self.teacher.to(self.accelerator.device)
+            healing = make_healing(self.model, self.teacher, self.objective, self.job, compiled=self.options.compile)
+            self.likeness = Likeness(healing)
+        super().wrap()
 
     def some_texts(self) -> list[str]:
         """Return the texts that a tokenizer is trained on: of a stream the first ones."""
@@ -98,9 +130,9 @@ class LanguageRun(TrainingRun):
             cut = cut.select(range(min(most, len(cut))))
         return BlockExamples(cut, self.objective, self.tokenizer, seed)
 
-    def examples(self) -> BlockExamples:
+    def examples(self) -> Examples:
         """Return the training data."""
-        return self.train
+        return self.train if self.teacher is None else TaughtExamples(self.train, self.likeness.healing)
 
     def texts(self) -> list[str]:
         """Return training texts to fit a conversion on."""
@@ -111,10 +143,18 @@ class LanguageRun(TrainingRun):
     def evaluate(self, model: PreTrainedModel, title: str) -> tuple[dict[str, float], float]:
         """Return loss and perplexity on the validation text; the score is the loss, negative."""
         accelerator, size = None if self.alone else self.accelerator, self.options.eval_batch_size
-        found = measure(
+        measured = measure if self.teacher is None else self.likeness.measure
+        found = measured(
             model, self.validation, batch_size=size, accelerator=accelerator, title=f"{self.title}: {title}"
         )
-        return found, -found["loss"]
+        return found, -found[self.metric]
+
+    @property
+    def metric(self) -> str:
+        """The metric whose negative is the score."""
+        if self.teacher is None or self.job.teacher_share == 0:
+            return "loss"
+        return "kl" if self.objective.name != HIDDEN else "hidden_error"
 
     def facts(self) -> Findings:
         """Return the numbers of blocks, and statistics of activations and experts on some of them."""
@@ -123,18 +163,32 @@ class LanguageRun(TrainingRun):
         inputs = [
             self.validation.batch(range(at, min(at + size, count)), VALIDATION, device) for at in range(0, count, size)
         ]
-        for batch in inputs if not self.model.config.is_encoder_decoder else []:
-            del batch["labels"]
+        if self.objective.name == HIDDEN or not self.model.config.is_encoder_decoder:
+            for batch in inputs:
+                del batch["labels"]
+        healing: HealingFacts | None = None if self.teacher is None else self.likeness.facts(str(self.job.teacher))
         return {
-            "main": ["loss"],
+            "main": [self.metric],
             "examples": {"train": len(self.train), "validation": len(self.validation)},
             "activations": activation_statistics(self.model, inputs),
             "adaptive": adaptive_statistics(self.model, inputs, self.converted, None),
             "experts": expert_loads(self.model, inputs),
+            **({"healing": healing} if healing else {}),  # type: ignore[typeddict-item]
         }
 
     def reloads_equal(self, folder: Path) -> bool:
         """Return whether a fresh process loads the same weights, and gets the same logits, bit by bit."""
         rows = range(min(len(self.validation), math.ceil(self.options.eval_batch_size / 4)))
         batch = self.validation.batch(rows, VALIDATION, next(self.model.parameters()).device)
+        if self.objective.name == HIDDEN:
+            del batch["labels"]
+            return same_when_loaded(self.model, folder, type(self.model).__name__, with_decoder(self.model, batch))
         return same_when_loaded(self.model, folder, self.objective.auto_class, batch)
+
+    def write_more(self, folder: Path) -> None:
+        """Write what lies beside an embedder: how its hidden states become an embedding."""
+        if self.objective.name == HIDDEN and self.main:
+            with writing(folder):
+                copy_other_files(
+                    gguf_file(self.job.model) if is_gguf(self.job.model) else resolve(self.job.model), folder
+                )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 
-from hf_glu.checkpoint.config_file import check_config, reading
+from hf_glu.checkpoint.config_file import check_config, model_class_of, reading
 from hf_glu.checkpoint.gguf import is_gguf, load_gguf, load_gguf_tokenizer
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
@@ -19,7 +19,7 @@ from hf_glu.checkpoint.writing import user_path
 from hf_glu.config.traits import longest_text, vocabulary
 from hf_glu.errors import OptionError, nearest, shown
 from hf_glu.training.data.models import give_padding
-from hf_glu.training.language.objectives import OBJECTIVES, Objective, objective_of
+from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of
 from hf_glu.training.language.options import LONGEST_BLOCK, LanguageOptions
 from hf_glu.training.language.tokenizers import train_tokenizer
 
@@ -54,11 +54,20 @@ def load_language_model(
     with reading(source, why="can't be loaded as a language model"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = load_tokenizer(folder)
-        name = objective_of(config, options.objective)
-        kind = getattr(transformers, OBJECTIVES[name].auto_class)  # type: ignore[attr-defined]
+        name = objective_of(config, options.objective, taught=bool(options.teacher))
+        kind = model_class(name, config)
         model = kind.from_pretrained(folder, dtype=torch.float32)
     forget_code(model.config)
     return _ready(model, tokenizer, name, options)
+
+
+def model_class(objective: str, config: PreTrainedConfig) -> Any:
+    """Return the class that loads a model for an objective: for hidden states the one that its config names."""
+    import transformers
+
+    if objective == HIDDEN:
+        return model_class_of(config)
+    return getattr(transformers, OBJECTIVES[objective].auto_class)  # type: ignore[attr-defined]
 
 
 def make_language_model(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 VALIDATION = -1  # in place of the pass over the data: the same masks each time
 SENTINEL = "<extra_id_{}>"
+HIDDEN = "hidden"
 Block = Mapping[str, Any]
 
 
@@ -145,6 +146,25 @@ class Spans:
         return found
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """A teacher's hidden states, of all tokens of a document: for models without a language-model head (embedders)."""
+
+    tokenizer: PreTrainedTokenizerBase
+    options: LanguageOptions
+    name = HIDDEN
+    auto_class = "AutoModel"
+    framed = True
+
+    def __post_init__(self) -> None:
+        if not self.options.teacher:
+            raise OptionError("objective=hidden learns a teacher's hidden states: give the teacher")
+
+    def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
+        """Return the tokens, each of which counts."""
+        return {IDS: list(block[IDS]), "labels": list(block[IDS])}
+
+
 def hide_spans(length: int, share: float, mean: float, draw: np.random.Generator) -> np.ndarray:
     """Return which of ``length`` tokens are hidden: ``share`` of them, in spans of ``mean`` tokens on average.
 
@@ -167,30 +187,45 @@ def _parts(total: int, parts: int, draw: np.random.Generator) -> list[int]:
 
 
 OBJECTIVES: dict[str, Callable[[PreTrainedTokenizerBase, LanguageOptions], Objective]] = {
-    each.name: each for each in (NextToken, MaskedTokens, Spans)
+    each.name: each for each in (NextToken, MaskedTokens, Spans, HiddenStates)
 }
 
 
-def objective_of(config: PreTrainedConfig, asked: str) -> str:
-    """Return the name of a model's objective: the one asked for, else that of its class.
-
-    Raises:
-        OptionError: the model can't be trained so.
-    """
+def _classes() -> dict[str, Mapping[str, str]]:
+    """Return the classes of each objective, by model type."""
     from transformers.models.auto import modeling_auto as auto
 
-    kinds = {
+    return {
         "clm": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "mlm": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         "span": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     }
+
+
+def objective_of_class(model_class: type) -> str:
+    """Return the objective that a class of models has the head for; ``hidden`` where it has none."""
+    return next((name for name, kind in _classes().items() if model_class.__name__ in kind.values()), HIDDEN)
+
+
+def objective_of(config: PreTrainedConfig, asked: str, *, taught: bool = False) -> str:
+    """Return the name of a model's objective: the one asked for, else that of its class.
+
+    A model that is ``taught`` and whose class has no language-model head is like its teacher in hidden states.
+
+    Raises:
+        OptionError: the model can't be trained so.
+    """
+    kinds = _classes()
     able = [name for name, kind in kinds.items() if config.model_type in kind]
+    named = (getattr(config, "architectures", None) or [""])[0]
+    headless = taught and not any(named in kind.values() for kind in kinds.values())
+    if asked == HIDDEN or (asked == "auto" and headless):
+        return HIDDEN
     if asked != "auto":
         if asked not in able:
             ways = " or ".join(able) or "nothing"
             raise OptionError(f"{config.model_type} can't be trained by {asked}, but by {ways}")
         return asked
-    named = (getattr(config, "architectures", None) or [""])[0]
     if "CausalLM" in named and "clm" in able:
         return "clm"
     order = ("span", "mlm", "clm") if config.is_encoder_decoder else ("mlm", "clm")

@@ -9,7 +9,8 @@ from hf_glu.errors import OptionError, shown
 from hf_glu.training.filling import split_options
 from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option
 
-OBJECTIVES = ("auto", "clm", "mlm", "span")
+OBJECTIVES = ("auto", "clm", "mlm", "span", "hidden")
+MATCHES = ("auto", "none", "ffn", "hidden")
 DOCUMENTS = ("joined", "separate")
 LONGEST_BLOCK = 1024  # where the model would read more, and no length is given
 FROM_SCRATCH = {"lr": 6e-4, "weight_decay": 0.1}  # what is usual there, instead of the defaults
@@ -47,7 +48,9 @@ class LanguageOptions(ModelOptions):
     validation: str | None = option(None, "The same to validate on; else a share of the documents.")
     validation_share: float = option(0.05, "Share of the documents that are validated on, chosen by the seed.")
     validation_size: int = option(500, "Blocks of the validation text to use, from the first on.")
-    objective: str = option("auto", "clm (next token), mlm (masked), span (T5's); auto: by the model's class.")
+    objective: str = option(
+        "auto", "clm (next token), mlm (masked), span (T5's), hidden (a teacher's states); auto: by the model's class."
+    )
     text_column: str | None = option(None, "Column of the text: text, or the only one.")
     documents: str = option("joined", "joined: end to end, in full blocks; separate: none sees another.")
     mask: float = option(0.15, "Share of the tokens that mlm and span hide.")
@@ -55,6 +58,11 @@ class LanguageOptions(ModelOptions):
     span: float = option(3.0, "Mean length of the spans that span hides, in tokens.")
     stream: bool = option(False, "Read the data while training, without storing them: needs max_steps.")
     workers: int = option(1, "Processes that tokenize.")
+    teacher: str | None = option(None, "Heal the model: be like this one; base: what it was converted from.")
+    teacher_share: float = option(1.0, "Share of the teacher's logits in the loss; the rest is the text's own tokens.")
+    temperature: float = option(1.0, "Of the logits that are compared with the teacher's.")
+    match: str = option("auto", "What is compared beside logits: ffn (outputs of FFNs), hidden (states) or none.")
+    match_weight: float = option(1.0, "Of what is compared beside logits, in the loss.")
 
     positive: ClassVar[tuple[str, ...]] = (
         *ModelOptions.positive, "train_tokenizer", "validation_size", "workers",
@@ -64,6 +72,12 @@ class LanguageOptions(ModelOptions):
         super().__post_init__()
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("documents", self.documents, DOCUMENTS)
+        check_choice("match", self.match, MATCHES)
+        if not 0 <= self.teacher_share <= 1:
+            raise OptionError(f"teacher_share must be 0 to 1, got {shown(self.teacher_share)}")
+        for key in ("temperature", "match_weight"):
+            if not getattr(self, key) > 0:
+                raise OptionError(f"{key} must be more than 0, got {shown(getattr(self, key))}")
         for key in ("validation_share", "mask"):
             if not 0 < getattr(self, key) < 1:
                 raise OptionError(f"{key} must be a share between 0 and 1, got {shown(getattr(self, key))}")
@@ -79,6 +93,10 @@ class LanguageOptions(ModelOptions):
             raise OptionError("from scratch, give the tokenizer of a model, or train_tokenizer=8192: one of the two")
         if self.config and self.peft != "none":
             raise OptionError(f"peft={self.peft} trains few parameters of a pretrained model: there is none here")
+        if self.teacher == "base" and not self.model:
+            raise OptionError(
+                "teacher=base is what a pretrained model was converted from: from scratch, name the teacher"
+            )
         if not self.data:
             raise OptionError("give the text to train on with data")
         if self.objective != "auto":

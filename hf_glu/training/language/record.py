@@ -42,9 +42,14 @@ def data_record(job: LanguageOptions) -> FileRecord:
 
 
 def model_record(job: LanguageOptions) -> dict[str, str]:
-    """Return hashes of the files of the model that is trained; of a new one, those of config and tokenizer."""
+    """Return hashes of the files of model and teacher; of a new model, of its config and tokenizer."""
+    taught = {f"teacher/{name}": found for name, found in _files(job.teacher).items()} if job.teacher else {}
     if job.model:
-        return {"model": hash_file(gguf_file(job.model))} if is_gguf(job.model) else fingerprint(resolve(job.model))
+        return _files(job.model) | taught
     found = fingerprint(resolve(job.tokenizer)) if job.tokenizer else {}
     path: Path | None = config_file(str(job.config))
-    return {**found, "config": hash_file(path) if path else str(job.config)}
+    return {**found, "config": hash_file(path) if path else str(job.config)} | taught
+
+
+def _files(source: str) -> dict[str, str]:
+    return {"model": hash_file(gguf_file(source))} if is_gguf(source) else fingerprint(resolve(source))

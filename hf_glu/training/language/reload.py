@@ -45,8 +45,10 @@ def same_when_loaded(model: Any, folder: Path, auto_class: str, batch: Batch) ->
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the logits of a batch; of a model without a head its last hidden states."""
     with evaluating(model):
-        found: torch.Tensor = model(**{key: value.cpu() for key, value in batch.items()}).logits
+        outputs = model(**{key: value.cpu() for key, value in batch.items()})
+    found: torch.Tensor = outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
     return found.float().contiguous()
 
 

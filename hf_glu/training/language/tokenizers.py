@@ -24,6 +24,7 @@ SPECIAL: dict[str, dict[str, str]] = {
     },
     "span": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
+SPECIAL["hidden"] = SPECIAL["mlm"]  # an encoder's
 
 
 def train_tokenizer(texts: Iterable[str], size: int, objective: str) -> PreTrainedTokenizerBase:
@@ -54,6 +55,7 @@ def train_tokenizer(texts: Iterable[str], size: int, objective: str) -> PreTrain
     )  # fmt: skip
     made.train_from_iterator(texts, trainer)
     frame = {"mlm": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"), "span": ("$A </s>", "$A </s> $B </s>")}
+    frame["hidden"] = frame["mlm"]
     if objective in frame:
         single, pair = frame[objective]
         around = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]", "</s>") if name in special]

@@ -226,4 +226,5 @@ class TrainingLoop:
             loss=sum(recent) / len(recent),
             tokens_per_second=self.progress.tokens / max(seconds, 1e-9),
             stopped_early=stopped,
+            tokens=self.progress.tokens,
         )

@@ -18,6 +18,7 @@ class TrainingResult:
     loss: float
     tokens_per_second: float
     stopped_early: bool = False
+    tokens: int = 0
 
     def to_dict(self) -> TrainingSummary:
         """Return the result as plain data."""
