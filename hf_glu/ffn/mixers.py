@@ -134,8 +134,8 @@ def own_gate(mixer: Any, convolution: str) -> None:
     Raises:
         IncompatibleTransformersError: before 5.15, the activation of its ``convolution`` isn't silu, and would be lost.
     """
-    if convolution not in (GATE, "swish") and not GATE_ALONE.is_present():
-        raise GATE_ALONE.missing()
+    if convolution not in (GATE, "swish"):
+        GATE_ALONE.find()
     inner = innermost(mixer.act)[1]
     silu = isinstance(inner, (nn.SiLU, type(functional.silu))) or type(inner).__name__ == "SiLUActivation"
     if silu and not isinstance(mixer.act, WrappedGate):
