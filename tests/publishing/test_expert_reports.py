@@ -27,7 +27,7 @@ from hf_glu.publishing.report.experts import LESS, MORE, STRONGEST, by_experts
 from hf_glu.publishing.report.page import TEMPLATE
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare
+from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.options import JobOptions, TrainingOptions
 
 GROUPS = "relu*2,gelu:24*1,learnable_swiglu*3"

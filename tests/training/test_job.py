@@ -27,7 +27,9 @@ from hf_glu.publishing.report import write_report
 from hf_glu.tasks import SUITES, TASKS
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare, paired_p, read_variant
+from hf_glu.training.comparing.classifiers import compare
+from hf_glu.training.comparing.statistics import paired_p
+from hf_glu.training.comparing.variants import read_variant
 from hf_glu.training.data.prediction import predict
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module

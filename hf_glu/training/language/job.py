@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glu.errors import OptionError
+from hf_glu.ffn.config_fields import activation_of
 from hf_glu.instruments.activity import activation_statistics, expert_loads
 from hf_glu.instruments.adaptive import adaptive_statistics
 from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import Cutter
+from hf_glu.training.language.documents import calibration_documents, read_both, tokenizer_texts
 from hf_glu.training.language.examples import SHUFFLED, BlockExamples, StreamExamples, measure
 from hf_glu.training.language.models import block_length, load_language_model, make_language_model
 from hf_glu.training.language.objectives import VALIDATION
 from hf_glu.training.language.options import LanguageOptions
-from hf_glu.training.language.reading import TEXT, Documents, read_documents, split_documents
+from hf_glu.training.language.reading import Documents
 from hf_glu.training.language.record import language_record
 from hf_glu.training.language.reload import same_when_loaded
 from hf_glu.training.options import TrainingOptions
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MEASURED = 8  # batches that statistics of activations are taken of
-CALIBRATED = 2000  # letters of a document that a conversion is fitted on
 
 
 class LanguageRun(Run):
@@ -42,6 +43,7 @@ class LanguageRun(Run):
     """
 
     job: LanguageOptions
+    trained = "trained"
 
     def __init__(
         self, job: LanguageOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
@@ -53,9 +55,10 @@ class LanguageRun(Run):
             raise OptionError("a stream has no end and no share to validate on: give max_steps and validation")
         made_of = made_of or language_record(job, options)
         super().__init__(job, options, run_entry(job, options, made_of, job.objective), resume=resume)
-        self.documents, held = self.read()
+        self.documents, held = read_both(job)
         if job.config:
-            self.model, self.tokenizer, self.objective = make_language_model(job, self.some_texts(), options.seed)
+            texts = tokenizer_texts(job, self.documents) if job.train_tokenizer else []
+            self.model, self.tokenizer, self.objective = make_language_model(job, texts, options.seed)
         else:
             self.model, self.tokenizer, self.objective = load_language_model(job, options.seed)
         self.entry["task"] = self.objective.name
@@ -71,19 +74,16 @@ class LanguageRun(Run):
         self.train = self.blocks(self.documents)
         self.validation = self.blocks(held, job.validation_size)
         self.prepare()
+        if job.config:
+            self.name_new()
 
-    def read(self) -> tuple[Documents, Documents]:
-        """Read the documents to train on, and those to validate on."""
-        assert self.job.data
-        documents = read_documents(self.job.data, column=self.job.text_column, stream=self.job.stream)
-        if self.job.validation:
-            return documents, read_documents([self.job.validation], column=self.job.text_column)
-        return split_documents(documents, self.job.validation_share, self.options.seed)
-
-    def some_texts(self) -> list[str]:
-        """Return the texts that a tokenizer is trained on: of a stream the first ones."""
-        documents = self.documents.take(100_000) if self.job.stream else self.documents
-        return [row[TEXT] for row in documents]
+    def name_new(self) -> None:
+        """Say of a new model what it is: nothing was there to be converted."""
+        config = self.model.config
+        self.report = None
+        self.entry["model"] = f"a new {config.model_type}"
+        self.entry["activation"] = self.job.conversion or activation_of(config)
+        self.entry["parameters"]["before"] = self.entry["parameters"]["total"]
 
     def blocks(self, documents: Documents, most: int | None = None) -> BlockExamples:
         """Cut documents into blocks, at most ``most``."""
@@ -104,9 +104,7 @@ class LanguageRun(Run):
 
     def texts(self) -> list[str]:
         """Return training texts to fit a conversion on."""
-        rows = self.documents.take(self.job.calibration) if self.job.stream else self.documents
-        some = rows if self.job.stream else rows.select(range(min(self.job.calibration, len(rows))))
-        return [row[TEXT][:CALIBRATED] for row in some]
+        return calibration_documents(self.job, self.documents)
 
     def evaluate(self, model: PreTrainedModel, title: str) -> tuple[dict[str, float], float]:
         """Return loss and perplexity on the validation text; the score is the loss, negative."""
