@@ -420,8 +420,9 @@ def test_options(values, error, says):
 
 def test_options_read_what_yaml_writes():
     job, options = split_options(
-        {"lr": "2e-5", "width": 1024, "epochs": 3, "max_steps": None, "compile": False}, JobOptions
-    )
+        {"lr": "2e-5", "width": 1024, "epochs": 3, "max_steps": None, "compile": False},
+        JobOptions, TrainingOptions,
+    )  # fmt: skip
     assert (options.lr, options.epochs, options.max_steps, job.units) == (2e-5, 3.0, None, 1024)
 
 

@@ -28,6 +28,7 @@ from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.comparing import classifiers, shared
 from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.data import models
+from hf_glu.training.data.sources import task_name
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import FREE, make_record
@@ -65,7 +66,7 @@ def instead_of_training(ran):
         ran.append(folder.name)
         results = {"score": float(len(ran)), "metrics": {"accuracy": 0.5}, "main": ["accuracy"], "parameters": 1,
                    "active_parameters": 1, "training": {"seconds": 1.0}}  # fmt: skip
-        write_json(folder / RUN_FILE, run_entry(job, options, made_of or make_record(job, options)))
+        write_json(folder / RUN_FILE, run_entry(job, options, made_of or make_record(job, options), task_name(job)))
         write_json(folder / RESULTS_FILE, results)
         return results
 
