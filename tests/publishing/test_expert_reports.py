@@ -17,7 +17,7 @@ from runs import IDS, MASK, contrast, report, write_run
 from taskdata import save_base, write_dataset
 
 import hf_glu
-from hf_glu.cli import tables
+from hf_glu.cli import comparing, tables
 from hf_glu.ffn.experts import find_experts
 from hf_glu.instruments.activity import expert_loads
 from hf_glu.instruments.routing import active_parameters
@@ -176,7 +176,7 @@ def test_active_parameters_are_shown_only_where_there_are_experts(job, tmp_path)
     assert "active" not in [row[0] for row in page.tables["Parameters"]]
     assert "experts.png" not in page.pictures
     result = compare(["dense", "geglu"], [0], replace(job, to=None, output=str(tmp_path / "compare")), OPTIONS)
-    assert "active a token" in printed({**result, "report": None}, tables.comparison)
+    assert "active a token" in printed({**result, "report": None}, comparing.classifiers)
     page = report(tmp_path / "compare")
     dense, experts = result["variants"]
     assert page.row("Variants by accuracy", "geglu")["active a token"] == f"{experts['active_parameters']:,}"

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from hf_glu.checkpoint.files import COMPARISON_FILE, RUN_FILE
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.writing import check_folder
-from hf_glu.errors import DivergedError, OptionError
+from hf_glu.errors import OptionError
 from hf_glu.training.comparing.kinds import Compared, PlannedRun, Search
 from hf_glu.training.comparing.statistics import holm, interval, paired_p
 from hf_glu.training.comparing.variants import Variant
@@ -146,7 +146,7 @@ def _check_search(search: Search, seeds: Sequence[int]) -> None:
 
 
 def _search(runner: Runner, chosen: Sequence[Variant], search: Search) -> Rates:
-    """Try each learning rate with each variant; one at which training diverges counts as infinitely bad.
+    """Try each learning rate with each variant; one at which training diverges is infinitely bad.
 
     Raises:
         OptionError: all of a variant's are such.
@@ -156,10 +156,7 @@ def _search(runner: Runner, chosen: Sequence[Variant], search: Search) -> Rates:
     runner.know(runs.values())
     rates: Rates = {variant.name: {} for variant in chosen}
     for (name, lr), run in runs.items():
-        try:
-            rates[name][lr] = runner.kind.value(runner.results(run, f"{name}, lr {lr:g}, seed {search.seed}"))
-        except DivergedError:
-            rates[name][lr] = math.inf
+        rates[name][lr] = runner.kind.value(runner.results(run, f"{name}, lr {lr:g}, seed {search.seed}"))
     for name, tried in rates.items():
         if math.inf == min(tried.values()):
             raise OptionError(f"{name} diverges at all of the learning rates: give lower ones")

@@ -112,7 +112,7 @@ class Compared(ABC):
         """Carry out a run, or go on with it."""
 
     def value(self, results: Results) -> float:
-        """Return what of a run's results is compared."""
+        """Return what of a run's results is compared; infinity where its training diverged."""
         return results["score"]
 
     def complete(  # noqa: B027  (as above)

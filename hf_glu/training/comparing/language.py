@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import same_function
-from hf_glu.checkpoint.files import LOG_FILE, RESULTS_FILE, TOKENIZER_FOLDER
-from hf_glu.checkpoint.jsonio import read_lines, write_json
+from hf_glu.checkpoint.files import LOG_FILE, TOKENIZER_FOLDER
+from hf_glu.checkpoint.jsonio import read_lines
 from hf_glu.errors import OptionError
 from hf_glu.ffn.config_fields import activation_field, activation_of, write_activation
 from hf_glu.training.comparing import engine
@@ -23,6 +23,7 @@ from hf_glu.training.comparing.kinds import Compared, PlannedRun, Search
 from hf_glu.training.comparing.shapes import EQUAL, Shape, equal_width, shape_after, shape_of
 from hf_glu.training.comparing.shared import fitted_base, known_folder, make_folder
 from hf_glu.training.comparing.statistics import interval, tokens_to
+from hf_glu.training.comparing.trials import TrialRun
 from hf_glu.training.comparing.variants import ISO, Variant, read_variant
 from hf_glu.training.language.documents import calibration_documents, read_both, tokenizer_texts
 from hf_glu.training.language.job import LanguageRun
@@ -31,7 +32,6 @@ from hf_glu.training.language.objectives import objective_of
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.language.record import language_record
 from hf_glu.training.language.tokenizers import train_tokenizer
-from hf_glu.training.loop import checkpoints
 from hf_glu.training.options import OF_CONVERSION
 from hf_glu.training.results import ComparisonTable, Record, Results
 
@@ -203,14 +203,15 @@ class ComparedLanguageModels(Compared):
 
     def value(self, results: Results) -> float:
         """Return the loss."""
-        return results["metrics"][results["main"][0]]
+        loss: float | None = results["metrics"].get(results["main"][0])
+        return math.inf if loss is None else loss
 
     def complete(
         self, table: ComparisonTable, runs: Mapping[str, Sequence[PlannedRun]], found: Mapping[str, list[Results]]
     ) -> None:
         """Add what variants cost, and after how many tokens they are at the target."""
         table["objective"] = self.task
-        table["data"] = [Path(name).name for name in self.job.data or []]
+        table["data"] = list(self.job.data or [])
         for row in table["variants"]:
             shape = self.shape(runs[row["name"]][0].variant)
             row["width"], row["ffn_parameters"], row["flops_per_token"] = shape.width, shape.ffn_parameters, shape.flops
@@ -224,20 +225,6 @@ class ComparedLanguageModels(Compared):
             known = [each for each in tokens if each is not None]
             row["tokens_mean"] = fmean(known) if len(known) == len(tokens) else None
             row["tokens_interval"] = interval(known) if len(known) == len(tokens) else None
-
-
-class TrialRun(LanguageRun):
-    """A run whose results are kept, and whose model isn't."""
-
-    def finish(self, folder: Path, results: Results) -> None:
-        """Write the results."""
-        if self.main:
-            write_json(folder / RESULTS_FILE, results)
-            self.close(folder, results)
-
-    def close(self, folder: Path, results: Results) -> None:
-        """Remove what only an unfinished run needs."""
-        checkpoints.remove_all(folder)
 
 
 def curve_of(run: PlannedRun) -> list[tuple[float, float]]:
