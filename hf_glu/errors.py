@@ -58,6 +58,10 @@ class TrainingError(HfGluError, RuntimeError):
     """A training run that can't go on."""
 
 
+class DivergedError(TrainingError):
+    """A training run whose loss is no number any more."""
+
+
 class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 

@@ -1,4 +1,4 @@
-"""``hf-glu finetune``, ``compare`` and ``report``."""
+"""``hf-glu finetune`` and ``report``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from hf_glu.cli.fields import with_flags
 from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import OptionError
 from hf_glu.training.filling import read_yaml, split_options
-from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions
+from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.packaged import find_config
-from hf_glu.training.variants import read_variants
 
 _CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
 
@@ -40,20 +39,7 @@ def emit_once(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
         tables.emit(result, show, json=json)
 
 
-def _try_report(folder: Path | None) -> str | None:
-    """Write the page with the plot where the extra that draws is installed; return where it is."""
-    from importlib.util import find_spec
-
-    from accelerate import PartialState
-
-    from hf_glu.publishing.report import write_report
-
-    if folder is None or find_spec("matplotlib") is None or not PartialState().is_main_process:
-        return None
-    return str(write_report(folder))
-
-
-def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, TrainingOptions]:
+def read_options(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, TrainingOptions]:
     """Return the options that a YAML file gives, and flags override."""
     values = {**(read_yaml(find_config(config)) if config else {}), **given}
     job, options = split_options(values, JobOptions, TrainingOptions)
@@ -62,7 +48,7 @@ def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, Train
     return job, options
 
 
-def _check_packages(command: str, job: JobOptions, *more: str) -> None:
+def check_packages(command: str, job: JobOptions, *more: str) -> None:
     """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
     need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=command)
 
@@ -89,9 +75,9 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
-    job, options = _read(config, given)
+    job, options = read_options(config, given)
     _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
-    _check_packages("finetune", job)
+    check_packages("finetune", job)
     check_jobs(job, suite=suite, only=only)
     quieten()
 
@@ -104,37 +90,6 @@ def finetune(
         return
     result = finetune_and_report(job, options, baseline=baseline, resume=resume, finish=write_card)
     emit_once(result, tables.finetuned, json=json)
-
-
-@app.command()
-@with_flags(JobOptions, TrainingOptions)
-def compare(
-    given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
-    variants: Annotated[
-        str, typer.Option(help="Such as dense,geglu,swiglu:iso,random-geglu; first the baseline.")
-    ] = "dense,random-geglu,geglu,swiglu,swiglu:iso",
-    seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0,1,2",
-    json: Json = False,
-) -> None:
-    """Fine-tune several activations with several seeds on one task: mean, spread, paired test, plot."""
-    job, options = _read(config, given)
-    if (option := next((key for key in OF_VARIANTS if key in given), None)) is not None:
-        raise OptionError(f"{option} does nothing in a comparison: --variants and --seeds say it")
-    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
-        raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
-    if not job.output:
-        raise OptionError("compare needs a folder for its runs: give it with --output")
-    _check_packages("compare", job, "scipy")
-    names, numbers = variants.split(","), [int(seed) for seed in seeds.split(",")]
-    folder = job.folder or Path()
-    check_jobs(*(each.job(job, folder, 0) for each in read_variants(names, numbers, job, options)))
-    quieten()
-
-    from hf_glu.training.comparing import compare as run
-
-    result = run(names, numbers, job, options, tables.tell)
-    emit_once({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 
 @app.command()

@@ -62,6 +62,7 @@ class TrainingRun(ABC):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    trained = "fine-tuned"  # what is done to the model, in one word
 
     def __init__(self, job: ModelOptions, options: TrainingOptions, entry: RunEntry, *, resume: bool) -> None:
         self.job, self.options, self.entry, self.resume = job, options, entry, resume
@@ -81,7 +82,7 @@ class TrainingRun(ABC):
     @property
     def title(self) -> str:
         """The name of what is trained, for progress bars."""
-        return self.job.conversion or "dense"
+        return self.entry["activation"] or "dense"
 
     @property
     def changes(self) -> bool:
@@ -216,7 +217,8 @@ class TrainingRun(ABC):
         """Evaluate and save what was trained; return the results."""
         metrics, score = self.evaluate(self.model, "evaluate")
         epoch = trained.steps / loop.plan.steps_per_epoch
-        loop.log.write({"step": trained.steps, "epoch": epoch, "evaluation": metrics, "score": score})
+        at = {"step": trained.steps, "epoch": epoch, "tokens": loop.progress.tokens}
+        loop.log.write({**at, "evaluation": metrics, "score": score})
         results: Results = {
             "task": self.entry["task"],
             "score": score,

@@ -39,7 +39,7 @@ def run_entry(job: ModelOptions, options: TrainingOptions, made_of: Record, task
     return {
         "model": job.title,
         "task": task,
-        "activation": job.conversion,
+        "activation": made_of["options"]["activation"],
         "options": {**job.to_dict(), **options.to_dict()},
         "versions": made_of["versions"],
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",

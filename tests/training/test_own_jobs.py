@@ -21,7 +21,7 @@ from hf_glu.tasks.metrics.scores import NO_ANSWER
 from hf_glu.tasks.own import own_task
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare
+from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.data.features import collate, count_items, loss_of, make_features
 from hf_glu.training.data.models import load_for_task
 from hf_glu.training.job import Job, run_job

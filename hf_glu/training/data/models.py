@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from hf_glu.checkpoint.config_file import check_config, reading
 from hf_glu.checkpoint.hub import resolve
@@ -103,15 +104,36 @@ def convert_for(
 
 
 def _random(model: PreTrainedModel, job: ModelOptions, choice: SiteChoice) -> Report:
-    """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation."""
+    """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation.
+
+    What has no biases gets none: they would only stand in for weights that are kept.
+    """
     assert job.to
     texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))
-    narrow = job.width != "keep"
-    report = convert(model, job.to, check=False, distill_steps=0, calibration=texts if narrow else None, **choice)
+    shape: dict[str, Any] = {**choice, "bias": False, "fitted": True}
+    needed = plan(model, job.to, **shape).needs_calibration
+    shape = {**choice, "bias": False, "calibration": texts if needed else None}
+    report = convert(model, job.to, check=False, distill_steps=0, **shape)
     names = {step.site.name for step in report.plan.steps if step.changes}
-    modules: list[Any] = [part for site in find_sites(model) if site.name in names for part in projections(site)]
-    for module in modules:
-        for part in (module, *module.parameters(recurse=False)):
-            INITIALIZED.put(part, False)
-        INIT_WEIGHTS.of(model)(module)
+    initialise_anew(model, [part for site in find_sites(model) if site.name in names for part in projections(site)])
     return report
+
+
+def initialise_anew(model: PreTrainedModel, modules: Sequence[nn.Module]) -> None:
+    """Initialise modules as their family does, and nothing else.
+
+    A family may do so for a module by itself, or for the one that holds it: GPT-2's out-projections are smaller the
+    deeper the model is, T5's go by its sizes.
+    """
+    new = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    holders = [each for each in model.modules() if any(child in modules for child in each.children())]
+    others = [parameter for holder in holders for parameter in holder.parameters() if id(parameter) not in new]
+    known = [INITIALIZED.of(parameter, False) for parameter in others]
+    for part in (*modules, *(parameter for module in modules for parameter in module.parameters(recurse=False))):
+        INITIALIZED.put(part, False)
+    for parameter in others:
+        INITIALIZED.put(parameter, True)
+    for module in (*modules, *holders):
+        INIT_WEIGHTS.of(model)(module)
+    for parameter, before in zip(others, known, strict=True):
+        INITIALIZED.put(parameter, before)

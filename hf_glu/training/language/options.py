@@ -46,7 +46,8 @@ class LanguageOptions(ModelOptions):
         None, "Text: .txt, .jsonl, .csv, .parquet, a folder, a pattern, a Hub id."
     )
     validation: str | None = option(None, "The same to validate on; else a share of the documents.")
-    validation_share: float = option(0.05, "Share of the documents that are validated on, chosen by the seed.")
+    validation_share: float = option(0.05, "Share of the documents that are validated on.")
+    split_seed: int = option(0, "Of the choice of these documents; the same whatever the seed.")
     validation_size: int = option(500, "Blocks of the validation text to use, from the first on.")
     objective: str = option(
         "auto", "clm (next token), mlm (masked), span (T5's), hidden (a teacher's states); auto: by the model's class."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from hf_glu.activation import registry
-from hf_glu.checkpoint.provenance import Base, base_of
+from hf_glu.checkpoint.provenance import base_of
 from hf_glu.training.baseline import report_run
 from hf_glu.training.language.blocks import BYTES, IDS, Cutter
 from hf_glu.training.language.examples import BlockExamples, measure
@@ -90,7 +90,7 @@ def run_language(
     job.check()
     if job.to:
         registry[job.to]
-    base: Base = base_of(job.model, job.base_model) if job.model else {"name": job.title, "repository": False}
+    base = base_of(job.model, job.base_model) if job.model else None
     ours = LanguageRun(job, options, resume=resume)
     if not job.output and ours.main:
         _log.warning("without an output folder the model is trained and evaluated, and not kept")

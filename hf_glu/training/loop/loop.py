@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_glu.checkpoint.jsonio import JsonObject
-from hf_glu.errors import TrainingError
+from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded
@@ -79,7 +79,7 @@ class TrainingLoop:
         """Train to the end.
 
         Raises:
-            TrainingError: the loss is NaN or infinite.
+            DivergedError: the loss is NaN or infinite.
             CheckpointError: nothing to resume from, or another run's.
             Interrupted: by Ctrl-C, after the step was finished and a checkpoint written.
         """
@@ -166,7 +166,7 @@ class TrainingLoop:
         pending.clear()
         for step, loss in enumerate(losses, first):
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise DivergedError(
                     f"the loss is {loss} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, or "
                     f"precision=no (now {self.options.mixed_precision()})"
                 )
@@ -179,7 +179,7 @@ class TrainingLoop:
 
     def _log(self, values: JsonObject) -> None:
         epoch = self.progress.step / self.plan.steps_per_epoch
-        self.log.write({"step": self.progress.step, "epoch": epoch, **values})
+        self.log.write({"step": self.progress.step, "epoch": epoch, "tokens": self.progress.tokens, **values})
         flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
         self.accelerator.log(flat, step=self.progress.step)
 
