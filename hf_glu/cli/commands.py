@@ -94,6 +94,9 @@ def convert(
     to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
+    distill_steps: Annotated[
+        int | None, typer.Option(help="Steps of the fit, for each FFN; 400 for fewer units.")
+    ] = None,
     heal: Annotated[list[str] | None, typer.Option(help=_HEAL_HELP)] = None,
     heal_options: Annotated[Path | None, typer.Option(help="YAML file of options of pretrain, for --heal.")] = None,
     native: Native = False,
@@ -120,6 +123,8 @@ def convert(
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     if stream and (width != "keep" or native or calibration is not None):
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
+    if distill_steps is not None and (distill_steps < 0 or calibration is None):
+        raise OptionError("--distill-steps is how long --calibration fits: a number, 0 at least, with that")
     if heal_options and not heal:
         raise OptionError("--heal-options says how --heal trains: give --heal, too")
     if heal and (stream or plan):
@@ -149,7 +154,7 @@ def convert(
             report = hf_glu.convert_stream(source, stage, target, base_model=base_model, **options)
         else:
             report = hf_glu.convert_checkpoint(
-                source, stage, target, calibration=texts, native=native,
+                source, stage, target, calibration=texts, distill_steps=distill_steps, native=native,
                 check="report" if check and lenient else check, base_model=base_model,
                 heal=_healer(source, heal, heal_options) if heal else None, **options,
             )  # fmt: skip

@@ -20,7 +20,7 @@ FORMS = ("auto", "classes", "text")
 PEFTS = ("none", "lora", "gates")
 
 # what says how to convert
-OF_CONVERSION = ("to", "width", "layers", "experts", "top_k", "exclude", "random")
+OF_CONVERSION = ("to", "width", "layers", "experts", "top_k", "exclude", "distill_steps", "random")
 # what a comparison's variants and seeds say
 OF_VARIANTS = ("to", "width", "random", "seed")
 # an option that does nothing without (one of) others: it would be ignored silently
@@ -29,6 +29,7 @@ NEEDED = {
     "layers": ("to", "experts"),
     "exclude": ("to", "experts"),
     "top_k": ("experts",),
+    "distill_steps": ("to",),
     "mixture_limit": ("mixture",),
     **dict.fromkeys(("validation", *OF_OWN_DATA), ("dataset",)),
     "predict": ("output",),
@@ -130,6 +131,7 @@ class ModelOptions:
     top_k: int | None = option(None, "Experts that a token uses: 2.")
     exclude: str | None = option(None, "Regular expression of FFN sites to leave alone.")
     calibration: int = option(3000, "Training texts that an approximate conversion is fitted on, where one is needed.")
+    distill_steps: int | None = option(None, "Steps of the fit, for each FFN; 400 where units are dropped.")
     random: bool = option(False, "Initialise the converted FFNs at random: what surgery without weights gives.")
     peft: str = option("none", "none, lora, or gates (train up halves, norms and head only).")
     lora_rank: int = option(8, "Rank of LoRA.")

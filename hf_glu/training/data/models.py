@@ -94,13 +94,14 @@ def convert_for(
     choice: SiteChoice = {"width": job.units, "layers": job.layers, "exclude": job.exclude}
     if job.experts:
         fitted = job.width != "keep" or UNGATED in job.experts
-        fit = {"calibration": texts(), "tokenizer": tokenizer} if fitted else {}
+        fit = {"calibration": texts(), "tokenizer": tokenizer, "distill_steps": job.distill_steps} if fitted else {}
         return convert(model, job.to, experts=job.experts, top_k=job.top_k, **choice, **fit)
     assert job.to
     if job.random:
         return _random(model, job, choice)
     fitted = plan(model, job.to, fitted=True, **choice).needs_calibration
-    return convert(model, job.to, calibration=texts() if fitted else None, tokenizer=tokenizer, **choice)
+    given = {"calibration": texts() if fitted else None, "tokenizer": tokenizer, "distill_steps": job.distill_steps}
+    return convert(model, job.to, **given, **choice)
 
 
 def _random(model: PreTrainedModel, job: ModelOptions, choice: SiteChoice) -> Report:

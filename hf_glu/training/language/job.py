@@ -105,7 +105,11 @@ class LanguageRun(TrainingRun):
         """Choose what is matched with the teacher's, and the parameters that are trained."""
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
-            healing = make_healing(self.model, self.teacher, self.objective, self.job, compiled=self.options.compile)
+            healing = make_healing(self.model, self.teacher, self.objective, self.job)
+            if "ffn" in healing.matched and (self.options.compile or self.sharded):
+                raise OptionError(
+                    "match=ffn calls FFNs by themselves, which can't be compiled or sharded: match=hidden"
+                )
             self.likeness = Likeness(healing)
         super().wrap()
 

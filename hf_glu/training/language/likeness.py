@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hf_glu.checkpoint.provenance import naming
-from hf_glu.ffn.forward import ffn_output
 from hf_glu.ffn.sites import find_sites
 from hf_glu.training.language.examples import BlockExamples, language_metrics, sums
 from hf_glu.training.language.healing import LABELS, Healing, Pair, predicted, seeing, valid_tokens
@@ -98,8 +97,7 @@ class Likeness:
         head = self._logits(own, other, batch) if self.healing.logits else self._states(own, other, batch)
         found = {pair.own.name: torch.zeros(2, dtype=torch.float64) for pair in pairs}
         for call in seen:
-            with call.autocast:
-                wanted = ffn_output(call.pair.other, call.x)
+            wanted = call.apply(call.pair.other)
             found[call.pair.own.name] += _squares(call.tokens.rows(call.output), call.tokens.rows(wanted))
         return [*head, *(float(value) for sums in found.values() for value in sums)]
 
