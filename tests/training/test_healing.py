@@ -235,7 +235,7 @@ def test_gradient_checkpointing_and_dropped_masks_change_nothing(folders, corpus
 
 @pytest.mark.parametrize(("objective", "match"), CASES)
 def test_micro_batches_add_up_to_the_whole(objective, match, folders, corpus):
-    """Their losses are weighted as in the loop: by the tokens that are predicted. In float64, since Adam hides a lot."""
+    """Their losses are weighted as in the loop, by the tokens that are predicted; in float64, as Adam hides a lot."""
     made = LanguageRun(
         job_of(folders, corpus, objective, match=match, teacher_share=0.5, documents="separate"), OPTIONS
     )

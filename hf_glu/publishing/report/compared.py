@@ -21,7 +21,7 @@ from hf_glu.publishing.report.sections import KeyFigure, Page, Section, by_layer
 from hf_glu.publishing.report.table import Table, TableCell, filled, mark
 from hf_glu.publishing.training import OBJECTIVES, texts
 
-_MILLION = 1e-6
+_TOKENS = ((1e9, " (billions)"), (1e6, " (millions)"), (1e3, " (thousands)"), (1.0, ""))
 _EACH = "Bold: mean of the seeds"
 
 
@@ -81,21 +81,22 @@ def _scores(runs: dict[str, list[Run]]) -> Drawing | None:
 
 def _losses(runs: dict[str, list[Run]], index: Data) -> Drawing | None:
     """Draw the loss on the validation text by tokens; those of a step are the first seed's, which differ little."""
-    series = {}
-    for name, found in runs.items():
-        tokens = dict(curves.points(found[0].evaluations, "step", "tokens")) if found else {}
-        series[name] = [
-            [
-                (tokens[at] * _MILLION, loss)
-                for at, loss in curves.points(run.evaluations, "step", "score")
-                if at in tokens
-            ]
-            for run in found
+    of_step = {
+        name: dict(curves.points(found[0].evaluations, "step", "tokens")) for name, found in runs.items() if found
+    }
+    most = max((count for tokens in of_step.values() for count in tokens.values()), default=0.0)
+    size, unit = next((each for each in _TOKENS if most >= each[0]), _TOKENS[-1])
+    series = {
+        name: [
+            [(tokens[at] / size, loss) for at, loss in curves.points(run.evaluations, "step", "score") if at in tokens]
+            for run in runs[name]
         ]
+        for name, tokens in of_step.items()
+    }
     target = number(index.get("target_loss"))
     note = _EACH + ("." if target is None else f". Dashed: the target, {target:.4f}.")
     return curves.overlay(
-        "progress", "Loss on the validation text", series, x="tokens (millions)", y="loss", note=note, level=target
+        "progress", "Loss on the validation text", series, x=f"tokens{unit}", y="loss", note=note, level=target
     )
 
 

@@ -6,9 +6,9 @@ With student logits z, teacher logits z', temperature T, labels y, and what is m
 
 The first two are means over the predicted tokens. The last one is a mean over the tokens of each text, and over
 texts by how many of their tokens are predicted, so that micro-batches and processes add up to the whole batch.
-FFNs are matched by themselves, on what the student gives them: t is the teacher's FFN applied to it, s the student's. What
-they are given has no gradient. With one, layers learn to give what later FFNs err less on: on a tiny GPT-2 the divergence
-from its teacher grew from 0.0054 to 0.0073 in 120 steps, and falls to 0.0017 as it is.
+FFNs are matched by themselves, on what the student gives them: t is the teacher's FFN applied to it, s the student's.
+What they are given has no gradient. With one, layers learn to give what later FFNs err less on: on a tiny GPT-2 the
+divergence from its teacher grew from 0.0054 to 0.0073 in 120 steps, and falls to 0.0017 as it is.
 """
 
 from __future__ import annotations
