@@ -12,7 +12,7 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.early import check_jobs
 from hf_glu.cli.fields import with_flags
-from hf_glu.config.extras import OF_TRAINING, need
+from hf_glu.config.extras import lacking, need
 from hf_glu.errors import OptionError
 from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions, read_yaml, split_options
 from hf_glu.training.packaged import find_config
@@ -41,13 +41,11 @@ def _emit(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
 
 def _try_report(folder: Path | None) -> str | None:
     """Write the page with the plot where the extra that draws is installed; return where it is."""
-    from importlib.util import find_spec
-
     from accelerate import PartialState
 
     from hf_glu.publishing.report import write_report
 
-    if folder is None or find_spec("matplotlib") is None or not PartialState().is_main_process:
+    if folder is None or lacking("jinja2", "matplotlib", what="a report") or not PartialState().is_main_process:
         return None
     return str(write_report(folder))
 
@@ -58,11 +56,6 @@ def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, Train
     if not job.model:
         raise OptionError("give the pretrained checkpoint with --model")
     return job, options
-
-
-def _check_packages(command: str, job: JobOptions, *more: str) -> None:
-    """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
-    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=command)
 
 
 def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
@@ -89,7 +82,7 @@ def finetune(
     """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
     job, options = _read(config, given)
     _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
-    _check_packages("finetune", job)
+    need(*job.packages, what="finetune")
     check_jobs(job, suite=suite, only=only)
     _quiet()
 
@@ -123,7 +116,7 @@ def compare(
         raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
     if not job.output:
         raise OptionError("compare needs a folder for its runs: give it with --output")
-    _check_packages("compare", job, "scipy")
+    need(*job.packages, "scipy", what="compare")
     names, numbers = variants.split(","), [int(seed) for seed in seeds.split(",")]
     folder = job.folder or Path()
     check_jobs(*(each.job(job, folder, 0) for each in read_variants(names, numbers, job, options)))

@@ -11,6 +11,7 @@ from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Required, TypedDict
 
 from hf_glu.checkpoint.writing import user_path
+from hf_glu.config.extras import need
 from hf_glu.errors import DataError
 from hf_glu.tasks.checking import LABEL, Splits, check_columns, named_labels, with_labels
 from hf_glu.tasks.files import find_splits, read_files
@@ -97,6 +98,7 @@ def own_task(
         DataError: no such file, an unknown format, columns that aren't there or would be left out, labels that are
             neither classes nor scores.
     """
+    need("datasets", what="a data set")
     splits: Splits = dict(read_files(own_files(source, validation)))
     name = Path(source).stem
     for split, data in splits.items():

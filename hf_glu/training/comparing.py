@@ -15,6 +15,7 @@ from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import check_folder
+from hf_glu.config.extras import need
 from hf_glu.conversion import convert, plan
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.training.data.features import is_text_to_text
@@ -52,6 +53,7 @@ def compare(
     Raises:
         HfGluError: as `run_job`.
     """
+    need(*job.packages, "scipy", what="a comparison")
     folder = job.folder
     if not variants or not seeds or folder is None:
         raise OptionError("a comparison needs variants, seeds and an output folder")

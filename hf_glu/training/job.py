@@ -14,6 +14,7 @@ from hf_glu.checkpoint.files import ADAPTER_FOLDER, PREDICTIONS_FOLDER, RESULTS_
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.writing import check_folder, remove_partials, whole_folder, writing
 from hf_glu.compat.of_torch import COMPILED_CALL
+from hf_glu.config.extras import need
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.lean import fuse, save_memory
@@ -61,6 +62,7 @@ class Job:
     def __init__(
         self, job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
     ) -> None:
+        need(*job.packages, what="a job")
         job.check()
         self.job, self.options, self.resume = job, options, resume
         self.folder = job.folder

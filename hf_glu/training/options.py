@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import reason_of, user_path
+from hf_glu.config.extras import OF_TRAINING
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
 
@@ -179,6 +180,11 @@ class JobOptions:
         """Return the same job without a conversion."""
         plain: JsonObject = {each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION}
         return dataclasses.replace(self, **plain)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What the job needs of the extras, as it is imported."""
+        return (*OF_TRAINING, *(("peft",) if self.peft == "lora" else ()))
 
     @property
     def title(self) -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.config.showing import progress_bar
 from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.data.features import Features, collate, count_items, loss_of
@@ -91,7 +91,7 @@ class TrainingLoop:
         if resume and self.folder:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps,
             initial=self.progress.step,
             desc=self.title,
@@ -165,7 +165,7 @@ class TrainingLoop:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
-    def _flush(self, pending: list[Tensor], bar: tqdm) -> None:
+    def _flush(self, pending: list[Tensor], bar: Any) -> None:
         """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
         if not pending:
             return
@@ -191,7 +191,7 @@ class TrainingLoop:
         flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
         self.accelerator.log(flat, step=self.progress.step)
 
-    def _evaluate(self, bar: tqdm) -> bool:
+    def _evaluate(self, bar: Any) -> bool:
         """Evaluate and log; return whether ``patience`` evaluations have passed without a better one."""
         assert self.evaluate is not None
         progress = self.progress
