@@ -242,9 +242,8 @@ def coverage(
     """Convert a tiny model of each of Transformers' text families by an exact route, save and reload it."""
     import time
 
-    from tqdm.auto import tqdm
-
     from hf_glu.checkpoint.writing import check_file
+    from hf_glu.config.showing import progress_bar
 
     if markdown:
         check_file(markdown)
@@ -257,7 +256,7 @@ def coverage(
         if name not in types:
             raise UnknownNameError(f"unknown model type {name!r}; {nearest(name, types)}")
     start = time.perf_counter()
-    rows = tuple(tqdm(survey(only), total=len(only or types), desc="families", leave=False))
+    rows = tuple(progress_bar(survey(only), total=len(only or types), desc="families", leave=False))
     result = Coverage(rows=rows, seconds=time.perf_counter() - start)
     if markdown:
         write_text(user_path(markdown), result.markdown())

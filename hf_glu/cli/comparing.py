@@ -14,8 +14,8 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.early import check_jobs, check_language
 from hf_glu.cli.fields import with_flags
-from hf_glu.cli.training import check_packages, emit_once, quieten, read_options
-from hf_glu.config.extras import need
+from hf_glu.cli.training import emit_once, quieten, read_options
+from hf_glu.config.extras import lacking, need
 from hf_glu.errors import OptionError
 from hf_glu.training.comparing.variants import read_variant
 from hf_glu.training.filling import read_yaml
@@ -104,7 +104,7 @@ def _classifiers(
     if not job.output:
         raise OptionError("compare needs a folder for its runs: give it with --output")
     names = (variants or OF_TASKS).split(",")
-    check_packages("compare", job, "scipy")
+    need(*job.packages, "scipy", what="compare")
     check_jobs(*(read_variant(name).job(job) for name in names))
     quieten()
 
@@ -135,13 +135,11 @@ def _language_models(
 
 def _try_report(folder: Path | None) -> str | None:
     """Write the page with the plot where the extra that draws is installed; return where it is."""
-    from importlib.util import find_spec
-
     from accelerate import PartialState
 
     from hf_glu.publishing.report import write_report
 
-    if folder is None or find_spec("matplotlib") is None or not PartialState().is_main_process:
+    if folder is None or lacking("jinja2", "matplotlib", what="a report") or not PartialState().is_main_process:
         return None
     return str(write_report(folder))
 

@@ -12,7 +12,7 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.early import check_jobs
 from hf_glu.cli.fields import with_flags
-from hf_glu.config.extras import OF_TRAINING, need
+from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
 from hf_glu.training.filling import read_yaml, split_options
 from hf_glu.training.options import JobOptions, TrainingOptions
@@ -48,11 +48,6 @@ def read_options(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions
     return job, options
 
 
-def check_packages(command: str, job: JobOptions, *more: str) -> None:
-    """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
-    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=command)
-
-
 def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
     """Raise OptionError for a flag that would be ignored."""
     if only and not suite:
@@ -77,7 +72,7 @@ def finetune(
     """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
     job, options = read_options(config, given)
     _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
-    check_packages("finetune", job)
+    need(*job.packages, what="finetune")
     check_jobs(job, suite=suite, only=only)
     quieten()
 

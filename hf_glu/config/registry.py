@@ -169,10 +169,20 @@ class Registry:
         if not problem:
             problem = f"{base} can't have {prefixes[-1].affix}" if prefixes else f"{base} is Transformers' own"
         elif problem == "unknown":
-            ours = [] if kind == "elementwise " else [*self._entries, *self._families]
+            entries = [] if kind == "elementwise " else [*self._entries]
             stock = [] if kind == "gated " else [plain for plain in self.stock() if self.is_stock(plain)]
-            problem = nearest(name, [start + known for known in (*ours, *stock)])
+            plain, patterns = [start + known for known in (*entries, *stock)], self._families if entries else ()
+            among = (plain, self._derived(plain, entries))
+            problem = nearest(name, [*plain, *(start + pattern for pattern in patterns)], among=among)
         return UnknownNameError(f"unknown {kind}activation {shown(name)}; {problem}")
+
+    def _derived(self, names: list[str], entries: list[str]) -> Iterator[str]:
+        """Yield names with each prefix and, where entries count, all that have a suffix: what may have been meant."""
+        suffixes = [family.affix for family in self.families if family.place == "suffix" and entries]
+        suffixed = [name + suffix for suffix in suffixes for name in self.stock()]
+        yield from suffixed
+        for family in self.families:
+            yield from (family.affix + name for name in (*names, *suffixed) if family.place != "suffix")
 
     def __getitem__(self, name: str) -> Activation:
         if found := self.find(name):

@@ -9,6 +9,7 @@ from reprlib import repr as shortened
 from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.writing import user_path
+from hf_glu.config.extras import need
 from hf_glu.errors import DataError, OptionError
 from hf_glu.tasks.checking import LABEL, Splits, check_columns
 from hf_glu.tasks.choices import OwnOptions
@@ -67,6 +68,7 @@ def own_task(
             what they should be.
         OptionError: options that exclude one another.
     """
+    need("datasets", what="a data set")
     chosen = chosen or OwnOptions()
     splits: Splits = dict(read_files(own_files(source, validation)))
     name = Path(source).stem

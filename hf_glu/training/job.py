@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.files import PREDICTIONS_FOLDER
+from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
@@ -54,6 +55,7 @@ class Job(TrainingRun):
     def __init__(
         self, job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
     ) -> None:
+        need(*job.packages, what="a job")
         job.check()
         made_of = made_of or make_record(job, options)
         super().__init__(job, options, run_entry(job, options, made_of, task_name(job)), resume=resume)

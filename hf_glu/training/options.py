@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import user_path
+from hf_glu.config.extras import OF_TRAINING
 from hf_glu.config.section import is_number
 from hf_glu.errors import OptionError, shown
 from hf_glu.tasks.choices import OF_OWN_DATA, OwnOptions
@@ -175,6 +176,11 @@ class ModelOptions:
         """Return the same job without a conversion."""
         plain: JsonObject = {each.name: each.default for each in dataclasses.fields(self) if each.name in OF_CONVERSION}
         return dataclasses.replace(self, **plain)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What the job needs of the extras, as it is imported."""
+        return (*OF_TRAINING, *(("peft",) if self.peft == "lora" else ()))
 
     @property
     def title(self) -> str:

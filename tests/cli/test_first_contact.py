@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,20 @@ from pico import FAMILIES
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.bench.devices import Subject
+from hf_glu.bench.options import BenchOptions
 from hf_glu.config.extras import EXTRAS, need
 from hf_glu.errors import MissingPackageError, UnknownNameError
+from hf_glu.plugin.doctor import examine
+from hf_glu.publishing.report import write_report
+from hf_glu.publishing.report.family_curves import plot_family
+from hf_glu.tasks import TASKS
+from hf_glu.tasks.loading import load_task
+from hf_glu.tasks.own import own_task
+from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.filling import read_yaml
+from hf_glu.training.job import run_job
+from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.packaged import FOLDERS, find_config, packaged
 
 ROOT = Path(__file__).parents[2]
@@ -207,20 +219,66 @@ def test_a_missing_extra_is_one_line(case, tmp_path):
     assert done.stdout == ""
     assert done.stderr.splitlines() == [done.stderr.strip()], done.stderr
     assert package in done.stderr
-    assert f"pip install hf_glu[{extra}]" in re.sub("['\"]", "", done.stderr)
+    assert done.stderr.endswith(f'installed: pip install "hf_glu[{extra}]"\n')
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_lora_config_names_what_it_needs():
-    code = "import sys; sys.modules['peft'] = None; import hf_glu; hf_glu.lora_config(None)"
-    assert process(code).stderr.endswith(
-        'lora_config needs peft, which isn\'t installed: pip install "hf_glu[train]"\n'
-    )
+def job(**more):
+    return JobOptions(model="SRC", task="sst2", output="OUT", **more), TrainingOptions()
 
 
-def test_modules_that_need_an_extra_say_so():
-    done = process("import sys; sys.modules['datasets'] = None; import hf_glu; hf_glu.metrics.METRICS")
-    assert done.stderr.splitlines()[-1].endswith('pip install "hf_glu[train]"')
+# what is called -> the package that it needs, its extra, the call
+MISSING_IN_PYTHON = {
+    "lora_config": ("peft", "train", lambda: hf_glu.lora_config(None)),
+    "metrics": ("datasets", "train", lambda: hf_glu.metrics.METRICS),
+    "a metric": ("sklearn", "train", lambda: hf_glu.metrics.compute("accuracy", [1], [1])),
+    "a task": ("datasets", "train", lambda: load_task(TASKS["sst2"])),
+    "data of one's own": ("datasets", "train", lambda: own_task("data.csv")),
+    "a job": ("evaluate", "train", lambda: run_job(*job())),
+    "a job with LoRA": ("peft", "train", lambda: run_job(*job(peft="lora"))),
+    "a comparison": ("scipy", "train", lambda: compare(["dense", "geglu"], [0, 1], *job())),
+    "a report": ("matplotlib", "report", lambda: write_report(Path("SRC"))),
+    "a report's page": ("jinja2", "report", lambda: write_report(Path("SRC"))),
+    "a plot": ("matplotlib", "report", lambda: plot_family(Path("family.png"))),
+    "a graph": ("onnxscript", "export", lambda: hf_glu.export("SRC", "OUT")),
+    "a GGUF file": ("gguf", "gguf", lambda: hf_glu.convert_checkpoint("FILE.gguf", "OUT", "geglu")),
+}
+
+
+@pytest.mark.parametrize("case", MISSING_IN_PYTHON)
+def test_a_missing_extra_is_one_line_in_python(case, tmp_path, monkeypatch):
+    package, extra, call = MISSING_IN_PYTHON[case]
+    FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "SRC")
+    (tmp_path / "FILE.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=package) as error:
+        call()
+    assert str(error.value).endswith(f'installed: pip install "hf_glu[{extra}]"')
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_ways_to_make_a_model_small_that_need_an_extra_are_left_out_with_a_line(tmp_path, monkeypatch):
+    model = FAMILIES["bert"].make("BertForSequenceClassification")
+    model.save_pretrained(tmp_path / "SRC")
+    for package in ("torchao", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    subject = Subject(BenchOptions(model=str(tmp_path / "SRC")), tmp_path)
+    with pytest.warns(UserWarning, match=re.escape("isn't installed: pip install \"hf_glu[")) as warned:
+        assert set(subject.made) == {"float32", "bfloat16", "int8, torch"}
+    assert any("int8, torchao needs" in str(each.message) and "[quantize]" in str(each.message) for each in warned)
+
+
+def test_the_doctor_names_the_extra(monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = {check.name: check.detail for check in examine().checks}
+    assert found["scikit-learn"] == 'not installed: pip install "hf_glu[train]"'
+    assert found["torchao"] == 'not installed: pip install "hf_glu[quantize]"'
+    assert found["accelerate"] == "not installed: pip install accelerate"
 
 
 def test_several_missing_packages_are_one_line(monkeypatch):

@@ -61,7 +61,7 @@ class Kind:
     check: Any = allow
     parts: Any = no_parts'''
 _NEAREST = """\
-def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
+def nearest(name: object, valid: Iterable[str], *, limit: int = 3, among: Any = None) -> str:
     close = get_close_matches(str(name)[:LONGEST], names := sorted(valid), limit)
     return f"did you mean {close[0]!r}?" if close else "valid: " + ", ".join(names)"""
 ALWAYS: Stubs = {
@@ -74,6 +74,7 @@ def elementwise_names() -> list[str]:
     (_KINDS, "Activation.__post_init__"): "",
     (_SITES, "Sites"): "Sites = list",
     (_SITES, "Site.__repr__"): "",
+    (_SITES, "need_model"): "",
     ("hf_glu.errors", "nearest"): _NEAREST,
     ("hf_glu.compat.of_torch", "grouped_mm"): """\
 def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:

@@ -12,7 +12,7 @@ from hf_glu.checkpoint.writing import user_path, whole_file, writing
 from hf_glu.config.extras import need
 from hf_glu.publishing.report.collect import collect
 from hf_glu.publishing.report.content import make_page
-from hf_glu.publishing.report.drawing import SERIES, require_matplotlib
+from hf_glu.publishing.report.drawing import SERIES
 from hf_glu.publishing.report.sections import Page
 
 TEMPLATE = files("hf_glu.publishing.report") / PAGE_FILE
@@ -29,9 +29,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is no such folder, or it can't be read or written.
         DataError: nothing in it is to be reported, or a file in it is broken; the message names file and line.
-        MissingPackageError: matplotlib isn't installed.
+        MissingPackageError: matplotlib or Jinja2 isn't installed.
     """
-    require_matplotlib()
+    need("jinja2", "matplotlib", what="a report")
     page = make_page(collect(folder))
     root = user_path(folder)
     with writing(f"the report of {folder}"):

@@ -9,6 +9,7 @@ from typing import cast
 from accelerate import PartialState
 
 from hf_glu.checkpoint.loading import load_skeleton
+from hf_glu.config.extras import need
 from hf_glu.tasks.choices import OF_OWN_DATA
 from hf_glu.training.comparing import engine
 from hf_glu.training.comparing.kinds import Compared, PlannedRun
@@ -37,6 +38,7 @@ def compare(
     Raises:
         HfGluError: as `run_job`.
     """
+    need(*job.packages, "scipy", what="a comparison")
     return engine.compare(ComparedClassifiers(job, options), variants, seeds, on_run=on_run)
 
 

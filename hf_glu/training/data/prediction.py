@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from hf_glu.config.showing import progress_bar
 from hf_glu.tasks import answers
 from hf_glu.tasks.answers import NO_ANSWER, Answer
 from hf_glu.training.data.features import Batch, Features, collate
@@ -60,7 +60,7 @@ def predict(
     device = next(model.parameters()).device
     found: dict[int, np.ndarray | str] = {}
     with eval_mode(model):
-        for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
+        for turn in progress_bar(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
             # a process that has run out does the last batch again: wrapped models compute together or not at all
             rows = batches[min(turn * processes + rank, len(batches) - 1)]
             batch = collate(features, tokenizer, rows, device)

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hf_glu.checkpoint.jsonio import JsonObject
+from hf_glu.config.showing import progress_bar
 from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
@@ -86,7 +86,7 @@ class TrainingLoop:
         if resume and self.folder:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps,
             initial=self.progress.step,
             desc=self.title,
@@ -157,7 +157,7 @@ class TrainingLoop:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
-    def _flush(self, pending: list[Tensor], bar: tqdm) -> None:
+    def _flush(self, pending: list[Tensor], bar: Any) -> None:
         """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
         if not pending:
             return
@@ -183,7 +183,7 @@ class TrainingLoop:
         flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
         self.accelerator.log(flat, step=self.progress.step)
 
-    def _evaluate(self, bar: tqdm) -> bool:
+    def _evaluate(self, bar: Any) -> bool:
         """Evaluate and log; return whether ``patience`` evaluations have passed without a better one."""
         assert self.evaluate is not None
         progress = self.progress
