@@ -49,14 +49,14 @@ def test_the_readmes_name_the_range(readme):
         assert f"{newest(package)}" in section, name
     for package in ("accelerate", "peft", "datasets", "evaluate", "torchao"):
         assert re.search(rf"{package} {FLOORS[package]}\b", section), package
-    assert "(docs/versions.md)" in section
+    assert "`make matrix`" in section
 
 
-def test_the_classifiers_are_the_pythons_that_are_promised():
+def test_the_classifiers_are_the_pythons_that_are_tested():
     pythons = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", each)]
     assert PROJECT["requires-python"] == f">={pythons[0]}"
     for readme in READMES:
-        assert re.search(rf"Python {pythons[0]} (to|至) {pythons[-1]}", (ROOT / readme).read_text()), readme
+        assert f"Python {pythons[0]}" in (ROOT / readme).read_text(), readme
 
 
 def test_the_newest_pinned_versions_are_within_the_bounds():
