@@ -32,6 +32,8 @@ OTHERS = (
     "scikit-learn",
     "scipy",
     "seqeval",
+    "rouge_score",
+    "sacrebleu",
     "matplotlib",
     "jinja2",
     "pytest",

@@ -31,7 +31,7 @@ NEEDED = {
     "exclude": ("to", "experts"),
     "top_k": ("experts",),
     "mixture_limit": ("mixture",),
-    **dict.fromkeys(("validation", *OF_OWN_DATA), ("dataset",)),
+    **dict.fromkeys(("validation", "max_target_length", *OF_OWN_DATA), ("dataset",)),
     "predict": ("output",),
 }
 EXCLUSIVE = (
@@ -128,7 +128,11 @@ class JobOptions:
     pair_column: str | None = option(None, "Column with a second text.")
     label_column: str | None = option(None, "Column with the label, or a list of classes or tags.")
     label_separator: str | None = option(None, "What stands between the classes of one row, where they are one text.")
-    problem: str | None = option(None, "single, multi (several classes), regression or tokens (a tag for each word).")
+    problem: str | None = option(None, "single, multi (several classes), regression, tokens (a tag a word) or text.")
+    source_column: str | None = option(None, "Column with the text to read, where one is to be written.")
+    target_column: str | None = option(None, "Column with the text to write.")
+    metrics: str | None = option(None, "Of written texts, the score first: exact_match, rouge, chrf, bleu.")
+    max_target_length: int | None = option(None, "Tokens after which a text to write is cut: 128.")
     output: str | None = option(None, "New folder for model, tokenizer, log, results and card.")
     to: str | None = option(None, "Convert to this gated activation first.")
     width: str = option("keep", "Hidden units after the conversion: keep, iso (equal parameters) or a number.")
@@ -150,7 +154,7 @@ class JobOptions:
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
         check_choice("peft", self.peft, PEFTS)
-        for key in ("train_size", "validation_size", "calibration", "lora_rank", "mixture_limit"):
+        for key in ("train_size", "validation_size", "calibration", "lora_rank", "mixture_limit", "max_target_length"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise OptionError(f"{key} must be at least 1, got {shown(value)}")
