@@ -30,7 +30,18 @@ TELLING = (
     "tests/ffn/test_mixers.py",
 )  # fmt: skip
 LIBRARIES = ("transformers", "accelerate", "peft", "datasets", "evaluate")
-OTHERS = ("wrapt", "typer", "rich", "scikit-learn", "scipy", "seqeval", "matplotlib", "jinja2")
+OTHERS = (
+    "wrapt",
+    "typer",
+    "rich",
+    "scikit-learn",
+    "scipy",
+    "seqeval",
+    "rouge_score",
+    "sacrebleu",
+    "matplotlib",
+    "jinja2",
+)
 TESTS = ("pytest", "pytest-xdist", "hypothesis")
 nox.options.sessions = ["floor", "middle", "pinned", "newest", "table"]
 nox.options.reuse_existing_virtualenvs = True

@@ -16,6 +16,8 @@ EXTRAS = {
     "scipy": "train",
     "sklearn": "train",
     "seqeval": "metrics",
+    "rouge_score": "metrics",
+    "sacrebleu": "metrics",
     "jinja2": "report",
     "matplotlib": "report",
     "onnx": "export",

@@ -73,7 +73,7 @@ def _check_finite(task: Task, logits: np.ndarray) -> None:
 
 def from_texts(task: Task, texts: Sequence[str]) -> Sequence[Answer]:
     """Read the answers that a text-to-text model wrote; a text that is no class is -1, one that is no score 0.0."""
-    if task.form == "entity":
+    if task.form in ("entity", "text"):
         return [text.strip() for text in texts]
     if task.form == "regression":
         return [_number(text) for text in texts]
@@ -109,7 +109,10 @@ def metrics(task: Task, data: Dataset, answers: Sequence[Answer]) -> dict[str, f
         predictions, references = _named(task, answers), _named(task, data["label"])
     else:
         references = list(data["label"])
-    return compute(task.metric, predictions, references)
+    found: dict[str, float] = {}
+    for name in task.metric.split(","):
+        found |= compute(name, predictions, references)
+    return found
 
 
 def _named(task: Task, rows: Iterable[Any]) -> list[list[str]]:

@@ -61,6 +61,11 @@ _TOKENS = Names(
 NAMES: dict[str | None, Names] = {
     "tokens": _TOKENS,
     None: Names(texts=TEXTS, labels=(LABEL,), wanted=f"{_CALLED}(--label-column)"),
+    "text": Names(
+        texts=(("source",),),
+        labels=("target",),
+        wanted="call the texts `source` and `target` (or name their columns with --source-column and --target-column)",
+    ),
 }
 SEVERAL = Names(texts=TEXTS, labels=(LABEL, "labels"), wanted=f"{_CALLED}(--label-column)")
 
@@ -100,17 +105,19 @@ def find_columns(source: str, train: Dataset, chosen: OwnOptions) -> Columns:
     Raises:
         DataError: they aren't there, or texts of another column would be left out.
     """
-    names, given = train.column_names, chosen.text_columns
-    _check_given(source, names, given, chosen.label_column)
-    problems = [chosen.problem] if chosen.problem else list(NAMES)
+    names, given, wanted = train.column_names, chosen.text_columns, chosen.label_column or chosen.target_column
+    _check_given(source, names, given, wanted)
+    told = chosen.problem or ("text" if chosen.source_column or chosen.target_column else None)
+    problems = [told] if told else list(NAMES)
     for problem in problems:
         row = NAMES.get(problem, SEVERAL if problem == "multi" else NAMES[None])
         texts = given or next((each for each in row.texts if set(each) <= set(names)), None)
-        label = chosen.label_column or next((each for each in row.labels if each in names), None)
-        lists = row.lists and not chosen.problem
+        label = wanted or next((each for each in row.labels if each in names), None)
+        lists = row.lists and not told
         if texts and label and not (lists and not all(isinstance(train[each][0], list) for each in (*texts, label))):
             break
     else:
+        row = NAMES.get(told, NAMES[None])
         raise DataError(f"{source} has the columns {', '.join(names)}: {row.wanted}")
     if given is None:
         _check_left_out(source, train, texts, label)
@@ -121,7 +128,7 @@ def _check_given(source: str, names: Sequence[str], texts: tuple[str, ...] | Non
     """Raise DataError for a column that is named, and isn't there, or is two things at once."""
     told = ", ".join(names)
     if label is not None and label not in names:
-        raise DataError(f"{source} has no label column {label!r}, but {told}")
+        raise DataError(f"{source} has no column {label!r}, but {told}")
     for name in texts or ():
         if name not in names or name == (label or LABEL):
             raise DataError(f"{source} has no text column {name!r}, but {told}")

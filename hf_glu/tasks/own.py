@@ -18,7 +18,8 @@ from hf_glu.tasks.files import find_splits, read_files
 from hf_glu.tasks.inputs import columns, words
 from hf_glu.tasks.labels import SCORES, LabelTraits, read_labels
 from hf_glu.tasks.lists import read_several, read_tags
-from hf_glu.tasks.prompts import fields
+from hf_glu.tasks.pairs import read_pairs
+from hf_glu.tasks.prompts import as_it_is, fields
 from hf_glu.tasks.table import Task
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def own_task(
     Where ``chosen`` doesn't say otherwise, the text is in a column ``sentence`` or ``text``, pairs in two of
     `hf_glu.tasks.columns.TEXTS`, the label in ``label``. Labels are classes, told apart by all of their letters, in the
     order that the file declares, else that of numbers or of the alphabet; numbers with fractions are scores, and the
-    task a regression. Lists of words with lists of tags are tokens to classify. Without validation data a tenth is
-    split off by ``seed``.
+    task a regression. Lists of words with lists of tags are tokens to classify; ``source`` and ``target`` are texts to
+    read and to write. Without validation data a tenth is split off by ``seed``.
 
     Args:
         source, validation: as of `own_files`.
@@ -78,6 +79,8 @@ def own_task(
         raise DataError(f"{name}: there is one row only, which can't be split into training and validation data")
     found = find_columns(str(source), splits["train"], chosen)
     splits = {split: found.read(f"{name}, split {split}", data) for split, data in splits.items()}
+    if chosen.metrics and found.problem != "text":
+        raise OptionError(f"metrics are of texts that are written, and {name} has labels")
     traits, splits = READ.get(found.problem, _read_texts)(name, splits, found, chosen)
     if "validation" not in splits:
         parts = splits["train"].train_test_split(test_size=0.1, seed=seed)
@@ -88,7 +91,9 @@ def own_task(
         name=name,
         columns=found.texts,
         inputs=words(found.texts[0]) if found.problem == "tokens" else columns(*found.texts),
-        prompt=fields(name, **{text: text for text in found.texts}),
+        prompt=as_it_is(*found.texts)
+        if found.problem == "text"
+        else fields(name, **{text: text for text in found.texts}),
         test=(),
         **traits,
     )
@@ -111,8 +116,13 @@ def _read_tokens(name: str, splits: Splits, found: Columns, chosen: OwnOptions) 
     return read_tags(name, splits, found.texts[0])
 
 
+def _read_pairs(name: str, splits: Splits, found: Columns, chosen: OwnOptions) -> tuple[LabelTraits, Splits]:
+    """Read texts with a text to write for each."""
+    return read_pairs(name, splits, found, chosen.named_metrics)
+
+
 # problem -> what reads it; any other is of texts with labels
-READ: dict[str | None, Read] = {"tokens": _read_tokens}
+READ: dict[str | None, Read] = {"tokens": _read_tokens, "text": _read_pairs}
 
 
 def _check_texts(where: str, data: Dataset, chosen: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from hf_glu.training.data.examples import TaskExamples
 from hf_glu.training.data.features import Features, check_answers, check_length, join, make_features
 from hf_glu.training.data.measuring import validation_statistics
 from hf_glu.training.data.models import load_for_task
+from hf_glu.training.data.pairs import TARGET
 from hf_glu.training.data.prediction import answer, evaluate, predict
 from hf_glu.training.data.sources import (
     TaskRows,
@@ -71,7 +72,10 @@ class Job(TrainingRun):
             for task, _ in self.sources:
                 check_answers(task, self.tokenizer)
         self.entry["text"] = self.text
-        check_length(options.max_length, self.model.config, self.tokenizer)
+        if job.max_target_length and self.task.form != "text":
+            raise OptionError(f"max_target_length is for texts to write, and {self.task.name} has none")
+        self.max_target = (job.max_target_length or TARGET) if self.task.form == "text" else 0
+        check_length(options.max_length, self.model.config, self.tokenizer, self.max_target)
         self.train = join([self.features(source, "train", self.rows(source)) for source in self.sources])
         several = len(self.sources) > 1
         self.validation = {
@@ -91,7 +95,13 @@ class Job(TrainingRun):
         """Tokenize a labelled split."""
         task, raw = source
         return make_features(
-            task, head(raw[split], rows), self.tokenizer, max_length=self.options.max_length, text=self.text
+            task,
+            head(raw[split], rows),
+            self.tokenizer,
+            max_length=self.options.max_length,
+            text=self.text,
+            joined=self.text and not self.model.config.is_encoder_decoder,
+            max_target=self.max_target,
         )
 
     def examples(self) -> TaskExamples:

@@ -32,7 +32,7 @@ NEEDED = {
     "top_k": ("experts",),
     "distill_steps": ("to",),
     "mixture_limit": ("mixture",),
-    **dict.fromkeys(("validation", *OF_OWN_DATA), ("dataset",)),
+    **dict.fromkeys(("validation", "max_target_length", *OF_OWN_DATA), ("dataset",)),
     "predict": ("output",),
     "teacher_share": ("teacher",),
     "temperature": ("teacher",),
@@ -220,14 +220,18 @@ class JobOptions(ModelOptions):
     pair_column: str | None = option(None, "Column with a second text.")
     label_column: str | None = option(None, "Column with the label, or a list of classes or tags.")
     label_separator: str | None = option(None, "What stands between the classes of one row, where they are one text.")
-    problem: str | None = option(None, "single, multi (several classes), regression or tokens (a tag for each word).")
+    problem: str | None = option(None, "single, multi (several classes), regression, tokens (a tag a word) or text.")
+    source_column: str | None = option(None, "Column with the text to read, where one is to be written.")
+    target_column: str | None = option(None, "Column with the text to write.")
+    metrics: str | None = option(None, "Of written texts, the score first: exact_match, rouge, chrf, bleu.")
+    max_target_length: int | None = option(None, "Tokens after which a text to write is cut: 128.")
     form: str = option("auto", "auto (text-to-text for T5), classes or text.")
     train_size: int | None = option(None, "Training rows to use, from the first on.")
     validation_size: int | None = option(None, "Validation rows to use, from the first on.")
     predict: bool = option(False, "Write the leaderboard's files for the test splits.")
 
     positive: ClassVar[tuple[str, ...]] = (
-        *ModelOptions.positive, "train_size", "validation_size", "mixture_limit",
+        *ModelOptions.positive, "train_size", "validation_size", "mixture_limit", "max_target_length",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -131,9 +131,11 @@ def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Predictio
         features.data.save_to_disk(f"{scratch}/{DATA_FOLDER}")
         order = {
             "folder": str(folder),
-            "auto_class": auto_class(features.task, text=features.text),
+            "auto_class": auto_class(features.task, text=features.text, joined=features.joined),
             "form": features.task.form,
             "text": features.text,
+            "joined": features.joined,
+            "new_tokens": features.new_tokens,
             "batch_size": batch_size,
             "threads": torch.get_num_threads(),  # which sums are rounded in
         }

@@ -14,6 +14,7 @@ from hf_glu.errors import DataError
 from hf_glu.tasks.metrics import scores
 from hf_glu.tasks.metrics.lists import Entities, MultiLabel, Tags
 from hf_glu.tasks.metrics.offline import INTEGER, NUMBER, TEXT, ColumnTypes, Given, OfflineMetric
+from hf_glu.tasks.metrics.texts import Bleu, ChrF, ExactMatch, Rouge
 
 
 class Accuracy(OfflineMetric):
@@ -140,6 +141,10 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "multilabel": MultiLabel,
     "tags": Tags,
     "entities": Entities,
+    "exact_match": ExactMatch,
+    "rouge": Rouge,
+    "chrf": ChrF,
+    "bleu": Bleu,
 }
 
 

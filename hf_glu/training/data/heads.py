@@ -44,10 +44,10 @@ def head_options(task: Task) -> HeadOptions:
     return {"num_labels": count, "id2label": names, "label2id": label2id, "problem_type": kind}
 
 
-def auto_class(task: Task, *, text: bool) -> str:
-    """Return the name of the Auto class of the models for a task, text-to-text ones or not."""
+def auto_class(task: Task, *, text: bool, joined: bool = False) -> str:
+    """Return the name of the Auto class of the models for a task: that write texts (decoders: ``joined``) or don't."""
     if text:
-        return "AutoModelForSeq2SeqLM"
+        return "AutoModelForCausalLM" if joined else "AutoModelForSeq2SeqLM"
     return "AutoModelForTokenClassification" if task.form == "tokens" else "AutoModelForSequenceClassification"
 
 

@@ -15,14 +15,15 @@ from hf_glu.checkpoint.loading import forget_code
 from hf_glu.compat.of_models import INIT_WEIGHTS, INITIALIZED
 from hf_glu.config.traits import text_config, token_id, vocabulary
 from hf_glu.conversion import Report, convert, plan
-from hf_glu.errors import OptionError
+from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.experts.native import UNGATED
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.sites import find_sites
 from hf_glu.instruments.probe import CHARACTERS, give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.data.features import is_text_to_text
-from hf_glu.training.data.heads import load_classifier
+from hf_glu.training.data.heads import auto_class, load_classifier
+from hf_glu.training.data.pairs import settle_generation
 from hf_glu.training.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -58,11 +59,16 @@ def load_for_task(
         text = is_text_to_text(config, form, task)
         set_seed(seed)
         if text:
-            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+            kind = getattr(transformers, auto_class(task, text=True, joined=not config.is_encoder_decoder))
+            model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            if missing := sorted(info["missing_keys"]):
+                raise CheckpointError(f"{source} lacks weights of {type(model).__name__}, such as {missing[0]}")
         else:
             model = load_classifier(folder, config, task)
     forget_code(model.config)
     give_padding(model, tokenizer)
+    if text and not config.is_encoder_decoder:
+        settle_generation(model, tokenizer)
     return model, tokenizer, text
 
 

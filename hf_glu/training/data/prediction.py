@@ -17,6 +17,7 @@ from hf_glu.config.showing import progress_bar
 from hf_glu.tasks import answers
 from hf_glu.tasks.answers import NO_ANSWER, Answer
 from hf_glu.training.data.features import Batch, Features, collate
+from hf_glu.training.data.pairs import collate_prompts
 from hf_glu.training.loop.accelerating import merge
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 # logits ``[inputs, labels]`` (of tokens ``[tokens, labels]``, the inputs one after the other), or the texts that a
 # text-to-text model wrote
 Predictions: TypeAlias = np.ndarray | list[str]
-NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
 
 
 @contextmanager
@@ -63,8 +63,11 @@ def predict(
         for turn in progress_bar(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
             # a process that has run out does the last batch again: wrapped models compute together or not at all
             rows = batches[min(turn * processes + rank, len(batches) - 1)]
-            batch = collate(features, tokenizer, rows, device)
-            batch.pop("labels", None)
+            if features.joined:
+                batch = collate_prompts(features.data[rows], tokenizer, device)
+            else:
+                batch = collate(features, tokenizer, rows, device)
+                batch.pop("labels", None)
             outputs = _outputs(model, features, tokenizer, batch, accelerator)
             if features.task.form == "tokens":
                 outputs = [_unpadded(each, lengths[row], tokenizer) for row, each in zip(rows, outputs, strict=True)]
@@ -92,7 +95,9 @@ def _outputs(
     if not features.text:
         return list(model(**batch).logits.float().cpu().numpy())
     plain = accelerator.unwrap_model(model) if accelerator else model
-    written = plain.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
+    written = plain.generate(**batch, max_new_tokens=features.new_tokens, do_sample=False, num_beams=1)
+    if features.joined:
+        written = written[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
