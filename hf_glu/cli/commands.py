@@ -94,9 +94,7 @@ def convert(
     to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
-    distill_steps: Annotated[
-        int | None, typer.Option(help="Steps of the fit, for each FFN; 400 for fewer units.")
-    ] = None,
+    distill_steps: Annotated[int | None, typer.Option(help="Steps of the fit of an FFN; 400 for fewer units.")] = None,
     heal: Annotated[list[str] | None, typer.Option(help=_HEAL_HELP)] = None,
     heal_options: Annotated[Path | None, typer.Option(help="YAML file of options of pretrain, for --heal.")] = None,
     native: Native = False,
@@ -106,9 +104,7 @@ def convert(
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
     check: Annotated[bool, typer.Option(help="Run the model before and after, and report the difference.")] = True,
-    lenient: Annotated[
-        bool, typer.Option("--lenient", help="Convert even where the difference is above the promise.")
-    ] = False,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Convert even where it breaks its promise.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Tensor by tensor, for models larger than memory.")] = False,
     base_model: Annotated[str | None, typer.Option(help="Name of SRC for the card, where it is a folder.")] = None,
     json: Json = False,
@@ -123,21 +119,9 @@ def convert(
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     if stream and (width != "keep" or native or calibration is not None):
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
-    if distill_steps is not None and (distill_steps < 0 or calibration is None):
-        raise OptionError("--distill-steps is how long --calibration fits: a number, 0 at least, with that")
-    if heal_options and not heal:
-        raise OptionError("--heal-options says how --heal trains: give --heal, too")
-    if heal and (stream or plan):
-        raise OptionError(f"{'streaming' if stream else 'a plan'} trains nothing: leave --heal out")
-
-    from hf_glu.checkpoint.loading import read_texts
-    from hf_glu.cli import early
-
-    early.check_conversion(target, **options)
-    texts = None if calibration is None else read_texts(calibration)
-    if not plan:
-        early.check_destinations(destination)
-    early.check_sources(source)
+    _check_fit(distill_steps, calibration)
+    _check_healing(heal, heal_options, stream=stream, plan=plan)
+    texts = _read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
     from hf_glu.checkpoint.convert import plan_checkpoint
@@ -162,9 +146,35 @@ def convert(
     tables.emit(report, tables.report, json=json)
 
 
+def _read_early(
+    source: str, destination: Path | None, target: Any, calibration: Path | None, options: dict[str, Any]
+) -> list[str] | None:
+    """Return the texts of a calibration, once everything is checked that waits for no torch."""
+    from hf_glu.checkpoint.loading import read_texts
+    from hf_glu.cli import early
+
+    early.check_conversion(target, **options)
+    texts = None if calibration is None else read_texts(calibration)
+    early.check_destinations(destination)
+    early.check_sources(source)
+    return texts
+
+
+def _check_fit(steps: int | None, calibration: Path | None) -> None:
+    if steps is not None and (steps < 0 or calibration is None):
+        raise OptionError("--distill-steps is how long --calibration fits: a number, 0 at least, with that")
+
+
+def _check_healing(heal: list[str] | None, options: Path | None, *, stream: bool, plan: bool) -> None:
+    if options and not heal:
+        raise OptionError("--heal-options says how --heal trains: give --heal, too")
+    if heal and (stream or plan):
+        raise OptionError(f"{'streaming' if stream else 'a plan'} trains nothing: leave --heal out")
+
+
 def _healer(source: str, data: list[str], options: Path | None) -> Callable[[Any], Any]:
     """Return what heals a model converted from ``source``; what can't be raises before it is converted."""
-    from hf_glu.cli.training import quieten
+    from hf_glu.cli.quiet import quieten
     from hf_glu.config.extras import OF_TRAINING, need
     from hf_glu.training.filling import read_yaml
     from hf_glu.training.language.heal import check_healing, heal

@@ -14,7 +14,8 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.early import check_jobs, check_language
 from hf_glu.cli.fields import with_flags
-from hf_glu.cli.training import emit_once, quieten, read_options
+from hf_glu.cli.quiet import quieten
+from hf_glu.cli.training import emit_once, read_options
 from hf_glu.config.extras import lacking, need
 from hf_glu.errors import OptionError
 from hf_glu.training.comparing.variants import read_variant

@@ -11,7 +11,8 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.early import check_language, check_sources
 from hf_glu.cli.fields import with_flags
-from hf_glu.cli.training import emit_once, quieten
+from hf_glu.cli.quiet import quieten
+from hf_glu.cli.training import emit_once
 from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
 from hf_glu.training.filling import read_yaml

@@ -12,6 +12,7 @@ from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.cli.early import check_jobs
 from hf_glu.cli.fields import with_flags
+from hf_glu.cli.quiet import quieten
 from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
 from hf_glu.training.filling import read_yaml, split_options
@@ -19,16 +20,6 @@ from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.packaged import find_config
 
 _CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
-
-
-def quieten() -> None:
-    """Leave the terminal to our own progress bars and tables."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def emit_once(result: Mapping[str, Any], show: Any, *, json: bool) -> None:

@@ -239,7 +239,7 @@ class Fuzzer:
         path = draw.choice(sorted(place.glob("*.json")))
         text = json.dumps(mutate(json.loads(path.read_text()), draw))
         path.write_text(text[: draw.randrange(len(text))] if draw.random() < 0.2 else text)
-        entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF)
+        entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF, "sst2")
         draw.choice(
             (
                 lambda: collect(place),
@@ -313,7 +313,7 @@ def make_run(folder: Path) -> Path:
 
     place = folder / "run"
     place.mkdir()
-    entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF)
+    entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF, "sst2")
     results = {
         "task": "sst2",
         "main": ["accuracy"],

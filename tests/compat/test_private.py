@@ -187,7 +187,7 @@ def test_an_error_that_hides_what_is_missing_is_explained():
 
     def hidden() -> None:
         try:
-            torch.utils._pytree.__getattribute__("register_constant")
+            getattr(torch.utils._pytree, row.name)
         except AttributeError as error:
             raise ModuleNotFoundError("Could not import module 'BertModel'") from error
 

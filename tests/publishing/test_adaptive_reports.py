@@ -429,6 +429,6 @@ def test_a_full_disk_leaves_the_old_plot(tmp_path, monkeypatch):
 def test_missing_matplotlib_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for suffix in SUFFIXES:
-        with pytest.raises(HfGluError, match=re.escape("pip install hf_glu[report]")):
+        with pytest.raises(HfGluError, match=re.escape('pip install "hf_glu[report]"')):
             write_family(few, tmp_path / f"out{suffix}")
     assert not list(tmp_path.iterdir())

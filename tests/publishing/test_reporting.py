@@ -184,7 +184,7 @@ def test_a_report_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypat
 def test_missing_matplotlib_is_one_clear_error(tmp_path, monkeypatch):
     write_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(HfGluError, match=re.escape("pip install hf_glu[report]")):
+    with pytest.raises(HfGluError, match=re.escape('pip install "hf_glu[report]"')):
         write_report(tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -491,7 +491,7 @@ def _cases(folders, corpus):
         "temperature": ([*model, "--teacher", "x", "--temperature", "0"], "temperature must be more than 0"),
         "match": ([*model, "--teacher", "x", "--match", "ffns"], "match must be one of"),
         "empty": (["--model", folders["mlm"][1], "--data", folders["empty"], "--teacher", "base"], "is empty"),
-        "compiled": ([*model, "--teacher", "base", "--match", "ffn", "--compile"], "leave compile out"),
+        "compiled": ([*model, "--teacher", "base", "--match", "ffn", "--compile"], "can't be compiled or sharded"),
         "from scratch": (
             ["--config", "{}", "--train-tokenizer", "400", *data, "--teacher", "base"],
             "name the teacher",

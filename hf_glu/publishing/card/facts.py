@@ -27,10 +27,10 @@ from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
 from hf_glu.publishing.card.known import (
     BaseFacts,
+    CardHealing,
     ComparisonFacts,
     ConversionFacts,
     Facts,
-    HealingFacts,
     ResultFacts,
     RunFacts,
 )
@@ -159,7 +159,7 @@ def _conversion(report: JsonObject) -> ConversionFacts:
     return cast(ConversionFacts, found)
 
 
-def _healing(results: JsonObject, conversion: JsonObject) -> HealingFacts | None:
+def _healing(results: JsonObject, conversion: JsonObject) -> CardHealing | None:
     """Return what the model was healed by: in its run, else after its conversion."""
     ran = {"before": results.get("before"), "after": results.get("metrics"), "training": results.get("training")}
     healed = conversion.get("healing")
@@ -168,7 +168,7 @@ def _healing(results: JsonObject, conversion: JsonObject) -> HealingFacts | None
         return None
     known = _with(found, _OF_HEALING, "the report of healing")
     training = _chosen(known["training"], _OF_TRAINING)
-    return cast(HealingFacts, {**_chosen(known, _OF_HEALING), "training": training, "in_run": found is not healed})
+    return cast(CardHealing, {**_chosen(known, _OF_HEALING), "training": training, "in_run": found is not healed})
 
 
 def _run(run: JsonObject) -> RunFacts:

@@ -69,7 +69,7 @@ class ResultFacts(TypedDict):
     training: JsonObject
 
 
-class HealingFacts(TypedDict):
+class CardHealing(TypedDict):
     """What a model was healed by: metrics before and after, the teacher's own, and the FFNs' relative errors.
 
     ``in_run``: whether its run was that, and not its conversion.
@@ -141,7 +141,7 @@ class Facts(TypedDict):
     base: BaseFacts
     carried: Carried
     conversion: ConversionFacts | None
-    healing: HealingFacts | None
+    healing: NotRequired[CardHealing | None]
     run: RunFacts | None
     results: ResultFacts | None
     dense: ResultFacts | None

@@ -37,7 +37,7 @@ def conversion_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def healing_values(facts: Facts) -> JsonObject | None:
     """Return the values of the card's section on healing; None: there was none."""
-    healing = facts["healing"]
+    healing = facts.get("healing")
     if healing is None:
         return None
     before, after, own = healing["before"], healing["after"], healing["metrics"]

@@ -78,7 +78,7 @@ def summary(facts: Facts) -> str:
         clause = f", whose {_conversion(facts)}"
     else:
         clause = f", whose {_structure(facts)}" if needs_plugin(facts) else ""
-    if trained or facts["healing"]:
+    if trained or facts.get("healing"):
         then = " and which was then" if clause and not (trained and trained.get("new")) else ","
         return f"{what}{clause}{then} {_training(facts)}."
     return f"{what}{clause}. It was not trained afterwards." if facts["conversion"] else f"{what}{clause}."
@@ -86,7 +86,7 @@ def summary(facts: Facts) -> str:
 
 def _training(facts: Facts) -> str:
     """Return what was done after the conversion."""
-    run, healing = facts["run"], facts["healing"]
+    run, healing = facts["run"], facts.get("healing")
     healed = f"healed by `{healing['teacher']}` on unlabelled text" if healing else ""
     if run is None or (healing and healing["in_run"]):
         return healed
@@ -189,7 +189,7 @@ def limits(facts: Facts) -> list[str]:
     cases = {
         "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact
         and not run
-        and not facts["healing"],
+        and not facts.get("healing"),
         "The conversion is approximate: before any training the outputs are not the base model's.": promise
         == APPROXIMATE
         and not random,
@@ -202,7 +202,7 @@ def limits(facts: Facts) -> list[str]:
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
         f"Longer texts than {length} tokens were cut in training.": length and not language,
         f"It was trained on blocks of {length} tokens.": length and language,
-        "No results are beside it: nothing is known of its quality.": not run and not facts["healing"],
+        "No results are beside it: nothing is known of its quality.": not run and not facts.get("healing"),
         "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"],
     }
     return [text for text, holds in cases.items() if holds]

@@ -105,7 +105,7 @@ class Runner:
         return known or self.kind.carry_out(run)
 
     def tell(self, line: str) -> None:
-        """Tell a line, on one of the processes."""
+        """Pass a line on, from one of the processes."""
         if self._tell and PartialState().is_main_process:
             self._tell(line)
 

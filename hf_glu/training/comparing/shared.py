@@ -32,7 +32,7 @@ def known_folder(target: Path, made_of: Record) -> bool:
 
 
 def make_folder(target: Path, made_of: Record, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a folder, and note what it is made of."""
+    """Make a folder, which ``write`` fills, and note what it is made of."""
     with staged_folder(target) as stage:
         write(stage)
         write_json(stage / RECORD_FILE, {MADE_OF: made_of, "files": fingerprint(stage)})

@@ -114,7 +114,7 @@ class LanguageRun(TrainingRun):
         super().wrap()
 
     def name_new(self) -> None:
-        """Say of a new model what it is: nothing was there to be converted."""
+        """Note what a new model is: nothing was there to be converted."""
         config = self.model.config
         self.report = None
         self.entry["model"] = f"a new {config.model_type}"
