@@ -303,7 +303,7 @@ def make_models(folder: Path) -> list[Path]:
 
 
 # as hf_glu.training.record makes it
-MADE_OF = {"model": {}, "data": {}, "options": {}, "versions": {}}
+MADE_OF = {"model": {}, "data": {}, "options": {"activation": "geglu"}, "versions": {}}
 
 
 def make_run(folder: Path) -> Path:

@@ -77,7 +77,7 @@ def instead_of_training(ran):
 def test_every_option_is_in_a_record_or_free():
     fields = {each.name for kind in (JobOptions, TrainingOptions) for each in dataclasses.fields(kind)}
     assert fields - FREE == {*OTHER, *OTHER_JOB, "seed", "task", "mixture", "mixture_limit", *OF_OWN_DATA, "top_k",
-                             "random", "distill_steps",
+                             "random", "distill_steps", "max_target_length",
                              "lora_rank", "lora_targets"}  # fmt: skip
 
 
