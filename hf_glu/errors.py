@@ -58,6 +58,10 @@ class TrainingError(HfGluError, RuntimeError):
     """A training run that can't go on."""
 
 
+class DivergedError(TrainingError):
+    """A training run whose loss is no number any more."""
+
+
 class IncompatibleTransformersError(HfGluError, ImportError):
     """The installed Transformers lacks something that the plugin hooks."""
 
@@ -79,22 +83,34 @@ def refuse_unknown(keys: Iterable[str], valid: Iterable[str], where: str) -> Non
             raise UnknownNameError(f"unknown key {shown(key)} in {where}; {nearest(key, known)}")
 
 
-def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
-    """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near."""
+def nearest(name: object, valid: Iterable[str], *, limit: int = 3, among: Iterable[Iterable[str]] | None = None) -> str:
+    """Return a hint such as ``"did you mean 'swiglu'?"``, or the valid names when none is near.
+
+    Args:
+        name: what was given.
+        valid: names to list.
+        limit: the most that are named as near.
+        among: groups of names that may be meant, of which the first with a near one counts; None: the valid ones.
+    """
     names = sorted(valid)
-    close = _close(str(name)[:LONGEST], names, limit)
-    if close:
+    groups = (_close(str(name)[:LONGEST], sorted(group), limit) for group in among or (names,))
+    if close := next(filter(None, groups), None):
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "valid: " + ", ".join(names)
 
 
 def _close(name: str, names: list[str], limit: int) -> list[str]:
     """Return the nearest of ``names``, whether in capitals or with dashes; where one is only spelled so, that one."""
-    spelled = [known for known in names if _folded(known) == _folded(name)]
+    spelled = [known for known in names if _letters(known) == _letters(name)]
     matches = get_close_matches(_folded(name), {_folded(known) for known in names}, n=limit, cutoff=0.6)
     return spelled or [known for match in matches for known in names if _folded(known) == match][:limit]
 
 
 def _folded(name: str) -> str:
-    """Return a name without what people spell otherwise: ``SwiGLU``, ``ge-glu``."""
+    """Return a name without what people spell otherwise: ``SwiGLU``, ``swiglu-oss``."""
     return name.casefold().replace("-", "_")
+
+
+def _letters(name: str) -> str:
+    """Return a name without what stands between its parts: ``Swi-GLU``, ``leakyrelu``."""
+    return _folded(name).replace("_", "")

@@ -34,7 +34,7 @@ from hf_glu.config.experts import read_groups
 from hf_glu.errors import HfGluError
 from hf_glu.instruments.routing import active_parameters
 from hf_glu.tasks import movies
-from hf_glu.training.comparing import paired_p
+from hf_glu.training.comparing.statistics import paired_p
 from hf_glu.training.data.prediction import eval_mode
 from hf_glu.training.loop.batches import BatchPlan
 from hf_glu.training.options import TrainingOptions

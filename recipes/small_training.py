@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import hf_glu
+from hf_glu.config.showing import progress_bar
 from hf_glu.errors import OptionError
 from hf_glu.training.loop.schedules import make_schedule
 from hf_glu.training.options import TrainingOptions
@@ -29,7 +29,7 @@ def train(
     optimizer = torch.optim.AdamW(hf_glu.parameter_groups(model, lr, WEIGHT_DECAY, activation_lr=factor * lr))
     schedule = make_schedule(optimizer, TrainingOptions(schedule="cosine", warmup=warmup), steps)
     model.train()
-    for step in (bar := tqdm(range(steps), desc=title, leave=False)):
+    for step in (bar := progress_bar(range(steps), desc=title, leave=False)):
         loss = model(**batch(step)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)

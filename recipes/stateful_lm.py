@@ -32,7 +32,7 @@ import hf_glu  # noqa: F401  (the activations' names)
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.cli import tables
 from hf_glu.errors import HfGluError
-from hf_glu.training.comparing import paired_p
+from hf_glu.training.comparing.statistics import paired_p
 from hf_glu.training.data.prediction import eval_mode
 from hf_glu.training.loop.batches import BatchPlan
 

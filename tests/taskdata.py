@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from pico import FAMILIES
+from pico import FAMILIES, make_native
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -116,17 +116,73 @@ def make_tokenizer(*, end: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-BASES = {"bert": "BertModel", "gpt2": "GPT2Model", "t5": "T5ForConditionalGeneration"}
+BASES = {
+    "bert": "BertModel",
+    "gpt2": "GPT2Model",
+    "t5": "T5ForConditionalGeneration",
+    "bart": "BartForConditionalGeneration",
+    "gpt2_lm": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+}
 
 
 def save_base(folder: Path, family: str = "bert", **more: Any) -> str:
     """Save a pico base model with its tokenizer; return the folder."""
-    tokenizer = make_tokenizer(end=family == "t5")
-    if family == "gpt2":
+    tokenizer = make_tokenizer(end=family in ("t5", "bart"))
+    if family.startswith("gpt2"):
         more = {"pad_token_id": None, "eos_token_id": 1, "bos_token_id": 1, **more}
-    model = FAMILIES[family].make(BASES[family], vocab_size=len(vocabulary()), **more)
+    if family == "bart":
+        more = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1, "forced_eos_token_id": 1, **more}
+    if family == "llama":
+        model = make_native("llama", vocab_size=len(vocabulary()), pad_token_id=0, eos_token_id=2, **more)
+    else:
+        model = FAMILIES[family.removesuffix("_lm")].make(BASES[family], vocab_size=len(vocabulary()), **more)
     model.save_pretrained(folder)
-    if family == "gpt2":
+    if family.startswith("gpt2"):
         tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+ENTITIES = {"Anna": ("Carl", "PER"), "Boston": ("by", "LOC")}  # first word: second, kind
+
+
+def several_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return texts with the classes that their words have, perhaps none."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        words = [pick(generator, GOOD)] * (number % 2) + [pick(generator, BAD)] * (number // 2 % 2)
+        words += [pick(generator, FILLER) for _ in range(2 + number % 3)]
+        classes = ["so good"] * (number % 2) + ["Bad"] * (number // 2 % 2)
+        made.append({"text": " ".join(words), "label": classes})
+    return made
+
+
+def tagged_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return words with tags: names of two words are entities."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        words, tags = [], []
+        for _ in range(2 + number % 4):
+            word = pick(generator, (*ENTITIES, *FILLER))
+            second, kind = ENTITIES.get(word, (None, None))
+            words += [word, second] if second else [word]
+            tags += [f"B-{kind}", f"I-{kind}"] if second else ["O"]
+        made.append({"tokens": words, "tags": tags})
+    return made
+
+
+def written_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return texts, and for each another to write: whose film it was, by its first word."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        name = pick(generator, NAMES)
+        words = [pick(generator, FILLER) for _ in range(2)]
+        made.append({"source": " ".join([name, *words]), "target": f"a film by {name}"})
+    return made
+
+
+OWN_ROWS = {"multi": several_rows, "tokens": tagged_rows}

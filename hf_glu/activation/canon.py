@@ -13,7 +13,6 @@ Shapes: T tokens, W channels, k tokens of the kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,10 +20,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.recent import Before, Recent
-from hf_glu.activation.wrapped import Wrapper, refuse_lookahead
-from hf_glu.config.kinds import Kind
-from hf_glu.config.section import Entry, check_direction, is_count
-from hf_glu.errors import OptionError, shown
+from hf_glu.config.canon import CanonOptions
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
@@ -32,30 +28,6 @@ if TYPE_CHECKING:
 PAPER = "Allen-Zhu 2025 (Canon layers), https://arxiv.org/abs/2512.17351"
 EQUATION = "z = g + sum_i w_i g[t - i]"
 MAX_KERNEL = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class CanonOptions(Entry):
-    """How far a gate's convolution sees.
-
-    Attributes:
-        kernel: k, the tokens that it sees, with the present one.
-        direction: ``forward`` (causal), or ``both`` for encoders: the mean of the tokens before and after.
-
-    Raises:
-        OptionError: a value out of range.
-    """
-
-    key = "canon"
-    example = {"kernel": 4}  # noqa: RUF012 (of the class)
-
-    kernel: int = 4
-    direction: str = "forward"
-
-    def __post_init__(self) -> None:
-        if not is_count(self.kernel, MAX_KERNEL, 2):
-            raise OptionError(f"canon kernel must be at least 2 and at most {MAX_KERNEL}, got {shown(self.kernel)}")
-        check_direction(self.direction, "canon")
 
 
 class Convolution(Recent):
@@ -91,11 +63,6 @@ class Convolution(Recent):
         return z
 
 
-KIND = Kind(
-    flag="canon",
-    trait="Each gate sees the tokens before: a short convolution of its pre-activations is added to them.",
-    section=CanonOptions,
-    check=refuse_lookahead,
-    curves=lambda g: {"w_0 = 1": 2 * g, "w_1 = 1, g[t - 1] = 1": g + 1, "w_1 = -1, g[t - 1] = 1": g - 1},
-)
-Wrapper(kind=KIND, order=4, equation=EQUATION, paper=PAPER, shift=Convolution).register(f"N(z) [* u], {EQUATION}")
+def curves(g: Tensor) -> dict[str, Tensor]:
+    """Return z of gates ``[G]`` in some cases, by their labels in a figure."""
+    return {"w_0 = 1": 2 * g, "w_1 = 1, g[t - 1] = 1": g + 1, "w_1 = -1, g[t - 1] = 1": g - 1}

@@ -1,4 +1,4 @@
-"""Elementwise activations are Transformers' own (and whatever a user adds to its ``ACT2FN``)."""
+"""Modules of elementwise activations: Transformers' own (and whatever a user adds to its ``ACT2FN``)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,9 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN, ClippedGELUActivation, GELUActivation
 
+from hf_glu.activation.stock import is_elementwise
 from hf_glu.compat.of_models import ACTIVATION_TABLE
-from hf_glu.config.registry import GATED, registry
-
-registry.stock = lambda: dict.keys(ACT2FN)  # not its own `keys`, which the plugin has answer with what is derived, too
-
-
-def is_elementwise(name: object) -> bool:
-    """Return whether there is an elementwise activation of this name: Transformers', or one of ours without a gate."""
-    entry = registry.find(name)
-    return isinstance(name, str) and registry.is_stock(name) if entry is None else GATED not in entry.flags
-
-
-def elementwise_names() -> list[str]:
-    """Return the names of all elementwise activations that Transformers has now."""
-    return [name for name in ACT2FN if registry.is_stock(name)]
+from hf_glu.config.registry import registry
 
 
 def build_elementwise(name: str) -> nn.Module:
@@ -35,14 +23,6 @@ def build_elementwise(name: str) -> nn.Module:
     return ACTIVATION_TABLE.find().__getitem__(ACT2FN, name) if entry is None else entry.factory()
 
 
-# Names under which Transformers keeps the same function: bitwise in the first two, up to rounding in the third.
-SAME_FUNCTION = (
-    frozenset({"gelu", "gelu_python"}),
-    frozenset({"silu", "swish"}),
-    frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"}),
-)
-
-
 # torch computes a transcendental function of a view otherwise than of a contiguous tensor (GELU on a CPU by 1e-6,
 # others by an ulp), so that a gate half must be copied to give the dense activation's bits. These don't care.
 LAYOUT_FREE = frozenset({"relu", "relu2", "relu6", "leaky_relu", "prelu", "linear", "hardswish"})
@@ -52,11 +32,6 @@ OTHER_LIBRARY = (nn.GELU, GELUActivation, ClippedGELUActivation)
 
 
 SAME_VALUE = 2e-6
-
-
-def same_function(first: str, second: str) -> bool:
-    """Return whether two elementwise names stand for one function (up to rounding)."""
-    return first == second or any(first in names and second in names for names in SAME_FUNCTION)
 
 
 def name_of(act: nn.Module, candidates: tuple[str, ...]) -> str | None:

@@ -10,8 +10,6 @@ unless an annealing schedule drives it to 1, where the mix is purely the target 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +18,8 @@ from transformers import initialization as init
 
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.mixture import mix, recomputed_mix
-from hf_glu.activation.module import GatedActivation, OwnedActivation, reset_elementwise
-from hf_glu.config.kinds import Kind
-from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, Activation, Derived, registry, unmixed, unwrapped
+from hf_glu.activation.module import OwnedActivation, reset_elementwise
+from hf_glu.config.registry import ADAPTIVE, registry, unmixed, unwrapped
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
@@ -142,55 +139,3 @@ def _default_functions(base: str) -> tuple[str, ...]:
 def mixes(model: nn.Module) -> list[LearnableMix]:
     """Return every learnable mix of a model."""
     return [module for module in model.modules() if isinstance(module, LearnableMix)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A family of mixes: a prefix before any elementwise or gated name.
-
-    Attributes:
-        prefix: before the name.
-        coefficient: what the trained coefficients are called in equations.
-        note: says what they are.
-        flags: of its entries.
-        kind: what others must know of it.
-        make: makes the mix of an elementwise name.
-    """
-
-    prefix: str
-    coefficient: str
-    note: str
-    flags: frozenset[str]
-    kind: Kind
-    make: type[LearnableMix]
-
-    def equation(self, x: str, suffix: str = "") -> str:
-        """Return what an entry computes."""
-        return f"sum_k {self.coefficient} phi_k({x}){suffix}, {self.note}"
-
-    def register(self) -> None:
-        """Add the family to the registry."""
-        equation = self.equation("g", " [* u]")
-        pattern = f"{self.prefix}N"
-        registry.add_family(
-            Derived(pattern=pattern, place="mix", equation=equation, paper=PAPER, derive=self.derive, kind=self.kind)
-        )
-
-    def derive(self, name: str, inner: str, entry: Activation | None) -> Activation | None:
-        """Return the activation ``name``, a mix that ends as ``inner``; None where that is no N(g) * u."""
-        if entry is None or GATED not in entry.flags:
-            return Activation(
-                name=name, equation=self.equation("x"), paper=PAPER, flags=self.flags, factory=partial(self.make, name)
-            )
-        if entry.gate is None:
-            return None
-        return Activation(
-            name=name, equation=self.equation("g", " * u"), paper=PAPER, flags=self.flags | {GATED},
-            factory=partial(GatedActivation, name), gate=self.prefix + entry.gate,
-        )  # fmt: skip
-
-
-KIND = Kind(flag=LEARNABLE, trait="The activation mixes {functions} with trainable coefficients.")
-Family(
-    prefix="learnable_", coefficient="a_k", note="a trained", flags=frozenset({LEARNABLE}), kind=KIND, make=LearnableMix
-).register()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_glu.activation.elementwise import elementwise_names
-from hf_glu.config.registry import Activation, Derived, registry
+from hf_glu.activation import registry
+from hf_glu.activation.stock import elementwise_names
+from hf_glu.config.registry import Activation, Derived
 from hf_glu.config.showing import Shown, ShownTable
 
 
@@ -29,8 +31,8 @@ class Listing(Shown):
     def _table(self) -> ShownTable:
         rows = [(entry.name, entry.equation, entry.paper) for entry in self.entries]
         rows += [(rule.pattern, rule.equation, rule.paper) for rule in self.rules]
-        title, notes = "Gated activations, [g | u] = gate and up halves", ("N: " + ", ".join(self.elementwise),)
-        return ShownTable(title=title, columns=("name", "value", "source"), rows=rows, notes=notes, whole=True)
+        title, columns = "Gated activations, [g | u] = gate and up halves", ("name", "value", "source")
+        return ShownTable(title=title, columns=columns, rows=rows, notes=notes(self.to_dict()), whole=True)
 
     def markdown(self) -> str:
         """Return the listing as the README's table."""
@@ -38,6 +40,16 @@ class Listing(Shown):
         rows += [(f"`{rule.pattern}`", f"`{rule.equation}`", rule.paper) for rule in self.rules]
         lines = ["| name | value | source |", "|---|---|---|"]
         return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def notes(listing: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the lines below a listing's table: what N may be, and which options there are."""
+    options = [
+        f"{rule['pattern']}: {section} ({', '.join(defaults)})"
+        for rule in listing["rules"]
+        for section, defaults in rule["options"].items()
+    ]
+    return "N: " + ", ".join(listing["elementwise"]), "options in config.hf_glu: " + "; ".join(options)
 
 
 def activations() -> Listing:

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from hf_glu.activation.learnable import Family, LearnableMix
-from hf_glu.config.kinds import Kind
-from hf_glu.config.registry import ADAPTIVE, LEARNABLE
+from hf_glu.activation.learnable import LearnableMix
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
@@ -88,9 +86,3 @@ class TokenMix(LearnableMix):
         """Show the name, the dictionary and the gate in the model's printout."""
         rank = "" if self.features is None else f", rank={len(self.features)}"
         return f"{super().extra_repr()}, gate={self.kind}{rank}"
-
-
-Family(
-    prefix="moa_", coefficient="a_k(g)", note="a of each token", flags=frozenset({LEARNABLE, ADAPTIVE}),
-    kind=Kind(flag=ADAPTIVE, trait="The mix depends on the token."), make=TokenMix,
-).register()  # fmt: skip

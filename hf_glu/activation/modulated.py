@@ -26,15 +26,14 @@ from hf_glu.activation.context.states import load_state, store_states
 from hf_glu.activation.kernels.modulation import modulate, recomputed_modulation
 from hf_glu.activation.kernels.scan import decays, spread_decays, stateful
 from hf_glu.activation.module import OwnedModule
-from hf_glu.activation.wrapped import Shift, Wrapper
+from hf_glu.activation.wrapped import Shift
 from hf_glu.config.context import ContextOptions
-from hf_glu.config.kinds import Kind, Part, Place
+from hf_glu.config.kinds import Part, Place
 from hf_glu.errors import ConversionError, OptionError
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
 
-FLAG = "modulated"
 PAPER = "hf_glu; cf. NGT, https://arxiv.org/abs/2305.03232"
 EQUATION = "slope (g - threshold)"
 
@@ -165,6 +164,11 @@ CASES = {
 }  # fmt: skip
 
 
+def curves(g: Tensor) -> dict[str, Tensor]:
+    """Return gates ``[G]`` as they are in some cases, by their labels in a figure."""
+    return {label: _moved(g, *case) for label, case in CASES.items()}
+
+
 def source_parts(places: Sequence[Place], options: ContextOptions) -> list[Part]:
     """Return the sources of context vectors that a model needs: one in each stack that has modulated activations.
 
@@ -197,13 +201,3 @@ def _pool(place: Place, options: ContextOptions) -> str:
     if options.pool == "mean" and place.causal:
         raise OptionError(f"context pool=mean would let {type(place.stack).__name__} see later tokens: use running")
     return "running" if place.causal or options.pool == "running" else "mean"
-
-
-KIND = Kind(
-    flag=FLAG,
-    trait="A context vector, the same for all layers, sets threshold and slope of each gate.",
-    section=ContextOptions,
-    parts=source_parts,
-    curves=lambda g: {label: _moved(g, *case) for label, case in CASES.items()},
-)
-Wrapper(kind=KIND, order=0, equation=EQUATION, paper=PAPER, shift=Modulation).register(f"N({EQUATION}) [* u]")

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from torch import nn
 from transformers.activations import ACT2FN
 
-from hf_glu.activation import OwnedActivation
 from hf_glu.activation.modulated import ContextSource
+from hf_glu.activation.module import OwnedActivation
 
 
 def activations(model: nn.Module) -> dict[str, nn.Module]:

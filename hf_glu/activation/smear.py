@@ -16,7 +16,6 @@ Shapes: T tokens, W channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,40 +23,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.recent import Before, Recent
-from hf_glu.activation.wrapped import Wrapper, refuse_lookahead
-from hf_glu.config.kinds import Kind
-from hf_glu.config.section import Entry, check_direction, is_number
-from hf_glu.errors import OptionError, shown
+from hf_glu.config.smear import SmearOptions
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
 
 PAPER = "cf. smeared keys, Olsson et al. 2022, https://arxiv.org/abs/2209.11895"
 EQUATION = "z = g + a sigmoid(v g + c) g[t - 1]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmearOptions(Entry):
-    """How the other token is mixed in.
-
-    Attributes:
-        open: sigmoid(c) at the start, in every channel, within 0 and 1.
-        direction: ``forward`` (the one before), or ``both`` for encoders: the mean of the one before and the one after.
-
-    Raises:
-        OptionError: a value out of range.
-    """
-
-    key = "smear"
-    example = {"open": 0.5}  # noqa: RUF012 (of the class)
-
-    open: float = 0.5
-    direction: str = "forward"
-
-    def __post_init__(self) -> None:
-        if not is_number(self.open) or not 0 < self.open < 1:
-            raise OptionError(f"smear open must be within 0 and 1, got {shown(self.open)}")
-        check_direction(self.direction, "smear")
 
 
 class Smear(Recent):
@@ -94,14 +66,9 @@ class Smear(Recent):
         return torch.addcmul(now, share * torch.addcmul(offset, slope, now).sigmoid(), before(1))
 
 
-KIND = Kind(
-    flag="smear",
-    trait="Each gate sees the token before: a learned part of its pre-activation is added.",
-    section=SmearOptions,
-    check=refuse_lookahead,
-    curves=lambda g: {
+def curves(g: Tensor) -> dict[str, Tensor]:
+    """Return z of gates ``[G]`` in some cases, by their labels in a figure."""
+    return {
         "a = 1, g[t - 1] = 2": g + 1, "a = 1, v = 2, g[t - 1] = 2": g + 2 * (2 * g).sigmoid(),
         "a = 1, v = -2, g[t - 1] = 2": g + 2 * (-2 * g).sigmoid(),
-    },
-)  # fmt: skip
-Wrapper(kind=KIND, order=6, equation=EQUATION, paper=PAPER, shift=Smear).register(f"N(z) [* u], {EQUATION}")
+    }  # fmt: skip

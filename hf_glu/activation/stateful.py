@@ -22,8 +22,7 @@ from transformers import initialization as init
 from hf_glu.activation.context.routed import Routed
 from hf_glu.activation.context.states import ROLLBACK, load_state, store_states
 from hf_glu.activation.kernels.scan import bidirectional, decays, spread_decays, stateful, step
-from hf_glu.activation.wrapped import Shift, Wrapper, refuse_lookahead
-from hf_glu.config.kinds import Kind
+from hf_glu.activation.wrapped import Shift
 from hf_glu.config.state import StateOptions
 from hf_glu.errors import OptionError
 
@@ -113,11 +112,8 @@ def _shifted(g: Tensor, alpha: float, beta: float, state: float) -> Tensor:
 
 # label of a figure -> alpha, beta, s
 CASES = {"alpha 2, s = 1": (2.0, 0.0, 1.0), "beta 2, s = 0": (0.0, 2.0, 0.0), "beta 2, s = 1": (0.0, 2.0, 1.0)}
-KIND = Kind(
-    flag="stateful",
-    trait="Each gate remembers how open it was: a running mean over the tokens before shifts it.",
-    section=StateOptions,
-    check=refuse_lookahead,
-    curves=lambda g: {label: _shifted(g, *case) for label, case in CASES.items()},
-)
-Wrapper(kind=KIND, order=10, equation=Z, paper="hf_glu", shift=Memory).register(f"N(z) [* u], {Z}")
+
+
+def curves(g: Tensor) -> dict[str, Tensor]:
+    """Return z of gates ``[G]`` in some cases, by their labels in a figure."""
+    return {label: _shifted(g, *case) for label, case in CASES.items()}

@@ -7,10 +7,8 @@ Shapes: W channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,7 @@ from hf_glu.activation.context.states import Trail, trail_of
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
-from hf_glu.config.kinds import Kind, Place
-from hf_glu.config.registry import GATED, Activation, Derived, registry
-from hf_glu.errors import OptionError
+from hf_glu.config.registry import registry
 
 if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
@@ -46,59 +42,6 @@ class Shift(Reader, OwnedModule):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or reading.rows is not None:
             return None
         return trail_of(cache, self.slot) if isinstance(cache, DynamicCache) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wrapper:
-    """A family of wrapped names.
-
-    Attributes:
-        kind: what others must know of it; its flag and ``_`` stand before the name.
-        order: among wrappers; those with a lower one are further outside.
-        equation: what the elementwise part is given.
-        paper: where it comes from.
-        shift: makes a fresh shift.
-    """
-
-    kind: Kind
-    order: int
-    equation: str
-    paper: str
-    shift: Callable[[], Shift]
-
-    @property
-    def prefix(self) -> str:
-        """What stands before the name."""
-        return f"{self.kind.flag}_"
-
-    def register(self, equation: str) -> None:
-        """Add the family, which computes ``equation``, to the registry."""
-        pattern = f"{self.prefix}N"
-        registry.add_family(
-            Derived(
-                pattern=pattern,
-                place="wrapper",
-                order=self.order,
-                equation=equation,
-                paper=self.paper,
-                derive=self.derive,
-                kind=self.kind,
-            )
-        )
-
-    def derive(self, name: str, inner: str, entry: Activation | None) -> Activation:
-        """Return the activation ``name``, which is this wrapper around ``inner``."""
-        flags = frozenset({self.kind.flag}) | (entry.flags if entry else frozenset())
-        if entry is None or GATED not in flags:
-            return Activation(
-                name=name, equation=f"{inner}({self.equation})", paper=self.paper, flags=flags,
-                factory=partial(WrappedGate, name, inner, self.shift),
-            )  # fmt: skip
-        factory = partial(WrappedFormula, name, inner, self.shift) if entry.formula else partial(GatedActivation, name)
-        return Activation(
-            name=name, equation=f"{entry.equation}, with {self.equation} for g", paper=self.paper, flags=flags,
-            gate=None if entry.gate is None else self.prefix + entry.gate, formula=entry.formula, factory=factory,
-        )  # fmt: skip
 
 
 class WrappedGate(OwnedActivation):
@@ -177,13 +120,3 @@ def _name_of_shift(place: int) -> str:
 def shifts(act: nn.Module) -> list[Shift]:
     """Return every shift in an activation."""
     return [module for module in act.modules() if isinstance(module, Shift)]
-
-
-def refuse_lookahead(places: Sequence[Place], options: Any) -> None:
-    """Raise OptionError where activations with ``direction="both"`` would let a causal stack see later tokens."""
-    for place in places if options.direction == "both" else ():
-        if place.causal:
-            raise OptionError(
-                f"{place.name}: a {options.key} in both directions would let {type(place.stack).__name__} see later "
-                "tokens: use direction=forward, or layers=encoder where there is one"
-            )

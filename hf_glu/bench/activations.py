@@ -11,10 +11,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation import registry
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.passes import enter, leave
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.modulated import Modulation
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained

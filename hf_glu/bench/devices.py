@@ -9,10 +9,10 @@ units, those that add most, fitted by least squares to what the FFNs gave on tra
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from hf_glu.bench.options import Shape
 from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.small import EAGER, WAYS
 from hf_glu.checkpoint.loading import load_model
+from hf_glu.config.extras import lacking
 from hf_glu.config.glu import iso_width
 from hf_glu.conversion import convert
 from hf_glu.errors import OptionError
@@ -105,7 +106,9 @@ class Subject:
             wanted += [(name + PRUNED, pruned, way) for name, way in WAYS.items() if way.pruned]
         found = {}
         for number, (name, model, way) in enumerate(wanted):
-            if all(find_spec(package) for package in way.packages):
+            if missing := lacking(*way.packages, what=name):
+                warnings.warn(f"left out: {missing}", stacklevel=2)
+            else:
                 small = way.make(model, self.scratch / str(number))
                 facts = {"units": find_sites(model)[0].width, "MB": small.size / 1e6}
                 found[name] = (small.model, {**facts, **self.score(small.model)})

@@ -16,6 +16,7 @@ BENCHES = {
     "scan": "hf_glu.bench.scan",
     "sparsity": "hf_glu.bench.sparsity",
     "start": "hf_glu.bench.start",
+    "training": "hf_glu.bench.training",
     "whole": "hf_glu.bench.whole",
 }
 # what a cell of a bench measures: sizes, dtype and pass, as far as the bench has them

@@ -32,6 +32,7 @@ class BenchRow:
         limit: the most that the median of ``seconds`` may be; None: no claim.
         saved_bytes: what autograd keeps for the backward pass, or the peak of a call; None: neither.
         saved_peer, saved_ratio, saved_target: the same for these bytes.
+        tokens: that a call processes; None: it isn't counted in tokens.
         facts: further numbers about it, by what they are.
     """
 
@@ -47,6 +48,7 @@ class BenchRow:
     saved_peer: str | None = None
     saved_ratio: float | None = None
     saved_target: float | None = None
+    tokens: int | None = None
     facts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -65,9 +67,15 @@ class BenchRow:
         known = self.saved_target is not None and self.saved_ratio is not None
         return self.saved_ratio <= self.saved_target if known else None  # type: ignore[operator]
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens a second, by the median; None: they aren't counted."""
+        return None if self.tokens is None else self.tokens / self.seconds.median
+
     def to_dict(self) -> JsonObject:
         """Return the row as plain data."""
-        return {**asdict(self), "met": self.met, "saved_met": self.saved_met}
+        more = {} if self.tokens is None else {"tokens_per_second": self.tokens_per_second}
+        return {**asdict(self), **more, "met": self.met, "saved_met": self.saved_met}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ class Contender:
         forward: the forward pass alone, where there is a backward pass to keep tensors for.
         parameters: which don't count as kept.
         peak: whether its memory is the most that a call has at a time, and not what ``forward`` keeps.
+        tokens: that a call processes; None: it isn't counted in tokens.
         facts: further numbers about it, by what they are.
     """
 
@@ -36,6 +37,7 @@ class Contender:
     forward: Callable[[], Tensor] | None = None
     parameters: tuple[Tensor, ...] = ()
     peak: bool = False
+    tokens: int | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -120,13 +122,13 @@ def measure(bench: str, cell: Cell, options: BenchOptions) -> list[BenchRow]:
     calls = {name: contender.call for name, contender in contenders.items()}
     timing = interleave(calls, rounds=options.rounds, warmup=options.warmup)
     saved |= {name: peak_bytes(contender.call) for name, contender in contenders.items() if contender.peak}
-    return [_row(bench, cell, name, timing, saved, c.facts) for name, c in contenders.items()]
+    return [_row(bench, cell, name, timing, saved, c) for name, c in contenders.items()]
 
 
-def _row(
-    bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int], facts: Mapping[str, float]
-) -> BenchRow:
-    row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name), "facts": dict(facts)}
+def _row(bench: str, cell: Cell, name: str, timing: Timing, saved: Mapping[str, int], contender: Contender) -> BenchRow:
+    facts = dict(contender.facts)
+    row: dict[str, Any] = {"seconds": timing.spread(name), "saved_bytes": saved.get(name), "facts": facts}
+    row["tokens"] = contender.tokens
     claim = cell.claims.get(name)
     if claim is not None:
         peer = timing.fastest(each for each in claim.peers if each in timing.seconds)

@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hf_glu.activation import OwnedActivation, build_elementwise, registry
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.scan import stateful
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained

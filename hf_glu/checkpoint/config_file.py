@@ -40,7 +40,14 @@ def reading(source: object, *, why: str = "can't be loaded") -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message that isn't empty, after the error's class where that tells more."""
+    """Return the first line of an error's message that isn't empty, after the error's class where that tells more.
+
+    Where a library lacks a name that hf_glu knows to be needed, what the table of such names says of it.
+    """
+    from hf_glu.compat.table import missing_in
+
+    if row := missing_in(error):
+        return str(row.missing())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind, lines = type(error).__name__, [shorten(line) for line in lines[:1]]
     told = isinstance(error, (OSError, ValueError, RuntimeError, ImportError)) and type(error) is not RecursionError

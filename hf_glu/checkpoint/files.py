@@ -49,3 +49,4 @@ SUITE_CSV_FILE = "results.csv"
 SUITE_MARKDOWN_FILE = "results.md"
 COMPARISON_FILE = "compare.json"
 CONVERTED_FOLDER = "converted"  # fitted conversions that a comparison's seeds share
+TOKENIZER_FOLDER = "tokenizer"  # the one that all of its models have

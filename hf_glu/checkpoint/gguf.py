@@ -10,7 +10,6 @@ from typing import Any
 from hf_glu.checkpoint.config_file import first_line, model_class_of, reading
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.config.extras import need
-from hf_glu.conversion.gguf import forget_gguf
 from hf_glu.errors import CheckpointError
 
 SUFFIX = ".gguf"
@@ -60,6 +59,8 @@ def load_gguf(source: str | os.PathLike[str], *, dtype: Any = "auto", **options:
     """
     import torch
     import transformers
+
+    from hf_glu.conversion.gguf import forget_gguf
 
     path, config = gguf_file(source), read_gguf_config(source)
     if hasattr(transformers, "GgufConfig"):  # which may keep weights packed

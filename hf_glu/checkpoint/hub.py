@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,7 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 from hf_glu.checkpoint.writing import reason_of, user_path
 from hf_glu.errors import CheckpointError, shown
 
-PROBE_SECONDS = 3.0
+PROBE_SECONDS, HOLDS = 3.0, 30.0
 _ADVICE = "give a local folder, or a repository id such as google-bert/bert-base-uncased"
 
 
@@ -122,7 +124,10 @@ def _offline() -> bool:
 
 
 def reachable() -> bool:
-    """Return whether the Hub answers, after at most `PROBE_SECONDS`; at once where HF_HUB_OFFLINE is set."""
+    """Return whether the Hub answers, after at most `PROBE_SECONDS`; at once where HF_HUB_OFFLINE is set.
+
+    An answer holds for up to `HOLDS` seconds, so that one command asks once, however many checkpoints it names.
+    """
     from huggingface_hub import constants
 
     if _offline():
@@ -132,11 +137,17 @@ def reachable() -> bool:
     if proxy and not proxy_bypass(target.netloc):
         target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     port = target.port or (443 if target.scheme == "https" else 80)
+    return _answers(target.hostname or "", port, int(time.monotonic() / HOLDS))
+
+
+@lru_cache(maxsize=8)
+def _answers(host: str, port: int, period: int) -> bool:
+    """Return whether something listens there, asked once in a period."""
     answers: list[bool] = []
 
     def connect() -> None:
         try:
-            with socket.create_connection((target.hostname or "", port), timeout=PROBE_SECONDS):
+            with socket.create_connection((host, port), timeout=PROBE_SECONDS):
                 answers.append(True)
         except OSError:
             answers.append(False)

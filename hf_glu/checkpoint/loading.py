@@ -14,7 +14,6 @@ from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.compat.of_models import FROM_CONFIG
 from hf_glu.errors import CheckpointError
-from hf_glu.instruments.probe import give_pad_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +107,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         CheckpointError: there is none.
     """
     from transformers import AutoTokenizer
+
+    from hf_glu.instruments.probe import give_pad_token
 
     if is_gguf(source):
         tokenizer = load_gguf_tokenizer(source)

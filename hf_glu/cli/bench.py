@@ -93,9 +93,13 @@ def show(data: tables.Data, console: Console) -> None:
     for title, rows in cells.items():
         facts = list(dict.fromkeys(fact for row in rows for fact in row["facts"]))
         more = [f"#{fact}" for fact in facts] or CLAIMED
-        shown = tables.table(title, "contender", "#ms (quartiles)", "to", "#ratio (quartiles)", *more)
+        speed = ["#tokens/s"] if any("tokens_per_second" in row for row in rows) else []
+        shown = tables.table(title, "contender", "#ms (quartiles)", *speed, "to", "#ratio (quartiles)", *more)
         for row in rows:
-            shown.add_row(*_times(row), *([_fact(row["facts"].get(fact)) for fact in facts] or _claims(row)))
+            name, milliseconds, *ratio = _times(row)
+            counted = [tables.number(row.get("tokens_per_second"), ",.0f")] if speed else []
+            claimed = [_fact(row["facts"].get(fact)) for fact in facts] or _claims(row)
+            shown.add_row(name, milliseconds, *counted, *ratio, *claimed)
         console.print(shown)
     for mean in data["means"]:
         verdict = _verdict(mean["met"])

@@ -51,7 +51,12 @@ def activations(
     """List the gated activations: name, value, source."""
     import hf_glu
 
+    if len(given := [f"--{name}" for name, value in {"json": json, "markdown": markdown}.items() if value]) > 1:
+        raise OptionError(f"one form at a time, got {' and '.join(given)}")
     if plot is not None:
+        from hf_glu.publishing.report.family import check_plot
+
+        check_plot(plot)
         from hf_glu.publishing.report.family_curves import plot_family
 
         drawn = {"plot": str(plot_family(plot))}
@@ -67,6 +72,10 @@ def activations(
 @app.command()
 def sites(model: Annotated[str, typer.Argument(help="Local folder or Hub id.")], json: Json = False) -> None:
     """List a model's feed-forward networks (its weights are not loaded)."""
+    from hf_glu.cli.early import check_sources
+
+    check_sources(model)
+
     from hf_glu.checkpoint.loading import load_skeleton
     from hf_glu.ffn.experts import find_experts
     from hf_glu.ffn.identify import describe_site
@@ -85,9 +94,7 @@ def convert(
     to: To = None,
     width: Annotated[str, typer.Option(help="Hidden units: keep, iso (equal parameters) or a number.")] = "keep",
     calibration: Annotated[Path | None, typer.Option(help="Text file, a text a line, to fit fewer units on.")] = None,
-    distill_steps: Annotated[
-        int | None, typer.Option(help="Steps of the fit, for each FFN; 400 for fewer units.")
-    ] = None,
+    distill_steps: Annotated[int | None, typer.Option(help="Steps of the fit of an FFN; 400 for fewer units.")] = None,
     heal: Annotated[list[str] | None, typer.Option(help=_HEAL_HELP)] = None,
     heal_options: Annotated[Path | None, typer.Option(help="YAML file of options of pretrain, for --heal.")] = None,
     native: Native = False,
@@ -97,9 +104,7 @@ def convert(
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
     check: Annotated[bool, typer.Option(help="Run the model before and after, and report the difference.")] = True,
-    lenient: Annotated[
-        bool, typer.Option("--lenient", help="Convert even where the difference is above the promise.")
-    ] = False,
+    lenient: Annotated[bool, typer.Option("--lenient", help="Convert even where it breaks its promise.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Tensor by tensor, for models larger than memory.")] = False,
     base_model: Annotated[str | None, typer.Option(help="Name of SRC for the card, where it is a folder.")] = None,
     json: Json = False,
@@ -114,20 +119,15 @@ def convert(
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
     if stream and (width != "keep" or native or calibration is not None):
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
-    if distill_steps is not None and (distill_steps < 0 or calibration is None):
-        raise OptionError("--distill-steps is how long --calibration fits: a number, 0 at least, with that")
-    if heal_options and not heal:
-        raise OptionError("--heal-options says how --heal trains: give --heal, too")
-    if heal and (stream or plan):
-        raise OptionError(f"{'streaming' if stream else 'a plan'} trains nothing: leave --heal out")
+    _check_fit(distill_steps, calibration)
+    _check_healing(heal, heal_options, stream=stream, plan=plan)
+    texts = _read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
     from hf_glu.checkpoint.convert import plan_checkpoint
     from hf_glu.checkpoint.folders import staged_folder
-    from hf_glu.checkpoint.loading import read_texts
     from hf_glu.publishing.card.card import write_card
 
-    texts = None if calibration is None else read_texts(calibration)
     if plan:
         planned = plan_checkpoint(source, target, fitted=texts is not None, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
@@ -146,12 +146,38 @@ def convert(
     tables.emit(report, tables.report, json=json)
 
 
+def _read_early(
+    source: str, destination: Path | None, target: Any, calibration: Path | None, options: dict[str, Any]
+) -> list[str] | None:
+    """Return the texts of a calibration, once everything is checked that waits for no torch."""
+    from hf_glu.checkpoint.loading import read_texts
+    from hf_glu.cli import early
+
+    early.check_conversion(target, **options)
+    texts = None if calibration is None else read_texts(calibration)
+    early.check_destinations(destination)
+    early.check_sources(source)
+    return texts
+
+
+def _check_fit(steps: int | None, calibration: Path | None) -> None:
+    if steps is not None and (steps < 0 or calibration is None):
+        raise OptionError("--distill-steps is how long --calibration fits: a number, 0 at least, with that")
+
+
+def _check_healing(heal: list[str] | None, options: Path | None, *, stream: bool, plan: bool) -> None:
+    if options and not heal:
+        raise OptionError("--heal-options says how --heal trains: give --heal, too")
+    if heal and (stream or plan):
+        raise OptionError(f"{'streaming' if stream else 'a plan'} trains nothing: leave --heal out")
+
+
 def _healer(source: str, data: list[str], options: Path | None) -> Callable[[Any], Any]:
     """Return what heals a model converted from ``source``; what can't be raises before it is converted."""
-    from hf_glu.cli.training import quieten
+    from hf_glu.cli.quiet import quieten
     from hf_glu.config.extras import OF_TRAINING, need
+    from hf_glu.training.filling import read_yaml
     from hf_glu.training.language.heal import check_healing, heal
-    from hf_glu.training.options import read_yaml
     from hf_glu.training.packaged import find_config
 
     values = read_yaml(find_config(options)) if options else {}
@@ -182,6 +208,10 @@ def verify(
     json: Json = False,
 ) -> int:
     """Compare the outputs of two checkpoints; exit code 1 where they differ by more than the tolerance."""
+    from hf_glu.cli.early import check_sources
+
+    check_sources(a, b)
+
     import hf_glu
     from hf_glu.checkpoint.loading import encode
     from hf_glu.cli.exits import EXIT_DIFFERENT
@@ -222,20 +252,21 @@ def coverage(
     """Convert a tiny model of each of Transformers' text families by an exact route, save and reload it."""
     import time
 
-    from tqdm.auto import tqdm
-
-    from hf_glu.bench.coverage import tiny
-    from hf_glu.bench.coverage.survey import Coverage, survey
     from hf_glu.checkpoint.writing import check_file
+    from hf_glu.config.showing import progress_bar
 
     if markdown:
         check_file(markdown)
+
+    from hf_glu.bench.coverage import tiny
+    from hf_glu.bench.coverage.survey import Coverage, survey
+
     types = tiny.model_types()
     for name in only or []:
         if name not in types:
             raise UnknownNameError(f"unknown model type {name!r}; {nearest(name, types)}")
     start = time.perf_counter()
-    rows = tuple(tqdm(survey(only), total=len(only or types), desc="families", leave=False))
+    rows = tuple(progress_bar(survey(only), total=len(only or types), desc="families", leave=False))
     result = Coverage(rows=rows, seconds=time.perf_counter() - start)
     if markdown:
         write_text(user_path(markdown), result.markdown())

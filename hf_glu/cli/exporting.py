@@ -31,6 +31,11 @@ def export(
     if len(chosen) > 1:
         raise OptionError(f"one format at a time, got --{' and --'.join(chosen)}")
 
+    from hf_glu.cli import early
+
+    early.check_destinations(destination)
+    early.check_sources(source)
+
     from hf_glu.publishing.export import TOLERANCE
     from hf_glu.publishing.export import export as run_export
 

@@ -26,15 +26,17 @@ def gates(
 ) -> None:
     """Show how open a model's gates are on a text, and what stateful ones remember."""
     from hf_glu.checkpoint.writing import check_file
-    from hf_glu.publishing.report.drawing import require_matplotlib
+    from hf_glu.cli.early import check_sources
+    from hf_glu.config.extras import need
     from hf_glu.publishing.report.gates import gates_page
     from hf_glu.publishing.report.page import write_page
 
     if not text.strip():
         raise OptionError("--text is empty: give a text that the model reads")
     if html is not None:
-        require_matplotlib()
+        need("jinja2", "matplotlib", what="--html")
         check_file(html)
+    check_sources(model)
     data = read_gates(model, text)
     if html is not None:
         data["html"] = str(write_page(gates_page(data), html, command="gates"))
@@ -66,10 +68,7 @@ def read_gates(source: str, text: str) -> dict[str, Any]:
     inputs = {key: value for key, value in encoded.items() if key in known}
     with record_gates(model) as recorded, evaluating(model):
         model(**with_decoder(model, inputs))
-    rows = [
-        {**record.to_dict(), "mean": {key: _mean(getattr(record, key)) for key in _MEASURES}}
-        for record in recorded.layers
-    ]
+    rows = [{**record.to_dict(), "mean": record.means()} for record in recorded.layers]
     tokens = [label(tokenizer.decode([token])) for token in encoded["input_ids"][0].tolist()]
     return {"model": source, "text": text, "tokens": tokens, "html": None, "rows": rows}
 
@@ -78,10 +77,6 @@ def label(token: str) -> str:
     """Return a token as it can be read: spaces at its ends left out, line breaks and their like as escapes."""
     shown = token.strip(" ") or token
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
-
-
-def _mean(values: Any) -> float | None:
-    return None if values is None else float(values.nanmean())
 
 
 def show(data: tables.Data, console: Console) -> None:

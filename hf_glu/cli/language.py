@@ -9,12 +9,15 @@ import typer
 
 from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
+from hf_glu.cli.early import check_language, check_sources
 from hf_glu.cli.fields import with_flags
-from hf_glu.cli.training import emit_once, quieten
+from hf_glu.cli.quiet import quieten
+from hf_glu.cli.training import emit_once
 from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
-from hf_glu.training.language.options import OBJECTIVES, LanguageOptions, LanguageTraining
-from hf_glu.training.options import check_choice, read_yaml
+from hf_glu.training.filling import read_yaml
+from hf_glu.training.language.options import OBJECTIVES, LanguageOptions, LanguageTraining, language_options
+from hf_glu.training.options import check_choice
 from hf_glu.training.packaged import find_config
 
 _OPTIONS = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
@@ -38,13 +41,15 @@ def pretrain(
     if resume and not given.get("output"):
         raise OptionError("--resume goes on with the run in a folder: give it with --output")
     values = {**(read_yaml(find_config(options)) if options else {}), **given}
-    need("datasets", *(["peft"] if values.get("peft") == "lora" else []), what="pretrain")
+    job, training = language_options(values)
+    check_language(job)
+    need("datasets", *(["peft"] if job.peft == "lora" else []), what="pretrain")
     quieten()
 
     from hf_glu.publishing.card.card import write_card
-    from hf_glu.training.language.pretraining import language_options, run_language
+    from hf_glu.training.language.pretraining import run_language
 
-    result = run_language(*language_options(values), resume=resume, finish=write_card)
+    result = run_language(job, training, resume=resume, finish=write_card)
     emit_once(result, tables.finetuned, json=json)
 
 
@@ -65,6 +70,7 @@ def perplexity(
     for name, value in {"batch-size": batch_size, "blocks": blocks, "max-length": max_length}.items():
         if value is not None and value < 1:
             raise OptionError(f"--{name} must be at least 1, got {value}")
+    check_sources(model)
     need("datasets", what="perplexity")
     quieten()
 

@@ -31,6 +31,12 @@ def push(
     To go back to an older state, load or push it by its commit: hf-glu push USER/NAME@COMMIT USER/NAME. Every command
     that takes a Hub id takes USER/NAME@BRANCH, @TAG or @COMMIT.
     """
+    from hf_glu.cli.early import check_sources
+    from hf_glu.publishing.hub.upload import PushTarget
+
+    PushTarget(repo=repository, token=token, revision=revision)
+    check_sources(source, token=token)
+
     from hf_glu.publishing.hub.push import push as push_checkpoint
 
     result = push_checkpoint(

@@ -42,3 +42,13 @@ def _quiet_transformers(module: ModuleType) -> None:
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
     """Return a warning as a command line shows it, without the line of code that it comes from."""
     return f"hf-glu: {' '.join(str(message).split())}\n"
+
+
+def quieten() -> None:
+    """Leave the terminal to our own progress bars and tables."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -35,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from hf_glu.cli import (  # noqa: F401  (their commands)
         bench,
+        comparing,
         configs,
         exporting,
         inspection,

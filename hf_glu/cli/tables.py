@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_glu.activation.listing import notes
 from hf_glu.checkpoint.jsonio import to_json
 from hf_glu.config.showing import change, number
 from hf_glu.tasks.metrics.shown import show_metric, show_metrics
@@ -51,7 +52,8 @@ def activations(data: Data, console: Console) -> None:
     for rule in data["rules"]:
         shown.add_row(rule["pattern"], rule["equation"], rule["paper"])
     console.print(shown)
-    console.print("N: " + ", ".join(data["elementwise"]))
+    for line in notes(data):
+        console.print(line)
 
 
 def sites(data: Data, console: Console) -> None:
@@ -162,7 +164,7 @@ def metrics(values: dict[str, float]) -> str:
     return show_metrics(values) if len(values) != 1 else show_metric(*next(iter(values.items())))
 
 
-def _counted(rows: list[Data]) -> dict[str, str]:
+def counted(rows: list[Data]) -> dict[str, str]:
     """Return the columns of parameters and their keys: the active ones, too, where any row has experts."""
     experts = any(row["active_parameters"] != row["parameters"] for row in rows)
     return {"#parameters": "parameters"} | ({"#active a token": "active_parameters"} if experts else {})
@@ -175,13 +177,13 @@ def finetuned(data: Data, console: Console) -> None:
     named = data["rows"][-1]["metrics"]
     shown = table(
         f"{data['task']}: {counts} examples, seed {options['seed']}, mixed precision {options['mixed_precision']}",
-        "model", f"#{next(iter(named)) if len(named) == 1 else 'metrics'}", *_counted(data["rows"]),
+        "model", f"#{next(iter(named)) if len(named) == 1 else 'metrics'}", *counted(data["rows"]),
         "#max |difference| to dense", "#training",
     )  # fmt: skip
     for row in data["rows"]:
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f} s"
-        counted = [f"{row[key]:,}" for key in _counted(data["rows"]).values()]
-        shown.add_row(row["model"], metrics(row["metrics"]), *counted, number(row["max_abs_difference"]), seconds)
+        costs = [f"{row[key]:,}" for key in counted(data["rows"]).values()]
+        shown.add_row(row["model"], metrics(row["metrics"]), *costs, number(row["max_abs_difference"]), seconds)
     console.print(shown)
     if found := data["outcome"].get("healing"):
         console.print(_healed({**found, "training": data["outcome"]["training"]}))
@@ -216,27 +218,6 @@ def suite(data: Data, console: Console) -> None:
     mark = f" (partial: {', '.join(data['missing'])} missing)" if data["partial"] else ""
     if data["score"] is not None:
         console.print(f"mean of the tasks' scores {data['score']:.2%}{mark}")
-
-
-def comparison(data: Data, console: Console) -> None:
-    """Show a comparison of variants."""
-    seeds = ", ".join(map(str, data["seeds"]))
-    shown = table(
-        f"{data['task']}: {data['metric']} of {data['model']}, seeds {seeds}", "variant", "#mean",
-        "#standard deviation", f"#difference to {data['baseline']}", "#p (paired t-test)",
-        *_counted(data["variants"]), "#training",
-    )  # fmt: skip
-    for row in data["variants"]:
-        difference = "-" if row["difference"] is None else f"{100 * row['difference']:+.2f} points"
-        chance = "-" if row["p_value"] is None else "<0.01" if row["p_value"] < 0.01 else f"{row['p_value']:.2f}"
-        spread = "-" if row["std"] is None else f"{100 * row['std']:.2f}"
-        shown.add_row(
-            row["name"], f"{row['mean']:.2%}", spread, difference, chance,
-            *(f"{row[key]:,}" for key in _counted(data["variants"]).values()), f"{row['seconds']:.0f} s",
-        )  # fmt: skip
-    console.print(shown)
-    if data["report"]:
-        console.print(f"plot and curves: {data['report']}", soft_wrap=True)
 
 
 def coverage(data: Data, console: Console) -> None:

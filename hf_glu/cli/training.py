@@ -1,4 +1,4 @@
-"""``hf-glu finetune``, ``compare`` and ``report``."""
+"""``hf-glu finetune`` and ``report``."""
 
 from __future__ import annotations
 
@@ -10,23 +10,16 @@ import typer
 
 from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
+from hf_glu.cli.early import check_jobs
 from hf_glu.cli.fields import with_flags
-from hf_glu.config.extras import OF_TRAINING, need
+from hf_glu.cli.quiet import quieten
+from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
-from hf_glu.training.options import OF_VARIANTS, JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.filling import read_yaml, split_options
+from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.packaged import find_config
 
 _CONFIG = "YAML file of options, or the name of one that `hf-glu configs` lists; flags override it."
-
-
-def quieten() -> None:
-    """Leave the terminal to our own progress bars and tables."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def emit_once(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
@@ -37,31 +30,13 @@ def emit_once(result: Mapping[str, Any], show: Any, *, json: bool) -> None:
         tables.emit(result, show, json=json)
 
 
-def _try_report(folder: Path | None) -> str | None:
-    """Write the page with the plot where the extra that draws is installed; return where it is."""
-    from importlib.util import find_spec
-
-    from accelerate import PartialState
-
-    from hf_glu.publishing.report import write_report
-
-    if folder is None or find_spec("matplotlib") is None or not PartialState().is_main_process:
-        return None
-    return str(write_report(folder))
-
-
-def _read(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, TrainingOptions]:
+def read_options(config: Path | None, given: dict[str, Any]) -> tuple[JobOptions, TrainingOptions]:
     """Return the options that a YAML file gives, and flags override."""
     values = {**(read_yaml(find_config(config)) if config else {}), **given}
     job, options = split_options(values, JobOptions, TrainingOptions)
     if not job.model:
         raise OptionError("give the pretrained checkpoint with --model")
     return job, options
-
-
-def _check_packages(command: str, job: JobOptions, *more: str) -> None:
-    """Raise MissingPackageError where a job needs a package of an extra that isn't there."""
-    need(*OF_TRAINING, *(["peft"] if job.peft == "lora" else []), *more, what=command)
 
 
 def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, baseline: bool, resume: bool) -> None:
@@ -86,9 +61,10 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint, fine-tune it with Accelerate, evaluate and save it."""
-    job, options = _read(config, given)
+    job, options = read_options(config, given)
     _check_flags(job, suite=suite, only=only, baseline=baseline, resume=resume)
-    _check_packages("finetune", job)
+    need(*job.packages, what="finetune")
+    check_jobs(job, suite=suite, only=only)
     quieten()
 
     from hf_glu.publishing.card.card import write_card
@@ -100,34 +76,6 @@ def finetune(
         return
     result = finetune_and_report(job, options, baseline=baseline, resume=resume, finish=write_card)
     emit_once(result, tables.finetuned, json=json)
-
-
-@app.command()
-@with_flags(JobOptions, TrainingOptions)
-def compare(
-    given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
-    variants: Annotated[
-        str, typer.Option(help="Such as dense,geglu,swiglu:iso,random-geglu; first the baseline.")
-    ] = "dense,random-geglu,geglu,swiglu,swiglu:iso",
-    seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0,1,2",
-    json: Json = False,
-) -> None:
-    """Fine-tune several activations with several seeds on one task: mean, spread, paired test, plot."""
-    job, options = _read(config, given)
-    if (option := next((key for key in OF_VARIANTS if key in given), None)) is not None:
-        raise OptionError(f"{option} does nothing in a comparison: --variants and --seeds say it")
-    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
-        raise OptionError(f"--seeds must be numbers such as 0,1,2, got {seeds!r}")
-    if not job.output:
-        raise OptionError("compare needs a folder for its runs: give it with --output")
-    _check_packages("compare", job, "scipy")
-    quieten()
-
-    from hf_glu.training.comparing import compare as run
-
-    result = run(variants.split(","), [int(seed) for seed in seeds.split(",")], job, options, tables.tell)
-    emit_once({**result, "report": _try_report(job.folder)}, tables.comparison, json=json)
 
 
 @app.command()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import sys
+from collections.abc import Callable, Collection
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from hf_glu.compat.private import Private
@@ -32,6 +38,12 @@ EXPERT_PARALLEL = Private(
 POST_NORM = Private(
     where=_BANK, name="has_post_expert_norm", seen="5.20 to 5.24", need=_BANKS, mark=True,
     otherwise="no bank has such a norm",
+)  # fmt: skip
+
+GATE_ALONE = Private(
+    where="transformers.models.mamba.modeling_mamba", name="mamba_selective_scan", seen="5.15 to 5.24",
+    need="giving a mixer another gate than its convolution's activation",
+    otherwise="the two are one, and only a mixer whose convolution has silu is converted",
 )  # fmt: skip
 
 # rules of a class, by the names of parameters and modules
@@ -116,6 +128,27 @@ ACTIVATION_TABLE = Private(
     where="transformers.activations", name="ClassInstantier", seen=SEEN, need="building an activation by its name",
     vital=True,
 )  # fmt: skip
+ACTIVATION_CLASSES = Private(
+    where="transformers.activations", name="ACT2CLS", seen=SEEN, need="listing activations without waiting for torch",
+    otherwise="torch and Transformers are imported first",
+)  # fmt: skip
+
+
+def activation_names() -> Collection[str]:
+    """Return the names of Transformers' activations: of its table, or, until that is imported, of its source."""
+    table = getattr(sys.modules.get(ACTIVATION_CLASSES.module), "ACT2FN", None)
+    return _names_in_source() if table is None else dict.keys(table)  # not its own `keys`, which may derive more
+
+
+@cache
+def _names_in_source() -> tuple[str, ...]:
+    spec = find_spec(ACTIVATION_CLASSES.package)
+    files = [Path(folder, "activations.py") for folder in (spec and spec.submodule_search_locations) or ()]
+    for node in (node for file in files if file.is_file() for node in ast.parse(file.read_bytes()).body):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            if ast.unparse(node.targets[0]) == ACTIVATION_CLASSES.name:
+                return tuple(str(ast.literal_eval(key)) for key in node.value.keys if key is not None)
+    return tuple(dict.keys(import_module(ACTIVATION_CLASSES.module).ACT2FN))
 
 
 def cropped(crop: Callable[..., Any], argument: int, seen: Callable[[], int]) -> int:

@@ -57,7 +57,7 @@ RESET_ACCELERATOR = Private(
     need="a second run of another precision in one process",
 )  # fmt: skip
 DATA_ROOT = Private(
-    where="evaluate.module", name="_data_dir_root", seen="0.4.6", mark=True,
+    where="evaluate.module", name="_data_dir_root", seen="0.4.5 to 0.4.6", mark=True,
     need="metrics where the home folder is read-only", otherwise="a folder is made",
 )  # fmt: skip
 

@@ -57,6 +57,11 @@ GROUPED_MM = Private(
 IS_EXPORTING = Private(
     where="torch.compiler", name="is_exporting", seen="2.7 to 2.14", need="exporting a graph of stateful gates"
 )
+PYTREE_CONSTANT = Private(
+    where="torch.utils._pytree", name="register_constant", seen="2.7 to 2.14",
+    need="torchao from 0.17 on (beside torch 2.6: torchao 0.16)",
+    otherwise="beside torchao 0.17 or newer Transformers isn't imported: pip install torchao==0.16.0",
+)  # fmt: skip
 
 _FORMULA = "the formula is computed by plain operations"
 _KERNELS = "gates that keep less for the backward pass"

@@ -19,3 +19,14 @@ def _in(names: dict[str, object]) -> Iterator[Private]:
             yield value
         elif isinstance(value, tuple):
             yield from (each for each in value if isinstance(each, Private))
+
+
+def missing_in(error: BaseException | None) -> Private | None:
+    """Return the row of the name whose absence an error, or one that it comes from, tells; None where none does."""
+    while error is not None:
+        if isinstance(error, AttributeError):
+            module = getattr(error.obj, "__name__", None)
+            if found := [row for row in rows() if (row.module, row.name) == (module, error.name)]:
+                return found[0]
+        error = error.__cause__ or error.__context__
+    return None

@@ -15,6 +15,9 @@ EXTRAS = {
     "pyarrow": "train",
     "scipy": "train",
     "sklearn": "train",
+    "seqeval": "metrics",
+    "rouge_score": "metrics",
+    "sacrebleu": "metrics",
     "jinja2": "report",
     "matplotlib": "report",
     "onnx": "export",
@@ -36,19 +39,26 @@ def need(*packages: str, what: str) -> None:
     Raises:
         MissingPackageError: one isn't.
     """
-    if missing := [package for package in packages if find_spec(package) is None]:
-        raise _missing(missing, what)
+    if error := lacking(*packages, what=what):
+        raise error
+
+
+def lacking(*packages: str, what: str) -> MissingPackageError | None:
+    """Return the error that says which of the packages of `need` aren't installed, None where all are."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if not missing:
+        return None
+    verb = "isn't" if len(missing) == 1 else "aren't"
+    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+    return MissingPackageError(f"{what} needs {names}, which {verb} installed: {install(*missing)}")
 
 
 def of_import(error: ImportError, what: str) -> MissingPackageError | None:
     """Return what a failed import means, where the package that is missing comes with an extra; else None."""
     package = (error.name or "").partition(".")[0]
-    return _missing([package], what) if isinstance(error, ModuleNotFoundError) and package in EXTRAS else None
+    return lacking(package, what=what) if isinstance(error, ModuleNotFoundError) and package in EXTRAS else None
 
 
-def _missing(packages: list[str], what: str) -> MissingPackageError:
-    """Name the packages and the extras that bring them."""
-    extras = ",".join(dict.fromkeys(EXTRAS[package] for package in packages))
-    verb = "isn't" if len(packages) == 1 else "aren't"
-    names = " and ".join([", ".join(packages[:-1]), packages[-1]] if len(packages) > 1 else packages)
-    return MissingPackageError(f'{what} needs {names}, which {verb} installed: pip install "hf_glu[{extras}]"')
+def install(*packages: str) -> str:
+    """Return the command that installs the extras of packages."""
+    return f'pip install "hf_glu[{",".join(dict.fromkeys(EXTRAS[package] for package in packages))}]"'

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hf_glu.config.section import Entry
-from hf_glu.errors import UnknownNameError
+from hf_glu.errors import OptionError, UnknownNameError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,6 +69,16 @@ Curves: TypeAlias = "Callable[[Tensor], Mapping[str, Tensor]]"
 
 def allow(places: Sequence[Place], options: Any) -> None:
     """Let every model have the kind."""
+
+
+def refuse_lookahead(places: Sequence[Place], options: Any) -> None:
+    """Raise OptionError where activations with ``direction="both"`` would let a causal stack see later tokens."""
+    for place in places if options.direction == "both" else ():
+        if place.causal:
+            raise OptionError(
+                f"{place.name}: a {options.key} in both directions would let {type(place.stack).__name__} see later "
+                "tokens: use direction=forward, or layers=encoder where there is one"
+            )
 
 
 def no_parts(places: Sequence[Place], options: Any) -> list[Part]:
@@ -154,6 +164,7 @@ class Derived:
         derive: (name, N, N's activation or None where that is Transformers' own) -> the activation called ``name``;
             None where N can't have the affix.
         kind: what else there is to know of such activations; None: nothing.
+        options: their defaults in ``config.hf_glu``, by section.
     """
 
     pattern: str
@@ -163,6 +174,7 @@ class Derived:
     derive: Derive
     order: int = 0
     kind: Kind | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def affix(self) -> str:
@@ -175,4 +187,5 @@ class Derived:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a listing shows, as plain data."""
-        return {"pattern": self.pattern, "equation": self.equation, "paper": self.paper}
+        options = {section: dict(defaults) for section, defaults in self.options.items()}
+        return {"pattern": self.pattern, "equation": self.equation, "paper": self.paper, "options": options}

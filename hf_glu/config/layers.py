@@ -50,6 +50,18 @@ def check_layers(spec: Any) -> LayerSpec:
     raise OptionError(f"layers must be such as [0, 2], '0-5,8', 'every 2', 'encoder' or a mapping, got {shown(spec)}")
 
 
+def read_exclude(pattern: str | None) -> re.Pattern[str] | None:
+    """Return the pattern of sites' names that are left alone, None where there is none.
+
+    Raises:
+        OptionError: it is no regular expression.
+    """
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise OptionError(f"exclude={pattern!r} is no regular expression: {error}") from None
+
+
 def selected(spec: LayerSpec, layer: int, stack: str | None = None) -> bool:
     """Return whether ``spec`` (as `check_layers` returns it) selects ``layer`` of ``stack``."""
     if isinstance(spec, dict):

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from hf_glu.compat.of_models import activation_names
 from hf_glu.config.kinds import Activation as Activation
 from hf_glu.config.kinds import Derived as Derived
 from hf_glu.config.kinds import Formula as Formula
 from hf_glu.config.kinds import Kind
 from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, shown
 
-GATED, LEARNABLE, ADAPTIVE = "gated", "learnable", "adaptive"
+GATED, LEARNABLE, ADAPTIVE, MODULATED = "gated", "learnable", "adaptive", "modulated"
 LONGEST = 128  # characters of a name
 _local = threading.local()  # undo: what takes a thread's changes back
 
@@ -54,16 +55,11 @@ class NameReading:
 
 
 class Registry:
-    """Activations by name, and families of names that are derived on request.
-
-    Attributes:
-        stock: returns Transformers' own names; set by :mod:`hf_glu.activation.elementwise`.
-    """
+    """Activations by name, and families of names that are derived on request."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Activation] = {}
         self._families: dict[str, Derived] = {}
-        self.stock: Callable[[], Collection[str]] = tuple
 
     def add(self, activation: Activation) -> Activation:
         """Add an entry; adding the same one again is a no-op, another one under its name raises."""
@@ -102,6 +98,10 @@ class Registry:
             _note(partial(self._entries.setdefault, name, removed))
         else:
             raise UnknownNameError(f"no activation {shown(name)} to remove; {nearest(name, self._entries)}")
+
+    def stock(self) -> Collection[str]:
+        """Return the names of Transformers' own activations, which isn't imported for them."""
+        return activation_names()
 
     def is_stock(self, name: str) -> bool:
         """Return whether Transformers itself has an activation of this name."""
@@ -169,10 +169,20 @@ class Registry:
         if not problem:
             problem = f"{base} can't have {prefixes[-1].affix}" if prefixes else f"{base} is Transformers' own"
         elif problem == "unknown":
-            ours = [] if kind == "elementwise " else [*self._entries, *self._families]
+            entries = [] if kind == "elementwise " else [*self._entries]
             stock = [] if kind == "gated " else [plain for plain in self.stock() if self.is_stock(plain)]
-            problem = nearest(name, [start + known for known in (*ours, *stock)])
+            plain, patterns = [start + known for known in (*entries, *stock)], self._families if entries else ()
+            among = (plain, self._derived(plain, entries))
+            problem = nearest(name, [*plain, *(start + pattern for pattern in patterns)], among=among)
         return UnknownNameError(f"unknown {kind}activation {shown(name)}; {problem}")
+
+    def _derived(self, names: list[str], entries: list[str]) -> Iterator[str]:
+        """Yield names with each prefix and, where entries count, all that have a suffix: what may have been meant."""
+        suffixes = [family.affix for family in self.families if family.place == "suffix" and entries]
+        suffixed = [name + suffix for suffix in suffixes for name in self.stock()]
+        yield from suffixed
+        for family in self.families:
+            yield from (family.affix + name for name in (*names, *suffixed) if family.place != "suffix")
 
     def __getitem__(self, name: str) -> Activation:
         if found := self.find(name):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 MOST_ROWS, FIRST, LAST = 16, 8, 4  # of a longer table only its ends are shown
+MINUTE = 60.0
 _TABLE = "border-collapse: collapse; font-size: 90%; font-variant-numeric: tabular-nums"
 _CELL = "padding: 0.15em 0.8em; border-bottom: 1px solid rgba(128, 128, 128, 0.3); vertical-align: top"
 _CAPTION = "caption-side: top; text-align: left; font-weight: bold; padding: 0.3em 0.8em"
@@ -81,6 +84,14 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return self._table().html()
+
+
+def progress_bar(*args: Any, **more: Any) -> Any:
+    """Return a progress bar, ``tqdm(*args, **more)``; in a file or a pipe it is a line a minute, from the first on."""
+    from tqdm.auto import tqdm
+
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(*args, **more, **({} if watched else dict.fromkeys(("delay", "mininterval", "maxinterval"), MINUTE)))
 
 
 def change(before: int, after: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import nn
 
 from hf_glu.compat.of_torch import FLAT_PARAMETER, OWN_PARAMETERS
 from hf_glu.config.glu import GluConfig, name_at
-from hf_glu.config.layers import check_layers, selected
+from hf_glu.config.layers import check_layers, read_exclude, selected
 from hf_glu.conversion.gguf import is_from_gguf, is_unpacked
-from hf_glu.errors import ConversionError, NoSiteError, OptionError, shown
+from hf_glu.errors import ConversionError, NoSiteError, shown
 from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import projections
@@ -93,10 +92,7 @@ def chosen_sites(
         raise NoSiteError(f"{type(model).__name__} has no feed-forward network that hf_glu knows")
     chosen, targets = check_layers(layers), {"all": "any"} if targets is None else targets
     check_selection(sites, GluConfig(layers=chosen, by_layer=dict(targets)))
-    try:
-        pattern = re.compile(exclude) if exclude else None
-    except re.error as error:
-        raise OptionError(f"exclude={exclude!r} is no regular expression: {error}") from None
+    pattern = read_exclude(exclude)
     found = [
         site
         for site in sites

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_glu.activation.context import unwatch_context, watch_context
+from hf_glu.config.showing import progress_bar
 from hf_glu.conversion.checks import check_convertible, check_values
 from hf_glu.conversion.fit.calibration import make_batches
 from hf_glu.conversion.fit.fitting import Fit
@@ -177,7 +177,7 @@ def _carry_out(
 def _convert_sites(work: Work, stage: Plan) -> dict[str, Fit]:
     """Let the change convert each site, from the first layer on; return how well each was fitted."""
     steps = [step for step in stage.steps if step.changes]
-    shown = tqdm(steps, desc="fitting FFNs", disable=work.batches is None, leave=False)
+    shown = progress_bar(steps, desc="fitting FFNs", disable=work.batches is None, leave=False)
     return {step.site.name: fit for step in shown if (fit := step.change.apply(work, step)) is not None}
 
 

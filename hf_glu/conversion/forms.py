@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from hf_glu.activation.elementwise import is_elementwise, same_function
+from hf_glu.activation.stock import is_elementwise, same_function
 from hf_glu.config.layers import LayerSpec, selected
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.config_fields import sync_derived, write_activation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.activation import registry
-from hf_glu.activation.elementwise import same_function
+from hf_glu.activation.stock import same_function
 from hf_glu.config.registry import GATED, unwrapped
 from hf_glu.errors import ConversionError
 

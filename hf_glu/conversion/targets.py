@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from typing import Any
 
-from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.config.glu import check_by_layer, check_mix
 from hf_glu.config.registry import LEARNABLE
 from hf_glu.conversion.steps import Target

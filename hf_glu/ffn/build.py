@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
+from hf_glu.activation import registry
 from hf_glu.activation.context import watch_context
+from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.config.glu import GluConfig, iso_width
 from hf_glu.config.layers import check_layers, highest, selected
 from hf_glu.config.registry import GATED
@@ -178,7 +180,7 @@ def _build_site(model: nn.Module, site: Site) -> bool:
         _resize(site, gated_width(options.width, site.width), bias=bias, widen=True)
     configure(site, options)
     if site.kind == "mixer":
-        own_gate(site.anchor)
+        own_gate(site.anchor, options.dense_act or default_activation(config, site.stack))
     return isinstance(site.act, OwnedActivation)
 
 

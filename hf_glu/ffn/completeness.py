@@ -10,12 +10,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from hf_glu.activation import registry
-from hf_glu.activation.elementwise import same_function
 from hf_glu.activation.learnable import LearnableMix
-from hf_glu.activation.modulated import FLAG as MODULATED
+from hf_glu.activation.stock import same_function
 from hf_glu.compat.of_models import IGNORE_UNEXPECTED, INITIALIZED
 from hf_glu.config.glu import GluConfig
-from hf_glu.config.registry import core
+from hf_glu.config.registry import MODULATED, core
 from hf_glu.errors import CheckpointError
 from hf_glu.ffn.build import owned_activations
 from hf_glu.ffn.config_fields import activation_of, configs_of, default_activation, plain_name

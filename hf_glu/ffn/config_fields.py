@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from hf_glu.activation import registry
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import STACKS
 from hf_glu.ffn.families import ACTIVATION_FIELDS, DERIVED_FIELDS, WIDTH_FIELDS
@@ -94,8 +95,6 @@ def configs_of(config: Any) -> Iterator[Any]:
 
 def names_ours(config: Any) -> bool:
     """Return whether a config, or one inside of it, names an activation of ours or has experts of ours."""
-    from hf_glu.activation import registry  # as below
-
     for part in configs_of(config):
         options = GluConfig.of(part)
         if options.activation or options.experts is not None:
@@ -111,8 +110,6 @@ def sync_derived(config: Any, *, always: bool = False) -> None:
     T5 reads ``feed_forward_proj`` in ``__post_init__`` only: assigned later, or overridden in ``from_pretrained``,
     it would silently keep the old activation.
     """
-    from hf_glu.activation import registry  # not above: this module is hooked while they are still being imported
-
     for field, (act_field, gated_field) in DERIVED_FIELDS.items():
         value = config.__dict__.get(field)
         if not isinstance(value, str) or act_field not in config.__dict__:

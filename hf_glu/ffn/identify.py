@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import registry
-from hf_glu.activation.elementwise import elementwise_names, name_of
+from hf_glu.activation.elementwise import name_of
+from hf_glu.activation.stock import elementwise_names
 from hf_glu.config.glu import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.config_fields import activation_field, activation_of

@@ -3,7 +3,8 @@
 The mixer multiplies its scan's output by silu(g), g being a part of its in-projection's output; the silu is inside of
 the scan, or of a norm. Its class is subclassed in place: while its own forward runs, its in-projection is followed by
 what a wrapped silu does to g; for any other activation, g is replaced by a constant, and the scan's output multiplied
-by the activation instead. The convolution's activation, the scan and its kernels stay as they are.
+by the activation instead. The convolution's activation, the scan and its kernels stay as they are (up to Transformers
+5.14 the forward asks for the convolution's by the gate's name, and both are silu).
 What one call hands from one part to another is kept by thread: two may run one model at once.
 
 Not hooks on the projections: LoRA, quantised layers and whatever else takes the place of one keeps the hooks on the
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import WrappedGate
+from hf_glu.compat.of_models import GATE_ALONE
 from hf_glu.compat.of_torch import CHILDREN
 from hf_glu.errors import TrainingError
 from hf_glu.inplace import InPlace, become
@@ -52,7 +54,7 @@ class _Projected(_Around):
         if mixer.owns:
             _local.gate, gate = gate, torch.full_like(gate, ONE)
         else:
-            gate = mixer.act.shifted(gate)
+            gate = CHILDREN.of(mixer)["act"].shifted(gate)
         return torch.cat([before, gate, after], dim=-1)
 
 
@@ -61,7 +63,7 @@ class _Gated(_Around):
 
     def __call__(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         mixer = self.mixer
-        opened, _local.gate = mixer.act(_local.gate), None
+        opened, _local.gate = CHILDREN.of(mixer)["act"](_local.gate), None
         if gate is not None:
             return self.plain(x * opened.to(x.dtype), None)
         one = functional.silu(torch.tensor(ONE, dtype=opened.dtype, device=opened.device))
@@ -83,6 +85,11 @@ class GatedMixer(InPlace, nn.Module):
     def running(self) -> bool:
         """Whether this thread runs the forward."""
         return getattr(_local, "mixer", None) is self
+
+    @property
+    def act(self) -> Any:
+        """The gate's activation; to a forward of before Transformers 5.15, the convolution's."""
+        return functional.silu if self.running else CHILDREN.of(self)["act"]
 
     @property
     def in_proj(self) -> Any:
@@ -121,8 +128,14 @@ def gate_of(mixer: Any) -> str | None:
     return None if isinstance(mixer, GatedMixer) else GATE
 
 
-def own_gate(mixer: Any) -> None:
-    """Give a mixer the gate that its ``act`` is, in place."""
+def own_gate(mixer: Any, convolution: str) -> None:
+    """Give a mixer the gate that its ``act`` is, in place.
+
+    Raises:
+        IncompatibleTransformersError: before 5.15, the activation of its ``convolution`` isn't silu, and would be lost.
+    """
+    if convolution not in (GATE, "swish"):
+        GATE_ALONE.find()
     inner = innermost(mixer.act)[1]
     silu = isinstance(inner, (nn.SiLU, type(functional.silu))) or type(inner).__name__ == "SiLUActivation"
     if silu and not isinstance(mixer.act, WrappedGate):

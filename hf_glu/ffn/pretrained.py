@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hf_glu.activation import OwnedModule
+from hf_glu.activation.module import OwnedModule
 from hf_glu.compat.of_models import INITIALIZED
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.config.layers import STACKS
 from hf_glu.config.showing import Shown, ShownTable
-from hf_glu.errors import NoSiteError
+from hf_glu.errors import NoSiteError, OptionError, shown
 from hf_glu.ffn.experts.native import is_bank
 from hf_glu.ffn.families import BANK, MIXER, NO_FFN, SITE_TABLE, Kind, SiteRow
 from hf_glu.ffn.linear import LINEAR, AnyLinear, in_features, out_features, parameter_count
@@ -148,8 +148,18 @@ class Sites(Shown, list[Site]):
         return ShownTable(title=f"{len(self)} FFN sites", columns=columns, rows=rows)
 
 
+def need_model(model: Any) -> None:
+    """Raise OptionError for what is no model, such as the name of a folder."""
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"a model is needed, got the {type(model).__name__} {shown(model)}: AutoModel.from_pretrained(...) loads "
+            "one, and `hf-glu sites` takes a folder or a Hub id"
+        )
+
+
 def find_sites(model: nn.Module) -> Sites:
     """Return every FFN site of ``model``, once each where layers share modules, in the order of its modules."""
+    need_model(model)
     sites = Sites()
     seen: set[int] = set()
     for name, module in model.named_modules():

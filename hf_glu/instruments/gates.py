@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import OwnedActivation
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.states import load_state
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.kernels.scan import decays, stateful
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stateful import Memory
+from hf_glu.config.showing import Shown, ShownTable, number
 from hf_glu.errors import DataError, NoSiteError
 from hf_glu.ffn.identify import describe_site
 from hf_glu.ffn.mixers import gate_begin
@@ -65,8 +66,18 @@ class GateRecord:
         about = {key: getattr(self, key) for key in ("layer", "index", "stack", "kind", "activation", "tokens")}
         return about | {key: _plain(getattr(self, key)) for key in ("openness", "state", "shift")}
 
+    def means(self) -> dict[str, float | None]:
+        """Return the means over all tokens, None of what isn't there."""
+        measures = {"openness": self.openness, "state": self.state, "shift": self.shift}
+        return {key: None if value is None else float(value.nanmean()) for key, value in measures.items()}
 
-class RecordedGates:
+    def row(self) -> tuple[str, ...]:
+        """Return its row of a table."""
+        means = [number(value, ".3f" if key == "shift" else ".1%") for key, value in self.means().items()]
+        return (self.layer, self.activation, str(self.tokens), *means)
+
+
+class RecordedGates(Shown):
     """What `record_gates` gives."""
 
     def __init__(self, gates: list[_WatchedGate]) -> None:
@@ -84,6 +95,14 @@ class RecordedGates:
     def to_dict(self) -> dict[str, Any]:
         """Return `layers` as rows of plain data."""
         return {"rows": [record.to_dict() for record in self.layers]}
+
+    def _table(self) -> ShownTable:
+        columns = ("layer", "activation", "#tokens", "#openness", "#state", "#shift")
+        try:
+            records, title = self.layers, f"{len(self._gates)} gates"
+        except DataError as error:
+            records, title = [], str(error)
+        return ShownTable(title=title, columns=columns, rows=[record.row() for record in records])
 
 
 @dataclass(eq=False)
@@ -157,10 +176,10 @@ class _WatchedGate:
             raise DataError(
                 f"batches of {' and '.join(map(str, sizes))} sequences can't be appended: record each in its own block"
             )
-        for number in range(max(map(len, passes), default=0)):
-            openness, *more = torch.cat([runs[number] for runs in passes if len(runs) > number], -1)
+        for time in range(max(map(len, passes), default=0)):
+            openness, *more = torch.cat([runs[time] for runs in passes if len(runs) > time], -1)
             state, shift = more or (None, None)
-            name = self.about["layer"] + (f" ({number + 1})" if number else "")
+            name = self.about["layer"] + (f" ({time + 1})" if time else "")
             yield GateRecord(**self.about | {"layer": name}, openness=openness, state=state, shift=shift)
 
 

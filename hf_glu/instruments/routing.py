@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.config.layers import STACKS
+from hf_glu.config.showing import Shown, ShownTable
 from hf_glu.errors import NoSiteError
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.native import is_bank
@@ -29,7 +30,7 @@ class _Sum:
     entropy: float = 0.0
 
 
-class ExpertStatistics:
+class ExpertStatistics(Shown):
     """Running sums over what the routers saw; `label` and `mask` can be set before each forward pass.
 
     Attributes:
@@ -71,6 +72,15 @@ class ExpertStatistics:
                 {"layer": layer, "label": label, "tokens": total.tokens, "load": load.tolist(), "entropy": entropy}
             )
         return {"rows": rows, "dropped": 0}
+
+    def _table(self) -> ShownTable:
+        columns = ("layer", "label", "#tokens", "#least load", "#most load", "#entropy")
+        rows = [
+            (row["layer"], row["label"], f"{row['tokens']:,}", f"{min(row['load']):.1%}", f"{max(row['load']):.1%}",
+             f"{row['entropy']:.2f}")
+            for row in self.to_dict()["rows"]
+        ]  # fmt: skip
+        return ShownTable(title="Experts' shares of the tokens", columns=columns, rows=rows)
 
     def distance(self, one: str, other: str) -> float:
         """Return how far the loads of two labels are apart: 1/2 sum_e |p_e - q_e|, the mean of the layers.

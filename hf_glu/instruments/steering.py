@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hf_glu.activation import GatedActivation
 from hf_glu.activation.context import Reading
 from hf_glu.activation.modulated import ContextSource
+from hf_glu.activation.module import GatedActivation
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
 from hf_glu.errors import NoSiteError, OptionError, nearest

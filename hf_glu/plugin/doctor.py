@@ -12,8 +12,9 @@ from hf_glu import plugin
 from hf_glu.checkpoint.config_file import first_line
 from hf_glu.compat.private import Private
 from hf_glu.compat.table import rows
+from hf_glu.config.extras import EXTRAS, install
 
-_EXTRAS = ("accelerate", "datasets", "evaluate", "peft", "scikit-learn", "matplotlib", "onnxruntime", "torchao")
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a package isn't called as it is imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,19 @@ class Diagnosis:
 def examine() -> Diagnosis:
     """Check versions, every hook, the extras, every private name and the Hub's reachability; never raises."""
     checks = [Check(name="python", ok=True, detail=platform.python_version())]
-    checks += [_version(name) for name in ("torch", "transformers")]
+    checks += [_version(name, f"pip install {name}") for name in ("torch", "transformers", "accelerate")]
     checks += [_hook(module) for module in plugin.HOOKED]
-    checks += [_version(name, needed=False) for name in _EXTRAS]
+    checks += [_version(_DISTRIBUTIONS.get(name, name), install(name), needed=False) for name in EXTRAS]
     checks += [_private(row) for row in rows()]
     return Diagnosis(checks=(*checks, _hub()))
 
 
-def _version(package: str, *, needed: bool = True) -> Check:
+def _version(package: str, command: str, *, needed: bool = True) -> Check:
+    """Report the version of a package, or the command that installs it."""
     try:
         return Check(name=package, ok=True, detail=metadata.version(package), needed=needed)
     except metadata.PackageNotFoundError:
-        return Check(name=package, ok=False, detail=f"not installed: pip install {package}", needed=needed)
+        return Check(name=package, ok=False, detail=f"not installed: {command}", needed=needed)
 
 
 def _hook(module: str) -> Check:

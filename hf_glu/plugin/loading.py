@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from hf_glu.activation import is_elementwise, registry
-from hf_glu.activation.elementwise import same_function
+from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
+from hf_glu.activation.stock import is_elementwise, same_function
 from hf_glu.compat.of_others import CONVERSION_OPS, CONVERTER, REMEMBERED
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, LEARNABLE, Activation, core

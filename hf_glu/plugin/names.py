@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from hf_glu.activation import kinds as _kinds  # noqa: F401  (registers)
-from hf_glu.config.registry import registry
+from hf_glu.activation import registry
 from hf_glu.errors import IncompatibleTransformersError
 from hf_glu.plugin.patching import Patches, require
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,12 +19,12 @@ from hf_glu.tasks.table import Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# a class's number, a score, or an entity
-Answer: TypeAlias = int | float | str
+# a class's number, a score, an entity, several classes, or a tag for each word
+Answer: TypeAlias = int | float | str | list[int]
 
 
 def from_logits(task: Task, data: Dataset, logits: np.ndarray, owners: Sequence[int]) -> Sequence[Answer]:
-    """Return each row's answer from a classifier's logits: a class, a score, or an entity.
+    """Return each row's answer from a classifier's logits: a class, several (logits above 0), a score, or an entity.
 
     Args:
         task: the task.
@@ -35,12 +35,13 @@ def from_logits(task: Task, data: Dataset, logits: np.ndarray, owners: Sequence[
     Raises:
         DataError: a logit is NaN.
     """
-    if np.isnan(logits).any():
-        raise DataError(f"{task.name}: the model's predictions are NaN")
+    _check_finite(task, logits)
     if task.form == "regression":
         return [float(value) for value in logits[:, 0]]
     if task.form == "classes":
         return [int(value) for value in logits.argmax(-1)]
+    if task.form == "multi":
+        return [np.flatnonzero(row > 0).tolist() for row in logits]
     scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
     bounds = np.searchsorted(np.asarray(owners), np.arange(len(data) + 1))
     best = [int(scores[begin:end].argmax()) for begin, end in pairwise(bounds)]
@@ -49,9 +50,30 @@ def from_logits(task: Task, data: Dataset, logits: np.ndarray, owners: Sequence[
     return [unique_entities(row)[number] for row, number in zip(data, best, strict=True)]
 
 
+def from_tokens(task: Task, logits: np.ndarray, places: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the class of each word of each row, from a classifier's logits for the tokens of all rows.
+
+    Args:
+        task: the task.
+        logits: ``[tokens, labels]``, the rows one after the other.
+        places: for each row the place in them of each word's first token; `NO_ANSWER` for a word that has none.
+
+    Raises:
+        DataError: a logit is NaN.
+    """
+    _check_finite(task, logits)
+    best = logits.argmax(-1)
+    return [[NO_ANSWER if place == NO_ANSWER else int(best[place]) for place in row] for row in places]
+
+
+def _check_finite(task: Task, logits: np.ndarray) -> None:
+    if np.isnan(logits).any():
+        raise DataError(f"{task.name}: the model's predictions are NaN")
+
+
 def from_texts(task: Task, texts: Sequence[str]) -> Sequence[Answer]:
     """Read the answers that a text-to-text model wrote; a text that is no class is -1, one that is no score 0.0."""
-    if task.form == "entity":
+    if task.form in ("entity", "text"):
         return [text.strip() for text in texts]
     if task.form == "regression":
         return [_number(text) for text in texts]
@@ -83,9 +105,19 @@ def metrics(task: Task, data: Dataset, answers: Sequence[Answer]) -> dict[str, f
         references = [
             {"idx": dict(idx), "answers": list(gold)} for idx, gold in zip(data["idx"], data["answers"], strict=True)
         ]
+    elif task.form == "tokens":
+        predictions, references = _named(task, answers), _named(task, data["label"])
     else:
         references = list(data["label"])
-    return compute(task.metric, predictions, references)
+    found: dict[str, float] = {}
+    for name in task.metric.split(","):
+        found |= compute(name, predictions, references)
+    return found
+
+
+def _named(task: Task, rows: Iterable[Any]) -> list[list[str]]:
+    """Return the names of words' tags, an empty one for `NO_ANSWER`."""
+    return [["" if number == NO_ANSWER else task.labels[number] for number in row] for row in rows]
 
 
 def score(task: Task, found: dict[str, float]) -> float:

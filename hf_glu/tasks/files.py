@@ -1,4 +1,4 @@
-"""Reading data set files: folders as on the Hub, or single csv, tsv, json(l) and parquet files."""
+"""Reading data set files: folders as on the Hub, or single csv, tsv, json(l), parquet and conll files."""
 
 from __future__ import annotations
 
@@ -137,10 +137,34 @@ def _read_parquet(path: Path) -> Dataset:
     return Dataset(ParquetFile(path).read())
 
 
+def _read_conll(path: Path) -> Dataset:
+    """Read words with tags: a word a line, with its tag in the last column; an empty line ends a sentence."""
+    from datasets import Dataset
+
+    rows: list[tuple[list[str], list[str]]] = [([], [])]
+    count = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            rows.append(([], []))
+            continue
+        cells = line.strip().split("\t" if "\t" in line else None)
+        count = count or len(cells)
+        if len(cells) < 2 or len(cells) != count:
+            raise ValueError(
+                f"line {number} has {len(cells)} columns, not {max(count, 2)}: a word a line, its tag last"
+            )
+        rows[-1][0].append(cells[0])
+        rows[-1][1].append(cells[-1])
+    filled = [row for row in rows if row[0]]
+    return Dataset.from_dict({"tokens": [words for words, _ in filled], "tags": [tags for _, tags in filled]})
+
+
 READERS: dict[str, Callable[[Path], Dataset]] = {
     ".csv": _read_table,
     ".tsv": partial(_read_table, sep="\t", quoting=csv.QUOTE_NONE),
     ".json": _read_json,
     ".jsonl": _read_json,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".txt": _read_conll,
 }

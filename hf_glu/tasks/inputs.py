@@ -24,6 +24,15 @@ def columns(*names: str) -> Inputs:
     return read
 
 
+def words(column: str) -> Inputs:
+    """Return a function that gives the list of words in a row's column as one text."""
+
+    def read(row: Row) -> list[Text]:
+        return [(" ".join(str(word) for word in row[column]),)]
+
+    return read
+
+
 def clean(text: str) -> str:
     """Return ``text`` without HTML tags (MultiRC's ``<br>`` and ``<b>``) and without runs of spaces."""
     return _SPACES.sub(" ", _TAG.sub(" ", text)).strip()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.hub import reachable
 from hf_glu.checkpoint.writing import user_path
+from hf_glu.config.extras import need
 from hf_glu.errors import DataError
 from hf_glu.tasks.checking import Splits, check_split
 from hf_glu.tasks.files import find_splits, read_files
@@ -29,7 +30,9 @@ def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Spli
 
     Raises:
         DataError: it can't be had, or lacks a column, a split or labels.
+        MissingPackageError: what reads it isn't installed.
     """
+    need("datasets", what=task.name)
     wanted = (*(() if task.model_of else ("train",)), *task.validation)
     if dataset is not None:
         files = find_splits(user_path(dataset), (*wanted, *task.test), config=task.config)

@@ -19,6 +19,15 @@ def fields(task: str, **columns: str) -> Prompt:
     return write
 
 
+def as_it_is(column: str) -> Prompt:
+    """Return a function that gives the text in a row's column, unchanged."""
+
+    def write(row: Row) -> str:
+        return str(row[column])
+
+    return write
+
+
 def marked_word(row: Row) -> str:
     """Return WiC's prompt: both sentences with the word marked."""
     first = mark(str(row["sentence1"]), row["start1"], row["end1"], "*")

@@ -36,6 +36,7 @@ def write_predictions(task: Task, split: str, data: Dataset, answers: Sequence[A
 
 def spell(task: Task, answer: Answer) -> str:
     """Return an answer as the leaderboard spells it; a class that a model didn't name is the first one."""
+    assert not isinstance(answer, list)  # no leaderboard wants several classes a row
     if task.form == "regression":
         return f"{min(5.0, max(0.0, float(answer))):.3f}"  # STS-B goes from 0 to 5
     if isinstance(answer, str):

@@ -10,7 +10,7 @@ from hf_glu.tasks import inputs, prompts
 from hf_glu.tasks.inputs import Inputs
 from hf_glu.tasks.prompts import Prompt
 
-TaskForm = Literal["classes", "regression", "choice", "entity"]
+TaskForm = Literal["classes", "regression", "choice", "entity", "multi", "tokens", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,12 @@ class Task:
         columns: what each row must have, beside ``label``.
         labels: names of the classes, as the leaderboard spells them; none in a regression.
         form: ``classes`` (a label for each row), ``regression``, ``choice`` (the best of a row's candidates, trained by
-            a softmax over them), ``entity`` (the best of a row's candidates, each trained as right or wrong).
+            a softmax over them), ``entity`` (the best of a row's candidates, each trained as right or wrong), ``multi``
+            (any number of classes for each row), ``tokens`` (a class for each of a row's words), ``text`` (a text).
         inputs: a row as the texts that a classifier reads; several are candidates.
         prompt: a row as the text that a text-to-text model reads.
         answers: what such a model writes for each class; the labels unless given.
-        metric: name in `hf_glu.tasks.metrics.METRICS`.
+        metric: name in `hf_glu.tasks.metrics.METRICS`, several with commas between them.
         main: the metrics whose mean is the task's score.
         suite: ``glue``, ``superglue`` or None.
         dataset, config, revision: on the Hub.

@@ -17,7 +17,7 @@ from hf_glu.errors import OptionError
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.results import JobReport, ResultRow, Results
-from hf_glu.training.run import Run
+from hf_glu.training.run import TrainingRun
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ def finetune_and_report(
 
 
 def report_run(
-    ours: Run,
+    ours: TrainingRun,
     outcome: Results,
-    base: Base,
+    base: Base | None,
     *,
     dense: Results | None = None,
     begun: float,
@@ -66,18 +66,18 @@ def report_run(
     Args:
         ours: the run.
         outcome: its results.
-        base: what it began with.
+        base: what it began with; None: a new model.
         dense: the results of the same run without a conversion.
         begun: when the work did, by `time.perf_counter`.
         finish: is given the folder in the end.
     """
     result: JobReport = {
-        "model": ours.job.title,
+        "model": ours.entry["model"],
         "base": base,
         "task": ours.entry["task"],
-        "activation": ours.job.conversion,
+        "activation": ours.entry["activation"],
         "options": ours.entry["options"] | {"mixed_precision": ours.options.mixed_precision()},
-        "rows": _rows(dense, outcome, ours.job.conversion),
+        "rows": _rows(dense, outcome, ours.entry["activation"], ours.trained),
         "dense": dense,
         "outcome": outcome,
         "seconds": time.perf_counter() - begun,
@@ -89,11 +89,11 @@ def report_run(
     return result
 
 
-def _rows(dense: Results | None, outcome: Results, to: str | None) -> list[ResultRow]:
+def _rows(dense: Results | None, outcome: Results, to: str | None, trained: str) -> list[ResultRow]:
     """Return the rows of the final table: the dense baseline, the converted model before and after training."""
     rows: list[ResultRow] = []
     if dense:
-        rows.append(_row("dense, fine-tuned", dense["metrics"], dense))
+        rows.append(_row(f"dense, {trained}", dense["metrics"], dense))
     healing = outcome.get("healing")
     if healing and healing["metrics"]:
         row = _row("teacher", healing["metrics"], outcome)
@@ -104,8 +104,8 @@ def _rows(dense: Results | None, outcome: Results, to: str | None) -> list[Resul
         difference = conversion["max_abs_difference"] if conversion else None
         row = _row(f"{to}, converted" if to else "before", outcome["before"], outcome)
         rows.append({**row, "seconds": None, "max_abs_difference": difference})
-    done = "healed" if healing else "fine-tuned"
-    rows.append(_row(f"{to}, {done}" if to else done if healing else "dense, fine-tuned", outcome["metrics"], outcome))
+    done = "healed" if healing else trained
+    rows.append(_row(f"{to}, {done}" if to else done if healing else f"dense, {done}", outcome["metrics"], outcome))
     return rows
 
 

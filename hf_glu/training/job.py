@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glu.checkpoint.files import PREDICTIONS_FOLDER
+from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
@@ -13,6 +14,7 @@ from hf_glu.training.data.examples import TaskExamples
 from hf_glu.training.data.features import Features, check_answers, check_length, join, make_features
 from hf_glu.training.data.measuring import validation_statistics
 from hf_glu.training.data.models import load_for_task
+from hf_glu.training.data.pairs import TARGET
 from hf_glu.training.data.prediction import answer, evaluate, predict
 from hf_glu.training.data.sources import (
     TaskRows,
@@ -25,7 +27,7 @@ from hf_glu.training.data.sources import (
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
 from hf_glu.training.results import Record, Results
-from hf_glu.training.run import Facts, Run
+from hf_glu.training.run import Findings, TrainingRun
 from hf_glu.training.saving import reloads_equal, run_entry
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def run_job(
     return Job(job, options, resume=resume, made_of=made_of).run()
 
 
-class Job(Run):
+class Job(TrainingRun):
     """A fine-tuning job; see `run_job`. Building it checks everything before anything is trained."""
 
     job: JobOptions
@@ -54,6 +56,7 @@ class Job(Run):
     def __init__(
         self, job: JobOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
     ) -> None:
+        need(*job.packages, what="a job")
         job.check()
         made_of = made_of or make_record(job, options)
         super().__init__(job, options, run_entry(job, options, made_of, task_name(job)), resume=resume)
@@ -69,7 +72,10 @@ class Job(Run):
             for task, _ in self.sources:
                 check_answers(task, self.tokenizer)
         self.entry["text"] = self.text
-        check_length(options.max_length, self.model.config, self.tokenizer)
+        if job.max_target_length and self.task.form != "text":
+            raise OptionError(f"max_target_length is for texts to write, and {self.task.name} has none")
+        self.max_target = (job.max_target_length or TARGET) if self.task.form == "text" else 0
+        check_length(options.max_length, self.model.config, self.tokenizer, self.max_target)
         self.train = join([self.features(source, "train", self.rows(source)) for source in self.sources])
         several = len(self.sources) > 1
         self.validation = {
@@ -89,7 +95,13 @@ class Job(Run):
         """Tokenize a labelled split."""
         task, raw = source
         return make_features(
-            task, head(raw[split], rows), self.tokenizer, max_length=self.options.max_length, text=self.text
+            task,
+            head(raw[split], rows),
+            self.tokenizer,
+            max_length=self.options.max_length,
+            text=self.text,
+            joined=self.text and not self.model.config.is_encoder_decoder,
+            max_target=self.max_target,
         )
 
     def examples(self) -> TaskExamples:
@@ -106,7 +118,7 @@ class Job(Run):
         accelerator = None if self.alone else self.accelerator
         return evaluate(model, self.validation, self.tokenizer, batch_size=size, accelerator=accelerator, title=title)
 
-    def facts(self) -> Facts:
+    def facts(self) -> Findings:
         """Return the task's metrics, its numbers of rows, and statistics of activations and experts on some of them."""
         first, size = next(iter(self.validation.values())), self.options.eval_batch_size
         return {

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from hf_glu.checkpoint.jsonio import JsonObject
-from hf_glu.checkpoint.writing import reason_of, user_path
+from hf_glu.checkpoint.writing import user_path
+from hf_glu.config.extras import OF_TRAINING
 from hf_glu.config.section import is_number
-from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
+from hf_glu.errors import OptionError, shown
+from hf_glu.tasks.choices import OF_OWN_DATA, OwnOptions
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
-Kind = TypeVar("Kind", bound="ModelOptions")
-Training = TypeVar("Training", bound="TrainingOptions")
-
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 FORMS = ("auto", "classes", "text")
 PEFTS = ("none", "lora", "gates")
@@ -34,8 +32,7 @@ NEEDED = {
     "top_k": ("experts",),
     "distill_steps": ("to",),
     "mixture_limit": ("mixture",),
-    "validation": ("dataset",),
-    "texts": ("dataset",),
+    **dict.fromkeys(("validation", "max_target_length", *OF_OWN_DATA), ("dataset",)),
     "predict": ("output",),
     "teacher_share": ("teacher",),
     "temperature": ("teacher",),
@@ -44,10 +41,7 @@ NEEDED = {
 }
 EXCLUSIVE = (
     ("task", "mixture"),
-    ("task", "validation"),
-    ("task", "texts"),
-    ("mixture", "validation"),
-    ("mixture", "texts"),
+    *((kind, key) for kind in ("task", "mixture") for key in ("validation", *OF_OWN_DATA)),
     ("random", "experts"),
 )
 
@@ -184,6 +178,11 @@ class ModelOptions:
         return dataclasses.replace(self, **plain)
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """What the job needs of the extras, as it is imported."""
+        return (*OF_TRAINING, *(("peft",) if self.peft == "lora" else ()))
+
+    @property
     def title(self) -> str:
         """The name that tables, reports and cards give the model."""
         return self.base_model or self.model
@@ -196,7 +195,7 @@ class ModelOptions:
     @property
     def units(self) -> int | str:
         """The width as `hf_glu.convert` takes it."""
-        return int(self.width) if self.width.isdecimal() and len(self.width) < 10 else self.width
+        return read_width(self.width)
 
     def to_dict(self) -> JsonObject:
         """Return the options as plain data."""
@@ -216,25 +215,53 @@ class JobOptions(ModelOptions):
     mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
     dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")
     validation: str | None = option(None, "Validation file beside a DATASET of one's own; else a tenth of it.")
-    texts: str | None = option(None, "Columns that are the text in a DATASET of one's own, one or two: text,text2.")
+    texts: str | None = option(None, "The same as text_column and pair_column in one, the older form: text,text2.")
+    text_column: str | None = option(None, "Column with the text (or list of words) in a DATASET of one's own.")
+    pair_column: str | None = option(None, "Column with a second text.")
+    label_column: str | None = option(None, "Column with the label, or a list of classes or tags.")
+    label_separator: str | None = option(None, "What stands between the classes of one row, where they are one text.")
+    problem: str | None = option(None, "single, multi (several classes), regression, tokens (a tag a word) or text.")
+    source_column: str | None = option(None, "Column with the text to read, where one is to be written.")
+    target_column: str | None = option(None, "Column with the text to write.")
+    metrics: str | None = option(None, "Of written texts, the score first: exact_match, rouge, chrf, bleu.")
+    max_target_length: int | None = option(None, "Tokens after which a text to write is cut: 128.")
     form: str = option("auto", "auto (text-to-text for T5), classes or text.")
     train_size: int | None = option(None, "Training rows to use, from the first on.")
     validation_size: int | None = option(None, "Validation rows to use, from the first on.")
     predict: bool = option(False, "Write the leaderboard's files for the test splits.")
 
     positive: ClassVar[tuple[str, ...]] = (
-        *ModelOptions.positive, "train_size", "validation_size", "mixture_limit",
+        *ModelOptions.positive, "train_size", "validation_size", "mixture_limit", "max_target_length",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("form", self.form, FORMS)
 
+    def check(self) -> None:
+        """Raise OptionError for an option that would be ignored."""
+        super().check()
+        _ = self.own
+
+    @property
+    def own(self) -> OwnOptions:
+        """How data of one's own are read.
+
+        Raises:
+            OptionError: options that exclude or need one another.
+        """
+        return OwnOptions(**{key: getattr(self, key) for key in OF_OWN_DATA})
+
 
 def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
     """Raise OptionError unless ``value`` is one of ``valid``."""
     if value not in valid:
         raise OptionError(f"{key} must be one of {', '.join(valid)}, got {shown(value)}")
+
+
+def read_width(text: str) -> int | str:
+    """Return a width as `hf_glu.convert` takes it: a number, ``keep`` or ``iso``."""
+    return int(text) if text.isdecimal() and len(text) < 10 else text
 
 
 def has_fast_bf16() -> bool:
@@ -246,61 +273,3 @@ def has_fast_bf16() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.backends.cpu.get_cpu_capability() == "AVX512" and FAST_BF16.find_or(bool)())
-
-
-def split_options(values: Mapping[str, object], kind: type[Kind], training: type[Training]) -> tuple[Kind, Training]:
-    """Make both dataclasses from one flat mapping, as a YAML file and flags give it.
-
-    Args:
-        values: option -> value.
-        kind: which options of a job there are.
-        training: which options of a training.
-
-    Raises:
-        UnknownNameError: a key that neither has.
-        OptionError: a value of the wrong type, or out of range.
-    """
-    parts: list[JsonObject] = [{}, {}]
-    known = [{each.name: each for each in dataclasses.fields(one)} for one in (kind, training)]
-    for key, value in values.items():
-        owner = next((number for number, names in enumerate(known) if key in names), None)
-        if owner is None:
-            raise UnknownNameError(f"unknown option {shown(key)}; {nearest(key, [*known[0], *known[1]])}")
-        parts[owner][key] = _typed(key, value, str(known[owner][key].type))
-    return kind(**parts[0]), training(**parts[1])
-
-
-def _typed(key: str, value: object, kind: str) -> Any:
-    """Convert ``value`` to a field's type: YAML reads 2e-5 as a string and 1024 as a number."""
-    name, optional = kind.removesuffix(" | None"), kind.endswith("| None")
-    if value is None and optional:
-        return None
-    if name == "list[str]":
-        return [_typed(key, each, "str") for each in (value if isinstance(value, list) else [value])]
-    wanted = {"int": int, "float": float, "str": str, "bool": bool}[name]
-    allowed = {"int": int, "float": (int, float, str), "str": (str, int, float), "bool": bool}[name]
-    if not isinstance(value, allowed) or (isinstance(value, bool) and name != "bool"):  # type: ignore[arg-type]
-        raise OptionError(f"{key} must be {name}, got {shown(value)}")
-    try:
-        return wanted(value)
-    except (ValueError, OverflowError):
-        raise OptionError(f"{key} must be {name}, got {shown(value)}") from None
-
-
-def read_yaml(path: Path) -> JsonObject:
-    """Read options from a YAML file.
-
-    Raises:
-        OptionError: no such file, or no mapping in it.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"{path} can't be read: {reason_of(error)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, a 13th month
-        raise OptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise OptionError(f"{path} must map options to values, such as `lr: 2e-5`")
-    return values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # what the process that asks writes, and what it reads afterwards
@@ -17,8 +18,9 @@ WEIGHTS_FILE, LOGITS_FILE, TEXTS_FILE = "weights.json", "logits.npy", "texts.jso
 def main(scratch: str) -> None:
     """Write ``logits.npy``, or ``texts.json`` for a text-to-text model, as ``order.json`` asks."""
     import numpy as np
+    import torch
+    import transformers
     from datasets import load_from_disk
-    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
     import hf_glu  # noqa: F401  (registers)
     from hf_glu.checkpoint.jsonio import write_json
@@ -29,13 +31,15 @@ def main(scratch: str) -> None:
 
     place = Path(scratch)
     order = json.loads((place / ORDER_FILE).read_text(encoding="utf-8"))
-    kind = AutoModelForSeq2SeqLM if order["text"] else AutoModelForSequenceClassification
-    model = kind.from_pretrained(order["folder"])
+    torch.set_num_threads(order["threads"])
+    model = getattr(transformers, order["auto_class"]).from_pretrained(order["folder"])
     write_json(place / WEIGHTS_FILE, checksums(model))
     align(model)
-    tokenizer = AutoTokenizer.from_pretrained(order["folder"], trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(order["folder"], trust_remote_code=False)
     data = load_from_disk(str(place / DATA_FOLDER))
-    features = Features(task=MOVIES, raw=None, data=data, owners=list(range(len(data))), text=order["text"])
+    how = {key: order[key] for key in ("text", "joined", "new_tokens")}
+    task = replace(MOVIES, form=order["form"])
+    features = Features(task=task, raw=None, data=data, owners=list(range(len(data))), **how)
     found = predict(model, features, tokenizer, batch_size=order["batch_size"])
     if order["text"]:
         (place / TEXTS_FILE).write_text(json.dumps(found), encoding="utf-8")

@@ -120,7 +120,7 @@ class JobReport(TypedDict):
     """``hf_glu_report.json`` of a fine-tuning job: the job, its table, its results and those of its dense baseline."""
 
     model: str
-    base: Base
+    base: Base | None
     task: str
     activation: str | None
     options: JsonObject
@@ -131,21 +131,49 @@ class JobReport(TypedDict):
 
 
 class ComparisonRow(TypedDict):
-    """A variant of a comparison; ``difference`` and ``p_value`` are to the baseline, which has none."""
+    """A variant of a comparison; ``difference`` and what follows of it are to the baseline, which has none.
+
+    Keys:
+        scores: of each seed; losses of language models.
+        interval, difference_interval: of 95 %, from the seeds, by Student's t.
+        p_value, p_holm: of the paired t-test; corrected for the number of variants.
+        lr, rates: the learning rate that was chosen, and what each one gave on the seed that chose it.
+        width, ffn_parameters, flops_per_token: units of an FFN, parameters of all FFNs, FLOPs of them for a token.
+        tokens_to_target: tokens of each seed until the loss is the table's ``target_loss``; None: it never is.
+        tokens_mean, tokens_interval: of these, where all seeds get there.
+    """
 
     name: str
     scores: list[float]
     mean: float
     std: float | None
+    interval: list[float] | None
     difference: float | None
+    difference_interval: list[float] | None
     p_value: float | None
+    p_holm: float | None
     parameters: int
     active_parameters: int
     seconds: float
+    lr: NotRequired[float]
+    rates: NotRequired[dict[str, float | None]]
+    width: NotRequired[int | None]
+    ffn_parameters: NotRequired[int]
+    flops_per_token: NotRequired[int]
+    tokens_to_target: NotRequired[list[float | None]]
+    tokens_mean: NotRequired[float | None]
+    tokens_interval: NotRequired[list[float] | None]
 
 
 class ComparisonTable(TypedDict):
-    """``compare.json``: variants of a model on one task, each with the same seeds."""
+    """``compare.json``: variants of a model on one task or text, each with the same seeds.
+
+    Keys:
+        lr_seed: the seed on which learning rates were chosen.
+        objective: of language models.
+        data: of language models: the names of the text.
+        target_loss: the loss that ``tokens_to_target`` are told for.
+    """
 
     task: str
     model: str
@@ -153,6 +181,10 @@ class ComparisonTable(TypedDict):
     seeds: list[int]
     baseline: str
     variants: list[ComparisonRow]
+    lr_seed: NotRequired[int]
+    objective: NotRequired[str]
+    data: NotRequired[list[str]]
+    target_loss: NotRequired[float]
 
 
 class SuiteTable(TypedDict):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Facts(TypedDict):
+class Findings(TypedDict):
     """What only the kind of a run knows of its results."""
 
     main: list[str]
@@ -47,7 +47,7 @@ class Facts(TypedDict):
     healing: NotRequired[HealingFacts]
 
 
-class Run(ABC):
+class TrainingRun(ABC):
     """What fine-tuning and language modelling share.
 
     A kind of run is a subclass, whose ``__init__`` calls this one, sets ``model`` and ``tokenizer``, reads its data,
@@ -62,6 +62,7 @@ class Run(ABC):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    trained = "fine-tuned"  # what is done to the model, in one word
 
     def __init__(self, job: ModelOptions, options: TrainingOptions, entry: RunEntry, *, resume: bool) -> None:
         self.job, self.options, self.entry, self.resume = job, options, entry, resume
@@ -81,7 +82,7 @@ class Run(ABC):
     @property
     def title(self) -> str:
         """The name of what is trained, for progress bars."""
-        return self.job.conversion or "dense"
+        return self.entry["activation"] or "dense"
 
     @property
     def changes(self) -> bool:
@@ -101,7 +102,7 @@ class Run(ABC):
         """Return metrics on the validation data, and the score, of which more is better."""
 
     @abstractmethod
-    def facts(self) -> Facts:
+    def facts(self) -> Findings:
         """Return what only this kind of run knows of its results."""
 
     @abstractmethod
@@ -216,7 +217,8 @@ class Run(ABC):
         """Evaluate and save what was trained; return the results."""
         metrics, score = self.evaluate(self.model, "evaluate")
         epoch = trained.steps / loop.plan.steps_per_epoch
-        loop.log.write({"step": trained.steps, "epoch": epoch, "evaluation": metrics, "score": score})
+        at = {"step": trained.steps, "epoch": epoch, "tokens": loop.progress.tokens}
+        loop.log.write({**at, "evaluation": metrics, "score": score})
         results: Results = {
             "task": self.entry["task"],
             "score": score,

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +21,7 @@ from hf_glu.checkpoint.writing import is_free, partial_name, remove, scratch_fol
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.equality import align, checksums
 from hf_glu.training.data.features import Features
+from hf_glu.training.data.heads import auto_class
 from hf_glu.training.data.prediction import Predictions, predict
 from hf_glu.training.options import ModelOptions, TrainingOptions
 from hf_glu.training.record import FREE_IF_RESUMED, check_same
@@ -37,7 +39,7 @@ def run_entry(job: ModelOptions, options: TrainingOptions, made_of: Record, task
     return {
         "model": job.title,
         "task": task,
-        "activation": job.conversion,
+        "activation": made_of["options"]["activation"],
         "options": {**job.to_dict(), **options.to_dict()},
         "versions": made_of["versions"],
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
@@ -103,13 +105,7 @@ def reloads_equal(
         CheckpointError: the new process can't load it.
     """
     rows = range(min(RELOADED_ROWS, len(features.data)))
-    some = Features(
-        task=features.task,
-        raw=features.raw,
-        data=features.data.select(rows),
-        owners=features.owners[: len(rows)],
-        text=features.text,
-    )
+    some = replace(features, data=features.data.select(rows), owners=features.owners[: len(rows)])
     align(model)
     here = predict(model, some, tokenizer, batch_size=batch_size, title="here")
     there, weights = _fresh(folder, some, batch_size)
@@ -133,7 +129,16 @@ def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Predictio
     """
     with scratch_folder() as scratch, writing(scratch):
         features.data.save_to_disk(f"{scratch}/{DATA_FOLDER}")
-        order = {"folder": str(folder), "task": features.task.name, "text": features.text, "batch_size": batch_size}
+        order = {
+            "folder": str(folder),
+            "auto_class": auto_class(features.task, text=features.text, joined=features.joined),
+            "form": features.task.form,
+            "text": features.text,
+            "joined": features.joined,
+            "new_tokens": features.new_tokens,
+            "batch_size": batch_size,
+            "threads": torch.get_num_threads(),  # which sums are rounded in
+        }
         write_json(scratch / ORDER_FILE, order)
         command = [sys.executable, "-m", "hf_glu.training.reload", str(scratch)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,10 +14,11 @@ from accelerate import PartialState
 from hf_glu.checkpoint.files import PREDICTIONS_FOLDER, RUN_FILE, SUITE_CSV_FILE, SUITE_FILE, SUITE_MARKDOWN_FILE
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.writing import PARTIAL, check_folder, is_vacant, whole_file, write_text, writing
-from hf_glu.errors import CheckpointError, OptionError, shown
+from hf_glu.errors import CheckpointError, shown
 from hf_glu.tasks.metrics.shown import show_metrics
 from hf_glu.tasks.submission import zip_predictions
-from hf_glu.tasks.table import Task, find_suite
+from hf_glu.tasks.table import Task
+from hf_glu.training.data.sources import suite_tasks
 from hf_glu.training.job import run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
@@ -46,14 +47,8 @@ def run_suite(
     Raises:
         HfGluError: as `run_job`.
     """
-    tasks = [task for task in find_suite(suite) if not task.model_of]
-    if only:
-        if unknown := sorted(set(only) - {task.name for task in tasks}):
-            raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
-    if (folder := job.folder) is None:
-        raise OptionError("a suite needs an output folder")
-    if job.task:
-        raise OptionError(f"a suite is all of its tasks: leave task={job.task} out, or choose some with only")
+    tasks, folder = suite_tasks(suite, job, only), job.folder
+    assert folder is not None  # as `suite_tasks` sees to
     check_folder(folder)
     _check_same(folder, suite)
     jobs = {task.name: replace(job, task=task.name, output=str(folder / task.name)) for task in tasks}

@@ -169,7 +169,8 @@ class Fuzzer:
 
     def options(self, draw: random.Random) -> None:
         """Read the options of a job."""
-        from hf_glu.training.options import JobOptions, TrainingOptions, split_options
+        from hf_glu.training.filling import split_options
+        from hf_glu.training.options import JobOptions, TrainingOptions
 
         given = {
             **JobOptions(model="m", task="sst2", to="geglu", output="out").to_dict(),
@@ -238,7 +239,7 @@ class Fuzzer:
         path = draw.choice(sorted(place.glob("*.json")))
         text = json.dumps(mutate(json.loads(path.read_text()), draw))
         path.write_text(text[: draw.randrange(len(text))] if draw.random() < 0.2 else text)
-        entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF)
+        entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF, "sst2")
         draw.choice(
             (
                 lambda: collect(place),
@@ -302,7 +303,7 @@ def make_models(folder: Path) -> list[Path]:
 
 
 # as hf_glu.training.record makes it
-MADE_OF = {"model": {}, "data": {}, "options": {}, "versions": {}}
+MADE_OF = {"model": {}, "data": {}, "options": {"activation": "geglu"}, "versions": {}}
 
 
 def make_run(folder: Path) -> Path:
@@ -312,7 +313,7 @@ def make_run(folder: Path) -> Path:
 
     place = folder / "run"
     place.mkdir()
-    entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF)
+    entry = run_entry(JobOptions(model="m", task="sst2", to="geglu"), TrainingOptions(), MADE_OF, "sst2")
     results = {
         "task": "sst2",
         "main": ["accuracy"],

@@ -9,9 +9,10 @@ from torch.autograd import gradcheck
 from transformers.activations import ACT2FN, get_activation
 
 import hf_glu
-from hf_glu.activation import GatedActivation, registry
-from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation import registry
 from hf_glu.activation.kernels.formulas import split_gate_up
+from hf_glu.activation.module import GatedActivation
+from hf_glu.activation.stock import elementwise_names
 from hf_glu.errors import DuplicateNameError, OptionError, UnknownNameError
 
 

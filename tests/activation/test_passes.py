@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import versions
 from accelerate import cpu_offload, disk_offload
 from comparing import assert_same, outputs
 from mixers import make as make_mamba
@@ -137,6 +138,8 @@ def test_an_exception_in_a_layer_ends_the_pass():
 def test_compiled_or_in_pieces_a_pass_is_seen(way):
     """What one graph writes, the next reads: masks arrive although the graph breaks in each layer."""
     torch._dynamo.reset()
+    if way == "whole":
+        versions.needs_whole_graphs()
     model = make("bert", "modulated_stateful_geglu")
     ids, mask = list(prompts())[1]
     with torch.no_grad():

@@ -18,7 +18,7 @@ from hf_glu.bench import devices
 from hf_glu.bench.running import BENCHES, BenchOptions
 from hf_glu.bench.small import EAGER, WAYS
 from hf_glu.checkpoint.loading import load_model
-from hf_glu.errors import CheckpointError, ConversionError, OptionError
+from hf_glu.errors import CheckpointError, ConversionError, MissingPackageError, OptionError
 from hf_glu.instruments.probe import probe_inputs, run
 from hf_glu.tasks import TASKS
 from hf_glu.training.data.models import load_for_task
@@ -150,9 +150,10 @@ def test_without_a_task_there_is_no_score(answering, monkeypatch):
 
 
 def test_a_package_that_isnt_there_leaves_its_row_out(answering, monkeypatch):
-    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices, "lacking", lambda *names, what: MissingPackageError(what) if names else None)
     cell = next(iter(devices.cells(BenchOptions(model=answering[0], tokens="5"))))
-    assert list(cell.build()) == [name for name in WAYS if not WAYS[name].packages]
+    with pytest.warns(UserWarning, match="left out"):
+        assert list(cell.build()) == [name for name in WAYS if not WAYS[name].packages]
 
 
 def test_bad_input(answering, tmp_path, capsys):

@@ -17,7 +17,8 @@ from hf_glu.checkpoint.loading import load_model, load_skeleton
 from hf_glu.config.experts import ExpertOptions, read_groups
 from hf_glu.config.layers import check_layers
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError, shown
-from hf_glu.training.options import JobOptions, TrainingOptions, split_options
+from hf_glu.training.filling import split_options
+from hf_glu.training.options import JobOptions, TrainingOptions
 
 DEEP: list = []
 for _ in range(5000):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,20 @@ from pico import FAMILIES
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.bench.devices import Subject
+from hf_glu.bench.options import BenchOptions
 from hf_glu.config.extras import EXTRAS, need
 from hf_glu.errors import MissingPackageError, UnknownNameError
-from hf_glu.training.options import read_yaml
+from hf_glu.plugin.doctor import examine
+from hf_glu.publishing.report import write_report
+from hf_glu.publishing.report.family_curves import plot_family
+from hf_glu.tasks import TASKS
+from hf_glu.tasks.loading import load_task
+from hf_glu.tasks.own import own_task
+from hf_glu.training.comparing.classifiers import compare
+from hf_glu.training.filling import read_yaml
+from hf_glu.training.job import run_job
+from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.packaged import FOLDERS, find_config, packaged
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +38,21 @@ def process(code, *arguments, **more):
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, **more
     )
+
+
+# runs hf-glu with each of the arguments, and prints its exit code, what it says, and what it has imported that is slow
+RUN_AND_TELL = """
+import contextlib, io, json, sys
+from hf_glu.cli import run
+def tell(arguments):
+    before, streams = set(sys.modules), (io.StringIO(), io.StringIO())
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        code = run(arguments)
+    slow = {'torch', 'transformers.activations', 'datasets'} & (set(sys.modules) - before)
+    return [code, *(stream.getvalue() for stream in streams), sorted(slow)]
+print(json.dumps([tell(arguments) for arguments in json.loads(sys.argv[1])]))
+"""
+HERE = {"PYTHONPATH": str(ROOT)}
 
 
 def without(*packages):
@@ -87,19 +114,85 @@ WRONG = {
     "config": ["finetune", "--config", "bert-gelu-glue"],
     "formats": ["export", "SRC", "DST", "--onnx", "--program"],
     "nothing to run": ["run"],
+    "activation": ["convert", "SRC", "DST", "--to", "gegul"],
+    "activation by layer": ["convert", "SRC", "DST", "--to", "0-3=geglu", "--to", "4=gegul"],
+    "function of a mix": ["convert", "SRC", "DST", "--to", "moa_swiglu(silu,rel)"],
+    "experts": ["convert", "SRC", "DST", "--experts", "gelu*2,gegul*2"],
+    "width": ["convert", "SRC", "DST", "--to", "geglu", "--width", "wide"],
+    "layers": ["convert", "SRC", "DST", "--to", "geglu", "--layers", "first"],
+    "pattern": ["convert", "SRC", "DST", "--to", "geglu", "--exclude", "["],
+    "texts": ["convert", "SRC", "DST", "--to", "geglu", "--calibration", "no.txt"],
+    "destination": ["convert", "SRC", ".", "--to", "geglu"],
+    "source": ["convert", "./nowhere", "DST", "--to", "geglu"],
+    "plan": ["convert", "./nowhere", "--to", "geglu", "--plan"],
+    "file": ["convert", "nowhere.gguf", "DST", "--to", "geglu"],
+    "repository": ["convert", "some/model", "DST", "--to", "geglu"],
+    "sites": ["sites", "./nowhere"],
+    "verify": ["verify", ".", "./nowhere"],
+    "gates": ["gates", "./nowhere", "--text", "a"],
+    "export": ["export", "./nowhere", "DST"],
+    "report": ["report", "./nowhere"],
+    "push": ["push", "./nowhere", "me/model", "--token", "hf_x"],
+    "repository's name": ["push", "./nowhere", "me/mo del"],
+    "job's activation": ["finetune", "--model", "SRC", "--to", "gegul", "--task", "sst2"],
+    "task": ["finetune", "--model", "SRC", "--task", "sst"],
+    "suite": ["finetune", "--model", "SRC", "--suite", "glu", "--output", "DST"],
+    "task of a suite": ["finetune", "--model", "SRC", "--suite", "glue", "--output", "DST", "--only", "sst"],
+    "data": ["finetune", "--model", "SRC", "--dataset", "no.csv"],
+    "job's model": ["finetune", "--model", "./nowhere", "--task", "sst2"],
+    "variant": ["compare", "--model", "SRC", "--task", "sst2", "--output", "DST", "--variants", "dense,gegul"],
+    "variant's width": ["compare", "--model", "SRC", "--task", "sst2", "--output", "DST", "--variants", "geglu:half"],
+    "text": ["pretrain", "--model", "SRC", "--data", "no.txt"],
+    "no text": ["pretrain", "--model", "SRC"],
+    "objective": ["pretrain", "--model", "SRC", "--data", "no.txt", "--objective", "cml"],
+    "language model": ["pretrain", "--model", "./nowhere", "--data", "SRC"],
+    "language model's activation": ["pretrain", "--model", "SRC", "--data", "SRC", "--to", "gegul"],
+    "perplexity of nothing": ["perplexity", "./nowhere", "--data", "no.txt"],
+    "forms": ["activations", "--json", "--markdown"],
+    "suffix": ["activations", "--plot", "family.txt"],
+    "name of a config": ["configs", "bert"],
 }
 
 
+LISTINGS = {"table": ["activations"], "markdown": ["activations", "--markdown"], "json": ["activations", "--json"]}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What hf-glu does with each of the arguments, in one process and one folder."""
+    folder = tmp_path_factory.mktemp("told")
+    (folder / "SRC").mkdir()
+    cases = WRONG | LISTINGS
+    done = process(RUN_AND_TELL, json.dumps([*cases.values()]), cwd=folder, env=os.environ | HERE)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.iterdir()] == ["SRC"]
+    return dict(zip(cases, json.loads(done.stdout), strict=True))
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_arguments_do_not_wait_for_torch(case):
-    loaded = "print(sorted({'torch', 'transformers.activations', 'datasets'} & set(sys.modules)))"
-    done = process(
-        f"import sys; from hf_glu.cli import run; code = run(sys.argv[1:]); {loaded}; sys.exit(code)", *WRONG[case]
-    )
-    assert done.returncode == 2
-    assert done.stdout == "[]\n"
-    assert done.stderr.startswith("hf-glu: ")
-    assert done.stderr.count("\n") == 1
+def test_wrong_arguments_do_not_wait_for_torch(case, told):
+    code, out, err, slow = told[case]
+    assert (code, out, slow) == (2, "", [])
+    assert err.startswith("hf-glu: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("case", LISTINGS)
+def test_the_listing_does_not_wait_for_torch(case, told):
+    code, out, err, slow = told[case]
+    assert (code, err, slow) == (0, "", [])
+    assert all(name in out for name in ("swiglu_oss", "stateful_N", "https://arxiv.org/abs/2002.05202"))
+
+
+def test_what_is_slow_to_import_is_seen(tmp_path):
+    done = process(RUN_AND_TELL, json.dumps([["doctor"]]), cwd=tmp_path, env=os.environ | HERE)
+    assert "torch" in json.loads(done.stdout)[0][3]
+
+
+def test_the_listing_is_the_same_after_torch_is_loaded():
+    listed = "hf_glu.activations().to_dict()"
+    code = f"import hf_glu; before = {listed}; import transformers.activations; print(before == {listed})"
+    assert process(code).stdout == "True\n"
 
 
 MISSING = {
@@ -121,25 +214,71 @@ def test_a_missing_extra_is_one_line(case, tmp_path):
     FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "SRC")
     (tmp_path / "FILE.gguf").touch()
     before = sorted(path.name for path in tmp_path.iterdir())
-    done = process(without(package), *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = process(without(package), *arguments, cwd=tmp_path, env=os.environ | HERE)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [done.stderr.strip()], done.stderr
     assert package in done.stderr
-    assert f"pip install hf_glu[{extra}]" in re.sub("['\"]", "", done.stderr)
+    assert done.stderr.endswith(f'installed: pip install "hf_glu[{extra}]"\n')
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_lora_config_names_what_it_needs():
-    code = "import sys; sys.modules['peft'] = None; import hf_glu; hf_glu.lora_config(None)"
-    assert process(code).stderr.endswith(
-        'lora_config needs peft, which isn\'t installed: pip install "hf_glu[train]"\n'
-    )
+def job(**more):
+    return JobOptions(model="SRC", task="sst2", output="OUT", **more), TrainingOptions()
 
 
-def test_modules_that_need_an_extra_say_so():
-    done = process("import sys; sys.modules['datasets'] = None; import hf_glu; hf_glu.metrics.METRICS")
-    assert done.stderr.splitlines()[-1].endswith('pip install "hf_glu[train]"')
+# what is called -> the package that it needs, its extra, the call
+MISSING_IN_PYTHON = {
+    "lora_config": ("peft", "train", lambda: hf_glu.lora_config(None)),
+    "metrics": ("datasets", "train", lambda: hf_glu.metrics.METRICS),
+    "a metric": ("sklearn", "train", lambda: hf_glu.metrics.compute("accuracy", [1], [1])),
+    "a task": ("datasets", "train", lambda: load_task(TASKS["sst2"])),
+    "data of one's own": ("datasets", "train", lambda: own_task("data.csv")),
+    "a job": ("evaluate", "train", lambda: run_job(*job())),
+    "a job with LoRA": ("peft", "train", lambda: run_job(*job(peft="lora"))),
+    "a comparison": ("scipy", "train", lambda: compare(["dense", "geglu"], [0, 1], *job())),
+    "a report": ("matplotlib", "report", lambda: write_report(Path("SRC"))),
+    "a report's page": ("jinja2", "report", lambda: write_report(Path("SRC"))),
+    "a plot": ("matplotlib", "report", lambda: plot_family(Path("family.png"))),
+    "a graph": ("onnxscript", "export", lambda: hf_glu.export("SRC", "OUT")),
+    "a GGUF file": ("gguf", "gguf", lambda: hf_glu.convert_checkpoint("FILE.gguf", "OUT", "geglu")),
+}
+
+
+@pytest.mark.parametrize("case", MISSING_IN_PYTHON)
+def test_a_missing_extra_is_one_line_in_python(case, tmp_path, monkeypatch):
+    package, extra, call = MISSING_IN_PYTHON[case]
+    FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "SRC")
+    (tmp_path / "FILE.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=package) as error:
+        call()
+    assert str(error.value).endswith(f'installed: pip install "hf_glu[{extra}]"')
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_ways_to_make_a_model_small_that_need_an_extra_are_left_out_with_a_line(tmp_path, monkeypatch):
+    model = FAMILIES["bert"].make("BertForSequenceClassification")
+    model.save_pretrained(tmp_path / "SRC")
+    for package in ("torchao", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    subject = Subject(BenchOptions(model=str(tmp_path / "SRC")), tmp_path)
+    with pytest.warns(UserWarning, match=re.escape("isn't installed: pip install \"hf_glu[")) as warned:
+        assert set(subject.made) == {"float32", "bfloat16", "int8, torch"}
+    assert any("int8, torchao needs" in str(each.message) and "[quantize]" in str(each.message) for each in warned)
+
+
+def test_the_doctor_names_the_extra(monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = {check.name: check.detail for check in examine().checks}
+    assert found["scikit-learn"] == 'not installed: pip install "hf_glu[train]"'
+    assert found["torchao"] == 'not installed: pip install "hf_glu[quantize]"'
+    assert found["accelerate"] == "not installed: pip install accelerate"
 
 
 def test_several_missing_packages_are_one_line(monkeypatch):

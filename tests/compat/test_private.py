@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.utils._pytree
 
+from hf_glu.compat.of_torch import PYTREE_CONSTANT
 from hf_glu.compat.private import Private
-from hf_glu.compat.table import rows
+from hf_glu.compat.table import missing_in, rows
 from hf_glu.errors import IncompatibleTransformersError
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hf_glu"
@@ -180,6 +182,28 @@ def test_a_missing_name_is_one_line_that_says_what_needs_it():
     assert row.find_or(7) == 7
 
 
+def test_an_error_that_hides_what_is_missing_is_explained():
+    from hf_glu.checkpoint.config_file import first_line
+
+    def hidden() -> None:
+        try:
+            getattr(torch.utils._pytree, row.name)
+        except AttributeError as error:
+            raise ModuleNotFoundError("Could not import module 'BertModel'") from error
+
+    row = PYTREE_CONSTANT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(torch.utils._pytree, row.name, raising=False)
+        with pytest.raises(ModuleNotFoundError) as caught:
+            hidden()
+    assert missing_in(caught.value) is row
+    assert first_line(caught.value) == str(row.missing())
+    assert "torchao 0.16" in str(row.missing())
+    assert missing_in(AttributeError("x", name=row.name, obj=torch)) is None
+    assert missing_in(ValueError("x")) is None
+    assert first_line(ValueError("x")) == "x"
+
+
 def test_looking_for_a_name_never_raises():
     assert Private(where="no_such_package.x", name="y", seen="1", need="z").is_present() is None
     assert Private(where="torch.no_such_module", name="y", seen="1", need="z").is_present() is False
@@ -223,7 +247,7 @@ def test_the_doctor_lists_every_row_and_survives_what_is_missing():
     code = """
 import json, torch
 from torch.nn import functional
-del functional.grouped_mm
+vars(functional).pop("grouped_mm", None)
 from hf_glu.plugin.doctor import examine
 print(json.dumps(examine().to_dict()))
 """

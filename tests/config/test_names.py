@@ -13,7 +13,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 import hf_glu
-from hf_glu.activation import GatedActivation, registry
+from hf_glu.activation import registry
+from hf_glu.activation.module import GatedActivation
 from hf_glu.config.registry import LONGEST, Activation, Derived, adds_wrappers, core, unmixed, unwrapped
 from hf_glu.errors import UnknownNameError
 

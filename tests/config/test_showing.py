@@ -10,7 +10,7 @@ from pico import FAMILIES
 
 import hf_glu
 from hf_glu.config.showing import FIRST, LAST, MOST_ROWS, ShownTable
-from hf_glu.errors import ConversionError, NoSiteError, UnknownNameError, nearest
+from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError, nearest
 
 
 class Cells(HTMLParser):
@@ -117,6 +117,39 @@ def test_the_nearest_name_is_given_as_it_is_written():
     assert nearest("bertmodel", ["BertModel", "BertLayer"]) == "did you mean 'BertModel'?"
     assert nearest("top-k", ["top_k", "drop"]) == "did you mean 'top_k'?"
     assert nearest("nothing", ["A", "b"]) == "valid: A, b"
+
+
+def test_what_was_recorded_is_a_table():
+    model = bert()
+    hf_glu.convert(model, "stateful_geglu", experts=None)
+    with hf_glu.record_gates(model) as gates:
+        assert len(repr(gates).splitlines()) == 2  # nothing yet
+        model(**model.dummy_inputs)
+    assert repr(gates).splitlines()[0] == "2 gates"
+    assert repr(gates).splitlines()[-1].split()[:2] == ["bert.encoder.layer.1", "stateful_geglu"]
+    assert "openness" in Cells(gates._repr_html_()).cells
+    with hf_glu.record_gates(model) as gates:
+        for count in (1, 2):
+            model(**{key: value[:1].repeat(count, 1) for key, value in model.dummy_inputs.items()})
+    assert "can't be appended" in repr(gates)
+    model = bert()
+    hf_glu.convert(model, "geglu", experts="gelu*2,geglu*2")
+    with hf_glu.expert_statistics(model) as statistics:
+        model(**model.dummy_inputs)
+    row = repr(statistics).splitlines()[-1].split()
+    assert row[:3] == ["bert.encoder.layer.1.intermediate.dense", "all", str(model.dummy_inputs["input_ids"].numel())]
+    assert len(Cells(statistics._repr_html_()).cells) == 18
+
+
+def test_a_name_that_is_spelled_wrong_behind_a_prefix_is_understood():
+    for name, meant in (("learnabel_swiglu", "learnable_swiglu"), ("Swi_Glu", "swiglu"), ("mish_gul", "mish_glu")):
+        with pytest.raises(UnknownNameError, match=f"did you mean '{meant}'"):
+            hf_glu.convert(bert(), name)
+
+
+def test_sites_are_of_a_model():
+    with pytest.raises(OptionError, match=r"got the str 'folder'.*hf-glu sites"):
+        hf_glu.find_sites("folder")
 
 
 @pytest.mark.parametrize("verb", [hf_glu.convert, hf_glu.plan])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.activation import build_elementwise
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError
 from hf_glu.ffn.experts.native import MixedBank, inner_gate
 from hf_glu.ffn.sites import find_banks

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 import hf_glu
-from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation.stock import elementwise_names
 from hf_glu.conversion.routes import HALF_INVERSE, HALF_SLOPE, find_route
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
 

@@ -20,7 +20,7 @@ from hf_glu.ffn.sites import convertible_sites
 from hf_glu.instruments.probe import CHARACTERS, probe_inputs, run
 from hf_glu.training.data.features import check_length
 from hf_glu.training.data.models import give_padding
-from hf_glu.training.options import read_yaml
+from hf_glu.training.filling import read_yaml
 
 _TEXT = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _VISION = {**_TEXT, "image_size": 8, "patch_size": 4}

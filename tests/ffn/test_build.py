@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config
 
 import hf_glu
-from hf_glu.activation import GatedActivation
+from hf_glu.activation.module import GatedActivation
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
 from hf_glu.ffn.build import owned_activations
 from hf_glu.ffn.linear import out_features

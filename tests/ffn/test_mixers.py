@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import versions
 from comparing import assert_same, outputs
 from mixers import MODELS, awake, make
 from states import CLOSE, ids, logits
@@ -16,8 +17,20 @@ from torch import Tensor
 import hf_glu
 from hf_glu import cli
 from hf_glu.activation.stateful import Memory
-from hf_glu.errors import ConversionError, OptionError, TrainingError
+from hf_glu.compat.of_models import GATE_ALONE
+from hf_glu.errors import ConversionError, IncompatibleTransformersError, OptionError, TrainingError
 from hf_glu.ffn.mixers import GatedMixer
+
+
+def in_parts(model: Any, tokens: Tensor, split: tuple[int, ...]) -> Tensor:
+    """Return the logits of a text that is given part by part, with a cache."""
+    parts, cache = [], None
+    for part in tokens.split(split, 1):
+        with torch.no_grad():
+            out = model(part, cache_params=cache, use_cache=True)
+        cache = out.cache_params
+        parts.append(out.logits)
+    return torch.cat(parts, 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -36,17 +49,17 @@ def test_causality_padding_and_chunks(name):
     torch.testing.assert_close(logits(model, left, attention_mask=mask)[:, 3:], whole, **CLOSE)
     right = torch.cat([tokens, ids(2, 3, seed=5)], 1)
     torch.testing.assert_close(logits(model, right, attention_mask=mask.flip(1))[:, :12], whole, **CLOSE)
-    splits = [(1,) * 12, (5,) + (1,) * 7]
-    if name == "Mamba2":  # Mamba's own state begins anew when several tokens continue a text, stateful or not
-        splits.append((5, 7))
-    for split in splits:
-        parts, cache = [], None
-        for part in tokens.split(split, 1):
-            with torch.no_grad():
-                out = model(part, cache_params=cache, use_cache=True)
-            cache = out.cache_params
-            parts.append(out.logits)
-        torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+    for split in ((1,) * 12, (5,) + (1,) * 7):
+        torch.testing.assert_close(in_parts(model, tokens, split), whole, **CLOSE)
+
+
+def test_several_tokens_continue_a_text():
+    """Only Mamba-2's do: Mamba's own state begins anew, stateful or not."""
+    tokens, split = ids(2, 12), (5, 7)
+    plain = make("Mamba2")
+    versions.needs_continued_texts(in_parts(plain, tokens, split), logits(plain, tokens))
+    model = awake("Mamba2")
+    torch.testing.assert_close(in_parts(model, tokens, split), logits(model, tokens), **CLOSE)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -54,6 +67,8 @@ def test_causality_padding_and_chunks(name):
     "how", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}], ids=["greedy", "sample", "beam"]
 )
 def test_generation_is_the_same_without_cache(name, how):
+    if "num_beams" in how:
+        versions.needs_beams_with_a_cache(make("Mamba2"), ids(2, 6))
     model, more = awake(name), {"max_new_tokens": 8, "pad_token_id": 0}
     found = []
     for use_cache in (True, False):
@@ -105,13 +120,7 @@ def test_other_activations(name, target, tmp_path):
     else:
         assert (found - before).abs().max() > 1e-5
     assert model.backbone.layers[0].mixer.activation == "silu"  # the convolution's
-    step, cache = [], None
-    for part in tokens.split(1, 1):
-        with torch.no_grad():
-            out = model(part, cache_params=cache, use_cache=True)
-        cache = out.cache_params
-        step.append(out.logits)
-    torch.testing.assert_close(torch.cat(step, 1), found, **CLOSE)
+    torch.testing.assert_close(in_parts(model, tokens, (1,) * 9), found, **CLOSE)
     model.save_pretrained(tmp_path)
     assert_same(logits(type(model).from_pretrained(tmp_path), tokens), found, "bitwise")
     model.train()(tokens, labels=tokens).loss.backward()
@@ -136,9 +145,22 @@ def test_another_activation_is_by_the_formula(name):
     torch.testing.assert_close(logits(model, tokens), silu, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("target", ["reglu", "stateful_swiglu"])
+def test_before_5_15_another_convolution_is_refused(target, monkeypatch):
+    from transformers.models.mamba import modeling_mamba
+
+    monkeypatch.delattr(modeling_mamba, GATE_ALONE.name, raising=False)
+    model = make("Mamba", hidden_act="gelu")
+    with pytest.raises(IncompatibleTransformersError, match="another gate than its convolution's") as caught:
+        hf_glu.convert(model, target, check=False)
+    assert "\n" not in str(caught.value)
+    hf_glu.convert(make("Mamba"), target, check=False)
+
+
 def test_a_fused_kernel_isnt_ignored(monkeypatch):
     from transformers.models.mamba import modeling_mamba
 
+    versions.needs(GATE_ALONE)  # before it, a kernel is chosen for what is on a GPU alone
     model = make("Mamba")
     hf_glu.convert(model, "reglu", check=False)
     monkeypatch.setattr(modeling_mamba, "mamba_inner_fn", lambda x, *args, **kwargs: x.transpose(1, 2)[..., :32])

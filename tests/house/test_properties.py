@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 import hf_glu
-from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation.stock import elementwise_names
 from hf_glu.errors import ConversionError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # such as torch's about its own forward mode

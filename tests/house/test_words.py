@@ -38,6 +38,11 @@ def written_names(code: str) -> list[tuple[str, int]]:
     return [(text, line) for text, line in literals(code) if text.rpartition("/")[2] in NAMES]
 
 
+def test_how_extras_are_installed_is_written_once():
+    found = {path.name for path in MODULES for text, _ in literals(path.read_text()) if "hf_glu[" in text}
+    assert found == {"extras.py"}, "ask config.extras.need, whose line is the same everywhere"
+
+
 def class_places(codes: dict[str, str]) -> dict[str, list[str]]:
     """Return the modules in which a class of each name is defined."""
     places: dict[str, list[str]] = {}

@@ -25,7 +25,8 @@ import json, sys
 import torch
 from pathlib import Path
 from hf_glu.training.job import Job
-from hf_glu.training.options import JobOptions, TrainingOptions, split_options
+from hf_glu.training.filling import split_options
+from hf_glu.training.options import JobOptions, TrainingOptions
 
 values = json.loads(Path(sys.argv[1]).read_text())
 job = Job(*split_options(values, JobOptions, TrainingOptions))
@@ -88,7 +89,8 @@ from torch.distributed.tensor import DTensor
 from hf_glu.training import run as module
 from hf_glu.training.job import Job
 from hf_glu.training.loop.loop import TrainingLoop
-from hf_glu.training.options import JobOptions, TrainingOptions, split_options
+from hf_glu.training.filling import split_options
+from hf_glu.training.options import JobOptions, TrainingOptions
 
 plain, seen = module.make_accelerator, []
 
@@ -162,7 +164,7 @@ import json, sys
 import torch
 from pathlib import Path
 from hf_glu.training.language.job import LanguageRun
-from hf_glu.training.language.pretraining import language_options
+from hf_glu.training.language.options import language_options
 
 run = LanguageRun(*language_options(json.loads(Path(sys.argv[1]).read_text())))
 assert run.accelerator.num_processes == int(sys.argv[2]), run.accelerator.num_processes

@@ -19,10 +19,11 @@ from torch.nn import functional
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.activation import build_elementwise, registry
-from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.learnable import mixes
 from hf_glu.activation.modulated import ContextSource, Modulation
+from hf_glu.activation.stock import elementwise_names
 from hf_glu.errors import HfGluError, OptionError
 from hf_glu.instruments.adaptive import adaptive_activations, adaptive_statistics, snapshot
 from hf_glu.instruments.curves import GRID
@@ -428,6 +429,6 @@ def test_a_full_disk_leaves_the_old_plot(tmp_path, monkeypatch):
 def test_missing_matplotlib_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for suffix in SUFFIXES:
-        with pytest.raises(HfGluError, match=re.escape("pip install hf_glu[report]")):
+        with pytest.raises(HfGluError, match=re.escape('pip install "hf_glu[report]"')):
             write_family(few, tmp_path / f"out{suffix}")
     assert not list(tmp_path.iterdir())

@@ -469,7 +469,8 @@ def test_every_number_comes_from_a_file(trained, tmp_path):
     assert ("results", "metrics", "accuracy") in seen
     assert len(seen) > 25
     unseen = {path[-1] for path in numbers} - {path[-1] for path in seen}
-    assert unseen == {"epochs", "max_steps"}  # the steps are shown, and epochs where they weren't what was asked for
+    # the steps are shown, epochs where they weren't what was asked for, and tokens of language models
+    assert unseen == {"epochs", "max_steps", "tokens"}
     # no number without a file: with all of them taken away, none is left
     bare = {**facts, **dict.fromkeys(("run", "results", "dense", "comparison", "conversion"))}
     body = parts_of(render_card(bare))

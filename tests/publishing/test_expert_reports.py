@@ -17,7 +17,7 @@ from runs import IDS, MASK, contrast, report, write_run
 from taskdata import save_base, write_dataset
 
 import hf_glu
-from hf_glu.cli import tables
+from hf_glu.cli import comparing, tables
 from hf_glu.ffn.experts import find_experts
 from hf_glu.instruments.activity import expert_loads
 from hf_glu.instruments.routing import active_parameters
@@ -27,7 +27,7 @@ from hf_glu.publishing.report.experts import LESS, MORE, STRONGEST, by_experts
 from hf_glu.publishing.report.page import TEMPLATE
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare
+from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.options import JobOptions, TrainingOptions
 
 GROUPS = "relu*2,gelu:24*1,learnable_swiglu*3"
@@ -176,7 +176,7 @@ def test_active_parameters_are_shown_only_where_there_are_experts(job, tmp_path)
     assert "active" not in [row[0] for row in page.tables["Parameters"]]
     assert "experts.png" not in page.pictures
     result = compare(["dense", "geglu"], [0], replace(job, to=None, output=str(tmp_path / "compare")), OPTIONS)
-    assert "active a token" in printed({**result, "report": None}, tables.comparison)
+    assert "active a token" in printed({**result, "report": None}, comparing.classifiers)
     page = report(tmp_path / "compare")
     dense, experts = result["variants"]
     assert page.row("Variants by accuracy", "geglu")["active a token"] == f"{experts['active_parameters']:,}"

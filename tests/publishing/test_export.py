@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import product
 
 import pytest
@@ -17,7 +18,7 @@ from hf_glu import cli
 from hf_glu.activation.kernels.scan.traced import traced
 from hf_glu.checkpoint.files import EXPORT_FILE
 from hf_glu.checkpoint.loading import load_model
-from hf_glu.errors import CheckpointError, ConversionError, NoSiteError, OptionError
+from hf_glu.errors import CheckpointError, ConversionError, MissingPackageError, NoSiteError, OptionError
 from hf_glu.instruments.probe import run
 from hf_glu.publishing import export as exporting
 from hf_glu.publishing.export import export, folding, graphs
@@ -201,8 +202,8 @@ def test_what_no_graph_is_made_of(saved, tmp_path, monkeypatch):
     source = saved(transformers.MambaForCausalLM(config))
     with pytest.raises(ConversionError, match="state-space model"):
         export(source, tmp_path / "out")
-    monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(OptionError, match=r"onnx needs onnxscript: pip install 'hf_glu\[export\]'"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingPackageError, match=r'onnx needs onnxscript, .*: pip install "hf_glu\[export\]"'):
         export(source, tmp_path / "out")
     monkeypatch.undo()
 

@@ -21,7 +21,8 @@ from pico import FAMILIES, make_native
 from transformers.activations import ACT2FN
 
 import hf_glu
-from hf_glu.activation import OwnedModule, register_activation
+from hf_glu.activation import register_activation
+from hf_glu.activation.module import GatedActivation, OwnedModule
 from hf_glu.config.registry import Activation, registry
 from hf_glu.errors import CheckpointError
 from hf_glu.instruments.probe import probe_inputs
@@ -474,7 +475,7 @@ def test_what_needs_no_code_gets_none_and_what_has_foreign_parts_is_refused(tmp_
         registry.remove("my_glu_of_mine")
 
 
-class Mine(hf_glu.activation.GatedActivation):
+class Mine(GatedActivation):
     """An activation that only this process has."""
 
     def __init__(self) -> None:

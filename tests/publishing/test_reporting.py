@@ -33,7 +33,7 @@ def run_page(tmp_path_factory):
 def test_a_runs_numbers_are_in_its_page(run_page):
     row = run_page.row("Metrics on the validation data", "f1")
     assert row == {"metric": "f1", "before training": "50.00%", "after training": "91.00%", "part of": "score"}
-    assert run_page.row("Metrics on the validation data", "loss")["after training"] == "0.43"
+    assert run_page.row("Metrics on the validation data", "loss")["after training"] == "0.4321"
     assert run_page.row("Evaluations while training", "20")["score"] == "71.25%"
     row = run_page.row("Activations by layer", "decoder 1")
     assert (row["open"], row["sparsity"], row["dead"], row["gate std"]) == ("26.00%", "1.23%", "0.00%", "0.750")
@@ -84,7 +84,7 @@ def suite_page(tmp_path_factory):
 def test_a_suite_shows_each_task_and_is_marked_partial(suite_page):
     assert suite_page.row("Tasks", "mrpc")["state"] == "finished"
     assert suite_page.row("Tasks", "mrpc")["score"] == "90.00%"
-    assert suite_page.row("Tasks", "mrpc")["metrics"] == "accuracy 89.00%, f1 91.00%, loss 0.43"
+    assert suite_page.row("Tasks", "mrpc")["metrics"] == "accuracy 89.00%, f1 91.00%, loss 0.4321"
     assert suite_page.row("Tasks", "cola")["score"] == "51.25%"
     assert suite_page.row("Tasks", "rte")["state"] == "unfinished"
     assert suite_page.row("Tasks", "../qnli")["state"] == "missing"
@@ -184,7 +184,7 @@ def test_a_report_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypat
 def test_missing_matplotlib_is_one_clear_error(tmp_path, monkeypatch):
     write_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(HfGluError, match=re.escape("pip install hf_glu[report]")):
+    with pytest.raises(HfGluError, match=re.escape('pip install "hf_glu[report]"')):
         write_report(tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
 

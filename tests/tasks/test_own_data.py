@@ -13,8 +13,9 @@ from taskdata import make_tokenizer, save_base
 from hf_glu.errors import DataError, OptionError
 from hf_glu.tasks import TASKS
 from hf_glu.tasks.answers import from_texts
+from hf_glu.tasks.choices import OwnOptions
+from hf_glu.tasks.columns import TEXTS
 from hf_glu.tasks.loading import load_task, own_task
-from hf_glu.tasks.own import TEXTS
 from hf_glu.tasks.table import Task
 from hf_glu.training.data.features import check_answers
 from hf_glu.training.job import run_job
@@ -115,15 +116,17 @@ def test_no_text_is_left_out_without_being_told(tmp_path):
         {"headline": "h", "text": "t", "date": "2020-01-01", "id": "a7", "stars": 3, "label": n % 2} for n in range(9)
     ]
     path = write(tmp_path, rows, "csv")
-    with pytest.raises(DataError, match=r"'headline' that would be left out.*--texts text,headline"):
+    with pytest.raises(
+        DataError, match=r"'headline' that would be left out.*--text-column text --pair-column headline"
+    ):
         own_task(path)
-    task, splits = own_task(path, texts="headline, text")
+    task, splits = own_task(path, OwnOptions(texts="headline, text"))
     assert task.inputs(splits["train"][0]) == [("h", "t")]
-    assert own_task(path, texts="text")[0].columns == ("text",)
+    assert own_task(path, OwnOptions(texts="text"))[0].columns == ("text",)
     with pytest.raises(DataError, match="no text column 'body', but headline, text"):
-        own_task(path, texts="text,body")
-    with pytest.raises(DataError, match="one column or two"):
-        own_task(path, texts="text,headline,date")
+        own_task(path, OwnOptions(texts="text,body"))
+    with pytest.raises(OptionError, match="one column or two"):
+        own_task(path, OwnOptions(texts="text,headline,date"))
     for row in rows:
         del row["headline"], row["date"]
     assert own_task(write(tmp_path, rows, "csv"))[0].columns == ("text",)  # numbers and ids are no texts

@@ -235,7 +235,7 @@ def test_gradient_checkpointing_and_dropped_masks_change_nothing(folders, corpus
 
 @pytest.mark.parametrize(("objective", "match"), CASES)
 def test_micro_batches_add_up_to_the_whole(objective, match, folders, corpus):
-    """Weighted as in the loop, by the tokens that are predicted; in float64, since Adam hides a lot."""
+    """Their losses are weighted as in the loop, by the tokens that are predicted; in float64, as Adam hides a lot."""
     made = LanguageRun(
         job_of(folders, corpus, objective, match=match, teacher_share=0.5, documents="separate"), OPTIONS
     )
@@ -491,7 +491,7 @@ def _cases(folders, corpus):
         "temperature": ([*model, "--teacher", "x", "--temperature", "0"], "temperature must be more than 0"),
         "match": ([*model, "--teacher", "x", "--match", "ffns"], "match must be one of"),
         "empty": (["--model", folders["mlm"][1], "--data", folders["empty"], "--teacher", "base"], "is empty"),
-        "compiled": ([*model, "--teacher", "base", "--match", "ffn", "--compile"], "leave compile out"),
+        "compiled": ([*model, "--teacher", "base", "--match", "ffn", "--compile"], "can't be compiled or sharded"),
         "from scratch": (
             ["--config", "{}", "--train-tokenizer", "400", *data, "--teacher", "base"],
             "name the teacher",

@@ -27,12 +27,15 @@ from hf_glu.publishing.report import write_report
 from hf_glu.tasks import SUITES, TASKS
 from hf_glu.training import job as job_module
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare, paired_p, read_variant
+from hf_glu.training.comparing.classifiers import compare
+from hf_glu.training.comparing.statistics import paired_p
+from hf_glu.training.comparing.variants import read_variant
 from hf_glu.training.data.prediction import predict
+from hf_glu.training.filling import read_yaml, split_options
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
-from hf_glu.training.options import JobOptions, TrainingOptions, read_yaml, split_options
+from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.results import ComparisonTable, JobReport, RunEntry, SuiteTable
 from hf_glu.training.saving import fresh_predictions
 from hf_glu.training.suite import run_suite
@@ -418,8 +421,9 @@ def test_options(values, error, says):
 
 def test_options_read_what_yaml_writes():
     job, options = split_options(
-        {"lr": "2e-5", "width": 1024, "epochs": 3, "max_steps": None, "compile": False}, JobOptions
-    )
+        {"lr": "2e-5", "width": 1024, "epochs": 3, "max_steps": None, "compile": False},
+        JobOptions, TrainingOptions,
+    )  # fmt: skip
     assert (options.lr, options.epochs, options.max_steps, job.units) == (2e-5, 3.0, None, 1024)
 
 

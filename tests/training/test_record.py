@@ -23,10 +23,13 @@ from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.experts.group import Bank
-from hf_glu.training import comparing, record
+from hf_glu.tasks.choices import OF_OWN_DATA
+from hf_glu.training import record
 from hf_glu.training.baseline import finetune_and_report
-from hf_glu.training.comparing import compare
+from hf_glu.training.comparing import classifiers, shared
+from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.data import models
+from hf_glu.training.data.sources import task_name
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import FREE, make_record
@@ -64,7 +67,7 @@ def instead_of_training(ran):
         ran.append(folder.name)
         results = {"score": float(len(ran)), "metrics": {"accuracy": 0.5}, "main": ["accuracy"], "parameters": 1,
                    "active_parameters": 1, "training": {"seconds": 1.0}}  # fmt: skip
-        write_json(folder / RUN_FILE, run_entry(job, options, made_of or make_record(job, options)))
+        write_json(folder / RUN_FILE, run_entry(job, options, made_of or make_record(job, options), task_name(job)))
         write_json(folder / RESULTS_FILE, results)
         return results
 
@@ -73,7 +76,8 @@ def instead_of_training(ran):
 
 def test_every_option_is_in_a_record_or_free():
     fields = {each.name for kind in (JobOptions, TrainingOptions) for each in dataclasses.fields(kind)}
-    assert fields - FREE == {*OTHER, *OTHER_JOB, "seed", "task", "mixture", "mixture_limit", "texts", "top_k", "random",
+    assert fields - FREE == {*OTHER, *OTHER_JOB, "seed", "task", "mixture", "mixture_limit", *OF_OWN_DATA, "top_k",
+                             "random", "distill_steps", "max_target_length",
                              "lora_rank", "lora_targets"}  # fmt: skip
 
 
@@ -160,13 +164,13 @@ def test_a_suite_is_all_of_its_tasks(job):
 
 @pytest.fixture
 def rte(job, monkeypatch):
-    monkeypatch.setattr(comparing, "convert", partial(hf_glu.convert, distill_steps=2))
+    monkeypatch.setattr(shared, "convert", partial(hf_glu.convert, distill_steps=2))
     return replace(job, to=None, task="rte", calibration=8)
 
 
 def test_a_comparison_takes_what_is_made_of_the_same(rte, monkeypatch):
     ran = []
-    monkeypatch.setattr(comparing, "run_job", instead_of_training(ran))
+    monkeypatch.setattr(classifiers, "run_job", instead_of_training(ran))
     first = compare(["dense", "swiglu:iso"], [0, 1], rte, OPTIONS)
     assert compare(["dense", "swiglu:iso"], [0, 1], rte, OPTIONS) == first
     assert ran == ["dense-seed0", "swiglu-iso-seed0", "dense-seed1", "swiglu-iso-seed1"]
@@ -177,7 +181,7 @@ def test_a_comparison_takes_what_is_made_of_the_same(rte, monkeypatch):
 @pytest.mark.parametrize("key", ["epochs", "lr", "eval_batch_size", "train_size", "layers", "peft", "calibration"])
 def test_a_comparison_refuses_another_option(key, rte, monkeypatch):
     ran = []
-    monkeypatch.setattr(comparing, "run_job", instead_of_training(ran))
+    monkeypatch.setattr(classifiers, "run_job", instead_of_training(ran))
     compare(["dense", "geglu"], [0], rte, OPTIONS)
     changed = {**OTHER, **OTHER_JOB}[key]
     now = replace(rte, **{key: changed}) if key in OTHER_JOB else rte
@@ -193,7 +197,7 @@ def test_a_comparison_refuses_another_option(key, rte, monkeypatch):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_comparison_refuses_other_files(name, rte, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(comparing, "run_job", instead_of_training(ran))
+    monkeypatch.setattr(classifiers, "run_job", instead_of_training(ran))
     compare(["dense"], [0], rte, OPTIONS)
     change_file(tmp_path / name, lambda content: content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=CHANGES[name]):
@@ -202,7 +206,7 @@ def test_a_comparison_refuses_other_files(name, rte, tmp_path, monkeypatch):
 
 
 def test_a_fitted_conversion_is_made_of_the_same_and_untouched(rte, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing, "run_job", instead_of_training([]))
+    monkeypatch.setattr(classifiers, "run_job", instead_of_training([]))
     compare(["swiglu:iso"], [0], rte, OPTIONS)
     shutil.rmtree(tmp_path / "out" / "swiglu-iso-seed0")
     with pytest.raises(CheckpointError, match=r"converted/swiglu-iso has a run with calibration=8, not 9"):

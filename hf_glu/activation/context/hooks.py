@@ -159,7 +159,8 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         return dict(kwargs)
     forward = type(module).forward
     names = _names(forward) if torch.compiler.is_compiling() else _cached_names(forward)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    # no zip: what torch 2.6 compiles of one refuses lists of two lengths
+    return {**{name: args[at] for at, name in enumerate(names[: len(args)])}, **kwargs}
 
 
 def _names(forward: Callable[..., Any]) -> list[str]:
@@ -171,8 +172,8 @@ _cached_names = lru_cache(maxsize=256)(_names)
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """Return the cache among a forward's arguments, that of the decoder's own tokens, or None."""
-    found = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
-    return self_attention(found)
+    found = [inputs[name] for name in CACHES if inputs.get(name) is not None]
+    return self_attention(found[0] if found else None)
 
 
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

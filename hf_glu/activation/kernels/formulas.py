@@ -10,10 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hf_glu.activation.kernels.special import swiglu_oss as swiglu_oss
 from hf_glu.errors import OptionError
-
-OSS_SLOPE = 1.702
-OSS_LIMIT = 7.0
 
 
 def split_gate_up(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,10 +33,3 @@ def gated(x: Tensor, phi: Callable[[Tensor], Tensor], *, contiguous: bool = Fals
         return phi(gate) * up
     copied = torch.is_grad_enabled() and not torch.jit.is_tracing()  # whose graph is for both
     return phi(gate.contiguous()) * (up.contiguous() if copied else up)
-
-
-def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:
-    """Return g' sigmoid(1.702 g') (u' + 1), g' = min(g, 7), u' = clamp(u, -7, 7): the gate of gpt-oss."""
-    gate = gate.clamp(max=OSS_LIMIT)
-    up = up.clamp(min=-OSS_LIMIT, max=OSS_LIMIT)
-    return gate * torch.sigmoid(OSS_SLOPE * gate) * (up + 1)

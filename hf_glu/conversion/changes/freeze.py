@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation, registry
+from hf_glu.activation import registry
 from hf_glu.activation.learnable import LearnableMix, mixes
-from hf_glu.activation.module import innermost
+from hf_glu.activation.module import OwnedActivation, innermost
 from hf_glu.activation.wrapped import WrappedGate
 from hf_glu.config.experts import ExpertOptions, Group, write_groups
 from hf_glu.config.glu import GluConfig

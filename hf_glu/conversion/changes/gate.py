@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_glu.activation import OwnedActivation, registry
-from hf_glu.activation.elementwise import same_function
+from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
+from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.stock import same_function
 from hf_glu.config.glu import GluConfig, check_by_layer, check_width, name_at
 from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, unwrapped
 from hf_glu.conversion.changes.parts import PARTS

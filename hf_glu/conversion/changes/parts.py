@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import build_elementwise, registry
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.module import innermost
 from hf_glu.activation.wrapped import shifts
@@ -100,7 +101,7 @@ class Regate:
         configure(site, acts)
         _start_at(step, old)
         if site.kind == "mixer":
-            own_gate(site.anchor)
+            own_gate(site.anchor, str(site.anchor.activation))
 
     def tensors(self, step: Step) -> list[TensorRule] | None:
         if registry[step.target].flags != {GATED}:

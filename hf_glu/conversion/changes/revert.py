@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import build_elementwise, registry
-from hf_glu.activation.elementwise import same_function
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.module import innermost
+from hf_glu.activation.stock import same_function
 from hf_glu.activation.wrapped import shifts
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import LEARNABLE, core

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_glu.activation import build_elementwise, registry
-from hf_glu.activation.elementwise import name_of, same_function
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise, name_of
 from hf_glu.activation.learnable import LearnableMix, mix_options
 from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.stock import same_function
 from hf_glu.compat.of_models import APPLY_GATE
 from hf_glu.config.experts import ExpertOptions, Group, read_groups
 from hf_glu.config.glu import GluConfig

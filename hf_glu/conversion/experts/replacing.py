@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hf_glu.activation.elementwise import is_elementwise
+from hf_glu.activation.stock import is_elementwise
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.conversion.experts.copying import Source, read_source

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import build_elementwise
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.compat.of_models import HAS_BIAS, IS_TRANSPOSED, is_concatenated
 from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches
 from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE, Fit

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation import registry
-from hf_glu.activation.elementwise import is_elementwise, same_function
 from hf_glu.activation.learnable import mix_options
+from hf_glu.activation.stock import is_elementwise, same_function
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.config.registry import LEARNABLE, unwrapped
 from hf_glu.conversion.experts.copying import Source, fill, read_source, source_after

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import OwnedModule
 from hf_glu.activation.context.passes import current_pass
+from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.experts import tracing

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_glu.activation import OwnedActivation, OwnedModule, build_elementwise, registry
+from hf_glu.activation import registry
 from hf_glu.activation.context.routed import told
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.autodiff import needs_formula
 from hf_glu.activation.kernels.known import is_bare
-from hf_glu.activation.module import is_recomputable
+from hf_glu.activation.module import OwnedActivation, OwnedModule, is_recomputable
 from hf_glu.compat.of_torch import grouped_mm, has_grouped_mm
 from hf_glu.config.experts import ExpertOptions, Group
 from hf_glu.config.glu import GluConfig

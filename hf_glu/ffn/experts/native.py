@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
-from hf_glu.activation.elementwise import elementwise_names
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.stock import elementwise_names, is_elementwise
 from hf_glu.compat.of_models import (
     APPLY_GATE,
     EXPERT_PARALLEL,

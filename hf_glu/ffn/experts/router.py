@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from hf_glu.activation import OwnedModule
 from hf_glu.activation.context import Reader
+from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.errors import TrainingError
 

@@ -19,6 +19,7 @@ from hf_glu.publishing.card.facts import read_facts
 from hf_glu.publishing.card.known import Facts
 from hf_glu.publishing.card.plain import fitting, plain
 from hf_glu.publishing.card.rows import comparison_values, conversion_rows, healing_values, result_values
+from hf_glu.publishing.training import material
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -170,12 +171,13 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
         splits = [split for split in results["examples"] if split != "train"]
         split = places[-1] if places else splits[0]
         name = places[0] if len(places) > 1 else run["task"]
+        called = material(name, run["options"])
         dataset: JsonObject = {**run["datasets"].get(name, {})}
         made.append(
             EvalResult(
                 task_type=task,
-                dataset_type=dataset.get("repository", name),
-                dataset_name=name,
+                dataset_type=dataset.get("repository", called),
+                dataset_name=called,
                 dataset_config=dataset.get("config"),
                 dataset_revision=dataset.get("revision"),
                 dataset_split=split,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
+from hf_glu.checkpoint.carrying import without_paths
 from hf_glu.checkpoint.files import (
     COMPARISON_FILE,
     CONFIG_FILE,
@@ -26,13 +27,14 @@ from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
 from hf_glu.publishing.card.known import (
     BaseFacts,
+    CardHealing,
     ComparisonFacts,
     ConversionFacts,
     Facts,
-    HealingFacts,
     ResultFacts,
     RunFacts,
 )
+from hf_glu.publishing.training import is_language
 from hf_glu.tasks.table import SUITES, TASKS
 
 _OF_CONFIG = ("architectures", "model_type", "transformers_version", "auto_map", "hf_glu", *ACTIVATION_FIELDS)
@@ -48,6 +50,8 @@ _OF_OPTIONS = (
     "mixed_precision",
     "peft",
     "random",
+    "objective",
+    "data",
 )
 _OF_RESULTS = ("main", "metrics", "before", "examples", "reloaded_equal")
 _OF_TRAINING = ("steps", "tokens", "seconds")
@@ -64,7 +68,11 @@ _OF_CONVERSION = (
 )
 _NEEDED = {REPORT_FILE: (), RUN_FILE: ("task", "options"), RESULTS_FILE: ("metrics", "main", "examples", "training")}
 _MEASURED = ("promise", "parameters_before", "parameters_after", "sites")
-_OF_VARIANT = ("name", "mean", "std", "difference", "p_value", "parameters", "active_parameters")
+_OF_VARIANT = (
+    *("name", "mean", "std", "interval", "difference", "difference_interval", "p_value", "p_holm", "lr"),
+    *("tokens_mean", "flops_per_token", "parameters", "active_parameters"),
+)
+_OF_COMPARISON = ("metric", "seeds", "baseline", "objective", "target_loss", "lr_seed")
 
 
 def read_facts(folder: Path) -> Facts:
@@ -151,7 +159,7 @@ def _conversion(report: JsonObject) -> ConversionFacts:
     return cast(ConversionFacts, found)
 
 
-def _healing(results: JsonObject, conversion: JsonObject) -> HealingFacts | None:
+def _healing(results: JsonObject, conversion: JsonObject) -> CardHealing | None:
     """Return what the model was healed by: in its run, else after its conversion."""
     ran = {"before": results.get("before"), "after": results.get("metrics"), "training": results.get("training")}
     healed = conversion.get("healing")
@@ -160,7 +168,7 @@ def _healing(results: JsonObject, conversion: JsonObject) -> HealingFacts | None
         return None
     known = _with(found, _OF_HEALING, "the report of healing")
     training = _chosen(known["training"], _OF_TRAINING)
-    return cast(HealingFacts, {**_chosen(known, _OF_HEALING), "training": training, "in_run": found is not healed})
+    return cast(CardHealing, {**_chosen(known, _OF_HEALING), "training": training, "in_run": found is not healed})
 
 
 def _run(run: JsonObject) -> RunFacts:
@@ -173,7 +181,19 @@ def _run(run: JsonObject) -> RunFacts:
         for name, task in tasks.items()
         if task.dataset
     }
-    return cast(RunFacts, {**_chosen(run, _OF_RUN), "options": _chosen(options, _OF_OPTIONS), "datasets": datasets})
+    if is_language(options):
+        datasets = _text_of_hub(run)
+    found = {**_chosen(run, _OF_RUN), "options": without_paths(_chosen(options, _OF_OPTIONS)), "datasets": datasets}
+    return cast(RunFacts, {**found, "new": True} if is_language(options) and not options.get("model") else found)
+
+
+def _text_of_hub(run: JsonObject) -> JsonObject:
+    """Return the data set of the Hub that a language model was trained on, under its objective; none of local text."""
+    named = run["options"].get("data") or []
+    if len(named) != 1 or run.get("made_of", {}).get("data", {}).get("train") != named:  # of files there are hashes
+        return {}
+    repository, _, config = str(named[0]).partition(":")
+    return {run["task"]: {"repository": repository, "config": config or None, "revision": None}}
 
 
 def _results(results: JsonObject) -> ResultFacts:
@@ -192,5 +212,5 @@ def _comparison(folder: Path, task: str | None) -> ComparisonFacts | None:
     if not mine or index.get("task") != task or seed not in seeds or len(seeds) < 2:
         return None
     variants = [_chosen(row, _OF_VARIANT) for row in rows]
-    known = {**_chosen(index, ("metric", "seeds", "baseline")), "mine": mine, "variants": variants}
+    known = {**_chosen(index, _OF_COMPARISON), "mine": mine, "variants": variants}
     return cast(ComparisonFacts, known)

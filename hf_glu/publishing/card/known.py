@@ -43,18 +43,19 @@ class DatasetFacts(TypedDict):
     """Where a task's data are on the Hub."""
 
     repository: str
-    config: str
+    config: str | None
     revision: str | None
 
 
 class RunFacts(TypedDict):
-    """A run's task, data sets, options, hardware and versions."""
+    """A run's task, data sets, options, hardware and versions; ``new``: its model has no base."""
 
     task: str
     hardware: NotRequired[str]
     versions: NotRequired[dict[str, str]]
     options: JsonObject
     datasets: dict[str, DatasetFacts]
+    new: NotRequired[bool]
 
 
 class ResultFacts(TypedDict):
@@ -68,7 +69,7 @@ class ResultFacts(TypedDict):
     training: JsonObject
 
 
-class HealingFacts(TypedDict):
+class CardHealing(TypedDict):
     """What a model was healed by: metrics before and after, the teacher's own, and the FFNs' relative errors.
 
     ``in_run``: whether its run was that, and not its conversion.
@@ -84,24 +85,38 @@ class HealingFacts(TypedDict):
 
 
 class VariantFacts(TypedDict):
-    """A variant of a comparison."""
+    """A variant of a comparison; intervals are of 95 %."""
 
     name: str
     mean: float
     std: NotRequired[float]
+    interval: NotRequired[list[float]]
     difference: NotRequired[float]
+    difference_interval: NotRequired[list[float]]
     p_value: NotRequired[float]
+    p_holm: NotRequired[float]
+    lr: NotRequired[float]
+    tokens_mean: NotRequired[float]
+    flops_per_token: NotRequired[int]
     parameters: int
     active_parameters: NotRequired[int]
 
 
 class ComparisonFacts(TypedDict):
-    """A comparison of several seeds; ``mine`` is the variant that the model is a run of."""
+    """A comparison of several seeds; ``mine`` is the variant that the model is a run of.
+
+    Keys:
+        objective: of language models, whose losses are compared.
+        target_loss: the one that the variants' tokens are told for.
+    """
 
     metric: str
     seeds: list[int]
     baseline: str
     mine: str
+    objective: NotRequired[str]
+    target_loss: NotRequired[float]
+    lr_seed: NotRequired[int]
     variants: list[VariantFacts]
 
 
@@ -126,7 +141,7 @@ class Facts(TypedDict):
     base: BaseFacts
     carried: Carried
     conversion: ConversionFacts | None
-    healing: HealingFacts | None
+    healing: NotRequired[CardHealing | None]
     run: RunFacts | None
     results: ResultFacts | None
     dense: ResultFacts | None

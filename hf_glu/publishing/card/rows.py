@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hf_glu.checkpoint.jsonio import JsonObject
-from hf_glu.publishing.card.known import ComparisonFacts, Facts
+from hf_glu.publishing.card.known import ComparisonFacts, Facts, VariantFacts
 from hf_glu.publishing.card.plain import cell
+from hf_glu.publishing.training import is_language
 from hf_glu.tasks.metrics.shown import show_metric, show_metrics
 
 
@@ -34,7 +37,7 @@ def conversion_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def healing_values(facts: Facts) -> JsonObject | None:
     """Return the values of the card's section on healing; None: there was none."""
-    healing = facts["healing"]
+    healing = facts.get("healing")
     if healing is None:
         return None
     before, after, own = healing["before"], healing["after"], healing["metrics"]
@@ -78,26 +81,56 @@ def result_values(facts: Facts) -> JsonObject:
         "hardware": run["hardware"],
         "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
         "reloaded": results.get("reloaded_equal"),
+        "training": "training" if is_language(options) else "fine-tuning",
     }
 
 
 def comparison_values(comparison: ComparisonFacts) -> JsonObject:
     """Return the values of the card's section on several seeds."""
-    rows = []
-    for row in comparison["variants"]:
-        name, spread, difference, p = row["name"], row.get("std"), row.get("difference"), row.get("p_value")
-        rows.append(
-            (
-                cell(f"**{name}**" if name == comparison["mine"] else name),
-                f"{row['mean']:.2%}",
-                "-" if spread is None else f"{spread:.2%}",
-                "-" if difference is None else f"{100 * difference:+.2f} points",
-                "-" if p is None else f"{p:.2g}",
-                _parameters(row["parameters"], row.get("active_parameters")),
-            )
+    columns = _OF_LOSSES if "objective" in comparison else _OF_SCORES
+    if "target_loss" in comparison:
+        columns = {**columns, f"tokens to {comparison['target_loss']:.4f}": _tokens}
+    rows = [
+        (
+            cell(f"**{row['name']}**" if row["name"] == comparison["mine"] else row["name"]),
+            *(show(row) for show in columns.values()),
+            _parameters(row["parameters"], row.get("active_parameters")),
         )
-    seeds = comparison["seeds"]
-    return {**comparison, "count": len(seeds), "seeds": ", ".join(map(str, seeds)), "rows": rows}
+        for row in comparison["variants"]
+    ]
+    heads, seeds = ["variant", *columns, "parameters"], comparison["seeds"]
+    return {**comparison, "count": len(seeds), "seeds": ", ".join(map(str, seeds)), "rows": rows, "heads": heads}
+
+
+def _within(value: float | None, interval: list[float] | None, sign: str = "") -> str:
+    """Return a number with half of its interval."""
+    if value is None:
+        return "-"
+    return f"{value:{sign}.4f}" + (f" ± {(interval[1] - interval[0]) / 2:.4f}" if interval else "")
+
+
+def _chance(p: float | None) -> str:
+    return "-" if p is None else f"{p:.2g}"
+
+
+def _tokens(row: VariantFacts) -> str:
+    return f"{row['tokens_mean']:,.0f}" if "tokens_mean" in row else "-"
+
+
+# what a comparison's columns are called, and what they show of a variant
+_OF_SCORES: dict[str, Callable[[VariantFacts], str]] = {
+    "mean": lambda row: f"{row['mean']:.2%}",
+    "standard deviation": lambda row: f"{row['std']:.2%}" if "std" in row else "-",
+    "difference": lambda row: f"{100 * row['difference']:+.2f} points" if "difference" in row else "-",
+    "p": lambda row: _chance(row.get("p_value")),
+}
+_OF_LOSSES: dict[str, Callable[[VariantFacts], str]] = {
+    "loss (95 %)": lambda row: _within(row["mean"], row.get("interval")),
+    "difference (95 %)": lambda row: _within(row.get("difference"), row.get("difference_interval"), "+"),
+    "p (Holm)": lambda row: _chance(row.get("p_holm")),
+    "learning rate": lambda row: f"{row['lr']:g}" if "lr" in row else "-",
+    "FFN FLOPs a token": lambda row: f"{row['flops_per_token']:,}" if "flops_per_token" in row else "-",
+}
 
 
 def _parameters(count: int, active: int | None, when: str = "") -> str:

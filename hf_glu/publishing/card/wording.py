@@ -14,6 +14,7 @@ from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING
 from hf_glu.ffn.config_fields import plain_name
 from hf_glu.ffn.families import ACTIVATION_FIELDS
 from hf_glu.publishing.card.known import BaseFacts, Facts
+from hf_glu.publishing.training import is_language, trained_on
 
 
 def options_of(facts: Facts) -> GluConfig:
@@ -77,18 +78,20 @@ def summary(facts: Facts) -> str:
         clause = f", whose {_conversion(facts)}"
     else:
         clause = f", whose {_structure(facts)}" if needs_plugin(facts) else ""
-    if trained or facts["healing"]:
-        return f"{what}{clause}{' and which was then' if clause else ','} {_training(facts)}."
+    if trained or facts.get("healing"):
+        then = " and which was then" if clause and not (trained and trained.get("new")) else ","
+        return f"{what}{clause}{then} {_training(facts)}."
     return f"{what}{clause}. It was not trained afterwards." if facts["conversion"] else f"{what}{clause}."
 
 
 def _training(facts: Facts) -> str:
     """Return what was done after the conversion."""
-    run, healing = facts["run"], facts["healing"]
+    run, healing = facts["run"], facts.get("healing")
     healed = f"healed by `{healing['teacher']}` on unlabelled text" if healing else ""
     if run is None or (healing and healing["in_run"]):
         return healed
-    return f"{healed}, and fine-tuned on {run['task']}" if healed else f"fine-tuned on {run['task']}"
+    done = trained_on(run["task"], run["options"], new=run.get("new", False))
+    return f"{healed}, and {done}" if healed else done
 
 
 def _link(base: BaseFacts) -> str:
@@ -181,22 +184,25 @@ def limits(facts: Facts) -> list[str]:
     options = run["options"] if run else {}
     promise, random = conversion.get("promise"), options.get("random")
     exact, known = promise in (EXACT, ROUNDING), "max_abs_difference" in conversion
+    language = is_language(options)
+    unit, length = "hundredths of a nat" if language else "tenths of a point", options.get("max_length")
     cases = {
         "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact
         and not run
-        and not facts["healing"],
+        and not facts.get("healing"),
         "The conversion is approximate: before any training the outputs are not the base model's.": promise
         == APPROXIMATE
         and not random,
-        "The converted feed-forward networks began at random: what had been learned there is lost.": random,
+        "The converted feed-forward networks began at random: what had been learned there is lost.": random
+        and conversion,
         "Exactness holds in float32, outside of autocast.": exact and not random,
         "What the conversion changed in the outputs was not measured.": promise and not known and not random,
         "All experts are in memory, however few a token uses.": options_of(facts).expert_options is not None,
-        "One run, one seed and one data set: a difference of a few tenths of a point is noise.": run
-        and not facts["comparison"],
+        f"One run, one seed and one data set: a difference of a few {unit} is noise.": run and not facts["comparison"],
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
-        f"Longer texts than {options.get('max_length')} tokens were cut in training.": options.get("max_length"),
-        "No results are beside it: nothing is known of its quality.": not run and not facts["healing"],
+        f"Longer texts than {length} tokens were cut in training.": length and not language,
+        f"It was trained on blocks of {length} tokens.": length and language,
+        "No results are beside it: nothing is known of its quality.": not run and not facts.get("healing"),
         "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"],
     }
     return [text for text, holds in cases.items() if holds]

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu import plugin
-from hf_glu.activation import OwnedActivation, build_elementwise, is_elementwise, registry
+from hf_glu.activation import registry
+from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.learnable import mixes
-from hf_glu.activation.module import innermost
+from hf_glu.activation.module import OwnedActivation, innermost
+from hf_glu.activation.stock import is_elementwise
 from hf_glu.activation.wrapped import shifts
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.config.registry import core

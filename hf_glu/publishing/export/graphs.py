@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from hf_glu.activation.kernels.scan.traced import LONGEST, at_most
 from hf_glu.checkpoint.config_file import first_line
 from hf_glu.compat.of_others import EXPORT_BACKENDS, EXPORTED, EXPORTER_CLASS, trusted
 from hf_glu.compat.of_torch import IS_EXPORTING
+from hf_glu.config.extras import need
 from hf_glu.config.traits import longest_text
 from hf_glu.conversion.checks import check_convertible
-from hf_glu.errors import ConversionError, OptionError
+from hf_glu.errors import ConversionError
 from hf_glu.ffn.sites import find_mixers
 from hf_glu.instruments.probe import evaluating
 from hf_glu.publishing.export.samples import no_cache, on_samples, sample
@@ -54,16 +54,15 @@ RUNTIMES = {
 
 
 def check_packages(kind: str) -> None:
-    """Raise OptionError where a kind of graph needs a package that isn't installed.
+    """Check that there is what a kind of graph needs.
 
     Raises:
+        MissingPackageError: a package isn't installed.
         IncompatibleTransformersError: Transformers or torch is too old for graphs.
     """
     for name in (EXPORT_BACKENDS, EXPORTER_CLASS, EXPORTED, IS_EXPORTING):
         name.find()
-    missing = [name for name in RUNTIMES[kind].packages if find_spec(name) is None]
-    if missing:
-        raise OptionError(f"{kind} needs {', '.join(missing)}: pip install 'hf_glu[export]'")
+    need(*RUNTIMES[kind].packages, what=f"export as {kind}")
 
 
 def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
@@ -76,7 +75,8 @@ def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
         options: of Transformers' export config, such as a quantizer.
 
     Raises:
-        OptionError: a package isn't installed, or the model takes no token ids.
+        MissingPackageError: a package isn't installed.
+        OptionError: the model takes no token ids.
         ConversionError: the model can't be traced.
     """
     check_convertible(model)

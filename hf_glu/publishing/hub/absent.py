@@ -42,7 +42,7 @@ class Registry:
         return self.readings.get(name)
 
     def is_stock(self, name: str) -> bool:
-        return name not in self.entries and name in self.stock()
+        return name not in self.entries and name in dict.keys(transformers.activations.ACT2FN)
 
     def unknown(self, name: object, kind: str = "") -> UnknownNameError:
         return UnknownNameError(f"unknown {kind}activation {shown(name)}; {nearest(name, self.entries)}")
@@ -61,16 +61,20 @@ class Kind:
     check: Any = allow
     parts: Any = no_parts'''
 _NEAREST = """\
-def nearest(name: object, valid: Iterable[str], *, limit: int = 3) -> str:
+def nearest(name: object, valid: Iterable[str], *, limit: int = 3, among: Any = None) -> str:
     close = get_close_matches(str(name)[:LONGEST], names := sorted(valid), limit)
     return f"did you mean {close[0]!r}?" if close else "valid: " + ", ".join(names)"""
 ALWAYS: Stubs = {
     (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES,
+    ("hf_glu.activation.stock", "elementwise_names"): """\
+def elementwise_names() -> list[str]:
+    return [*dict.keys(transformers.activations.ACT2FN)]""",
     (_KINDS, "Kind"): _KIND,
     (_KINDS, "Activation.to_dict"): "",
     (_KINDS, "Activation.__post_init__"): "",
     (_SITES, "Sites"): "Sites = list",
     (_SITES, "Site.__repr__"): "",
+    (_SITES, "need_model"): "",
     ("hf_glu.errors", "nearest"): _NEAREST,
     ("hf_glu.compat.of_torch", "grouped_mm"): """\
 def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
@@ -129,8 +133,8 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     ("hf_glu.config.experts", "check_size"): "",
     ("hf_glu.config.state", "StateOptions.__post_init__"): "",
     ("hf_glu.config.context", "ContextOptions.__post_init__"): "",
-    ("hf_glu.activation.canon", "CanonOptions.__post_init__"): "",
-    ("hf_glu.activation.smear", "SmearOptions.__post_init__"): "",
+    ("hf_glu.config.canon", "CanonOptions.__post_init__"): "",
+    ("hf_glu.config.smear", "SmearOptions.__post_init__"): "",
     ("hf_glu.config.section", "Entry.to_dict"): "",
     ("hf_glu.config.experts", "ExpertOptions.to_dict"): "",
 }

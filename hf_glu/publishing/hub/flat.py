@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_glu
-from hf_glu.activation import OwnedModule
+from hf_glu.activation.module import OwnedModule
 from hf_glu.checkpoint.loading import load_skeleton
 from hf_glu.errors import CheckpointError
 from hf_glu.inplace import InPlace

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from hf_glu.activation.context import Reader
-from hf_glu.activation.kinds import KINDS
+from hf_glu.activation.kinds import FAMILIES
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.kinds import allow, no_parts
 from hf_glu.ffn.config_fields import configs_of
@@ -26,13 +26,13 @@ def program_for(model: Any, stock: Stock) -> str:
     """Return what the code of a model, and of other stock classes for its config, needs of the package, as source."""
     layouts = stock.layouts
     parts = list(model.modules())
-    every = {kind.__name__ for kind in KINDS}
+    every = {family.home for family in FAMILIES}
     configs = list(configs_of(model.config))
     options = [GluConfig.of(config) for config in configs]
     kinds = {base.__module__ for part in parts for base in type(part).__mro__} & every
     entries = Entries(model.config, options, readings=bool(kinds))
     sections = entries.sections.values()
-    kinds |= {module.__name__ for module in KINDS if getattr(module, "KIND", None) in sections}
+    kinds |= {family.home for family in FAMILIES if family.kind in sections}
     experts, banks = bool(find_experts(model)), any(isinstance(part, MixedBank) for part in parts)
     mixers = any(isinstance(part, GatedMixer) for part in parts)
     there = (
@@ -54,9 +54,7 @@ def program_for(model: Any, stock: Stock) -> str:
     for is_there, more in there:
         stubs |= {} if is_there else more
     layout_kinds = {row.kind for row in layouts} | ({"mixer"} if mixers else set()) | ({"experts"} if banks else set())
-    program = Program(
-        stubs, absent.OFF | conditions_of(layouts, layout_kinds), every - kinds, every | {"hf_glu.errors"}
-    )
+    program = Program(stubs, absent.OFF | conditions_of(layouts, layout_kinds), every - kinds, {"hf_glu.errors"})
     program.need([ROOT, *entries.needed])
     source = program.write()
     return f"{source}\n{entries.source(program.names)}"

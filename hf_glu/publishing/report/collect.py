@@ -17,6 +17,7 @@ from hf_glu.checkpoint.files import COMPARISON_FILE, LOG_FILE, RESULTS_FILE, RUN
 from hf_glu.checkpoint.jsonio import read_lines, read_object
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import CheckpointError, DataError
+from hf_glu.publishing.training import is_language, material
 
 Data: TypeAlias = dict[str, object]  # of a file that anybody may have written: looked at by the functions below
 
@@ -27,7 +28,9 @@ _OF_RUN = (RUN_FILE, LOG_FILE, RESULTS_FILE)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of one task, as far as it was written.
+    """A run of one task or text, as far as it was written.
+
+    The score of a language model is its loss, negative: here it is the loss again.
 
     Attributes:
         name: of its folder.
@@ -56,6 +59,21 @@ class Run:
         return str((self.results or {}).get("task") or self.about.get("task") or self.name)
 
     @property
+    def options(self) -> Data:
+        """The options."""
+        return mapping(self.about.get("options"))
+
+    @property
+    def language(self) -> bool:
+        """Whether a language model was trained."""
+        return is_language(self.options)
+
+    @property
+    def material(self) -> str:
+        """The name of what was trained on: the task, or the text."""
+        return material(self.task, self.options)
+
+    @property
     def outcome(self) -> Data:
         """The results, empty as long as there are none."""
         return self.results or {}
@@ -68,7 +86,7 @@ class Run:
     @property
     def main(self) -> list[str]:
         """Names of the metrics whose mean is the score."""
-        names = self.outcome.get("main")
+        names = self.outcome.get("main", ["loss"] if self.language else None)
         return [str(name) for name in names] if isinstance(names, list) else []
 
     @property
@@ -150,15 +168,26 @@ def _is_run(folder: Path) -> bool:
 
 
 def _read_run(folder: Path, results: Data | None = None) -> Run:
-    about, log, final = (folder / name for name in _OF_RUN)
+    entry, log, final = (folder / name for name in _OF_RUN)
+    about = without_paths(read_object(entry)) if entry.is_file() else {}
     lines = without_paths(read_lines(log)) if log.is_file() else []
+    evaluations = [line for line in lines if "evaluation" in line or "score" in line]
+    results = without_paths(read_object(final)) if final.is_file() else results
+    if is_language(mapping(about.get("options"))):
+        evaluations, results = [_with_loss(line) for line in evaluations], _with_loss(results) if results else results
     return Run(
         name=folder.absolute().name,
-        about=without_paths(read_object(about)) if about.is_file() else {},
+        about=about,
         steps=[line for line in lines if number(line.get("loss")) is not None],
-        evaluations=[line for line in lines if "evaluation" in line or "score" in line],
-        results=without_paths(read_object(final)) if final.is_file() else results,
+        evaluations=evaluations,
+        results=results,
     )
+
+
+def _with_loss(data: Data) -> Data:
+    """Return the data of a language model with the loss in the place of the score."""
+    score = number(data.get("score"))
+    return data if score is None else {**data, "score": -score}
 
 
 def _runs_below(folder: Path, index: Data) -> dict[str, Run]:

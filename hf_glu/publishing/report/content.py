@@ -12,20 +12,16 @@ from hf_glu.publishing.report.collect import (
     Collected,
     Data,
     Run,
-    items,
     mapping,
     number,
-    numbers,
 )
-from hf_glu.publishing.report.drawing import Drawing
+from hf_glu.publishing.report.compared import comparison_page
 from hf_glu.publishing.report.formats import (
     change,
     count,
     duration,
     formatted,
-    is_fraction,
     metric,
-    p_value,
     short,
     text,
 )
@@ -33,7 +29,7 @@ from hf_glu.publishing.report.sections import (
     KeyFigure,
     Page,
     Section,
-    by_layer,
+    each_run,
     kept,
     score_before,
     section,
@@ -41,20 +37,21 @@ from hf_glu.publishing.report.sections import (
     setup,
 )
 from hf_glu.publishing.report.table import mark
+from hf_glu.publishing.training import OBJECTIVES
 
 _SHOWN = ("seed", "epochs", "batch_size", "lr")  # options in the header
 
 
 def make_page(collected: Collected) -> Page:
     """Compose the report of what was collected."""
-    return {RUN: _run, SUITE: _suite, COMPARISON: _comparison}[collected.kind](collected)
+    return {RUN: _run, SUITE: _suite, COMPARISON: comparison_page}[collected.kind](collected)
 
 
 def _run(collected: Collected) -> Page:
     (run,) = collected.runs.values()
     return Page(
-        kind="Fine-tuning run",
-        title=f"{run.about.get('model') or run.name} on {run.task}",
+        kind="Language model" if run.language else "Fine-tuning run",
+        title=f"{run.about.get('model') or run.name} on {run.material}",
         facts=_facts(run),
         state=mark(run.state),
         key_figures=[*_score(run), *_costs(run)],
@@ -81,7 +78,7 @@ def _suite(collected: Collected) -> Page:
         sections=kept(
             [
                 section("Tasks", drawn, [tables.tasks(collected)]),
-                _each("Each task", list(runs.items())),
+                Section(title="Each task", parts=each_run(list(runs.items()))),
                 setup(first),
             ]
         ),
@@ -100,65 +97,12 @@ def _suite_figures(index: Data, runs: dict[str, Run], partial: bool) -> list[Key
     return [*_known(found), *(_costs(done[0])[:1] if done else [])]
 
 
-def _comparison(collected: Collected) -> Page:
-    index, runs = collected.index, collected.runs
-    label, baseline = str(index.get("metric") or "score"), str(index.get("baseline") or "")
-    variants, seeds = items(index.get("variants")), numbers(index.get("seeds"))
-    names = [str(variant.get("name")) for variant in variants]
-    places = {name: name.replace(":", "-") for name in names}  # swiglu:iso is in the folders swiglu-iso-seed0, ...
-    by_name = {
-        name: [runs[key] for seed in seeds if (key := f"{place}-seed{seed}") in runs] for name, place in places.items()
-    }
-    firsts = [(name, found[0]) for name, found in by_name.items() if found]
-    unfinished = any(run.state != "finished" for run in runs.values())
-    facts = [f"{len(variants)} variants", f"{len(seeds)} seeds each"]
-    return Page(
-        kind="Comparison",
-        title=f"{index.get('model') or 'A model'} on {index.get('task') or 'a task'}",
-        facts=[*facts, f"baseline {baseline}"] if baseline else facts,
-        state=mark("unfinished" if unfinished else "finished"),
-        key_figures=[_variant(variant, label, baseline) for variant in variants],
-        sections=kept(
-            [
-                section(
-                    "Variants",
-                    [plots.comparison("comparison", variants, label, baseline), *_overlays(by_name)],
-                    [tables.variants(index)],
-                ),
-                _each("First seed of each variant", firsts),
-                setup(firsts[0][1] if firsts else None),
-            ]
-        ),
-    )
-
-
-def _overlays(runs: dict[str, list[Run]]) -> list[Drawing | None]:
-    """Draw the curves of each variant's seeds, and how open the gates of its first seed are."""
-    scores = {name: [curves.points(run.evaluations, "step", "score") for run in found] for name, found in runs.items()}
-    losses = {
-        name: [curves.smoothed(curves.points(run.steps, "step", "loss")) for run in found]
-        for name, found in runs.items()
-    }
-    firsts = {name: by_layer(found[0].activations, "open") for name, found in runs.items() if found}
-    gates = {name: curve for name, curve in firsts.items() if curve}
-    step, each = "training step", "Bold: mean of the seeds"
-    return [
-        curves.overlay("progress", "Scores while training", scores, x=step, y="score", note=f"{each}."),
-        curves.overlay("loss", "Training loss", losses, x=step, y="loss", note=f"{each}; moving averages."),
-        plots.layer_shares("open", "Open gates", gates, note="Share of pre-activations above 0, first seed."),
-    ]
-
-
-def _each(title: str, runs: Sequence[tuple[str, Run]]) -> Section:
-    """Return the sections on each run, folded."""
-    made = [Section(title=name, parts=sections_of(run, name), folded=True, state=mark(run.state)) for name, run in runs]
-    return Section(title=title, parts=kept(made))
-
-
 def _facts(run: Run | None, activation: object = None) -> list[str]:
     about = run.about if run else {}
     name, options = activation or about.get("activation"), mapping(about.get("options"))
     facts = [f"activation {text(name)}" if name else "activation as pretrained"]
+    if run and run.language:
+        facts.insert(0, OBJECTIVES.get(run.task, run.task))
     facts += [f"{key.replace('_', ' ')} {text(options[key])}" for key in _SHOWN if key in options]
     return [*facts, *([str(about["hardware"])] if about.get("hardware") else [])]
 
@@ -171,7 +115,14 @@ def _score(run: Run) -> list[KeyFigure]:
     before = score_before(run)
     note = "" if before is None else f"{metric(name, before)} before training"
     title = "score" if len(run.main) != 1 else run.main[0].replace("_", " ")
+    if run.language:
+        note = ", ".join(filter(None, [note, _perplexity(run)]))
     return _known([(title, metric(name, run.outcome.get("score"), [before]), note)])
+
+
+def _perplexity(run: Run) -> str:
+    value = metric("perplexity", mapping(run.outcome.get("metrics")).get("perplexity"))
+    return _with("perplexity", value)
 
 
 def _costs(run: Run) -> list[KeyFigure]:
@@ -191,18 +142,6 @@ def _costs(run: Run) -> list[KeyFigure]:
             ("training loss", formatted(run.training.get("loss"), ".4f"), "at the end"),
         ]
     )
-
-
-def _variant(variant: Data, label: str, baseline: str) -> KeyFigure:
-    """Return a variant's mean and what it differs by from the baseline."""
-    name, scores = str(variant.get("name")), [variant.get("mean"), *numbers(variant.get("scores"))]
-    difference, p = number(variant.get("difference")), p_value(variant.get("p_value"))
-    if name == baseline or difference is None:
-        note = "baseline" if name == baseline else ""
-    else:
-        note = f"{100 * difference:+.2f} points" if is_fraction(label, scores) else f"{difference:+.2f}"
-        note += f", p\u00a0{p}" if p else ""
-    return KeyFigure(name, metric(label, variant.get("mean"), scores) or "-", note)
 
 
 def _with(*words: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hf_glu.publishing.report.collect import Data, number
 from hf_glu.publishing.report.drawing import MARKERS, MUTED, SERIES, Drawing, cut, draw, label_ends, name_axes
-from hf_glu.publishing.report.formats import scale
+from hf_glu.publishing.report.formats import is_number, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,13 +55,15 @@ def loss_curve(name: str, curve: Points) -> Drawing | None:
     return draw(name, "Training loss", paint, alt=alt, note="Thin: as logged. Bold: moving average.")
 
 
-def score_curve(name: str, curve: Points, label: str, before: float | None = None) -> Drawing | None:
+def score_curve(
+    name: str, curve: Points, label: str, before: float | None = None, *, title: str = "Score on the validation data"
+) -> Drawing | None:
     """Draw a run's score at each evaluation, with the score before training."""
     if not curve:
         return None
     values = [y for _, y in curve]
     factor, unit, form = scale(label, [*values, before])
-    best = max(values)
+    best = min(values) if is_number(label) else max(values)
 
     def paint(axes: Axes) -> None:
         drawn = [(x, y * factor) for x, y in curve]
@@ -75,7 +77,7 @@ def score_curve(name: str, curve: Points, label: str, before: float | None = Non
 
     alt = f"Line: {label} at {len(curve)} evaluations, from {form(values[0])} to {form(values[-1])}, best {form(best)}"
     note = "" if before is None else "Dashed: before training."
-    return draw(name, "Score on the validation data", paint, alt=alt, note=note)
+    return draw(name, title, paint, alt=alt, note=note)
 
 
 def overlay(
@@ -88,10 +90,12 @@ def overlay(
     note: str = "",
     zero: bool = False,
     plain: str = "",
+    level: float | None = None,
 ) -> Drawing | None:
     """Draw named curves; of those that share a name, the mean is bold and each one a thin line.
 
-    ``zero``: the axis of y starts there. ``plain``: the format of y, where that is no metric.
+    ``zero``: the axis of y starts there. ``plain``: the format of y, where that is no metric. ``level``: of a dashed
+    line.
     """
     series = {key: kept for key, curves in series.items() if (kept := [curve for curve in curves if curve])}
     means = {key: averaged(curves) for key, curves in series.items()}
@@ -110,6 +114,8 @@ def overlay(
             shown = marker if len(mean) <= _MARKED else None
             axes.plot(*_thin(mean, factor), color=colour, lw=2, marker=shown)
             ends.append((mean[-1][0], mean[-1][1] * factor, cut(key), colour))
+        if level is not None:
+            axes.axhline(level * factor, color=MUTED, lw=1.2, ls=(0, (4, 3)))
         if zero:
             axes.set_ylim(0, max(0.0 if plain else 1.0, axes.get_ylim()[1]))
         label_ends(axes, ends)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.errors import HfGluError
+from hf_glu.config.extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,11 +83,8 @@ class Drawing:
 
 
 def require_matplotlib() -> None:
-    """Raise HfGluError where matplotlib isn't installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise HfGluError("a report's figures need matplotlib: pip install hf_glu[report]") from error
+    """Raise MissingPackageError where matplotlib isn't installed."""
+    need("matplotlib", what="a figure")
 
 
 def draw(
@@ -103,7 +100,7 @@ def draw(
     """Draw a figure of one axes by ``paint``; one larger than a screen scrolls in a box of its own.
 
     Raises:
-        HfGluError: matplotlib isn't installed.
+        MissingPackageError: matplotlib isn't installed.
     """
     return _draw(name, title, lambda figure: paint(figure.add_subplot()), alt, note, height, width)
 
@@ -114,7 +111,7 @@ def draw_panels(
     """Draw small figures with the same axes side by side, each with its own title.
 
     Raises:
-        HfGluError: matplotlib isn't installed.
+        MissingPackageError: matplotlib isn't installed.
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)

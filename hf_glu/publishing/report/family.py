@@ -50,21 +50,31 @@ def write_family(make: Callable[[], Sequence[Sequence[Panel]]], path: Path) -> P
 
     Raises:
         OptionError: another suffix, or the file can't be written.
-        HfGluError: matplotlib isn't installed.
+        MissingPackageError: matplotlib isn't installed.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    target = check_plot(path)
+    content = _draw(make(), target.suffix[1:].lower())
+    try:
+        return write_file(target, content)
+    except CheckpointError as error:
+        raise OptionError(str(error)) from error
+
+
+def check_plot(path: Path) -> Path:
+    """Return where a plot goes, before anything is drawn.
+
+    Raises:
+        OptionError, CheckpointError: another suffix, or the file can't be written.
+        MissingPackageError: matplotlib isn't installed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
         raise OptionError(f"a plot is written to a file with the suffix {', '.join(SUFFIXES)}, got {str(path)!r}")
     require_matplotlib()
     target = user_path(path)
     if not target.parent.is_dir():
         raise OptionError(f"{path} can't be written: there is no folder {target.parent}")
     check_file(target)
-    content = _draw(make(), suffix[1:])
-    try:
-        return write_file(target, content)
-    except CheckpointError as error:
-        raise OptionError(str(error)) from error
+    return target
 
 
 def _draw(groups: Sequence[Sequence[Panel]], form: str) -> bytes:

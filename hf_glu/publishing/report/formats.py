@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 
-from hf_glu.publishing.report.collect import number
+from hf_glu.publishing.report.collect import number, numbers
+from hf_glu.tasks.metrics.shown import NUMBERS, show_metric
 
-# parts of the names of metrics that are no fractions of 1
-_NO_FRACTIONS = {"loss", "perplexity", "bits", "mse", "rmse", "mae", "nll"}
+# parts of the names of metrics that are no fractions of 1, beside those that are numbers on cards, too
+_NO_FRACTIONS = {"loss", "perplexity", "mse", "rmse", "mae", "nll"}
 _UNITS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
 def is_fraction(name: str, values: Iterable[object]) -> bool:
     """Return whether a metric's values are fractions of 1, so that they are shown as percentages."""
     known = [value for value in map(number, values) if value is not None]
-    return all(abs(value) <= 1 for value in known) and not _NO_FRACTIONS & set(
-        name.lower().replace("-", "_").split("_")
-    )
+    parts = set(name.lower().replace("-", "_").split("_"))
+    return all(abs(value) <= 1 for value in known) and not is_number(name) and not _NO_FRACTIONS & parts
+
+
+def is_number(name: str) -> bool:
+    """Return whether a metric is no share, whatever its value: a loss, a perplexity."""
+    return name.rpartition("/")[2] in NUMBERS
 
 
 def percent(value: object) -> str | None:
@@ -26,8 +31,14 @@ def percent(value: object) -> str | None:
 
 
 def metric(name: str, value: object, among: Iterable[object] = ()) -> str | None:
-    """Format a metric's value: as a percentage if it, and all values ``among`` which it stands, are fractions."""
-    return percent(value) if is_fraction(name, [value, *among]) else formatted(value, ",.2f")
+    """Format a metric's value: as a percentage if it, and all values ``among`` which it stands, are fractions.
+
+    What is a number is one with four digits, as on a card.
+    """
+    if is_fraction(name, [value, *among]):
+        return percent(value)
+    known = number(value)
+    return show_metric(name, known) if known is not None and is_number(name) else formatted(value, ",.2f")
 
 
 def formatted(value: object, form: str) -> str | None:
@@ -70,6 +81,12 @@ def p_value(value: object) -> str | None:
     """Format a p-value: ``0.013``, or ``<0.001``."""
     known = number(value)
     return None if known is None else "<0.001" if known < 0.001 else f"{known:.3f}"
+
+
+def half_width(interval: object, factor: float, form: str) -> str | None:
+    """Format an interval around a mean as ``± half of it``; None if it is none."""
+    ends = numbers(interval)
+    return f"± {format((ends[1] - ends[0]) / 2 * factor, form)}" if len(ends) == 2 else None
 
 
 def text(value: object) -> str | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from hf_glu.checkpoint.files import FIGURES_FOLDER, PAGE_FILE
 from hf_glu.checkpoint.writing import user_path, whole_file, writing
-from hf_glu.errors import HfGluError
+from hf_glu.config.extras import need
 from hf_glu.publishing.report.collect import collect
 from hf_glu.publishing.report.content import make_page
-from hf_glu.publishing.report.drawing import SERIES, require_matplotlib
+from hf_glu.publishing.report.drawing import SERIES
 from hf_glu.publishing.report.sections import Page
 
 TEMPLATE = files("hf_glu.publishing.report") / PAGE_FILE
@@ -29,9 +29,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is no such folder, or it can't be read or written.
         DataError: nothing in it is to be reported, or a file in it is broken; the message names file and line.
-        HfGluError: matplotlib isn't installed.
+        MissingPackageError: matplotlib or Jinja2 isn't installed.
     """
-    require_matplotlib()
+    need("jinja2", "matplotlib", what="a report")
     page = make_page(collect(folder))
     root = user_path(folder)
     with writing(f"the report of {folder}"):
@@ -46,7 +46,7 @@ def write_page(page: Page, path: str | os.PathLike[str], *, command: str) -> Pat
 
     Raises:
         CheckpointError: it can't be written.
-        HfGluError: Jinja2 isn't installed.
+        MissingPackageError: Jinja2 isn't installed.
     """
     html = re.sub("<footer>.*?</footer>", f"<footer>Written by <code>hf-glu {command}</code>.</footer>", render(page))
     return write_file(user_path(path), html.encode("utf-8", "backslashreplace"))
@@ -56,12 +56,11 @@ def render(page: Page) -> str:
     """Render a report as HTML; all that comes from data is escaped.
 
     Raises:
-        HfGluError: Jinja2 isn't installed.
+        MissingPackageError: Jinja2 isn't installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise HfGluError("a report needs Jinja2: pip install hf_glu[report]") from error
+    need("jinja2", what="a report")
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(page=page, series=SERIES)

@@ -63,7 +63,10 @@ def task_scores(name: str, scores: Mapping[str, float | None]) -> Drawing | None
 
 
 def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | None) -> Drawing | None:
-    """Draw the variants' means with error bars of one standard deviation, and single seeds as dots."""
+    """Draw the variants' means with error bars, and single seeds as dots.
+
+    The bars are 95 % intervals where all variants have one, else one standard deviation.
+    """
     variants = [variant for variant in variants if number(variant.get("mean")) is not None]
     if not variants:
         return None
@@ -71,6 +74,11 @@ def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | 
     values = [value for variant, scores in zip(variants, seeds, strict=True) for value in [_mean(variant), *scores]]
     factor, unit, form = scale(label, values)
     names = [str(variant.get("name")) for variant in variants]
+    intervals = [numbers(variant.get("interval")) for variant in variants]
+    spreads = [number(variant.get("std")) or 0.0 for variant in variants]
+    bars = "one standard deviation"
+    if all(intervals):
+        bars, spreads = "its 95 % interval", [(high - low) / 2 for low, high in intervals]
 
     def paint(axes: Axes) -> None:
         for row, variant in enumerate(variants):
@@ -80,8 +88,7 @@ def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | 
                 axes.axvline(mean, color=MUTED, lw=1.2, ls=(0, (4, 3)), zorder=1)
             scores = [score * factor for score in seeds[row]]
             axes.plot(scores, [row + 0.2] * len(scores), "o", ms=5, mfc="none", mec=colour, mew=1.2, alpha=0.8)
-            deviation = (number(variant.get("std")) or 0.0) * factor
-            axes.errorbar(mean, row, xerr=deviation, fmt="o", color=colour, ms=9, capsize=4, lw=2)
+            axes.errorbar(mean, row, xerr=spreads[row] * factor, fmt="o", color=colour, ms=9, capsize=4, lw=2)
             axes.annotate(
                 form(_mean(variant)),
                 (mean, row),
@@ -104,7 +111,7 @@ def comparison(name: str, variants: Sequence[Data], label: str, baseline: str | 
         "Mean and single seeds",
         paint,
         alt=f"Dots with error bars: {label} of {shown}",
-        note="Filled: mean, with one standard deviation. Rings: single seeds. Dashed: the baseline.",
+        note=f"Filled: mean, with {bars}. Rings: single seeds. Dashed: the baseline.",
         height=80 + 46 * len(names),
     )
 

@@ -11,7 +11,7 @@ from hf_glu.publishing.report import adaptive, adaptive_tables, curves, experts,
 from hf_glu.publishing.report.adaptive_rows import by_place
 from hf_glu.publishing.report.collect import Data, Run, mapping, number
 from hf_glu.publishing.report.drawing import Drawing
-from hf_glu.publishing.report.table import Mark, Table
+from hf_glu.publishing.report.table import Mark, Table, mark
 
 _ADAPTIVE = "Activations that were trained"
 _OPEN = 4  # more kinds of activations than this are folded
@@ -97,6 +97,12 @@ def kept(made: Sequence[Section]) -> list[Section]:
     return [each for each in made if each.figures or each.tables or each.parts]
 
 
+def each_run(runs: Sequence[tuple[str, Run]]) -> list[Section]:
+    """Return the sections on each run, folded."""
+    made = [Section(title=name, parts=sections_of(run, name), folded=True, state=mark(run.state)) for name, run in runs]
+    return kept(made)
+
+
 def setup(run: Run | None) -> Section:
     """Return the options and versions of a run."""
     return section("Options and versions", [], tables.setup(run) if run else [], folded=True)
@@ -141,9 +147,10 @@ def _adaptive(rows: Sequence[Data], prefix: str) -> Section:
 def _curves(run: Run, prefix: str) -> list[Drawing | None]:
     loss, scores = curves.points(run.steps, "step", "loss"), curves.points(run.evaluations, "step", "score")
     label = " and ".join(run.main) or "score"
+    title = "Loss on the validation text" if run.language else "Score on the validation data"
     return [
         curves.loss_curve(f"{prefix} loss", loss),
-        curves.score_curve(f"{prefix} score", scores, label, score_before(run)),
+        curves.score_curve(f"{prefix} score", scores, label, score_before(run), title=title),
     ]
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_glu.publishing.report.collect import Collected, Data, Run, items, mapping, number, numbers
+from hf_glu.publishing.report.collect import Collected, Data, Run, items, mapping, number
 from hf_glu.publishing.report.formats import (
     change,
     count,
     duration,
     formatted,
-    is_fraction,
     metric,
-    p_value,
     percent,
     short,
     text,
@@ -38,7 +36,7 @@ def metrics(run: Run) -> Table:
 def evaluations(run: Run) -> Table:
     """Return a run's evaluations, in the log's order."""
     names = list(dict.fromkeys(name for line in run.evaluations for name in mapping(line.get("evaluation"))))
-    if run.main != names:  # else the score is that metric
+    if run.main != names and not run.language:  # else the score is that metric
         names.insert(0, "score")
     rows: list[list[TableCell]] = [
         [
@@ -188,54 +186,6 @@ def tasks(collected: Collected) -> Table:
         )
     columns = ["task", "state", "#score", "metrics", "#training examples", "#validation examples", "#time", "#tokens/s"]
     return filled("Tasks", columns, rows)
-
-
-def variants(index: Data) -> Table:
-    """Return a comparison's variants with their difference to the baseline."""
-    label, found = str(index.get("metric") or "score"), items(index.get("variants"))
-    scores = [score for each in found for score in [each.get("mean"), *numbers(each.get("scores"))]]
-    fraction = is_fraction(label, scores)
-    factor, unit = (100, " (points)") if fraction else (1, "")
-    rows: list[list[TableCell]] = []
-    for each in found:
-        single = ", ".join(str(metric(label, score, scores)) for score in numbers(each.get("scores")))
-        rows.append(
-            [
-                str(each.get("name")),
-                metric(label, each.get("mean"), scores),
-                _times(each.get("std"), factor, ".2f"),
-                _times(each.get("difference"), factor, "+.2f"),
-                p_value(each.get("p_value")),
-                count(each.get("parameters")),
-                _active(each),
-                duration(each.get("seconds")),
-                single or None,
-            ]
-        )
-    columns = [
-        "variant",
-        "#mean",
-        f"#standard deviation{unit}",
-        f"#difference{unit}",
-        "#p-value",
-        "#parameters",
-        "#active a token",
-        "#time",
-        "single seeds",
-    ]
-    note = f"Difference and p-value: to the baseline {index.get('baseline')}." if index.get("baseline") else ""
-    return filled(f"Variants by {label}", columns, rows, note + (" Points: percentage points." if fraction else ""))
-
-
-def _active(variant: Data) -> str | None:
-    """Return a variant's active parameters, None where they are all."""
-    active = variant.get("active_parameters")
-    return None if active == variant.get("parameters") else count(active)
-
-
-def _times(value: object, factor: float, form: str) -> str | None:
-    known = number(value)
-    return None if known is None else format(known * factor, form)
 
 
 def _arrow(before: str | None, after: str | None) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.config.extras import need
+from hf_glu.config.extras import OF_TRAINING, need
 from hf_glu.errors import UnknownNameError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def compute(name: str, predictions: object, references: object) -> dict[str, flo
 
 def _modules() -> dict[str, Any]:
     """Import the classes."""
-    need("datasets", "evaluate", what="hf_glu.metrics")
+    need(*OF_TRAINING, what="hf_glu.metrics")
     from hf_glu.tasks.metrics.modules import METRICS
 
     return METRICS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,18 @@ from hf_glu.tasks.answers import from_texts
 from hf_glu.tasks.inputs import Row, unique_entities
 from hf_glu.tasks.prompts import rounded
 from hf_glu.tasks.table import TASKS, Task
+from hf_glu.training.data.pairs import TARGET, tokenize_pairs, writes
+from hf_glu.training.data.tokens import IGNORED, padded, tokenize_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100
 Batch: TypeAlias = dict[str, Tensor]
 # one input before it is tokenized: the number of its row, its texts and label; and the columns of many
-Input: TypeAlias = dict[str, int | float | str]
+Input: TypeAlias = dict[str, Any]
 Columns: TypeAlias = dict[str, list[list[int]]]
+NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class Features:
         data: one model input for each candidate of each row, with ``labels`` where there are any.
         owners: the row of each input, ascending.
         text: whether the labels are texts to generate.
+        joined: whether input and text are one sequence, as decoders read them.
+        new_tokens: the most tokens of a text that is generated.
+        places: the place in its input of each word's first token, where words have labels.
     """
 
     task: Task
@@ -45,6 +50,9 @@ class Features:
     data: Dataset
     owners: list[int]
     text: bool
+    joined: bool = False
+    new_tokens: int = NEW_TOKENS
+    places: list[list[int]] | None = None
 
     @property
     def units(self) -> list[list[int]]:
@@ -58,18 +66,27 @@ class Features:
 
     @cached_property
     def target_lengths(self) -> list[int]:
-        """The number of tokens of each input's target text."""
-        return [len(labels) for labels in self.data["labels"]]
+        """The number of tokens of each input's target text, or of its words."""
+        return [sum(label != IGNORED for label in labels) for labels in self.data["labels"]]
 
 
-def is_text_to_text(config: PreTrainedConfig, form: str) -> bool:
-    """Return whether a model is to write its answers as text.
+def is_text_to_text(config: PreTrainedConfig, form: str, task: Task) -> bool:
+    """Return whether a model is to write its answers to a task as text.
 
     Raises:
         OptionError: it can't.
     """
     if form == "text" and not config.is_encoder_decoder:
         raise OptionError(f"form=text needs an encoder-decoder such as T5, {config.model_type} is none")
+    if task.form in ("multi", "tokens"):
+        if form == "text":
+            raise OptionError(f"form=text writes one class or score, and {task.name} has more for each row")
+        return False
+    if task.form == "text":
+        if form == "classes" or not writes(config):
+            what = "form=classes" if form == "classes" else config.model_type
+            raise OptionError(f"{task.name} has texts to write: that is for T5, BART, GPT-2 and such, not for {what}")
+        return True
     return form == "text" or (form == "auto" and config.is_encoder_decoder and "t5" in config.model_type)
 
 
@@ -89,15 +106,29 @@ def check_answers(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
-def check_length(max_length: int, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise OptionError if the model can't read sequences of ``max_length`` tokens."""
+def check_length(
+    max_length: int, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_target: int = 0
+) -> None:
+    """Raise OptionError if the model can't read ``max_length`` tokens, or write ``max_target`` (after those)."""
     known = [limit for limit in (tokenizer.model_max_length, longest_text(model_config)) if limit]
-    if known and max_length > min(known):
-        raise OptionError(f"max_length={max_length} is too long for the model, which reads {min(known)} tokens")
+    lengths = {f"max_length={max_length}": max_length, f"max_target_length={max_target}": max_target}
+    if max_target and not model_config.is_encoder_decoder:
+        lengths = {" and ".join(lengths): max_length + max_target}
+    for name, length in lengths.items() if known else ():
+        if length > min(known):
+            raise OptionError(f"{name} is too long for the model, which reads {min(known)} tokens")
 
 
 def make_features(
-    task: Task, raw: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, text: bool, labeled: bool = True
+    task: Task,
+    raw: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    text: bool,
+    labeled: bool = True,
+    joined: bool = False,
+    max_target: int = TARGET,
 ) -> Features:
     """Tokenize the rows of a split.
 
@@ -108,7 +139,16 @@ def make_features(
         max_length: tokens after which the longest text of an input is cut.
         text: for a text-to-text model.
         labeled: whether there are labels to train on or to score.
+        joined: for a decoder that writes texts.
+        max_target: tokens after which a text to write is cut.
     """
+    if task.form == "text":
+        data = tokenize_pairs(task, raw, tokenizer, max_length, max_target, joined=joined)
+        owners = list(range(len(data)))
+        return Features(task=task, raw=raw, data=data, owners=owners, text=True, joined=joined, new_tokens=max_target)
+    if task.form == "tokens":
+        data, places = tokenize_words(task, raw, tokenizer, max_length)
+        return Features(task=task, raw=raw, data=data, owners=list(range(len(data))), text=False, places=places)
     encode = _encode_text if text else _encode_classes
     rows = [row for number, each in enumerate(raw) for row in encode(task, number, each, labeled)]
     from datasets import Dataset
@@ -139,8 +179,9 @@ def _encode_classes(task: Task, number: int, row: Row, labeled: bool) -> list[In
         for each, entity in zip(found, unique_entities(row), strict=True):
             each["label"] = int(entity in gold)
     elif labeled:
+        label = row["label"]
         for each in found:
-            each["label"] = row["label"]
+            each["label"] = [float(n in label) for n in range(len(task.labels))] if task.form == "multi" else label
     return found
 
 
@@ -172,17 +213,19 @@ def collate(
     columns = dict(features.data[list(rows)])
     labels = columns.pop("labels", None)
     batch = dict(tokenizer.pad(columns, return_tensors="pt"))
-    if labels is not None and features.text:
-        longest = max(len(each) for each in labels)
-        batch["labels"] = torch.tensor([each + [IGNORED] * (longest - len(each)) for each in labels])
+    if labels is not None and features.text and not features.joined:
+        batch["labels"] = padded(labels, max(map(len, labels)))
+    elif labels is not None and (features.joined or features.task.form == "tokens"):
+        batch["labels"] = padded(labels, batch["input_ids"].shape[1], tokenizer.padding_side)
     elif labels is not None:
-        batch["labels"] = torch.tensor(labels, dtype=torch.float if features.task.form == "regression" else torch.long)
+        numbers = torch.float if features.task.form in ("regression", "multi") else torch.long
+        batch["labels"] = torch.tensor(labels, dtype=numbers)
     return {key: value.to(device) for key, value in batch.items()}
 
 
 def count_items(features: Features, rows: Sequence[int]) -> int:
-    """Count what a batch's loss is the mean over: target tokens, choices or inputs."""
-    if features.text:
+    """Count what a batch's loss is the mean over: target tokens, words, choices or inputs."""
+    if features.text or features.task.form == "tokens":
         return sum(features.target_lengths[number] for number in rows)
     return len({features.owners[number] for number in rows}) if features.task.form == "choice" else len(rows)
 

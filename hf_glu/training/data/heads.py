@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # form -> outputs of a classifier; None: one for each label
-HEADS = {"classes": None, "regression": 1, "choice": 1, "entity": 2}
+HEADS = {"classes": None, "regression": 1, "choice": 1, "entity": 2, "multi": None, "tokens": None}
+# form -> what the outputs are for; any other: one of the classes
+KINDS = {"regression": "regression", "choice": None, "multi": "multi_label_classification", "tokens": None}
 
 
 class HeadOptions(TypedDict):
@@ -37,9 +39,16 @@ def head_options(task: Task) -> HeadOptions:
     """Return the fields of a config that say what head a task needs."""
     count = HEADS[task.form] or len(task.labels)
     names = dict(enumerate(task.labels)) if count == len(task.labels) else {i: f"LABEL_{i}" for i in range(count)}
-    kind = {"regression": "regression", "choice": None}.get(task.form, "single_label_classification")
+    kind = KINDS.get(task.form, "single_label_classification")
     label2id = {name: number for number, name in names.items()}
     return {"num_labels": count, "id2label": names, "label2id": label2id, "problem_type": kind}
+
+
+def auto_class(task: Task, *, text: bool, joined: bool = False) -> str:
+    """Return the name of the Auto class of the models for a task: that write texts (decoders: ``joined``) or don't."""
+    if text:
+        return "AutoModelForCausalLM" if joined else "AutoModelForSeq2SeqLM"
+    return "AutoModelForTokenClassification" if task.form == "tokens" else "AutoModelForSequenceClassification"
 
 
 def load_classifier(folder: Path, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
@@ -56,10 +65,10 @@ def load_classifier(folder: Path, config: PreTrainedConfig, task: Task) -> PreTr
     Raises:
         CheckpointError: weights of other sizes, outside of the head.
     """
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
     wanted = head_options(task)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = getattr(transformers, auto_class(task, text=False)).from_pretrained(
         folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **wanted
     )
     rows = label_dimensions(model)

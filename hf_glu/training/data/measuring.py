@@ -35,6 +35,8 @@ def text_types(features: Features, inputs: Sequence[int]) -> list[str] | None:
     None where they have neither, as in a regression.
     """
     raw, rows = features.raw, [features.owners[number] for number in inputs]
+    if features.task.form == "text":  # whose source is its text
+        return None
     if SOURCE in raw.column_names and 1 < len(set(raw[SOURCE])) <= MOST_TYPES:
         return [str(source) for source in raw.select(rows)[SOURCE]]
     if features.task.form != "classes" or LABEL not in raw.column_names:

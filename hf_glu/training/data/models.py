@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from hf_glu.checkpoint.config_file import check_config, reading
 from hf_glu.checkpoint.hub import resolve
@@ -14,14 +15,15 @@ from hf_glu.checkpoint.loading import forget_code
 from hf_glu.compat.of_models import INIT_WEIGHTS, INITIALIZED
 from hf_glu.config.traits import text_config, token_id, vocabulary
 from hf_glu.conversion import Report, convert, plan
-from hf_glu.errors import OptionError
+from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.experts.native import UNGATED
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.sites import find_sites
 from hf_glu.instruments.probe import CHARACTERS, give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.data.features import is_text_to_text
-from hf_glu.training.data.heads import load_classifier
+from hf_glu.training.data.heads import auto_class, load_classifier
+from hf_glu.training.data.pairs import settle_generation
 from hf_glu.training.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -54,14 +56,19 @@ def load_for_task(
     with reading(source, why=f"can't be loaded for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        text = is_text_to_text(config, form)
+        text = is_text_to_text(config, form, task)
         set_seed(seed)
         if text:
-            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+            kind = getattr(transformers, auto_class(task, text=True, joined=not config.is_encoder_decoder))
+            model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            if missing := sorted(info["missing_keys"]):
+                raise CheckpointError(f"{source} lacks weights of {type(model).__name__}, such as {missing[0]}")
         else:
             model = load_classifier(folder, config, task)
     forget_code(model.config)
     give_padding(model, tokenizer)
+    if text and not config.is_encoder_decoder:
+        settle_generation(model, tokenizer)
     return model, tokenizer, text
 
 
@@ -104,15 +111,36 @@ def convert_for(
 
 
 def _random(model: PreTrainedModel, job: ModelOptions, choice: SiteChoice) -> Report:
-    """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation."""
+    """Convert the shapes only: the projections of converted FFNs get the family's own random initialisation.
+
+    What has no biases gets none: they would only stand in for weights that are kept.
+    """
     assert job.to
     texts = torch.randint(0, vocabulary(model.config) or CHARACTERS, (4, 16))
-    narrow = job.width != "keep"
-    report = convert(model, job.to, check=False, distill_steps=0, calibration=texts if narrow else None, **choice)
+    shape: dict[str, Any] = {**choice, "bias": False, "fitted": True}
+    needed = plan(model, job.to, **shape).needs_calibration
+    shape = {**choice, "bias": False, "calibration": texts if needed else None}
+    report = convert(model, job.to, check=False, distill_steps=0, **shape)
     names = {step.site.name for step in report.plan.steps if step.changes}
-    modules: list[Any] = [part for site in find_sites(model) if site.name in names for part in projections(site)]
-    for module in modules:
-        for part in (module, *module.parameters(recurse=False)):
-            INITIALIZED.put(part, False)
-        INIT_WEIGHTS.of(model)(module)
+    initialise_anew(model, [part for site in find_sites(model) if site.name in names for part in projections(site)])
     return report
+
+
+def initialise_anew(model: PreTrainedModel, modules: Sequence[nn.Module]) -> None:
+    """Initialise modules as their family does, and nothing else.
+
+    A family may do so for a module by itself, or for the one that holds it: GPT-2's out-projections are smaller the
+    deeper the model is, T5's go by its sizes.
+    """
+    new = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    holders = [each for each in model.modules() if any(child in modules for child in each.children())]
+    others = [parameter for holder in holders for parameter in holder.parameters() if id(parameter) not in new]
+    known = [INITIALIZED.of(parameter, False) for parameter in others]
+    for part in (*modules, *(parameter for module in modules for parameter in module.parameters(recurse=False))):
+        INITIALIZED.put(part, False)
+    for parameter in others:
+        INITIALIZED.put(parameter, True)
+    for module in (*modules, *holders):
+        INIT_WEIGHTS.of(model)(module)
+    for parameter, before in zip(others, known, strict=True):
+        INITIALIZED.put(parameter, before)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from hf_glu.config.showing import progress_bar
 from hf_glu.tasks import answers
-from hf_glu.tasks.answers import Answer
+from hf_glu.tasks.answers import NO_ANSWER, Answer
 from hf_glu.training.data.features import Batch, Features, collate
+from hf_glu.training.data.pairs import collate_prompts
 from hf_glu.training.loop.accelerating import merge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# logits ``[inputs, labels]``, or the texts that a text-to-text model wrote
+# logits ``[inputs, labels]`` (of tokens ``[tokens, labels]``, the inputs one after the other), or the texts that a
+# text-to-text model wrote
 Predictions: TypeAlias = np.ndarray | list[str]
-NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def predict(
     accelerator: Accelerator | None = None,
     title: str = "predict",
 ) -> Predictions:
-    """Return the logits ``[inputs, labels]`` in float32, or the texts that a text-to-text model writes.
+    """Return the logits ``[inputs, labels]`` or ``[tokens, labels]`` in float32, or the texts that a model writes.
 
     Every process takes every n-th batch, and all get all of the results; no example counts twice.
     """
@@ -58,16 +60,29 @@ def predict(
     device = next(model.parameters()).device
     found: dict[int, np.ndarray | str] = {}
     with eval_mode(model):
-        for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
+        for turn in progress_bar(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
             # a process that has run out does the last batch again: wrapped models compute together or not at all
             rows = batches[min(turn * processes + rank, len(batches) - 1)]
-            batch = collate(features, tokenizer, rows, device)
-            batch.pop("labels", None)
-            found |= dict(zip(rows, _outputs(model, features, tokenizer, batch, accelerator), strict=True))
+            if features.joined:
+                batch = collate_prompts(features.data[rows], tokenizer, device)
+            else:
+                batch = collate(features, tokenizer, rows, device)
+                batch.pop("labels", None)
+            outputs = _outputs(model, features, tokenizer, batch, accelerator)
+            if features.task.form == "tokens":
+                outputs = [_unpadded(each, lengths[row], tokenizer) for row, each in zip(rows, outputs, strict=True)]
+            found |= dict(zip(rows, outputs, strict=True))
     if accelerator:
         found = merge(accelerator, found)
     ordered: list[Any] = [found[row] for row in range(len(order))]
-    return ordered if features.text else np.stack(ordered)
+    if features.text:
+        return ordered
+    return np.concatenate(ordered) if features.task.form == "tokens" else np.stack(ordered)
+
+
+def _unpadded(logits: Any, length: int, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Return the logits of an input's own tokens ``[length, labels]``."""
+    return np.asarray(logits[-length:] if tokenizer.padding_side == "left" else logits[:length])
 
 
 def _outputs(
@@ -80,7 +95,9 @@ def _outputs(
     if not features.text:
         return list(model(**batch).logits.float().cpu().numpy())
     plain = accelerator.unwrap_model(model) if accelerator else model
-    written = plain.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
+    written = plain.generate(**batch, max_new_tokens=features.new_tokens, do_sample=False, num_beams=1)
+    if features.joined:
+        written = written[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
@@ -88,6 +105,11 @@ def answer(features: Features, predictions: Predictions) -> Sequence[Answer]:
     """Return the answer to each row of the split, from predictions for its inputs."""
     if features.text:
         return answers.from_texts(features.task, list(predictions))
+    if features.places is not None:
+        begins = accumulate((len(ids) for ids in features.data["input_ids"]), initial=0)
+        rows = zip(begins, features.places, strict=False)  # the last begin is the end
+        places = [[NO_ANSWER if place == NO_ANSWER else begin + place for place in row] for begin, row in rows]
+        return answers.from_tokens(features.task, np.asarray(predictions), places)
     return answers.from_logits(features.task, features.raw, np.asarray(predictions), features.owners)
 
 

@@ -45,6 +45,22 @@ def chosen_tasks(job: JobOptions) -> list[Task]:
     return [task]
 
 
+def suite_tasks(suite: str, job: JobOptions, only: list[str] | None) -> list[Task]:
+    """Return the tasks of a suite that a job runs.
+
+    Raises:
+        UnknownNameError, OptionError: there is no such suite or task, or the job says otherwise what to run.
+    """
+    tasks = [task for task in find_suite(suite) if not task.model_of]
+    if unknown := sorted(set(only or ()) - {task.name for task in tasks}):
+        raise OptionError(f"{suite} has no task {unknown[0]}, but {', '.join(task.name for task in tasks)}")
+    if job.folder is None:
+        raise OptionError("a suite needs an output folder")
+    if job.task:
+        raise OptionError(f"a suite is all of its tasks: leave task={job.task} out, or choose some with only")
+    return tasks
+
+
 def read_tasks(job: JobOptions) -> list[TaskRows]:
     """Load the task of a job, or those of its mixture, with their rows.
 
@@ -53,7 +69,7 @@ def read_tasks(job: JobOptions) -> list[TaskRows]:
     """
     tasks = chosen_tasks(job)
     if not tasks:
-        return [own_task(str(job.dataset), validation=job.validation, texts=job.texts)]
+        return [own_task(str(job.dataset), job.own, validation=job.validation)]
     return [(task, load_task(task, job.dataset)) for task in tasks]
 
 
@@ -77,6 +93,19 @@ def check_predictable(sources: list[TaskRows]) -> None:
             raise OptionError(f"{task.name} has no test split {missing[0]} to predict")
 
 
+def check_data(job: JobOptions) -> None:
+    """Check that a job's task exists, and its local files do.
+
+    Raises:
+        UnknownNameError, DataError, OptionError: as of `read_tasks`, as far as it shows without reading.
+    """
+    tasks = chosen_tasks(job)
+    if not tasks:
+        _check_files(own_files(str(job.dataset), job.validation))
+    for task in tasks if job.dataset is not None else ():
+        _local_files(task, str(job.dataset))
+
+
 def data_record(job: JobOptions) -> FileRecord:
     """Return what identifies a job's data: hashes of its files, by split, or a revision on the Hub.
 
@@ -92,16 +121,24 @@ def data_record(job: JobOptions) -> FileRecord:
 
 def _task_record(task: Task, dataset: str | None) -> FileRecord:
     if dataset is not None:
-        return _hashes(find_splits(user_path(dataset), ("train", *task.validation, *task.test), config=task.config))
+        return _hashes(_local_files(task, dataset))
     if task.dataset:
         return {"dataset": [task.dataset, task.config, task.revision]}
     return _hashes({"reviews": [fetch_reviews()]})
 
 
-def _hashes(files: dict[str, list[Path]]) -> FileRecord:
+def _local_files(task: Task, dataset: str) -> dict[str, list[Path]]:
+    return find_splits(user_path(dataset), ("train", *task.validation, *task.test), config=task.config)
+
+
+def _check_files(files: dict[str, list[Path]]) -> None:
     for path in (path for paths in files.values() for path in paths):
         if not path.is_file():
             raise DataError(f"there is no file {path}")
+
+
+def _hashes(files: dict[str, list[Path]]) -> FileRecord:
+    _check_files(files)
     return {split: [hash_file(path) for path in paths] for split, paths in files.items()}
 
 

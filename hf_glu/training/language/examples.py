@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from hf_glu.config.showing import progress_bar
 from hf_glu.errors import DataError
 from hf_glu.training.data.prediction import eval_mode
 from hf_glu.training.language.apart import PACKED
@@ -202,7 +202,7 @@ def sums(
     device = next(model.parameters()).device
     found: dict[int, list[float]] = {}
     with eval_mode(model):
-        for turn in tqdm(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
+        for turn in progress_bar(range(math.ceil(len(batches) / processes)), desc=title, leave=False, disable=rank > 0):
             # a process that has run out does the last batch again: wrapped models compute together or not at all
             number = min(turn * processes + rank, len(batches) - 1)
             found[number] = part(batches[number], examples.batch(batches[number], VALIDATION, device))

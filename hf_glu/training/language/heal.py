@@ -10,11 +10,11 @@ import torch
 
 from hf_glu.checkpoint.loading import load_tokenizer
 from hf_glu.errors import OptionError
+from hf_glu.training.filling import split_options
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of_class
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.language.record import data_record
-from hf_glu.training.options import split_options
 from hf_glu.training.parameters.gates import train_all
 from hf_glu.training.record import option_record, versions
 from hf_glu.training.results import HealingFacts, TrainingSummary

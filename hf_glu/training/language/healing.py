@@ -255,7 +255,7 @@ def make_healing(
     """
     pairs = pair_sites(model, teacher)
     logits = objective.name != HIDDEN
-    matched: tuple[str, ...] = () if options.match == "none" else (options.match,)
+    matched = {"none": (), "ffn": ("ffn",), "hidden": ("hidden",)}.get(options.match, ("hidden",))
     if not logits and "hidden" not in matched:
         matched = (*matched, "hidden")  # without it nothing would reach what is between the FFNs
     if "ffn" in matched and not pairs:

@@ -12,35 +12,36 @@ from hf_glu.checkpoint.gguf import gguf_file, is_gguf
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.writing import writing
 from hf_glu.errors import OptionError
+from hf_glu.ffn.config_fields import activation_of
 from hf_glu.instruments.activity import activation_statistics, expert_loads
 from hf_glu.instruments.adaptive import adaptive_statistics
 from hf_glu.instruments.probe import with_decoder
 from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import Cutter
+from hf_glu.training.language.documents import calibration_documents, read_both, tokenizer_texts
 from hf_glu.training.language.examples import SHUFFLED, BlockExamples, StreamExamples, measure
 from hf_glu.training.language.healing import TaughtExamples, make_healing
 from hf_glu.training.language.likeness import Likeness
 from hf_glu.training.language.models import block_length, load_language_model, make_language_model
 from hf_glu.training.language.objectives import HIDDEN, VALIDATION, Objective
 from hf_glu.training.language.options import LanguageOptions
-from hf_glu.training.language.reading import TEXT, Documents, read_documents, split_documents
+from hf_glu.training.language.reading import Documents
 from hf_glu.training.language.record import language_record
 from hf_glu.training.language.reload import same_when_loaded
 from hf_glu.training.language.teachers import find_teacher, load_teacher
 from hf_glu.training.loop.examples import Examples
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.results import HealingFacts, Record
-from hf_glu.training.run import Facts, Run
+from hf_glu.training.run import Findings, TrainingRun
 from hf_glu.training.saving import run_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MEASURED = 8  # batches that statistics of activations are taken of
-CALIBRATED = 2000  # letters of a document that a conversion is fitted on
 
 
-class LanguageRun(Run):
+class LanguageRun(TrainingRun):
     """A run of language modelling. Building it checks everything before anything is trained.
 
     Args:
@@ -51,6 +52,7 @@ class LanguageRun(Run):
     """
 
     job: LanguageOptions
+    trained = "trained"
 
     def __init__(
         self, job: LanguageOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
@@ -64,7 +66,7 @@ class LanguageRun(Run):
             job = replace(job, teacher=find_teacher(job))
         made_of = made_of or language_record(job, options)
         super().__init__(job, options, run_entry(job, options, made_of, job.objective), resume=resume)
-        self.documents, held = self.read()
+        self.documents, held = read_both(job)
         self.model, self.tokenizer, self.objective = self.load()
         self.teacher = self.load_teacher() if job.teacher else None
         self.entry["task"] = self.objective.name
@@ -80,19 +82,14 @@ class LanguageRun(Run):
         self.train = self.blocks(self.documents)
         self.validation = self.blocks(held, job.validation_size)
         self.prepare()
-
-    def read(self) -> tuple[Documents, Documents]:
-        """Read the documents to train on, and those to validate on."""
-        assert self.job.data
-        documents = read_documents(self.job.data, column=self.job.text_column, stream=self.job.stream)
-        if self.job.validation:
-            return documents, read_documents([self.job.validation], column=self.job.text_column)
-        return split_documents(documents, self.job.validation_share, self.options.seed)
+        if job.config:
+            self.name_new()
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Objective]:
         """Load or build the model, with its tokenizer, and the objective that it is trained by."""
         if self.job.config:
-            return make_language_model(self.job, self.some_texts(), self.options.seed)
+            texts = tokenizer_texts(self.job, self.documents) if self.job.train_tokenizer else []
+            return make_language_model(self.job, texts, self.options.seed)
         return load_language_model(self.job, self.options.seed)
 
     def load_teacher(self) -> PreTrainedModel:
@@ -116,10 +113,13 @@ class LanguageRun(Run):
             self.likeness = Likeness(healing)
         super().wrap()
 
-    def some_texts(self) -> list[str]:
-        """Return the texts that a tokenizer is trained on: of a stream the first ones."""
-        documents = self.documents.take(100_000) if self.job.stream else self.documents
-        return [row[TEXT] for row in documents]
+    def name_new(self) -> None:
+        """Note what a new model is: nothing was there to be converted."""
+        config = self.model.config
+        self.report = None
+        self.entry["model"] = f"a new {config.model_type}"
+        self.entry["activation"] = self.job.conversion or activation_of(config)
+        self.entry["parameters"]["before"] = self.entry["parameters"]["total"]
 
     def blocks(self, documents: Documents, most: int | None = None) -> BlockExamples:
         """Cut documents into blocks, at most ``most``."""
@@ -140,9 +140,7 @@ class LanguageRun(Run):
 
     def texts(self) -> list[str]:
         """Return training texts to fit a conversion on."""
-        rows = self.documents.take(self.job.calibration) if self.job.stream else self.documents
-        some = rows if self.job.stream else rows.select(range(min(self.job.calibration, len(rows))))
-        return [row[TEXT][:CALIBRATED] for row in some]
+        return calibration_documents(self.job, self.documents)
 
     def evaluate(self, model: PreTrainedModel, title: str) -> tuple[dict[str, float], float]:
         """Return loss and perplexity on the validation text; the score is the loss, negative."""
@@ -160,7 +158,7 @@ class LanguageRun(Run):
             return "loss"
         return "kl" if self.objective.name != HIDDEN else "hidden_error"
 
-    def facts(self) -> Facts:
+    def facts(self) -> Findings:
         """Return the numbers of blocks, and statistics of activations and experts on some of them."""
         size, device = self.options.eval_batch_size, next(self.model.parameters()).device
         count = min(len(self.validation), MEASURED * size)

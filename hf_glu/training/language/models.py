@@ -14,7 +14,7 @@ from hf_glu.checkpoint.config_file import check_config, model_class_of, reading
 from hf_glu.checkpoint.gguf import is_gguf, load_gguf, load_gguf_tokenizer
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
-from hf_glu.checkpoint.loading import forget_code, load_tokenizer
+from hf_glu.checkpoint.loading import forget_code, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.config.traits import longest_text, vocabulary
 from hf_glu.errors import OptionError, nearest, shown
@@ -81,7 +81,7 @@ def make_language_model(
     import transformers
 
     values = read_config(str(options.config))
-    config = _config(values)
+    config = make_config(values)
     name = objective_of(config, options.objective)
     if options.train_tokenizer:
         tokenizer = train_tokenizer(texts, options.train_tokenizer, name)
@@ -92,8 +92,27 @@ def make_language_model(
     set_seed(seed)
     with reading(options.config, why="can't be built"):
         kind = getattr(transformers, OBJECTIVES[name].auto_class)  # type: ignore[attr-defined]
-        model = kind.from_config(_config(values), dtype=torch.float32)
+        model = kind.from_config(make_config(values), dtype=torch.float32)
     return _ready(model, tokenizer, name, options)
+
+
+def language_skeleton(options: LanguageOptions) -> PreTrainedModel:
+    """Build the model of a job on the meta device: its modules and shapes, without weights.
+
+    Raises:
+        CheckpointError, OptionError: it can't be found or built.
+    """
+    import transformers
+
+    if options.model:
+        return load_skeleton(options.model)
+    values = read_config(str(options.config))
+    if "vocab_size" not in values:
+        values["vocab_size"] = options.train_tokenizer or len(load_tokenizer(str(options.tokenizer)))
+    config = make_config(values)
+    kind = getattr(transformers, OBJECTIVES[objective_of(config, options.objective)].auto_class)  # type: ignore[attr-defined]
+    with reading(options.config, why="can't be built"), torch.device("meta"):
+        return kind.from_config(config)
 
 
 def read_config(text: str) -> JsonObject:
@@ -111,7 +130,12 @@ def read_config(text: str) -> JsonObject:
     return found
 
 
-def _config(values: JsonObject) -> PreTrainedConfig:
+def make_config(values: JsonObject) -> PreTrainedConfig:
+    """Make a config of what a file says.
+
+    Raises:
+        OptionError, CheckpointError: there is no such model type, or the values can't be.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hf_glu.errors import OptionError, shown
+from hf_glu.training.filling import split_options
 from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option
 
 OBJECTIVES = ("auto", "clm", "mlm", "span", "hidden")
-MATCHES = ("none", "ffn", "hidden")
+MATCHES = ("auto", "none", "ffn", "hidden")
 DOCUMENTS = ("joined", "separate")
 LONGEST_BLOCK = 1024  # where the model would read more, and no length is given
 FROM_SCRATCH = {"lr": 6e-4, "weight_decay": 0.1}  # what is usual there, instead of the defaults
@@ -45,7 +46,8 @@ class LanguageOptions(ModelOptions):
         None, "Text: .txt, .jsonl, .csv, .parquet, a folder, a pattern, a Hub id."
     )
     validation: str | None = option(None, "The same to validate on; else a share of the documents.")
-    validation_share: float = option(0.05, "Share of the documents that are validated on, chosen by the seed.")
+    validation_share: float = option(0.05, "Share of the documents that are validated on.")
+    split_seed: int = option(0, "Of the choice of these documents; the same whatever the seed.")
     validation_size: int = option(500, "Blocks of the validation text to use, from the first on.")
     objective: str = option(
         "auto", "clm (next token), mlm (masked), span (T5's), hidden (a teacher's states); auto: by the model's class."
@@ -60,7 +62,7 @@ class LanguageOptions(ModelOptions):
     teacher: str | None = option(None, "Heal the model: be like this one; base: what it was converted from.")
     teacher_share: float = option(1.0, "Share of the teacher's logits in the loss; the rest is the text's own tokens.")
     temperature: float = option(1.0, "Of the logits that are compared with the teacher's.")
-    match: str = option("none", "Compared beside logits: ffn (outputs), hidden (states; without a head always), none.")
+    match: str = option("auto", "What is compared beside logits: ffn (outputs of FFNs), hidden (states) or none.")
     match_weight: float = option(1.0, "Of what is compared beside logits, in the loss.")
 
     positive: ClassVar[tuple[str, ...]] = (
@@ -106,3 +108,14 @@ class LanguageOptions(ModelOptions):
     def title(self) -> str:
         """The name that tables, reports and cards give the model."""
         return self.base_model or self.model or "from scratch"
+
+
+def language_options(values: dict[str, object]) -> tuple[LanguageOptions, LanguageTraining]:
+    """Make the options of a run from one flat mapping, with the defaults of training from scratch where it is that.
+
+    Raises:
+        UnknownNameError, OptionError: as of `hf_glu.training.options.split_options`.
+    """
+    if values.get("config"):
+        values = {**FROM_SCRATCH, **values}
+    return split_options(values, LanguageOptions, LanguageTraining)

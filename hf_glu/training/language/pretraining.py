@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TypedDict
 
 from hf_glu.activation import registry
-from hf_glu.checkpoint.provenance import Base, base_of
+from hf_glu.checkpoint.provenance import base_of
 from hf_glu.training.baseline import report_run
 from hf_glu.training.language.blocks import BYTES, IDS, Cutter
 from hf_glu.training.language.examples import BlockExamples, measure
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.models import block_length, load_language_model
-from hf_glu.training.language.options import FROM_SCRATCH, LanguageOptions, LanguageTraining
+from hf_glu.training.language.options import LanguageOptions, language_options
 from hf_glu.training.language.reading import read_documents
-from hf_glu.training.options import TrainingOptions, split_options
+from hf_glu.training.options import TrainingOptions
 from hf_glu.training.results import JobReport
 
 _log = logging.getLogger(__name__)
@@ -39,17 +39,6 @@ class TextMeasure(TypedDict):
     tokens: int
     bytes: int
     seconds: float
-
-
-def language_options(values: dict[str, object]) -> tuple[LanguageOptions, LanguageTraining]:
-    """Make the options of a run from one flat mapping, with the defaults of training from scratch where it is that.
-
-    Raises:
-        UnknownNameError, OptionError: as of `hf_glu.training.options.split_options`.
-    """
-    if values.get("config"):
-        values = {**FROM_SCRATCH, **values}
-    return split_options(values, LanguageOptions, LanguageTraining)
 
 
 def pretrain(
@@ -101,7 +90,7 @@ def run_language(
     job.check()
     if job.to:
         registry[job.to]
-    base: Base = base_of(job.model, job.base_model) if job.model else {"name": job.title, "repository": False}
+    base = base_of(job.model, job.base_model) if job.model else None
     ours = LanguageRun(job, options, resume=resume)
     if not job.output and ours.main:
         _log.warning("without an output folder the model is trained and evaluated, and not kept")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Batch: TypeAlias = dict[str, Tensor]
 
 
-class Plan(Protocol):
+class Order(Protocol):
     """The units of each optimizer step: the same on one process and on several, and after a resume."""
 
     @property
@@ -39,7 +39,7 @@ class Examples(Protocol):
     that several processes, and a resumed run, see what one process sees.
     """
 
-    def plan(self, batch_size: int, seed: int) -> Plan:
+    def plan(self, batch_size: int, seed: int) -> Order:
         """Return which units come in which step."""
         ...
 

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hf_glu.checkpoint.jsonio import JsonObject
-from hf_glu.errors import TrainingError
+from hf_glu.config.showing import progress_bar
+from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded
@@ -79,14 +79,14 @@ class TrainingLoop:
         """Train to the end.
 
         Raises:
-            TrainingError: the loss is NaN or infinite.
+            DivergedError: the loss is NaN or infinite.
             CheckpointError: nothing to resume from, or another run's.
             Interrupted: by Ctrl-C, after the step was finished and a checkpoint written.
         """
         if resume and self.folder:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps,
             initial=self.progress.step,
             desc=self.title,
@@ -157,7 +157,7 @@ class TrainingLoop:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
-    def _flush(self, pending: list[Tensor], bar: tqdm) -> None:
+    def _flush(self, pending: list[Tensor], bar: Any) -> None:
         """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
         if not pending:
             return
@@ -166,7 +166,7 @@ class TrainingLoop:
         pending.clear()
         for step, loss in enumerate(losses, first):
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise DivergedError(
                     f"the loss is {loss} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, or "
                     f"precision=no (now {self.options.mixed_precision()})"
                 )
@@ -179,11 +179,11 @@ class TrainingLoop:
 
     def _log(self, values: JsonObject) -> None:
         epoch = self.progress.step / self.plan.steps_per_epoch
-        self.log.write({"step": self.progress.step, "epoch": epoch, **values})
+        self.log.write({"step": self.progress.step, "epoch": epoch, "tokens": self.progress.tokens, **values})
         flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
         self.accelerator.log(flat, step=self.progress.step)
 
-    def _evaluate(self, bar: tqdm) -> bool:
+    def _evaluate(self, bar: Any) -> bool:
         """Evaluate and log; return whether ``patience`` evaluations have passed without a better one."""
         assert self.evaluate is not None
         progress = self.progress

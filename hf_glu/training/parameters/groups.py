@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from hf_glu.activation import OwnedActivation
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.modulated import ContextSource
+from hf_glu.activation.module import OwnedActivation
 from hf_glu.training.parameters.gates import masked_parameters
 from hf_glu.training.parameters.parts import is_norm
 

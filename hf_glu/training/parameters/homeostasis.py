@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation import GatedActivation
+from hf_glu.activation.module import GatedActivation
 from hf_glu.errors import NoSiteError, OptionError, TrainingError
 from hf_glu.ffn.sites import find_sites
 from hf_glu.instruments.recorder import Call, Watch, watching
