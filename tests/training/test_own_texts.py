@@ -174,7 +174,12 @@ def test_columns_have_any_name_and_the_first_metric_is_the_score(tmp_path):
         ({"metrics": "exact_match"}, {"target": ""}, DataError, "row 1: there is no text to write, but ''"),
         ({"metrics": "exact_match"}, {"source": " "}, DataError, "row 1: there is no text in 'source', but ' '"),
         ({"metrics": "exact_match"}, {"source": ["a"]}, DataError, "row 1: there is no text in 'source', but "),
-        ({"problem": "text", "texts": "source,more"}, {"more": "b"}, OptionError, "has one source, not source and more"),
+        (
+            {"problem": "text", "texts": "source,more"},
+            {"more": "b"},
+            OptionError,
+            "has one source, not source and more",
+        ),
     ],
 )
 def test_pairs_that_can_not_be_meant_are_refused(chosen, row, error, says, tmp_path):
