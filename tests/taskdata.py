@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from pico import FAMILIES, make_native
@@ -16,11 +17,18 @@ from hf_glu.tasks import TASKS
 GOOD, BAD = ("fine", "lovely", "great"), ("dull", "awful", "poor")
 FILLER = ("film", "a", "the", "was", "it", "very")
 NAMES = ("Anna", "Boston", "Carl")
+WORDS = "the film was a fine, lovely or rather dull thing; nobody knew why.".split()
 SPLITS = {"train": 16, "validation": 8, "validation_matched": 8, "validation_mismatched": 8}
 
 
 def pick(generator, choices):
     return choices[int(torch.randint(len(choices), (1,), generator=generator))]
+
+
+def make_texts(count: int = 40, seed: int = 0) -> list[str]:
+    """Return short texts of a few words, for a language model."""
+    draw = np.random.default_rng(seed)
+    return [" ".join(draw.choice(WORDS, int(draw.integers(3, 40)))) for _ in range(count)]
 
 
 def sentence(generator, label=0):

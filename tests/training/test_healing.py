@@ -13,6 +13,7 @@ import pytest
 import torch
 from comparing import assert_same
 from pico import FAMILIES, make_native
+from taskdata import make_texts
 from torch.nn import functional
 from transformers import AutoTokenizer
 
@@ -36,7 +37,6 @@ from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
 from hf_glu.training.parameters.gates import count_parameters
 
-WORDS = "the film was a fine, lovely or rather dull thing; nobody knew why.".split()
 OPTIONS = LanguageTraining(
     max_steps=30, batch_size=4, lr=1e-3, max_length=32, precision="no", eval_batch_size=4, log_every=1, warmup=0.0
 )
@@ -52,15 +52,6 @@ CASES = [
     ("clm", "none"), ("clm", "ffn"), ("clm", "hidden"), ("mlm", "ffn"), ("span", "ffn"), ("span", "hidden"),
     ("hidden", "ffn"), ("hidden", "hidden"),
 ]  # fmt: skip
-
-
-def make_texts(count: int = 40, seed: int = 0) -> list[str]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(low, high, size):
-        return torch.randint(low, high, (size,), generator=generator).tolist()
-
-    return [" ".join(WORDS[word] for word in draw(0, len(WORDS), draw(3, 40, 1)[0])) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import transformers
 from comparing import assert_same
 from datasets import Dataset
 from pico import FAMILIES, make_native
+from taskdata import WORDS, make_texts
 from torch.nn import functional
 
 import hf_glu
@@ -33,7 +34,6 @@ from hf_glu.training.language.tokenizers import train_tokenizer
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
 
-WORDS = "the film was a fine, lovely or rather dull thing; nobody knew why.".split()
 OPTIONS = LanguageTraining(
     max_steps=4, batch_size=4, lr=1e-3, max_length=32, precision="no", eval_batch_size=4, log_every=1
 )
@@ -44,11 +44,6 @@ KINDS = {
     "span": ("t5", "reglu", {"dropout_rate": 0}),
 }
 SIZE = 400  # tokens of a tokenizer
-
-
-def make_texts(count: int = 40, seed: int = 0) -> list[str]:
-    draw = np.random.default_rng(seed)
-    return [" ".join(draw.choice(WORDS, int(draw.integers(3, 40)))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

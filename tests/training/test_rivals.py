@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from pico import FAMILIES
-from test_language import make_texts
+from taskdata import make_texts
 from typed import untyped
 
 from hf_glu.checkpoint.jsonio import read_object
