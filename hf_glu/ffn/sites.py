@@ -77,6 +77,13 @@ class Site:
         setattr(self.anchor.get_submodule(owner), attribute, act)
 
     @property
+    def like(self) -> nn.Parameter:
+        """The parameter whose device and dtype an activation in this place gets: never one of an activation's own."""
+        own = {id(parameter) for parameter in self.act.parameters()}
+        found = [parameter for parameter in self.anchor.parameters() if id(parameter) not in own]
+        return next((parameter for parameter in found if parameter.is_floating_point()), found[0])
+
+    @property
     def parts(self) -> list[str]:
         """The paths of its projections in the model."""
         paths = [path for path in (self.row.gate, self.row.in_proj, self.row.out_proj) if path]

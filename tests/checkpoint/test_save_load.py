@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 import hf_glu
 from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import CheckpointError
+from hf_glu.ffn.config_fields import activation_of
 from hf_glu.instruments.probe import probe_inputs
 
 THREE = ("bert", "gpt2", "t5")
@@ -148,6 +149,16 @@ def test_an_activations_parameters_keep_their_dtype(family, target, layers, tmp_
     again = type(model).from_pretrained(tmp_path)
     assert_same(dict(again.state_dict()), dict(model.state_dict()), "bitwise")
     assert_same(outputs(again), outputs(model), "bitwise")
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "jina_embeddings_v3", "llama", "t5", "mamba"])
+def test_what_an_activation_has_is_of_the_models_dtype(family, tmp_path):
+    model = tiny_model(family).to(torch.bfloat16)  # one's own dtype is no example, wherever a class builds it
+    own = activation_of(model.config)
+    hf_glu.convert(model, f"modulated_{own}" if family == "mamba" else f"modulated_stateful_{own}")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    model.save_pretrained(tmp_path)
+    assert_same(dict(type(model).from_pretrained(tmp_path).state_dict()), dict(model.state_dict()), "bitwise")
 
 
 def test_loaded_parameters_of_an_activation_are_not_initialised_again(tmp_path):

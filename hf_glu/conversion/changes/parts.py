@@ -96,7 +96,7 @@ class Regate:
         own = gate_of(site.anchor) if site.kind == "mixer" else None
         old = build_elementwise(own) if own else site.act
         act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
-        like = next(site.anchor.parameters())
+        like = site.like
         site.set_act(act.to(device=like.device, dtype=like.dtype).train(old.training))
         configure(site, acts)
         _start_at(step, old)
