@@ -34,7 +34,7 @@ class Place:
     name: str
     stack: nn.Module
     side: str | None
-    blocks: nn.ModuleList | None
+    blocks: list[nn.Module] | None
     hidden: int
     causal: bool
     encoded: bool

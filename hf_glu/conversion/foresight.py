@@ -125,13 +125,26 @@ def _skeleton(model_class: Any, config: Any) -> nn.Module:
     try:
         read = type(config).from_dict(json.loads(config.to_json_string(), object_hook=_number))
         with torch.random.fork_rng(devices=[]), torch.device("meta"), META_SAFE.find_or(nullcontext)():
-            made: nn.Module = FROM_CONFIG.of(model_class)(read)
+            made: Any = FROM_CONFIG.of(model_class)(read)
+            made.initialize_weights()  # as loading does with what a file lacks: a family may reach into its FFNs
+        _check_ties(made)
     except HfGluError:
         raise
     except Exception as error:  # of any model's code: weights that it ties by names, for one
         line = (str(error).splitlines() or [""])[0]
         raise ConversionError(f"{model_class.__name__} can't be built as it would be: {line[:LINE]}") from error
     return made
+
+
+def _check_ties(model: Any) -> None:
+    """Raise ConversionError where layers that share weights by names have buffers, which Transformers can't share."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    tied = next((key for key in getattr(model, "all_tied_weights_keys", None) or {} if key in buffers), None)
+    if tied is not None:
+        raise ConversionError(
+            f"{type(model).__name__}'s layers share all they have by names, and {tied} is no parameter, which is all "
+            "that can be shared so: choose an activation without such a state"
+        )
 
 
 def _number(value: dict[str, Any]) -> Any:

@@ -72,6 +72,8 @@ def test_a_family_without_a_vocabulary_reads_characters():
         ("reformer", "stateful_reglu", "runs its layers again without their texts"),
         ("reformer", "modulated_reglu", "runs its layers again without their texts"),
         ("xlnet", "stateful_geglu", "transposed"),
+        ("zamba", "moa_glu", r"share all they have by names, and \S+annealed is no parameter"),
+        ("zamba", "modulated_xielu", r"share all they have by names, and \S+beta is no parameter"),
     ],
 )
 def test_what_a_family_cannot_have_is_refused_and_changes_nothing(family, target, why):
@@ -81,6 +83,14 @@ def test_what_a_family_cannot_have_is_refused_and_changes_nothing(family, target
         hf_glu.convert(model, target)
     assert_same(dict(model.state_dict()), state, "bitwise")
     assert model.config.to_dict() == config
+
+
+def test_a_familys_own_experts_are_not_made_of_experts():
+    model = tiny.tiny_model("switch_transformers")  # whose class initialises each expert's own projections
+    before = dict(model.state_dict())
+    with pytest.raises(HfGluError, match="can't be built as it would be"):
+        hf_glu.convert(model, "stateful_learnable_geglu", experts=3, top_k=1)
+    assert_same(dict(model.state_dict()), before, "bitwise")
 
 
 def test_what_is_drawn_at_random_is_the_same_each_time():

@@ -7,6 +7,7 @@ from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import ConversionError, NoSiteError
 from hf_glu.ffn.sites import convertible_sites
 
@@ -102,6 +103,15 @@ def test_gates_of_families_that_have_some_are_their_own_again(family, target, tm
 def hooks(model):
     names = ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
     return [len(vars(module)[name]) for module in model.modules() for name in names]
+
+
+def test_a_config_around_others_gets_its_own_name_back():
+    model = tiny_model("phi4_multimodal")  # text, pictures and sound: silu, gelu_pytorch_tanh and swish
+    before = model.config.to_dict()
+    hf_glu.convert(model, "learnable_swiglu")
+    assert model.config.hidden_act == "learnable_swiglu"
+    hf_glu.revert(model)
+    assert model.config.to_dict() == before
 
 
 @pytest.mark.parametrize("part", ["mix", "alpha", "weight"])

@@ -119,11 +119,20 @@ def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def stack_and_blocks(model: nn.Module, name: str) -> tuple[nn.Module, nn.ModuleList | None]:
-    """Return the stack around the module called ``name``, and the list of the stack's layers (None: it has none)."""
+def stack_and_blocks(model: nn.Module, name: str) -> tuple[nn.Module, list[nn.Module] | None]:
+    """Return the stack around the module called ``name``, and the stack's layers in order (None: it has no list)."""
     stack, layers = _paths(model, name)
-    blocks = model.get_submodule(layers[0].rpartition(".")[0]) if layers else None
-    return model.get_submodule(stack), blocks if isinstance(blocks, nn.ModuleList) else None
+    blocks = list(_members(model.get_submodule(layers[0].rpartition(".")[0]))) if layers else None
+    return model.get_submodule(stack), blocks
+
+
+def _members(layers: nn.Module) -> Iterator[nn.Module]:
+    """Yield the members of a list, and of the lists in it, as Funnel has them."""
+    for layer in layers.children():
+        if isinstance(layer, nn.ModuleList):
+            yield from _members(layer)
+        else:
+            yield layer
 
 
 def _paths(model: nn.Module, name: str) -> tuple[str, list[str]]:
@@ -146,7 +155,8 @@ def _around(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
     reader = model.get_submodule(name)
     assert isinstance(reader, Reader)
     reader.slot = name.removeprefix(stack).strip(".")
-    return model.get_submodule(stack), model.get_submodule(layers[0]) if layers else None
+    inside = (model.get_submodule(path) for path in layers)
+    return model.get_submodule(stack), next((part for part in inside if not isinstance(part, nn.ModuleList)), None)
 
 
 def _is_model(model: nn.Module, path: str) -> bool:

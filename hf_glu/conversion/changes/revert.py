@@ -93,7 +93,7 @@ class Revert(Change):
     def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
         names = {step.site.name: step.target for step in planned.steps}
         found = governed(model, [step.site for step in planned.steps])
-        wanted = {id(config): names[sites[-1].name] for config, sites in found}
+        wanted = {id(config): names[_own_site(model, config, sites).name] for config, sites in found}
         _refuse_others(model, list(names), wanted)
         return [ConfigEntry(config=config, activations={None: wanted[id(config)]}, options=None) for config, _ in found]
 
@@ -108,6 +108,11 @@ class Revert(Change):
 
     def finish(self, model: nn.Module, planned: Rows) -> None:
         remove_sources(model)
+
+
+def _own_site(model: nn.Module, config: Any, sites: list[Site]) -> Site:
+    """Return a site that a config speaks of first: one around others' models stands around their sites, too."""
+    return ([site for site in sites if governing_configs(model, site)[0] is config] or sites)[-1]
 
 
 def _refuse_others(model: Any, undone: list[str], names: Mapping[int, str]) -> None:
