@@ -56,6 +56,10 @@ RESET_ACCELERATOR = Private(
     where="accelerate.state:AcceleratorState", name="_reset_state", seen="1.12 to 1.15",
     need="a second run of another precision in one process",
 )  # fmt: skip
+ORIGINAL_FORWARD = Private(
+    where="accelerate:Accelerator", name="_original_forward", seen="1.12 to 1.15", mark=True,
+    need="taking mixed precision off a model again", otherwise="a mark stays",
+)  # fmt: skip
 DATA_ROOT = Private(
     where="evaluate.module", name="_data_dir_root", seen="0.4.5 to 0.4.6", mark=True,
     need="metrics where the home folder is read-only", otherwise="a folder is made",

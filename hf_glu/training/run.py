@@ -22,7 +22,14 @@ from hf_glu.instruments.adaptive import snapshot
 from hf_glu.instruments.routing import active_parameters
 from hf_glu.training.data.models import convert_for
 from hf_glu.training.loop import checkpoints
-from hf_glu.training.loop.accelerating import is_sharded, make_accelerator, share_results, start_trackers
+from hf_glu.training.loop.accelerating import (
+    is_sharded,
+    make_accelerator,
+    own_forward,
+    restore_forward,
+    share_results,
+    start_trackers,
+)
 from hf_glu.training.loop.examples import Examples
 from hf_glu.training.loop.loop import TrainingLoop, TrainingResult
 from hf_glu.training.options import ModelOptions, TrainingOptions
@@ -177,6 +184,7 @@ class TrainingRun(ABC):
 
         Where weights are sharded, the main process gets them whole, in a copy on the CPU, and goes on alone.
         """
+        forward = own_forward(self.model)
         whole = copy.deepcopy(self.model).cpu() if self.sharded and self.main else None
         set_seed(self.options.seed, deterministic=self.options.deterministic)
         loop = TrainingLoop(
@@ -196,7 +204,8 @@ class TrainingRun(ABC):
             whole.load_state_dict(state)
             self.model, self.alone = whole, True
         else:
-            self.model = self.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+            self.model = self.accelerator.unwrap_model(loop.model, keep_torch_compile=False)
+            restore_forward(self.model, forward)
         COMPILED_CALL.put(self.model, None)  # what is evaluated and saved is the model as anybody loads it
         self.fold()
         return loop, trained

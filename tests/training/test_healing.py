@@ -22,7 +22,7 @@ from hf_glu import cli
 from hf_glu.checkpoint.files import CARD_FILE, REPORT_FILE, SENTENCE_TRANSFORMERS_FILE
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.checkpoint.loading import load_model
-from hf_glu.errors import OptionError
+from hf_glu.errors import HfGluError, OptionError
 from hf_glu.ffn.forward import ffn_output
 from hf_glu.training.language.blocks import IDS
 from hf_glu.training.language.healing import Healing, divergence, predicted
@@ -373,6 +373,27 @@ def test_a_live_model_is_healed_in_place(head, folders, corpus):
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
     assert_same(dict(teacher.state_dict()), dict(before), "bitwise")
     assert count_parameters(model)["total"] == model.num_parameters()
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_model_healed_in_mixed_precision_has_its_own_forward_again(stop, folders, corpus, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(folders["hidden"][0])
+    teacher, model = (load_model(folder) for folder in folders["hidden"])
+
+    def heal():
+        options = {"max_steps": 2, "batch_size": 4, "max_length": 32, "precision": "bf16"}
+        return hf_glu.heal(model, teacher, corpus, tokenizer=tokenizer, **options)
+
+    if stop:
+        monkeypatch.setattr(Healing, "loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+        with pytest.raises(HfGluError, match="the loss is nan"):
+            heal()
+    else:
+        assert heal()["after"]["cosine"] <= 1
+    assert "forward" not in vars(model)
+    found = model(torch.tensor([[5, 6, 7]]), output_hidden_states=True)
+    assert found.last_hidden_state.dtype == torch.float32
+    assert len(found.hidden_states) == 3
 
 
 def test_what_cannot_be_healed_live_is_one_line(folders, corpus):

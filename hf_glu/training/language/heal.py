@@ -15,6 +15,7 @@ from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of_class
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.language.record import data_record
+from hf_glu.training.loop.accelerating import own_forward, restore_forward
 from hf_glu.training.parameters.gates import train_all
 from hf_glu.training.record import option_record, versions
 from hf_glu.training.results import HealingFacts, TrainingSummary
@@ -159,10 +160,11 @@ def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
         return
     tensors = {name: (each.dtype, each.device) for name, each in _tensors(model).items()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    training, checkpointing = model.training, model.is_gradient_checkpointing
+    training, checkpointing, forward = model.training, model.is_gradient_checkpointing, own_forward(model)
     try:
         yield
     finally:
+        restore_forward(model, forward)
         train_all(model)
         with torch.no_grad():
             for name, each in _tensors(model).items():

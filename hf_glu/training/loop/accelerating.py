@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 from hf_glu.checkpoint.jsonio import JsonObject
-from hf_glu.compat.of_others import ACCELERATOR_STATE, RESET_ACCELERATOR
+from hf_glu.compat.of_others import ACCELERATOR_STATE, ORIGINAL_FORWARD, RESET_ACCELERATOR
 from hf_glu.errors import OptionError
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.results import Results
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROJECT = "hf_glu"
 Merged = TypeVar("Merged")
@@ -39,6 +43,23 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
 def start_trackers(accelerator: Accelerator, options: JsonObject) -> None:
     """Begin to track a run; options are strings, since TensorBoard takes no lists."""
     accelerator.init_trackers(PROJECT, config={key: str(value) for key, value in options.items()})
+
+
+def own_forward(model: PreTrainedModel) -> Callable[..., Any] | None:
+    """Return the forward that a model has beside its class's, None where it has none."""
+    return vars(model).get("forward")
+
+
+def restore_forward(model: PreTrainedModel, forward: Callable[..., Any] | None) -> None:
+    """Give a model the forward that it had before it was prepared: what `own_forward` returned.
+
+    Accelerate's own way from mixed precision back takes the forward's decorators off, too: such a model returns no
+    hidden states, for one.
+    """
+    for name in ("forward", ORIGINAL_FORWARD.name):
+        vars(model).pop(name, None)
+    if forward is not None:
+        model.forward = forward
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
