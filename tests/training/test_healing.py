@@ -19,12 +19,14 @@ from transformers import AutoTokenizer
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.bench.coverage.tiny import tiny_inputs, tiny_model
 from hf_glu.checkpoint.files import CARD_FILE, REPORT_FILE, SENTENCE_TRANSFORMERS_FILE
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import HfGluError, OptionError
 from hf_glu.ffn.forward import ffn_output
 from hf_glu.training.language.blocks import IDS
+from hf_glu.training.language.dropout import without_dropout
 from hf_glu.training.language.healing import Healing, divergence, predicted
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.likeness import Likeness, mean_state
@@ -373,6 +375,47 @@ def test_a_live_model_is_healed_in_place(head, folders, corpus):
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
     assert_same(dict(teacher.state_dict()), dict(before), "bitwise")
     assert count_parameters(model)["total"] == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("bert", {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}),
+        ("gpt2", {"resid_pdrop": 0.4, "embd_pdrop": 0.4, "attn_pdrop": 0.4}),
+        ("t5", {"dropout_rate": 0.4}),
+        ("llama", {"attention_dropout": 0.4}),
+        ("bart", {"dropout": 0.4, "attention_dropout": 0.4, "activation_dropout": 0.4, "encoder_layerdrop": 0.4}),
+    ],
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_nothing_drops_while_a_model_is_healed(family, options, attention):
+    model = tiny_model(family, attn_implementation=attention, **options).train()
+    inputs, rates = tiny_inputs(model), [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+    def last():
+        return model(**inputs, output_hidden_states=True)[0]
+
+    assert not torch.equal(last(), last())
+    with without_dropout(model):
+        assert_same(last(), last(), "bitwise")
+        found = last()
+    assert not torch.equal(last(), found)
+    assert rates == [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert_same(model.eval()(**inputs, output_hidden_states=True)[0], found, "exact")
+
+
+def test_healing_drops_nothing(folders, corpus):
+    tokenizer, found = AutoTokenizer.from_pretrained(folders["hidden"][0]), []
+    for rate in (0.0, 0.5):
+        teacher, model = (load_model(folder) for folder in folders["hidden"])
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = rate
+        hf_glu.heal(
+            model, teacher, corpus, tokenizer=tokenizer, max_steps=2, batch_size=4, max_length=32, precision="no"
+        )
+        found.append(dict(model.state_dict()))
+    assert_same(*found, "bitwise")
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from hf_glu.instruments.probe import with_decoder
 from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import Cutter
 from hf_glu.training.language.documents import calibration_documents, read_both, tokenizer_texts
+from hf_glu.training.language.dropout import without_dropout
 from hf_glu.training.language.examples import SHUFFLED, BlockExamples, StreamExamples, measure
 from hf_glu.training.language.healing import TaughtExamples, make_healing
 from hf_glu.training.language.likeness import Likeness
@@ -37,6 +39,9 @@ from hf_glu.training.saving import run_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_glu.training.loop.loop import TrainingLoop
+    from hf_glu.training.loop.progress import TrainingResult
 
 MEASURED = 8  # batches that statistics of activations are taken of
 
@@ -137,6 +142,11 @@ class LanguageRun(TrainingRun):
     def examples(self) -> Examples:
         """Return the training data."""
         return self.train if self.teacher is None else TaughtExamples(self.train, self.likeness.healing)
+
+    def fit(self) -> tuple[TrainingLoop, TrainingResult]:
+        """Train, without dropout where there is a teacher."""
+        with nullcontext() if self.teacher is None else without_dropout(self.model):
+            return super().fit()
 
     def texts(self) -> list[str]:
         """Return training texts to fit a conversion on."""
