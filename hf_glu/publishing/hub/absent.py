@@ -145,7 +145,7 @@ WITHOUT_EXPERTS: Stubs = {
 def find_experts(model: nn.Module) -> dict[str, Any]:
     return {}''',
     (_BUILD, "build_experts"): '''\
-def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> list[Site]:
+def build_experts(model: nn.Module, config: Any, sites: list[Site], options: GluConfig) -> list[Site]:
     if options.experts is not None:
         raise ConversionError("the code of this checkpoint has no experts: install hf_glu")
     return sites''',
