@@ -15,6 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from hf_glu.activation.context.finding import find
+from hf_glu.config.router_fields import COEFFICIENT, has_own
+from hf_glu.ffn.config_fields import configs_of
 from hf_glu.ffn.experts.losses import injects, with_router_losses
 from hf_glu.ffn.experts.shares import share, shifts, traced
 from hf_glu.plugin.patching import Patches, require
@@ -32,6 +34,7 @@ def install(module: ModuleType, patches: Patches) -> None:
     def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         if not find(model, injects):
             return plain(self, model, inputs, num_items_in_batch, **kwargs)
+        _tell_coefficient(self)
         items = None if num_items_in_batch is None else traced(num_items_in_batch)
         labels, shifted = inputs.get("shift_labels"), False
         if labels is None:
@@ -52,6 +55,14 @@ def install(module: ModuleType, patches: Patches) -> None:
             return plain(self, model, inputs, items, **kwargs)
 
     patches.set(trainer_class, "training_step", training_step)
+
+
+def _tell_coefficient(trainer: Any) -> None:
+    """Let the model's config say the balance coefficient that a trainer's arguments do (TRL's DPO, KTO, GRPO: 0)."""
+    given, config = getattr(trainer.args, COEFFICIENT, None), getattr(trainer.model, "config", None)
+    for part in configs_of(config) if given is not None and config is not None else ():
+        if COEFFICIENT in vars(part) and not has_own(part, COEFFICIENT):
+            setattr(part, COEFFICIENT, given)
 
 
 def _copies(trainer: Any) -> int:

@@ -18,6 +18,7 @@ Shapes: T tokens, E experts, k experts a token.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from typing import Any
@@ -63,15 +64,16 @@ def ask(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     coefficient = coefficient_in(config) if known is None else known
     graded = torch.is_grad_enabled() if outer is None else outer.graded
     begin_asking(Asking(model, False if native else wanted, coefficient, graded))
-    if ASKED not in kwargs or native or (getattr(model, "base_model", model) is not model and _takes(type(model))):
+    head = getattr(model, "base_model", model) is not model  # which hands it on
+    if ASKED not in kwargs or native or (head and _takes(type(model).forward)):
         return kwargs
     return {name: value for name, value in kwargs.items() if name != ASKED}
 
 
 @lru_cache(maxsize=256)
-def _takes(kind: Any) -> bool:
-    """Return whether a class' forward takes the question and hands it on, or any argument."""
-    parameters = inspect.signature(kind.forward).parameters
+def _takes(forward: Callable[..., Any]) -> bool:
+    """Return whether a forward takes the question and hands it on, or any argument."""
+    parameters = inspect.signature(forward).parameters
     return ASKED in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
@@ -149,7 +151,8 @@ def answer(now: Asking, output: Any, loss: Tensor | None, weight: Tensor | float
             if now.outer is not None:
                 now.outer.added = aux
     if isinstance(output, ModelOutput):
-        return _with_room(type(output))(**{**output, **more})
+        kind: Any = type(output)
+        return _with_room(kind, *(name for name in (LOSS, LOGITS) if name in more))(**{**output, **more})
     for name, value in more.items():
         setattr(output, name, value)
     return output
@@ -163,9 +166,9 @@ def _has(loss: Tensor, added: Tensor | None) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _with_room(kind: Any) -> Any:
-    """Return a class of outputs, or one like it, which has fields for router logits and the balance loss, too."""
+def _with_room(kind: Any, *names: str) -> Any:
+    """Return a class of outputs that has fields of these names, too: ``kind`` itself, or one like it."""
     known = {each.name for each in fields(kind)}
-    new = [(name, Any, field(default=None)) for name in (LOSS, LOGITS) if name not in known]
+    new = [(name, Any, field(default=None)) for name in names if name not in known]
     named = {"__module__": __name__}
     return make_dataclass(f"{kind.__name__}OfExperts", new, bases=(kind,), namespace=named) if new else kind

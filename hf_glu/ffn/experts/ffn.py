@@ -19,8 +19,8 @@ from hf_glu.ffn.experts import tracing
 from hf_glu.ffn.experts.asked import keeps_losses, note_logits
 from hf_glu.ffn.experts.group import Bank, banks_of, choose_backend
 from hf_glu.ffn.experts.loop import combine, dispatch, sum_rows
-from hf_glu.ffn.experts.losses import Scale, inject
 from hf_glu.ffn.experts.router import Router, Routing
+from hf_glu.ffn.experts.scale import Scale, inject
 
 FEW = 16  # pairs of token and expert
 

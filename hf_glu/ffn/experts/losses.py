@@ -11,8 +11,7 @@ isn't linear in the tokens, is a mean over the micro-batches that it is taken in
 
 Who adds them: the model, where it returns a loss (`watch`); Transformers' Trainer and our own loop, where the loss is
 computed outside; elsewhere `with_router_losses`. Whether a loss has them is asked of autograd: a model may return one
-that nobody trains, as TRL's do beside the tokens' log-probabilities. Each expert FFN injects the gradient of its loss where its output's
-gradient passes (`inject`), times the gradient that the sum got: right under checkpointing, too.
+that nobody trains, as TRL's do beside the tokens' log-probabilities. Their gradient is injected elsewhere (`scale.py`).
 
 Beside a loss outside that nobody has added them to, they weigh what the cross-entropies of the logits in it weigh (see
 `cross_entropies`). Where it is made of something else, they weigh 1, right for one mean that is not scaled, and it
@@ -22,7 +21,7 @@ is refused where that is known to be wrong: under accumulation, and in float16, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,90 +32,21 @@ from hf_glu.activation.context.passes import Asking, end_asking
 from hf_glu.compat.of_torch import FORWARD_HOOKS, IGNORED_BY_DDP
 from hf_glu.errors import TrainingError
 from hf_glu.ffn.experts.asked import answer, ask
+from hf_glu.ffn.experts.scale import ADD, AddToLoss, Scale
 from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, nodes_behind, share, shifts, traced
-
-ADD = "add the routers' losses to it: loss = hf_glu.with_router_losses(loss, model)"
-
-
-class Scale:
-    """What a router's loss is multiplied by in the backward pass.
-
-    Attributes:
-        default: the weight beside a loss that nobody has added them to; None: 1, unless that is known to be wrong.
-        value: the gradient of the loss that they were added to; None: there is none (yet).
-        alone: whether they were injected beside such a loss, and the gradients haven't been cleared since.
-    """
-
-    def __init__(self) -> None:
-        self.default: float | None = None
-        self.value: Tensor | float | None = None
-        self.alone = False
-
-    def weigh(self, *, scaled: bool) -> Tensor | float:
-        """Return the weight; ``scaled``: whether the loss is one that is scaled.
-
-        Raises:
-            TrainingError: it can't be known.
-        """
-        if self.value is not None:
-            return self.value
-        if self.default is not None:
-            return self.default
-        if scaled:
-            raise TrainingError(f"the loss is computed outside of a model in float16, where it is scaled: {ADD}")
-        self.alone = True
-        return 1.0
-
-
-class _Inject(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None, total: Tensor | None
-    ) -> Tensor:
-        kind = output.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else output.dtype
-        ctx.scaled = dtype == torch.float16
-        ctx.scale, ctx.like, ctx.loads, ctx.total = scale, loss, loads, total
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        if ctx.loads is not None:
-            ctx.total += ctx.loads
-        return gradients[0], torch.ones_like(ctx.like) * ctx.scale.weigh(scaled=ctx.scaled), None, None, None
-
-
-@torch.compiler.disable  # a compiled backward pass would keep the scale of its first step
-def inject(
-    output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None = None, total: Tensor | None = None
-) -> Tensor:
-    """Return ``output``; in the backward pass ``loss`` gets the gradient ``scale`` says, ``loads`` go to ``total``.
-
-    A layer that checkpointing computes twice has one backward pass: what is counted there is counted once.
-    """
-    return _Inject.apply(output, loss, scale, loads, total)
-
-
-class _AddToLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, share: Tensor | float, scales: list[Scale], losses: list[Tensor]) -> Tensor:
-        ctx.share, ctx.scales, ctx.router_losses = share, scales, losses
-        extra = torch.stack([each.to(loss.device) for each in losses]).sum()
-        return loss + (share * extra).to(loss)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        for scale in ctx.scales:
-            scale.value = gradients[0].detach().sum().float() * ctx.share
-        return gradients[0], None, None, None
 
 
 def watch(model: nn.Module) -> None:
-    """Let ``model`` add its routers' losses to the loss that it returns; does nothing the second time."""
+    """Let ``model``, and the models with experts inside of it, add their routers' losses to what they return.
+
+    Does nothing the second time.
+    """
     forget(model)
-    if add_router_losses not in FORWARD_HOOKS.of(model).values():
-        model.register_forward_pre_hook(reset_losses, with_kwargs=True)
-        model.register_forward_hook(add_router_losses, with_kwargs=True, always_call=True)
+    for part in model.modules():
+        inside = part is model or (hasattr(part, "post_init") and any(map(injects, part.modules())))
+        if inside and add_router_losses not in FORWARD_HOOKS.of(part).values():
+            part.register_forward_pre_hook(reset_losses, with_kwargs=True)
+            part.register_forward_hook(add_router_losses, with_kwargs=True, always_call=True)
     # each process counts for itself until the routers add up
     loads = {f"{name}.load" for name, module in model.named_modules() if getattr(module, "load", None) is not None}
     if loads:
@@ -184,7 +114,7 @@ def _add(model: nn.Module, inputs: dict[str, Any], output: Any, now: Asking | No
         labels, shifted = inputs.get("labels"), shifts(model)
     plain = type(output) is tuple and labels is not None  # return_dict=False
     loss = output[0] if plain else getattr(output, "loss", None)
-    found, weight = pending(model), 1.0
+    found, weight = pending(model), cast(Tensor | float, 1.0)
     logits, scales = getattr(output, "logits", None), [experts.scale for experts in found]
     if found and isinstance(logits, Tensor) and logits.requires_grad:  # of which a loss may be made outside
         logits.register_hook(partial(_read, logits.detach(), scales))
@@ -226,7 +156,7 @@ def with_router_losses(loss: Tensor, model: nn.Module, share: Tensor | float = 1
     found = _missing(loss, pending(model)) if loss.requires_grad else []
     if not found:
         return loss
-    return _AddToLoss.apply(loss, share, [experts.scale for experts in found], [experts.loss for experts in found])
+    return AddToLoss.apply(loss, share, [experts.scale for experts in found], [experts.loss for experts in found])
 
 
 def _missing(loss: Tensor, found: list[Any]) -> list[Any]:
