@@ -63,6 +63,8 @@ class FusedTrainer(Trainer):
         loss = -outputs.log_probs.sum() / torch.as_tensor(items).clamp(min=1)
         with torch.no_grad():
             model(**inputs, fused_lm_head=True)  # for metrics
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         if self.coefficient:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.coefficient * outputs.aux_loss / steps

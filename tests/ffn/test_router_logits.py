@@ -2,7 +2,10 @@
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,6 +187,26 @@ def test_a_model_around_one_adds_nothing_twice(own):
     assert_near(gradients(model), expected)
 
 
+def test_adapters_around_a_model_hand_the_question_on():
+    peft = pytest.importorskip("peft")
+    model = exact()
+    expected = explicit(copy.deepcopy(model), asked=True, coefficient=0.5)
+    wrapped = peft.get_peft_model(model.train(), peft.LoraConfig(target_modules=["q_proj"], r=2))
+    model.requires_grad_(True).zero_grad()
+    output = wrapped(input_ids=ROWS, attention_mask=MASK, labels=LABELS, output_router_logits=True)
+    assert hf_glu.with_router_losses(output.loss, wrapped) is output.loss
+    output.loss.backward()
+    found = {name.replace("base_layer.", ""): value for name, value in gradients(model).items() if "lora" not in name}
+    assert_near(found, expected)
+
+
+def test_autocast_rounds_no_balance_loss():
+    with torch.autocast("cpu", torch.bfloat16):
+        output = made("llama")(input_ids=ROWS, output_router_logits=True)
+    expected = load_balancing_loss_func(output.router_logits, 4, 2)
+    torch.testing.assert_close(output.aux_loss, expected)
+
+
 @pytest.mark.parametrize("where", ["call", "config"])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_plain_call_adds_the_balance_loss_as_stock_heads_do(where, training):
@@ -281,3 +304,43 @@ def test_the_config_says_what_the_experts_are(tmp_path):
 SMALL = {
     "vocab_size": 61, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
 }  # fmt: skip
+
+
+TWO = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from fused import FusedTrainer
+from routed import ROWS, gradients, made
+from transformers import TrainerCallback, TrainingArguments
+
+class Note(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **more):
+        self.found = gradients(getattr(model, "module", model))
+
+class Kind(FusedTrainer):
+    asks = sys.argv[4] == "asks"
+
+arguments = TrainingArguments(
+    sys.argv[1], per_device_train_batch_size=int(sys.argv[3]), gradient_accumulation_steps=2, max_steps=1, use_cpu=True,
+    report_to=[], save_strategy="no", disable_tqdm=True, max_grad_norm=0, learning_rate=0,
+)
+rows = [{"input_ids": row, "labels": row} for row in ROWS[:1].expand(8, -1)]
+trainer = Kind(made("llama", balance=0.5), arguments, train_dataset=rows, callbacks=[note := Note()])
+trainer.train()
+if trainer.is_world_process_zero():
+    torch.save(note.found, Path(sys.argv[1]) / f"gradients{trainer.accelerator.num_processes}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asks", ["asks", "silent"])
+def test_two_processes_train_every_loss_once(asks, tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    tests = str(Path(__file__).parents[1])
+    for count in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        told = [str(tmp_path / "two.py"), str(tmp_path), tests, str(4 // count), asks]
+        subprocess.run([*launch, *told], check=True, timeout=300)
+    one, two = (torch.load(tmp_path / f"gradients{count}") for count in (1, 2))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)

@@ -116,7 +116,9 @@ def balance_loss(layers: list[RouterLogits]) -> Tensor:
         scores = layer.logits.softmax(-1).to(first)
         chosen = functional.one_hot(scores.topk(layer.top_k).indices, scores.shape[-1]).sum(1).to(scores)
         counts = scores.new_ones(len(scores)) if layer.counts is None else layer.counts.to(scores)
-        used, scored, total = used + counts @ chosen, scored + counts @ scores, total + counts.sum()
+        weights = counts.unsqueeze(1)  # no product of matrices, which autocast would round
+        used, scored = used + (weights * chosen).sum(0), scored + (weights * scores).sum(0)
+        total = total + counts.sum()
     total = total.clamp_min(1)
     return first.shape[-1] * (used / total * (scored / total)).sum()
 
