@@ -70,10 +70,11 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
         TrainingError: a second micro-batch comes, and nobody has added the routers' losses of the first to its loss.
     """
     kwargs = ask(model, kwargs)
-    found = _experts(model)
+    graded = torch.is_grad_enabled()
+    found = _experts(model) if model.training or graded else []
     for experts in found if model.training else ():
         experts.router.rebalance()
-    if not torch.is_grad_enabled():
+    if not graded:
         return args, kwargs
     for experts in found:
         experts.loss = None
