@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fused import FusedTrainer
+from pico import make_native
 from routed import ROWS, gradients, made
 from torch import nn
 from torch.nn import functional
@@ -19,6 +20,8 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 import hf_glu
 from hf_glu.activation.context.passes import asking
 from hf_glu.config.experts import ExpertOptions
+from hf_glu.config.router_fields import router_fields
+from hf_glu.conversion.forms import ConfigEntry
 from hf_glu.errors import OptionError, TrainingError
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.asked import RouterLogits, balance_loss
@@ -299,6 +302,17 @@ def test_the_config_says_what_the_experts_are(tmp_path):
     built.config.router_aux_loss_coef = "much"
     with pytest.raises(OptionError, match="router_aux_loss_coef"):
         built(input_ids=ROWS)
+
+
+def test_no_native_config_is_changed_and_what_takes_experts_away_takes_the_fields():
+    native = make_native("mixtral").config
+    assert router_fields(native, ExpertOptions(groups="swiglu*4")) == {}
+    config = made("llama").config
+    fields = router_fields(config, ExpertOptions(groups="swiglu*4")).keys()
+    assert len(fields) == 4
+    assert fields <= vars(config).keys()
+    ConfigEntry(config=config, activations={None: "silu"}, options=None).write()
+    assert fields.isdisjoint(vars(config))
 
 
 SMALL = {
