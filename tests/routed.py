@@ -29,6 +29,7 @@ def made(family, balance=0.0, z=0.1):
     for ffn in find_experts(model).values():
         nn.init.normal_(ffn.router.weight, std=0.3)
         ffn.options = ffn.router.options = ExpertOptions(groups=ffn.options.groups, balance=balance, z=z)
+    model.config.router_aux_loss_coef = balance
     return model.train()
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_glu.activation.stock import is_elementwise, same_function
 from hf_glu.config.layers import LayerSpec, selected
+from hf_glu.config.router_fields import remove_router_fields
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.config_fields import sync_derived, write_activation
 from hf_glu.ffn.identify import governing_configs, source_activation
@@ -89,6 +90,8 @@ class ConfigEntry:
     def _write(self, config: Any) -> None:
         for stack, name in self.activations.items():
             write_activation(config, name, stack)
+        if "experts" not in (self.options or {}):
+            remove_router_fields(config)
         if self.options is None:
             vars(config).pop("hf_glu", None)
         else:

@@ -20,6 +20,7 @@ from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.config.glu import GluConfig, iso_width
 from hf_glu.config.layers import check_layers, highest, selected
 from hf_glu.config.registry import GATED
+from hf_glu.config.router_fields import add_router_fields
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.config_fields import activation_of, default_activation, names_ours, write_activation
 from hf_glu.ffn.context_sites import settle_kinds
@@ -83,7 +84,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     if options.bias and new and all(linear.bias is not None for linear in new):
         options = replace(options, bias=None)  # they have one anyway
         config.hf_glu = options.to_dict()
-    sites = sites if banks else build_experts(model, sites, options)
+    sites = sites if banks else build_experts(model, config, sites, options)
     ours = [site for site in sites if site.activation and _build_site(model, site)]
     placed = {id(site.act) for site in ours}
     experts = [*find_experts(model).values(), *(bank.anchor for bank in banks if isinstance(bank.anchor, MixedBank))]
@@ -105,12 +106,14 @@ def options_of(model: nn.Module, site: Site) -> GluConfig:
     return GluConfig.of(governing_configs(model, site)[0])
 
 
-def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> list[Site]:
+def build_experts(model: nn.Module, config: Any, sites: list[Site], options: GluConfig) -> list[Site]:
     """Put fresh experts in the chosen sites' places, where the options say so; return the sites that are left."""
     wanted = options.expert_options
     if wanted is None:
         return sites
     chosen = [site for site in sites if site.kind != "experts" and selected(options.layers, site.layer, site.stack)]
+    if chosen or find_experts(model):  # which may be those of stacks with a copy of this config
+        add_router_fields(config, wanted)
     settle_kinds(model, [(site, flags_of(wanted)) for site in chosen], options)
     for site in chosen:
         bias = site.in_proj.bias is not None if options.bias is None else options.bias

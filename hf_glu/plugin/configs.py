@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_glu.compat.of_others import CONVERTER
 from hf_glu.config.glu import GluConfig
+from hf_glu.config.router_fields import told_of_balance
 from hf_glu.ffn.config_fields import sync_derived
 from hf_glu.ffn.families import DERIVED_FIELDS
 from hf_glu.plugin.patching import Patches, require
@@ -59,7 +60,7 @@ def settle(config: Any) -> None:
     if config.__dict__.get("hf_glu") is not None:
         import hf_glu.activation  # noqa: F401  (its kinds have sections there; torch is loaded for no other config)
 
-        config.hf_glu = GluConfig.of(config).to_dict()
+        config.hf_glu = GluConfig.from_dict(told_of_balance(config)).to_dict()
     sync_derived(config)
 
 

@@ -1,6 +1,7 @@
 """Hook of ``transformers.trainer``: what a Trainer computes outside of its model takes the routers' losses along.
 
-That is the loss of label smoothing, of ``compute_loss_func``, of a subclass' ``compute_loss``.
+That is the loss of label smoothing, of ``compute_loss_func``, of a subclass' ``compute_loss``, as TRL's trainers have
+one. The last is to multiply a loss that is divided by the items of all processes by their number, as Trainer's does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from hf_glu.activation.context.finding import find
+from hf_glu.config.router_fields import COEFFICIENT, has_own
+from hf_glu.ffn.config_fields import configs_of
 from hf_glu.ffn.experts.losses import injects, with_router_losses
 from hf_glu.ffn.experts.shares import share, shifts, traced
 from hf_glu.plugin.patching import Patches, require
@@ -29,20 +34,42 @@ def install(module: ModuleType, patches: Patches) -> None:
     def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         if not find(model, injects):
             return plain(self, model, inputs, num_items_in_batch, **kwargs)
+        _tell_coefficient(self)
         items = None if num_items_in_batch is None else traced(num_items_in_batch)
         labels, shifted = inputs.get("shift_labels"), False
         if labels is None:
             labels, shifted = inputs.get("labels"), shifts(self.model)
 
-        def accompany(loss: Any) -> Any:
-            return with_router_losses(loss, model, share(loss, items, labels, shifted=shifted))
+        def accompany(copies: int, loss: Any) -> Any:
+            part = share(loss, items, labels, shifted=shifted)
+            return with_router_losses(loss, model, copies * part if isinstance(part, Tensor) else part)
 
         known = {name: getattr(self, name, None) for name in LOSSES}
-        wrapped = {name: partial(_call, each, accompany) for name, each in known.items() if each is not None}
+        copies = {"compute_loss": _copies(self)}  # which multiplies what the others give
+        wrapped = {
+            name: partial(_call, each, partial(accompany, copies.get(name, 1)))
+            for name, each in known.items()
+            if each is not None
+        }
         with _replaced(self, wrapped):
             return plain(self, model, inputs, items, **kwargs)
 
     patches.set(trainer_class, "training_step", training_step)
+
+
+def _tell_coefficient(trainer: Any) -> None:
+    """Let the model's config say the balance coefficient that a trainer's arguments do (TRL's DPO, KTO, GRPO: 0)."""
+    given, config = getattr(trainer.args, COEFFICIENT, None), getattr(trainer.model, "config", None)
+    for part in configs_of(config) if given is not None and config is not None else ():
+        if COEFFICIENT in vars(part) and not has_own(part, COEFFICIENT):
+            setattr(part, COEFFICIENT, given)
+
+
+def _copies(trainer: Any) -> int:
+    """Return how many processes average the gradients of a loss that is divided by the items of them all."""
+    if not trainer.args.average_tokens_across_devices:
+        return 1
+    return trainer.accelerator.num_processes // trainer.get_tp_size()
 
 
 def _call(function: Callable[..., Any], accompany: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:

@@ -244,9 +244,10 @@ class Carrying:
 
 
 def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-    if known is None or known.reading is None:
+    if known is None:
         return function(*args, **kwargs)
-    with within(replace(known, reading=replace(known.reading, vector=vector), cache=None)):
+    reading = None if known.reading is None else replace(known.reading, vector=vector)
+    with within(replace(known, reading=reading, cache=None)):
         return function(*args, **kwargs)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_glu.activation.context.reading import Reading
 
@@ -28,12 +28,37 @@ class Pass:
         reading: its tokens; None: it was given none.
         cache: the cache of the layer that runs; None: there is none.
         outer: the pass within which it runs.
+        balance: the coefficient of its routers' own balance losses; None: each has its own.
     """
 
     stack: nn.Module
     reading: Reading | None
     cache: Any = None
     outer: Pass | None = None
+    balance: float | None = None
+
+
+@dataclass
+class Asking:
+    """Whether a forward pass of a model with experts is to return its routers' logits.
+
+    Attributes:
+        model: the model.
+        wanted: whether; None: it is up to the models inside.
+        coefficient: of the balance loss, as the outermost config says it; None: none does.
+        graded: whether the pass has gradients.
+        layers: what the layers have told.
+        added: the balance loss that has been added to a loss inside.
+        outer: that of the model around.
+    """
+
+    model: nn.Module
+    wanted: bool | None
+    coefficient: float | None
+    graded: bool
+    layers: list[Any] = field(default_factory=list)
+    added: Tensor | None = None
+    outer: Asking | None = None
 
 
 def current_pass() -> Pass | None:
@@ -46,7 +71,41 @@ def enter(stack: nn.Module, reading: Reading | None) -> None:
     outer = current_pass()
     while outer is not None and outer.stack is stack:  # it was interrupted and never left
         outer = outer.outer
-    _local.now = Pass(stack, reading, None, outer)
+    _local.now = Pass(stack, reading, None, outer, _balance(asking()))
+
+
+def asking() -> Asking | None:
+    """Return what the innermost model with experts that runs in this thread is asked for."""
+    return getattr(_local, "asking", None)
+
+
+def begin_asking(now: Asking) -> None:
+    """Begin a pass of a model with experts."""
+    outer = asking()
+    while outer is not None and outer.model is now.model:  # it was interrupted and never left
+        outer = outer.outer
+    now.outer = outer
+    _local.asking = now
+    running = current_pass()
+    if running is not None and running.stack is now.model:  # which of the two begins first depends on the hooks
+        running.balance = _balance(now)
+
+
+def end_asking(model: nn.Module) -> Asking | None:
+    """End the pass of ``model`` and return it; None: it has none."""
+    now = asking()
+    while now is not None and now.model is not model:
+        now = now.outer
+    if now is not None:
+        _local.asking = now.outer
+    return now
+
+
+def _balance(now: Asking | None) -> float | None:
+    """Return the coefficient of each router's own balance loss: 0 where one loss over all their logits is asked for."""
+    if now is None:
+        return None
+    return 0.0 if now.wanted else now.coefficient
 
 
 def leave(stack: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from hf_glu.activation.stock import is_elementwise
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
+from hf_glu.config.router_fields import router_fields
 from hf_glu.conversion.experts.copying import Source, read_source
 from hf_glu.conversion.forms import ConfigEntry, governed, selection_of, size
 from hf_glu.conversion.routes import Route
@@ -77,7 +78,8 @@ class ExpertChange(Change, abstract=True):
                 width=old.width,
                 experts=self.options.to_dict(),
             )
-            entries.append(ConfigEntry(config=config, activations={None: target}, options=written.to_dict()))
+            own, said = router_fields(config, self.options), written.to_dict()
+            entries.append(ConfigEntry(config=config, activations={None: target}, options=said, fields=own))
         return entries
 
     def finish(self, model: nn.Module, planned: Rows) -> None:

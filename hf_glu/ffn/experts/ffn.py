@@ -16,10 +16,11 @@ from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.experts import tracing
+from hf_glu.ffn.experts.asked import keeps_losses, note_logits
 from hf_glu.ffn.experts.group import Bank, banks_of, choose_backend
 from hf_glu.ffn.experts.loop import combine, dispatch, sum_rows
-from hf_glu.ffn.experts.losses import Scale, inject
 from hf_glu.ffn.experts.router import Router, Routing
+from hf_glu.ffn.experts.scale import Scale, inject
 
 FEW = 16  # pairs of token and expert
 
@@ -88,6 +89,7 @@ class ExpertFFN(OwnedModule):
             return self.traced(x)
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)
+        note_logits(self.router, routing.logits)
         out = self._routed(tokens, routing)
         for bank, group in zip(self.shared, self.options.always_on, strict=True):
             rows = self._rows(torch.arange(len(tokens), device=x.device).repeat(group.count), len(tokens))
@@ -96,7 +98,8 @@ class ExpertFFN(OwnedModule):
             out = out + shared.view(group.count, *out.shape).sum(0).to(out.dtype)
         if self.training and len(tokens):
             loss = self.router.loss(routing)
-            self.loss = loss.detach()
+            if keeps_losses():
+                self.loss = loss.detach()
             if torch.is_grad_enabled():  # not in the first pass of a layer that checkpointing repeats
                 out = inject(out, loss, self.scale, self.router.loads(routing), self.router.load)
         out = out.to(self._dtype(x)).view(*x.shape[:-1], self.hidden)

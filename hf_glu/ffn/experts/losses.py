@@ -10,8 +10,8 @@ and A_m is given the same w_m. So the z-loss of equal micro-batches is that of t
 isn't linear in the tokens, is a mean over the micro-batches that it is taken in.
 
 Who adds them: the model, where it returns a loss (`watch`); Transformers' Trainer and our own loop, where the loss is
-computed outside; elsewhere `with_router_losses`. Each expert FFN injects the gradient of its loss where its output's
-gradient passes (`inject`), times the gradient that the sum got: right under checkpointing, too.
+computed outside; elsewhere `with_router_losses`. Whether a loss has them is asked of autograd: a model may return one
+that nobody trains, as TRL's do beside the tokens' log-probabilities. Their gradient is injected elsewhere (`scale.py`).
 
 Beside a loss outside that nobody has added them to, they weigh what the cross-entropies of the logits in it weigh (see
 `cross_entropies`). Where it is made of something else, they weigh 1, right for one mean that is not scaled, and it
@@ -21,98 +21,32 @@ is refused where that is known to be wrong: under accumulation, and in float16, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.context.finding import find, forget
 from hf_glu.activation.context.hooks import by_name
+from hf_glu.activation.context.passes import Asking, end_asking
 from hf_glu.compat.of_torch import FORWARD_HOOKS, IGNORED_BY_DDP
 from hf_glu.errors import TrainingError
-from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, share, shifts, traced
-
-ADD = "add the routers' losses to it: loss = hf_glu.with_router_losses(loss, model)"
-
-
-class Scale:
-    """What a router's loss is multiplied by in the backward pass.
-
-    Attributes:
-        default: the weight beside a loss that nobody has added them to; None: 1, unless that is known to be wrong.
-        value: the gradient of the loss that they were added to; None: there is none (yet).
-        alone: whether they were injected beside such a loss, and the gradients haven't been cleared since.
-    """
-
-    def __init__(self) -> None:
-        self.default: float | None = None
-        self.value: Tensor | float | None = None
-        self.alone = False
-
-    def weigh(self, *, scaled: bool) -> Tensor | float:
-        """Return the weight; ``scaled``: whether the loss is one that is scaled.
-
-        Raises:
-            TrainingError: it can't be known.
-        """
-        if self.value is not None:
-            return self.value
-        if self.default is not None:
-            return self.default
-        if scaled:
-            raise TrainingError(f"the loss is computed outside of a model in float16, where it is scaled: {ADD}")
-        self.alone = True
-        return 1.0
-
-
-class _Inject(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None, total: Tensor | None
-    ) -> Tensor:
-        kind = output.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else output.dtype
-        ctx.scaled = dtype == torch.float16
-        ctx.scale, ctx.like, ctx.loads, ctx.total = scale, loss, loads, total
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        if ctx.loads is not None:
-            ctx.total += ctx.loads
-        return gradients[0], torch.ones_like(ctx.like) * ctx.scale.weigh(scaled=ctx.scaled), None, None, None
-
-
-@torch.compiler.disable  # a compiled backward pass would keep the scale of its first step
-def inject(
-    output: Tensor, loss: Tensor, scale: Scale, loads: Tensor | None = None, total: Tensor | None = None
-) -> Tensor:
-    """Return ``output``; in the backward pass ``loss`` gets the gradient ``scale`` says, ``loads`` go to ``total``.
-
-    A layer that checkpointing computes twice has one backward pass: what is counted there is counted once.
-    """
-    return _Inject.apply(output, loss, scale, loads, total)
-
-
-class _AddToLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, extra: Tensor, share: Tensor | float, scales: list[Scale]) -> Tensor:
-        ctx.share, ctx.scales = share, scales
-        return loss + (share * extra).to(loss)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        for scale in ctx.scales:
-            scale.value = gradients[0].detach().sum().float() * ctx.share
-        return gradients[0], None, None, None
+from hf_glu.ffn.experts.asked import answer, ask
+from hf_glu.ffn.experts.scale import ADD, AddToLoss, Scale
+from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, nodes_behind, share, shifts, traced
 
 
 def watch(model: nn.Module) -> None:
-    """Let ``model`` add its routers' losses to the loss that it returns; does nothing the second time."""
+    """Let ``model``, and the models with experts inside of it, add their routers' losses to what they return.
+
+    Does nothing the second time.
+    """
     forget(model)
-    if add_router_losses not in FORWARD_HOOKS.of(model).values():
-        model.register_forward_pre_hook(reset_losses, with_kwargs=True)
-        model.register_forward_hook(add_router_losses, with_kwargs=True)
+    for part in model.modules():
+        inside = part is model or (hasattr(part, "post_init") and any(map(injects, part.modules())))
+        if inside and add_router_losses not in FORWARD_HOOKS.of(part).values():
+            part.register_forward_pre_hook(reset_losses, with_kwargs=True)
+            part.register_forward_hook(add_router_losses, with_kwargs=True, always_call=True)
     # each process counts for itself until the routers add up
     loads = {f"{name}.load" for name, module in model.named_modules() if getattr(module, "load", None) is not None}
     if loads:
@@ -129,23 +63,28 @@ def _experts(model: nn.Module) -> list[Any]:
     return find(model, injects)
 
 
-def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Forget the last step's losses and scales before a forward pass (not where checkpointing repeats a layer).
+def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Begin a pass, and forget the last step's losses and scales (not where checkpointing repeats a layer).
 
     Raises:
         TrainingError: a second micro-batch comes, and nobody has added the routers' losses of the first to its loss.
     """
-    if not model.training:
-        return None
-    for experts in _experts(model):
+    kwargs = ask(model, kwargs)
+    graded = torch.is_grad_enabled()
+    found = _experts(model) if model.training or graded else []
+    for experts in found if model.training else ():
         experts.router.rebalance()
-    if not torch.is_grad_enabled():
-        return None
-    for experts in _experts(model):
+    if not graded:
+        return args, kwargs
+    for experts in found:
+        experts.loss = None
+    if not model.training:
+        return args, kwargs
+    for experts in found:
         refuse_accumulation(experts)
-        experts.loss = experts.scale.value = None
+        experts.scale.value = None
     items = kwargs.get(ITEMS)
-    return None if items is None else (args, {**kwargs, ITEMS: traced(items)})
+    return args, kwargs if items is None else {**kwargs, ITEMS: traced(items)}
 
 
 @torch.compiler.disable
@@ -161,30 +100,33 @@ def refuse_accumulation(experts: Any) -> None:
 
 
 def add_router_losses(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """Add the routers' losses to the loss in ``output``, where there is one to train."""
-    return _add(model, args, kwargs, output) if model.training and torch.is_grad_enabled() else output
+    """Add the routers' losses to the loss in ``output``, where there is one to train, and what was asked for."""
+    now, trained = end_asking(model), model.training and torch.is_grad_enabled()
+    asked = now is not None and bool(now.layers) and now.wanted is not False
+    if output is None or not (trained or asked):  # None: the pass was interrupted
+        return output
+    return _add(model, by_name(model, args, kwargs), output, now if asked else None)
 
 
 @torch.compiler.disable
-def _add(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    inputs = by_name(model, args, kwargs)
+def _add(model: nn.Module, inputs: dict[str, Any], output: Any, now: Asking | None) -> Any:
     labels, shifted = inputs.get("shift_labels"), False
     if labels is None:
         labels, shifted = inputs.get("labels"), shifts(model)
     plain = type(output) is tuple and labels is not None  # return_dict=False
     loss = output[0] if plain else getattr(output, "loss", None)
-    found = pending(model)
-    if loss is None and found:
-        logits, scales = getattr(output, "logits", None), [experts.scale for experts in found]
-        if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(partial(_read, logits.detach(), scales))
-    if not isinstance(loss, Tensor) or not loss.requires_grad or not found:
-        return output
-    loss = with_router_losses(loss, model, share(loss, inputs.get(ITEMS), labels, shifted=shifted))
-    if plain:
-        return (loss, *output[1:])
-    output.loss = loss
-    return output
+    found, weight = pending(model), cast(Tensor | float, 1.0)
+    logits, scales = getattr(output, "logits", None), [experts.scale for experts in found]
+    if found and isinstance(logits, Tensor) and logits.requires_grad:  # of which a loss may be made outside
+        logits.register_hook(partial(_read, logits.detach(), scales))
+    if isinstance(loss, Tensor) and loss.requires_grad and found:
+        weight = share(loss, inputs.get(ITEMS), labels, shifted=shifted)
+        loss = with_router_losses(loss, model, weight)
+        if plain:
+            output = (loss, *output[1:])
+        else:
+            output.loss = loss
+    return output if now is None else answer(now, output, loss, weight)
 
 
 def _read(logits: Tensor, scales: list[Scale], gradient: Tensor) -> None:
@@ -196,15 +138,15 @@ def _read(logits: Tensor, scales: list[Scale], gradient: Tensor) -> None:
 
 
 def pending(model: nn.Module) -> list[Any]:
-    """Return the expert FFNs whose losses in the last pass nobody has added to a loss."""
+    """Return the expert FFNs that have a loss of the last pass."""
     return [experts for experts in _experts(model) if experts.loss is not None]
 
 
 def with_router_losses(loss: Tensor, model: nn.Module, share: Tensor | float = 1.0) -> Tensor:
     """Return a loss that was computed outside of a model, with the losses of its routers in its last pass.
 
-    Divide it by the number of micro-batches, or have it scaled, afterwards. Where the model has added them to the loss
-    that it returned, or has no routers, nothing changes.
+    Divide it by the number of micro-batches, or have it scaled, afterwards. Where autograd leads from ``loss`` to one
+    that they were added to, such as the one that the model returned, or the model has no routers, nothing changes.
 
     Args:
         loss: to train.
@@ -212,10 +154,18 @@ def with_router_losses(loss: Tensor, model: nn.Module, share: Tensor | float = 1
         share: which part of its step's mean loss ``loss`` is: n / N, where it is the sum of n items' losses over the
             step's count N; 1: a mean, of which a step may have several.
     """
-    found = pending(model)
-    if not found or not loss.requires_grad:
+    found = _missing(loss, pending(model)) if loss.requires_grad else []
+    if not found:
         return loss
-    extra = torch.stack([experts.loss.to(loss.device) for experts in found]).sum()
-    for experts in found:
-        experts.loss = None  # a model around this one must not add it again
-    return _AddToLoss.apply(loss, extra, share, [experts.scale for experts in found])
+    return AddToLoss.apply(loss, share, [experts.scale for experts in found], [experts.loss for experts in found])
+
+
+def _missing(loss: Tensor, found: list[Any]) -> list[Any]:
+    """Return those of the expert FFNs whose losses ``loss`` doesn't have: no node behind it has added them."""
+    left = {id(experts.loss): experts for experts in found}
+    for node in nodes_behind(loss) if left else ():
+        for added in getattr(node, "router_losses", ()):
+            left.pop(id(added), None)
+        if not left:
+            break
+    return list(left.values())

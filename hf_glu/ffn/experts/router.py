@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.context import Reader
+from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.errors import TrainingError
@@ -98,15 +99,18 @@ class Router(Reader, OwnedModule):
     def loss(self, routing: Routing) -> Tensor:
         """Return balance * E sum_e f_e P_e + z * mean(logsumexp(logits)^2).
 
-        f_e is the share of tokens that use expert e (their sum is k), P_e its mean score; padding doesn't count.
+        f_e is the share of tokens that use expert e (their sum is k), P_e its mean score; padding doesn't count. The
+        config's ``router_aux_loss_coef`` is the balance coefficient, 0 while router logits are asked for.
         """
         options, logits, counts = self.options, routing.logits, self.counts(len(routing.logits))
+        now = current_pass()
+        balance = options.balance if now is None or now.balance is None else now.balance
         loss = logits.new_zeros(())
-        if options.balance:
+        if balance:
             softmax = options.router == "softmax"
             scores = logits.softmax(-1) if softmax else functional.normalize(logits.sigmoid(), p=1, dim=-1)
             used = mean(functional.one_hot(routing.experts, logits.shape[1]).sum(1).to(scores.dtype), counts)
-            loss = loss + options.balance * logits.shape[1] * (used * mean(scores, counts)).sum()
+            loss = loss + balance * logits.shape[1] * (used * mean(scores, counts)).sum()
         return loss + options.z * mean(logits.logsumexp(-1).square(), counts) if options.z else loss
 
     def counts(self, tokens: int) -> Tensor | None:

@@ -6,6 +6,8 @@ It is counted (`share`) where the loss is divided by the whole step's count, and
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,16 +52,19 @@ def share(loss: Tensor, items: Tensor | None, labels: Any, *, shifted: bool) -> 
 
 def depends_on(loss: Tensor, other: Tensor) -> bool:
     """Return whether autograd leads from ``loss`` to ``other``."""
-    wanted, seen = get_gradient_edge(other).node, set[Node]()
-    nodes: list[Node | None] = [loss.grad_fn]
+    wanted = get_gradient_edge(other).node
+    return any(node is wanted for node in nodes_behind(loss))
+
+
+def nodes_behind(loss: Tensor) -> Iterator[Node]:
+    """Yield the nodes of autograd's graph that ``loss`` leads to, the nearest first: a loss is added near its end."""
+    seen, nodes = set[Node](), deque([loss.grad_fn])
     while nodes:
-        node = nodes.pop()
-        if node is wanted:
-            return True
+        node = nodes.popleft()
         if node is not None and node not in seen:
             seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    return False
+            yield node
+            nodes.extend(following for following, _ in node.next_functions)
 
 
 def shifts(model: Any) -> bool:

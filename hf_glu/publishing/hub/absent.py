@@ -17,6 +17,7 @@ OFF = frozenset({"saves_memory", "kernels", "_is_few", "not TYPE_CHECKING"})
 _BUILD, _SITES, _CONFIG = "hf_glu.ffn.build", "hf_glu.ffn.sites", "hf_glu.config.glu"
 _CONTEXT, _KINDS = "hf_glu.ffn.context_sites", "hf_glu.config.kinds"
 _LOOP, _NATIVE = "hf_glu.ffn.experts.loop", "hf_glu.ffn.experts.native"
+_ASKED, _FIELDS = "hf_glu.ffn.experts.asked", "hf_glu.config.router_fields"
 _SCAN = "hf_glu.activation.kernels.scan"
 _REGISTRY, _LAYERS = "hf_glu.config.registry", "hf_glu.config.layers"
 
@@ -137,7 +138,25 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     ("hf_glu.config.smear", "SmearOptions.__post_init__"): "",
     ("hf_glu.config.section", "Entry.to_dict"): "",
     ("hf_glu.config.experts", "ExpertOptions.to_dict"): "",
-}
+    # router logits are for trainers; the losses and their coefficient are there
+    (_ASKED, "ask"): '''\
+def ask(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    outer, config = asking(), getattr(model, "config", None)
+    if kwargs.get("output_router_logits"):
+        raise OptionError("the code of this checkpoint returns no router logits: install hf_glu")
+    known, graded = (None, torch.is_grad_enabled()) if outer is None else (outer.coefficient, outer.graded)
+    begin_asking(Asking(model, False, coefficient_in(config) if known is None else known, graded))
+    return kwargs''',
+    (_ASKED, "note_logits"): "",
+    (_ASKED, "answer"): '''\
+def answer(now: Any, output: Any, loss: Tensor | None, weight: Tensor | float) -> Any:
+    return output''',
+    (_FIELDS, "coefficient_in"): '''\
+def coefficient_in(config: Any) -> float | None:
+    name = "router_aux_loss_coef"
+    return None if hasattr(type(config), name) else getattr(config, name, None)''',
+    (_FIELDS, "add_router_fields"): "",
+}  # fmt: skip
 WITHOUT_EXPERTS: Stubs = {
     ("hf_glu.ffn.experts.ffn", "ExpertFFN"): "ExpertFFN = ()",
     ("hf_glu.ffn.expert_sites", "FirstOnly"): "FirstOnly = ()",
@@ -145,7 +164,7 @@ WITHOUT_EXPERTS: Stubs = {
 def find_experts(model: nn.Module) -> dict[str, Any]:
     return {}''',
     (_BUILD, "build_experts"): '''\
-def build_experts(model: nn.Module, sites: list[Site], options: GluConfig) -> list[Site]:
+def build_experts(model: nn.Module, config: Any, sites: list[Site], options: GluConfig) -> list[Site]:
     if options.experts is not None:
         raise ConversionError("the code of this checkpoint has no experts: install hf_glu")
     return sites''',
