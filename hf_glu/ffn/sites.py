@@ -79,9 +79,8 @@ class Site:
     @property
     def like(self) -> nn.Parameter:
         """The parameter whose device and dtype an activation in this place gets: never one of an activation's own."""
-        own = {id(parameter) for parameter in self.act.parameters()}
-        found = [parameter for parameter in self.anchor.parameters() if id(parameter) not in own]
-        return next((parameter for parameter in found if parameter.is_floating_point()), found[0])
+        own = set(self.act.parameters())
+        return next(each for each in self.anchor.parameters() if each not in own)
 
     @property
     def parts(self) -> list[str]:

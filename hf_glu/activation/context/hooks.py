@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -122,17 +123,9 @@ def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:
 def stack_and_blocks(model: nn.Module, name: str) -> tuple[nn.Module, list[nn.Module] | None]:
     """Return the stack around the module called ``name``, and the stack's layers in order (None: it has no list)."""
     stack, layers = _paths(model, name)
-    blocks = list(_members(model.get_submodule(layers[0].rpartition(".")[0]))) if layers else None
-    return model.get_submodule(stack), blocks
-
-
-def _members(layers: nn.Module) -> Iterator[nn.Module]:
-    """Yield the members of a list, and of the lists in it, as Funnel has them."""
-    for layer in layers.children():
-        if isinstance(layer, nn.ModuleList):
-            yield from _members(layer)
-        else:
-            yield layer
+    members = model.get_submodule(layers[0].rpartition(".")[0]).children() if layers else ()
+    lists = (each if isinstance(each, nn.ModuleList) else (each,) for each in members)  # Funnel has lists of lists
+    return model.get_submodule(stack), list(chain.from_iterable(lists)) if layers else None
 
 
 def _paths(model: nn.Module, name: str) -> tuple[str, list[str]]:
