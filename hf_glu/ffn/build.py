@@ -169,7 +169,8 @@ def _build_site(model: nn.Module, site: Site) -> bool:
     act = site.act
     assert isinstance(act, OwnedActivation)
     config, options = governing_configs(model, site)[0], options_of(model, site)
-    like = site.like.dtype  # xIELU is built in bfloat16 wherever it is
+    own = set(act.parameters())  # xIELU is built in bfloat16 wherever it is
+    like = next(each.dtype for each in site.anchor.parameters() if each not in own)
     if not selected(options.layers, site.layer, site.stack):
         site.set_act(build_elementwise(options.dense_act or default_activation(config, site.stack)).to(like))
         return False
@@ -202,7 +203,7 @@ def configure(site: Site, options: GluConfig) -> None:
     act = site.act
     if isinstance(act, OwnedActivation) and not getattr(act, "_configured", False):
         act.configure(options, site.width)
-        act.to(dtype=site.like.dtype)
+        act.to(dtype=next(each.dtype for each in site.anchor.parameters() if each not in set(act.parameters())))
         act._configured = True  # type: ignore[assignment]
 
 

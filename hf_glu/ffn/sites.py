@@ -77,12 +77,6 @@ class Site:
         setattr(self.anchor.get_submodule(owner), attribute, act)
 
     @property
-    def like(self) -> nn.Parameter:
-        """The parameter whose device and dtype an activation in this place gets: never one of an activation's own."""
-        own = set(self.act.parameters())
-        return next(each for each in self.anchor.parameters() if each not in own)
-
-    @property
     def parts(self) -> list[str]:
         """The paths of its projections in the model."""
         paths = [path for path in (self.row.gate, self.row.in_proj, self.row.out_proj) if path]

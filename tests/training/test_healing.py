@@ -148,10 +148,13 @@ def test_the_loss_is_that_of_the_formula(objective, match, folders, corpus):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-def _weighted(errors, batch, valid):
-    """Return the mean over texts, by their labels, of the mean over the tokens of each."""
-    counts = (batch["labels"] != IGNORED).sum(-1)
-    means = [row[keep].mean() for row, keep in zip(errors, valid, strict=True)]
+def _weighted(own, wanted, batch, valid):
+    """Return the mean over texts, by their labels, of the mean error over the tokens of each."""
+    counts, means = (batch["labels"] != IGNORED).sum(-1), []
+    for mine, theirs, keep in zip(own, wanted, valid, strict=True):
+        size = theirs[keep].square().sum(-1)
+        floor = size.sort().values[(len(size) - 1) // 2]  # the lower one of two medians
+        means.append(((mine - theirs)[keep].square().sum(-1) / size.clamp_min(floor)).mean())
     return sum(count * mean for count, mean in zip(counts, means, strict=True)) / counts.sum()
 
 
@@ -161,10 +164,6 @@ def _valid(batch, objective, decoder=False):
     return batch.get("attention_mask", torch.ones_like(batch[IDS])).bool()
 
 
-def _relative(own, wanted):
-    return (own - wanted).square().sum(-1) / wanted.square().sum(-1)
-
-
 def _states(own, other, batch, objective):
     found = []
     for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
@@ -172,7 +171,7 @@ def _states(own, other, batch, objective):
             1:
         ]:
             valid = _valid(batch, objective, decoder=name.startswith("decoder"))
-            found.append(_weighted(_relative(mine, theirs), batch, valid))
+            found.append(_weighted(mine, theirs, batch, valid))
     return sum(found) / len(found)
 
 
@@ -192,7 +191,7 @@ def _ffns(model, healing, batch, objective):
         with torch.no_grad():
             mine, theirs = (ffn_output(each, given[site.name]) for each in (site, others[site.name]))
         valid = _valid(batch, objective, decoder=site.stack == "decoder" and objective == "span")
-        found.append(_weighted(_relative(mine, theirs), batch, valid))
+        found.append(_weighted(mine, theirs, batch, valid))
     return sum(found) / len(found)
 
 

@@ -96,7 +96,8 @@ class Regate:
         own = gate_of(site.anchor) if site.kind == "mixer" else None
         old = build_elementwise(own) if own else site.act
         act = build_elementwise(native_gate(target)) if site.native else registry[target].factory()
-        like = site.like
+        inside = set(site.act.parameters())
+        like = next(each for each in site.anchor.parameters() if each not in inside)
         site.set_act(act.to(device=like.device, dtype=like.dtype).train(old.training))
         configure(site, acts)
         _start_at(step, old)

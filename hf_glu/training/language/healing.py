@@ -2,10 +2,13 @@
 
 With student logits z, teacher logits z', temperature T, labels y, and what is matched of token i, s_i and t_i:
 
-    share T^2 KL(softmax(z' / T) || softmax(z / T)) + (1 - share) CE(z, y) + weight mean_i |s_i - t_i|^2 / |t_i|^2
+    share T^2 KL(softmax(z' / T) || softmax(z / T)) + (1 - share) CE(z, y)
+    + weight mean_i |s_i - t_i|^2 / max(|t_i|^2, median_j |t_j|^2)
 
 The first two are means over the predicted tokens. The last one is a mean over the tokens of each text, and over
-texts by how many of their tokens are predicted, so that micro-batches and processes add up to the whole batch.
+texts by how many of their tokens are predicted, so that micro-batches and processes add up to the whole batch. An error
+is relative to its own token, where a few are a thousand times the others, and to the text's median where a token is
+next to nothing, which would be most of the loss otherwise (of MiniLM's first FFN: 0.08 where the whole is 0.0013 off).
 FFNs are matched by themselves, on what the student gives them: t is the teacher's FFN applied to it, s the student's.
 What they are given has no gradient. With one, layers learn to give what later FFNs err less on: on a tiny GPT-2 the
 divergence from its teacher grew from 0.0054 to 0.0073 in 120 steps, and falls to 0.0017 as it is.
@@ -204,7 +207,7 @@ def valid_tokens(batch: Batch, *, decoder: bool = False) -> Tensor | None:
 
 
 def relative(own: Tensor, wanted: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
-    """Return the mean of |own - wanted|^2 / |wanted|^2 over the tokens of each text, and over texts by their labels.
+    """Return the mean of `errors_of` over the tokens of each text, and over texts by their labels.
 
     Args:
         own, wanted: what is compared, with a row for each token.
@@ -212,13 +215,21 @@ def relative(own: Tensor, wanted: Tensor, tokens: Tokens, batch: Batch) -> Tenso
         batch: theirs.
     """
     own, wanted = tokens.texts(own).float(), tokens.texts(wanted).float()
-    errors = (own - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)
+    errors = errors_of(own, wanted, tokens.valid)
     if len(errors) != len(batch[IDS]):  # rows that can't be told to texts
         return errors.mean()
     labels = (batch[LABELS] != IGNORED).sum(-1)
     weights = labels / labels.sum().clamp_min(1)
     valid = torch.ones_like(errors) if tokens.valid is None else tokens.valid.to(errors.dtype)
     return (weights * (errors * valid).sum(-1) / valid.sum(-1).clamp_min(1)).sum()
+
+
+def errors_of(own: Tensor, wanted: Tensor, valid: Tensor | None) -> Tensor:
+    """Return |own - wanted|^2 / max(|wanted|^2, its median in the text) of each token, ``[B, T]``."""
+    size = wanted.square().sum(-1)
+    known = size if valid is None or valid.shape != size.shape else size.masked_fill(~valid, torch.nan)
+    floor = known.nanmedian(-1, keepdim=True).values.nan_to_num()
+    return (own - wanted).square().sum(-1) / torch.maximum(size, floor).clamp_min(1e-12)
 
 
 class TaughtExamples:
