@@ -8,7 +8,7 @@ from comparing import assert_same, outputs
 from pico import FAMILIES, NATIVE, VOCAB, make_native
 
 import hf_glu
-from hf_glu.conversion.experts.splitting import balanced_clusters
+from hf_glu.conversion.experts.carving import balanced_clusters
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.experts import find_experts
 
