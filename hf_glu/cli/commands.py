@@ -28,6 +28,7 @@ Experts = Annotated[str | None, typer.Option(help=_EXPERTS_HELP)]
 _TO_HELP = "The gated activation; or LAYERS=NAME such as 0-3=geglu (again for more)."
 To = Annotated[list[str] | None, typer.Option("--to", help=_TO_HELP)]
 Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites whose name it finds are left alone.")]
+_SPLIT_HELP = "Divide FFNs' units among experts: 2+14 are 2 always on and 14 routed, --top-k of which a token uses."
 _HEAL_HELP = "Text (again for more): train the result to be like SRC on it, as `pretrain --teacher` does."
 
 
@@ -100,6 +101,7 @@ def convert(
     native: Native = False,
     experts: Experts = None,
     top_k: Annotated[int | None, typer.Option(help="Experts that a token uses: 2.")] = None,
+    split: Annotated[str | None, typer.Option(help=_SPLIT_HELP)] = None,
     layers: Layers = None,
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
@@ -110,9 +112,9 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
-    if not to and not experts:
+    if not to and not experts and split is None:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
-    target = _target(to) if to else None
+    target: Any = _target(to) if to else None
     options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
     options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
     if destination is None and not plan:
@@ -121,6 +123,9 @@ def convert(
         raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
     _check_fit(distill_steps, calibration)
     _check_healing(heal, heal_options, stream=stream, plan=plan)
+    if split is not None:
+        others = {"--to": to, "--experts": experts, "--native": native, "--stream": stream, "--width": width != "keep"}
+        _check_split(split, top_k, others, calibrated=plan or calibration is not None)
     texts = _read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
@@ -128,8 +133,13 @@ def convert(
     from hf_glu.checkpoint.folders import staged_folder
     from hf_glu.publishing.card.card import write_card
 
+    if split is not None:
+        from hf_glu.conversion import Split
+
+        target = Split(experts=split, top_k=options.pop("top_k"))
     if plan:
-        planned = plan_checkpoint(source, target, fitted=texts is not None, native=native, **options)
+        fitted = texts is not None and split is None
+        planned = plan_checkpoint(source, target, fitted=fitted, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
         return
     assert destination is not None  # checked above
@@ -158,6 +168,19 @@ def _read_early(
     early.check_destinations(destination)
     early.check_sources(source)
     return texts
+
+
+def _check_split(split: str, top_k: int | None, others: dict[str, Any], *, calibrated: bool) -> None:
+    """Raise OptionError for a --split that can't be, or that other ways to convert are given beside."""
+    from hf_glu.config.experts import read_split
+
+    _, routed = read_split(split)
+    if given := [name for name, value in others.items() if value]:
+        raise OptionError(f"--split divides FFNs as they are: leave {' and '.join(given)} out")
+    if top_k is None or not 1 <= top_k <= routed:
+        raise OptionError(f"--split {split} needs --top-k, 1 to {routed}: how many of the routed experts a token uses")
+    if not calibrated:
+        raise OptionError("--split needs --calibration: a file of texts that experts and routers are fitted on")
 
 
 def _check_fit(steps: int | None, calibration: Path | None) -> None:

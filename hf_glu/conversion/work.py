@@ -15,7 +15,7 @@ from hf_glu.ffn.sites import Site
 from hf_glu.instruments.recorder import inputs_of
 
 SEED = 0
-AHEAD = 4  # sites whose inputs are taken from the same passes
+AHEAD = 8  # sites whose inputs are taken from the same passes
 HELD = 2**29  # numbers of them that are kept at a time
 
 
@@ -67,7 +67,7 @@ class Work:
     def inputs_ahead(self, site: Site) -> Tensor:
         """Return what a site is given, as `site_inputs`; the passes serve the next sites, too, `AHEAD` in all.
 
-        So a model of 30 layers is run 8 times, not 30; what these few are given is without each other's conversion.
+        So a model of 30 layers is run 4 times, not 30; what these few are given is without each other's conversion.
 
         Raises:
             OptionError: the model never runs the site on the calibration data.

@@ -1,8 +1,9 @@
 """Which units of an FFN go together, and how a router knows which groups a token needs: the maths of splitting.
 
-A unit's strength at a token is |h_j| |w_j|, the size of what it adds to the output. Units that are strong everywhere are
-always on (CMoE, https://arxiv.org/abs/2502.04416); the others are grouped so that a token has its strong ones in few
-groups (MoEfication, https://arxiv.org/abs/2110.01786; by the gates: ExpertWeaver, https://arxiv.org/abs/2602.15521).
+A unit's strength at a token is |h_j| |w_j| / |y|, the size of what it adds to the output over the output's. The units
+that are strongest on the whole are always on (CMoE, https://arxiv.org/abs/2502.04416). The others are ranked, too: so a
+router can leave weak groups out whatever the token. Among those of about one rank, units go together that the same
+tokens need (MoEfication, https://arxiv.org/abs/2110.01786; by the gates: ExpertWeaver, arXiv 2602.15521).
 
 Shapes: T tokens, H hidden size, W units, E groups, k of which a token uses.
 """
@@ -17,12 +18,14 @@ from hf_glu.conversion.fit.fitting import RIDGE
 
 ROUNDS = 10
 STRONGEST = 4  # a token's strongest units are one in so many
-STRENGTH, FLOOR = 0.5, 1e-3  # of the ridge of `Refit`
+BAND = 4  # groups whose units are compared with each other
+STRENGTH, FLOOR = 1.0, 1e-3  # of the ridge of `Refit`
 
 
 def strengths(units: Tensor, out_rows: Tensor) -> Tensor:
-    """Return |h_j| |w_j| of units ``[T, W]`` and out-projection rows ``[H, W]``: ``[T, W]`` in float32."""
-    return units.float().abs() * out_rows.float().norm(dim=0)
+    """Return |h_j| |w_j| / |y| of units ``[T, W]`` and out-projection rows ``[H, W]``: ``[T, W]`` in float32."""
+    units, out = units.float(), out_rows.float()
+    return units.abs() * out.norm(dim=0) / (units @ out.T).norm(dim=1, keepdim=True).clamp_min(1e-20)
 
 
 def strongest(values: Tensor, count: int) -> Tensor:
@@ -31,16 +34,20 @@ def strongest(values: Tensor, count: int) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, rows, True)
 
 
-def always_on(strength: Tensor, count: int) -> Tensor:
-    """Return the ``count`` units to leave on, in order: those that fire most often and most strongly.
+def ranked(strength: Tensor) -> Tensor:
+    """Return the units by their mean square strength, the strongest first: how often they fire, and how strongly."""
+    return strength.square().mean(0).argsort(descending=True, stable=True)
 
-    A unit fires at the tokens of which it is among the strongest units. Its score is the share of those tokens over the
-    mean share, plus its mean strength over the mean strength of all.
+
+def grouped(features: Tensor, order: Tensor, always: int, count: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the ``always`` first units in ``order`` and ``count`` groups of the others, each of equal size.
+
+    `BAND` groups at a time are clusters, by their ``features`` ``[W, F]``, of the units that are next in order.
     """
-    often = strongest(strength, max(1, strength.shape[1] // STRONGEST)).float().mean(0)
-    strongly = strength.mean(0)
-    score = often / often.mean().clamp_min(1e-20) + strongly / strongly.mean().clamp_min(1e-20)
-    return score.argsort(descending=True, stable=True)[:count].sort().values
+    rest = order[always:].split(BAND * (len(order) - always) // count)
+    size = (len(order) - always) // count
+    groups = [band[own] for band in rest for own in balanced_clusters(features[band], len(band) // size)]
+    return order[:always], groups
 
 
 def relative(strength: Tensor) -> Tensor:
@@ -91,8 +98,8 @@ def group_norms(units: Tensor, out_rows: Tensor, parts: list[Tensor]) -> Tensor:
 
 
 def fit_router(x: Tensor, norms: Tensor) -> Tensor:
-    """Return W ``[E, H]`` with the least |x W' - norms|^2 (ridge)."""
-    x, norms = x.double(), norms.double() / norms.double().mean().clamp_min(1e-20)
+    """Return W ``[E, H]`` with the least |x W' - s|^2 (ridge), where s are a token's ``norms`` over their sum."""
+    x, norms = x.double(), norms.double() / norms.double().sum(1, keepdim=True).clamp_min(1e-20)
     gram = x.T @ x
     gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp_min(1e-12))
     return torch.linalg.solve(gram, x.T @ norms).T

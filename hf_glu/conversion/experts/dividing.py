@@ -99,12 +99,8 @@ def divide(
     sample = train[:SAMPLE].to(source.site.in_proj.weight.dtype)
     strength = carving.strengths(ffn_units(source.site, sample), out)
     size = source.width // sum(counts)
-    always = carving.always_on(strength, counts[0] * size)
     features = _features(source, sample, strength, similarity)
-    kept = torch.ones(source.width, dtype=torch.bool, device=x.device)
-    kept[always] = False
-    rest = kept.nonzero()[:, 0]
-    parts = [rest[part] for part in carving.balanced_clusters(features[rest], counts[1])]
+    always, parts = carving.grouped(features, carving.ranked(strength), counts[0] * size, counts[1])
     blank = x.new_zeros(counts[1], x.shape[1])
     made = Division(source=source, always=always, parts=parts, router=blank, top_k=top_k, out=out)
     if router == "units":
@@ -135,9 +131,7 @@ def _gates(source: Source, x: Tensor) -> Tensor:
     site, bias = source.site, source.bias
     if not source.gated:
         return ffn_units(site, x)
-    gate = torch.nn.functional.linear(
-        x, source.rows[: source.width], None if bias is None else bias[: source.width]
-    )
+    gate = torch.nn.functional.linear(x, source.rows[: source.width], None if bias is None else bias[: source.width])
     up = torch.ones_like(gate)
     return site.act(torch.cat([gate, up], dim=-1)) if site.widened else site.act(gate)
 

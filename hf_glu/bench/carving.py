@@ -1,0 +1,112 @@
+"""FFNs divided into experts: perplexity on held-out text, and the time of a prefill, by the share of active units.
+
+Beside the dense model and ours: CMoE, and the limit, the best choice of units for each token (`hf_glu.bench.cmoe`). The
+16 parts of each FFN are 2 always on and 14 routed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_glu.bench.cmoe import cmoe, limit
+from hf_glu.bench.options import Shape
+from hf_glu.bench.running import BenchOptions, Cell, Claim, Contender
+from hf_glu.checkpoint.loading import load_model, load_tokenizer
+from hf_glu.conversion import split_experts
+from hf_glu.conversion.held_out import is_causal
+from hf_glu.errors import OptionError
+from hf_glu.instruments.perplexity import next_token_perplexity
+from hf_glu.training.language.blocks import IDS, Cutter
+from hf_glu.training.language.reading import read_documents
+
+ALWAYS, ROUTED = 2, 14
+TOKENS = (16_384, 8_192)  # of the calibration, and those held out
+BLOCK, PREFILL, BATCH = 512, 512, 4
+# routed experts that a token uses -> the largest ratio of a prefill's time to the dense model's
+CHOSEN: dict[int, float | None] = {10: None, 6: None, 2: 1 / 1.3}
+
+
+def cells(options: BenchOptions) -> Iterator[Cell]:
+    """Yield a cell for each share of active units."""
+    subject = Subject(options)
+    subject.check()
+    for top_k, target in CHOSEN.items():
+        share = (ALWAYS + top_k) / (ALWAYS + ROUTED)
+        shape: Shape = {"of": f"{ALWAYS}+{ROUTED} experts", "pass": "prefill", "tokens": PREFILL, "top_k": top_k}
+        shape |= {"active": share, "dtype": options.dtype}
+        claims = {"ours": Claim(peers=("dense",), target=target)}
+        yield Cell(shape=shape, build=partial(subject.contenders, top_k, share), claims=claims)
+
+
+@dataclass
+class Subject:
+    """The model that is divided, and its texts.
+
+    Attributes:
+        options: of the bench.
+    """
+
+    options: BenchOptions
+
+    def check(self) -> None:
+        """Raise OptionError where model or text are missing, or the model predicts no next token."""
+        if not self.options.model or not self.options.text:
+            raise OptionError("the bench of carving needs --model, a causal language model, and --text, its text")
+        if not is_causal(self.model):
+            raise OptionError(f"{self.options.model} is no causal language model: {type(self.model).__name__}")
+
+    @cached_property
+    def model(self) -> Any:
+        """The dense model, in float32."""
+        return load_model(str(self.options.model), dtype=torch.float32).eval()
+
+    @cached_property
+    def texts(self) -> tuple[Tensor, Tensor]:
+        """Blocks of tokens ``[blocks, 512]`` to calibrate on, and held-out ones."""
+        sizes = (*self.options.sizes(TOKENS), *TOKENS[1:])[:2]
+        wanted = [max(1, size // BLOCK) for size in sizes]
+        tokenizer = load_tokenizer(str(self.options.model))
+        given = [self.options.text, self.options.held_out or self.options.text]
+        cutter = Cutter(tokenizer=tokenizer, length=BLOCK, framed=False)
+        found = []
+        for number, name in enumerate(given):
+            documents = read_documents([str(name)], column=None)
+            own = documents.select(range(min(len(documents), 4 * sum(wanted))))
+            blocks = [ids for ids in cutter.cut(own)[IDS] if len(ids) == BLOCK]
+            last = number == 1 and self.options.held_out is None
+            found.append(blocks[-wanted[1] :] if last else blocks[: wanted[number]])
+        if not all(found) or (self.options.held_out is None and found[0][-1] == found[1][-1]):
+            raise OptionError(f"--text {self.options.text} has too few tokens: {sum(wanted) * BLOCK:,} are needed")
+        return torch.tensor(found[0]), torch.tensor(found[1])
+
+    def contenders(self, top_k: int, share: float) -> dict[str, Contender]:
+        """Return dense model, ours, CMoE and the limit, each with its perplexity."""
+        batches = [{IDS: part} for part in self.texts[0].split(BATCH)]
+        counts = (ALWAYS, ROUTED)
+        ways: dict[str, Callable[[Any], object]] = {
+            "dense": lambda model: None,
+            "ours": lambda model: split_experts(model, f"{ALWAYS}+{ROUTED}", top_k=top_k, calibration=batches),
+            "CMoE": lambda model: cmoe(model, batches, counts, top_k),
+            "limit": lambda model: limit(model, share),
+        }
+        made: dict[str, Contender] = {}
+        for name, change in ways.items():
+            model = copy.deepcopy(self.model)
+            change(model)
+            found, _ = next_token_perplexity(model, [{IDS: part} for part in self.texts[1].split(BATCH)])
+            dense = made["dense"].facts["perplexity"] if made else found
+            facts = {"perplexity": found, "of dense": found / dense}
+            made[name] = Contender(call=partial(_prefill, model, self.texts[1][:1]), tokens=PREFILL, facts=facts)
+        return made
+
+
+@torch.no_grad()
+def _prefill(model: Any, ids: Tensor) -> None:
+    model(input_ids=ids, logits_to_keep=1)
