@@ -56,11 +56,12 @@ class Subject:
     options: BenchOptions
 
     def check(self) -> None:
-        """Raise OptionError where model or text are missing, or the model predicts no next token."""
+        """Raise OptionError where model or text are missing, the text is short, or the model predicts no next token."""
         if not self.options.model or not self.options.text:
             raise OptionError("the bench of carving needs --model, a causal language model, and --text, its text")
         if not is_causal(self.model):
             raise OptionError(f"{self.options.model} is no causal language model: {type(self.model).__name__}")
+        self.texts  # noqa: B018  raises where there are too few
 
     @cached_property
     def model(self) -> Any:
@@ -73,18 +74,22 @@ class Subject:
         sizes = (*self.options.sizes(TOKENS), *TOKENS[1:])[:2]
         wanted = [max(1, size // BLOCK) for size in sizes]
         tokenizer = load_tokenizer(str(self.options.model))
-        given = [self.options.text, self.options.held_out or self.options.text]
         cutter = Cutter(tokenizer=tokenizer, length=BLOCK, framed=False)
-        found = []
-        for number, name in enumerate(given):
+
+        def blocks(name: str | None, count: int) -> list[list[int]]:
             documents = read_documents([str(name)], column=None)
-            own = documents.select(range(min(len(documents), 4 * sum(wanted))))
-            blocks = [ids for ids in cutter.cut(own)[IDS] if len(ids) == BLOCK]
-            last = number == 1 and self.options.held_out is None
-            found.append(blocks[-wanted[1] :] if last else blocks[: wanted[number]])
-        if not all(found) or (self.options.held_out is None and found[0][-1] == found[1][-1]):
-            raise OptionError(f"--text {self.options.text} has too few tokens: {sum(wanted) * BLOCK:,} are needed")
-        return torch.tensor(found[0]), torch.tensor(found[1])
+            found = cutter.cut(documents.select(range(min(len(documents), 100 * count))))[IDS]
+            if len(found := [ids for ids in found if len(ids) == BLOCK]) < count:
+                raise OptionError(f"{name} has too few tokens: {count * BLOCK:,} are needed")
+            return found
+
+        if self.options.held_out:
+            first = blocks(self.options.text, wanted[0])
+            last = blocks(self.options.held_out, wanted[1])
+        else:
+            first = last = blocks(self.options.text, sum(wanted))
+        held = last[: wanted[1]] if self.options.held_out else last[-wanted[1] :]
+        return torch.tensor(first[: wanted[0]]), torch.tensor(held)
 
     def contenders(self, top_k: int, share: float) -> dict[str, Contender]:
         """Return dense model, ours, CMoE and the limit, each with its perplexity."""
