@@ -29,6 +29,7 @@ from hf_glu.training.language.reading import read_documents
 ALWAYS, ROUTED = 2, 14
 TOKENS = (16_384, 8_192)  # of the calibration, and those held out
 BLOCK, PREFILL, BATCH = 512, 512, 4
+DOCUMENTS = 10_000  # at most, of which blocks are taken
 # routed experts that a token uses -> the largest ratio of a prefill's time to the dense model's
 CHOSEN: dict[int, float | None] = {10: None, 6: None, 2: 1 / 1.3}
 
@@ -78,18 +79,17 @@ class Subject:
 
         def blocks(name: str | None, count: int) -> list[list[int]]:
             documents = read_documents([str(name)], column=None)
-            found = cutter.cut(documents.select(range(min(len(documents), 100 * count))))[IDS]
-            if len(found := [ids for ids in found if len(ids) == BLOCK]) < count:
+            cut = cutter.cut(documents.select(range(min(len(documents), DOCUMENTS))))
+            if len(found := [ids for ids in cut[IDS] if len(ids) == BLOCK]) < count:
                 raise OptionError(f"{name} has too few tokens: {count * BLOCK:,} are needed")
             return found
 
         if self.options.held_out:
-            first = blocks(self.options.text, wanted[0])
-            last = blocks(self.options.held_out, wanted[1])
+            first, last = blocks(self.options.text, wanted[0]), blocks(self.options.held_out, wanted[1])
         else:
-            first = last = blocks(self.options.text, sum(wanted))
-        held = last[: wanted[1]] if self.options.held_out else last[-wanted[1] :]
-        return torch.tensor(first[: wanted[0]]), torch.tensor(held)
+            both = blocks(self.options.text, sum(wanted))
+            first, last = both[: -wanted[1]], both[-wanted[1] :]
+        return _spread(first, wanted[0]), _spread(last, wanted[1])
 
     def contenders(self, top_k: int, share: float) -> dict[str, Contender]:
         """Return dense model, ours, CMoE and the limit, each with its perplexity."""
@@ -110,6 +110,11 @@ class Subject:
             facts = {"perplexity": found, "of dense": found / dense}
             made[name] = Contender(call=partial(_prefill, model, self.texts[1][:1]), tokens=PREFILL, facts=facts)
         return made
+
+
+def _spread(blocks: list[list[int]], count: int) -> Tensor:
+    """Return ``count`` of the blocks, from all over the text."""
+    return torch.tensor([blocks[number * len(blocks) // count] for number in range(count)])
 
 
 @torch.no_grad()

@@ -197,11 +197,13 @@ def test_always_on_are_those_that_fire_most_and_strongest():
     strength[:, [3, 8]] += 2
     strength[:, 5] = 0
     strength[7, 5] = 25  # strong, but once
-    assert set(carving.ranked(strength)[:2].tolist()) == {3, 8}
-    always, groups = carving.grouped(carving.relative(strength), carving.ranked(strength), 2, 5)
+    assert set(carving.ranked(strength, torch.ones(200, 1))[:2].tolist()) == {3, 8}
+    always, groups = carving.grouped(carving.relative(strength), carving.ranked(strength, torch.ones(200, 1)), 2, 5)
     assert set(always.tolist()) == {3, 8}
     assert sorted(int(unit) for part in (always, *groups) for unit in part) == list(range(12))
     assert [len(group) for group in groups] == [2] * 5
+    strength[7] *= 1000  # one token of a huge output, which only unit 5 makes
+    assert int(carving.ranked(strength, torch.ones(200, 1).index_fill_(0, torch.tensor([7]), 1000.0))[0]) == 5
 
 
 def test_a_language_model_is_measured_on_texts_that_it_is_not_fitted_on():

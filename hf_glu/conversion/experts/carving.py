@@ -1,9 +1,9 @@
 """Which units of an FFN go together, and how a router knows which groups a token needs: the maths of splitting.
 
-A unit's strength at a token is |h_j| |w_j| / |y|, the size of what it adds to the output over the output's. The units
-that are strongest on the whole are always on (CMoE, https://arxiv.org/abs/2502.04416). The others are ranked, too: so a
-router can leave weak groups out whatever the token. Among those of about one rank, units go together that the same
-tokens need (MoEfication, https://arxiv.org/abs/2110.01786; by the gates: ExpertWeaver, arXiv 2602.15521).
+A unit's strength at a token is |h_j| |w_j|, the size of what it adds to the output. The units that are strongest on the
+whole are always on (CMoE, https://arxiv.org/abs/2502.04416). The others are ranked, too: so a router can leave weak
+groups out whatever the token. Among those of about one rank, units go together that the same tokens need (MoEfication,
+https://arxiv.org/abs/2110.01786; by the gates: ExpertWeaver, https://arxiv.org/abs/2602.15521).
 
 Shapes: T tokens, H hidden size, W units, E groups, k of which a token uses.
 """
@@ -23,9 +23,13 @@ STRENGTH, FLOOR = 1.0, 1e-3  # of the ridge of `Refit`
 
 
 def strengths(units: Tensor, out_rows: Tensor) -> Tensor:
-    """Return |h_j| |w_j| / |y| of units ``[T, W]`` and out-projection rows ``[H, W]``: ``[T, W]`` in float32."""
-    units, out = units.float(), out_rows.float()
-    return units.abs() * out.norm(dim=0) / (units @ out.T).norm(dim=1, keepdim=True).clamp_min(1e-20)
+    """Return |h_j| |w_j| of units ``[T, W]`` and out-projection rows ``[H, W]``: ``[T, W]`` in float32."""
+    return units.float().abs() * out_rows.float().norm(dim=0)
+
+
+def output_sizes(units: Tensor, out_rows: Tensor) -> Tensor:
+    """Return |y| of tokens, the sizes of their outputs without a bias: ``[T, 1]`` in float32."""
+    return (units.float() @ out_rows.float().T).norm(dim=1, keepdim=True).clamp_min(1e-20)
 
 
 def strongest(values: Tensor, count: int) -> Tensor:
@@ -34,9 +38,17 @@ def strongest(values: Tensor, count: int) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, rows, True)
 
 
-def ranked(strength: Tensor) -> Tensor:
-    """Return the units by their mean square strength, the strongest first: how often they fire, and how strongly."""
-    return strength.square().mean(0).argsort(descending=True, stable=True)
+def ranked(strength: Tensor, sizes: Tensor) -> Tensor:
+    """Return the units by how often they fire, and how strongly, the strongest first.
+
+    A unit's score is its mean square strength over its token's ``sizes`` ``[T, 1]``, plus its mean square strength, both
+    over their mean over the units: the second sees to the few tokens of huge outputs that attention rests on.
+    """
+    score = torch.zeros_like(strength[0])
+    for values in (strength / sizes, strength):
+        power = values.square().mean(0)
+        score += power / power.mean().clamp_min(1e-30)
+    return score.argsort(descending=True, stable=True)
 
 
 def grouped(features: Tensor, order: Tensor, always: int, count: int) -> tuple[Tensor, list[Tensor]]:
@@ -134,7 +146,7 @@ class Refit:
     def add(self, units: Tensor, on: Tensor) -> None:
         """Take in the units of some tokens, and which of them are on, both ``[T, W]``."""
         units = units.float()
-        units = units / (units @ self.out).norm(dim=1, keepdim=True).clamp_min(1e-20)
+        units = units / output_sizes(units, self.out.T)
         kept = units * on
         self.gram += (kept.T @ kept).double()
         self.cross += (kept.T @ ((units - kept) @ self.out)).double()

@@ -97,10 +97,11 @@ def divide(
     train, test = x[:-held], x[-held:]
     out = weight_rows(source.site.out_proj)
     sample = train[:SAMPLE].to(source.site.in_proj.weight.dtype)
-    strength = carving.strengths(ffn_units(source.site, sample), out)
+    units = ffn_units(source.site, sample)
+    strength, sizes = carving.strengths(units, out), carving.output_sizes(units, out)
     size = source.width // sum(counts)
-    features = _features(source, sample, strength, similarity)
-    always, parts = carving.grouped(features, carving.ranked(strength), counts[0] * size, counts[1])
+    features = _features(source, sample, strength / sizes, similarity)
+    always, parts = carving.grouped(features, carving.ranked(strength, sizes), counts[0] * size, counts[1])
     blank = x.new_zeros(counts[1], x.shape[1])
     made = Division(source=source, always=always, parts=parts, router=blank, top_k=top_k, out=out)
     if router == "units":
