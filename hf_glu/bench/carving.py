@@ -36,18 +36,18 @@ CHOSEN: dict[int, float | None] = {10: None, 6: None, 2: 1 / 1.3}
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
     """Yield a cell for each share of active units."""
-    subject = Subject(options)
-    subject.check()
+    divided = Divided(options)
+    divided.check()
     for top_k, target in CHOSEN.items():
         share = (ALWAYS + top_k) / (ALWAYS + ROUTED)
         shape: Shape = {"of": f"{ALWAYS}+{ROUTED} experts", "pass": "prefill", "tokens": PREFILL, "top_k": top_k}
         shape |= {"active": share, "dtype": options.dtype}
         claims = {"ours": Claim(peers=("dense",), target=target)}
-        yield Cell(shape=shape, build=partial(subject.contenders, top_k, share), claims=claims)
+        yield Cell(shape=shape, build=partial(divided.contenders, top_k, share), claims=claims)
 
 
 @dataclass
-class Subject:
+class Divided:
     """The model that is divided, and its texts.
 
     Attributes:

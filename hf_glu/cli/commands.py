@@ -123,8 +123,7 @@ def convert(
     asked["--distill-steps"] = distill_steps is not None
     check_fit(distill_steps, calibration, asked)
     check_healing(heal, heal_options, stream=stream, plan=plan)
-    if split is not None:
-        check_split(split, top_k, asked, calibrated=plan or calibration is not None)
+    check_split(split, top_k, asked, calibrated=plan or calibration is not None)
     texts = read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
@@ -132,8 +131,7 @@ def convert(
     from hf_glu.checkpoint.folders import staged_folder
     from hf_glu.publishing.card.card import write_card
 
-    if split is not None:
-        target = division(split, options)
+    target = division(split, options) if split else target
     if plan:
         fitted = texts is not None and split is None
         planned = plan_checkpoint(source, target, fitted=fitted, native=native, **options)

@@ -27,8 +27,10 @@ def read_early(
     return texts
 
 
-def check_split(split: str, top_k: int | None, asked: dict[str, Any], *, calibrated: bool) -> None:
+def check_split(split: str | None, top_k: int | None, asked: dict[str, Any], *, calibrated: bool) -> None:
     """Raise OptionError for a --split that can't be, or that other ways to convert are given beside."""
+    if split is None:
+        return
     _, routed = read_split(split)
     if given := [name for name, value in asked.items() if value]:
         raise OptionError(f"--split divides FFNs as they are: leave {' and '.join(given)} out")

@@ -41,8 +41,8 @@ def strongest(values: Tensor, count: int) -> Tensor:
 def ranked(strength: Tensor, sizes: Tensor) -> Tensor:
     """Return the units by how often they fire, and how strongly, the strongest first.
 
-    A unit's score is its mean square strength over its token's ``sizes`` ``[T, 1]``, plus its mean square strength, both
-    over their mean over the units: the second sees to the few tokens of huge outputs that attention rests on.
+    A unit's score is its mean square strength over its token's ``sizes`` ``[T, 1]``, plus its mean square strength,
+    both over their mean over the units: the second sees to the few tokens of huge outputs that attention rests on.
     """
     score = torch.zeros_like(strength[0])
     for values in (strength / sizes, strength):
