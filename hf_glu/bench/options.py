@@ -10,6 +10,7 @@ from hf_glu.errors import OptionError, UnknownNameError, nearest
 # name -> the module, imported when it is run, whose ``cells(options)`` yields its cells
 BENCHES = {
     "activations": "hf_glu.bench.activations",
+    "carving": "hf_glu.bench.carving",
     "devices": "hf_glu.bench.devices",
     "experts": "hf_glu.bench.experts",
     "ffn": "hf_glu.bench.ffn",
@@ -36,6 +37,7 @@ Shape = TypedDict(
         "dtype": str,
         "memory": str,
         "closed": float,
+        "active": float,
     },
     total=False,
 )
@@ -63,9 +65,11 @@ class BenchOptions:
     tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
     hidden: int | None = option(None, "Hidden size: the bench's own.")
     width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
-    model: str | None = option(None, "Of devices: the folder of a converted model; of start: of a dense one.")
+    model: str | None = option(None, "Folder of a model: of devices a converted one, of start and carving a dense.")
     task: str | None = option(None, "Of devices: the task that it answers, such as movie_reviews.")
     dataset: str | None = option(None, "Of devices: the task's dataset, a local folder.")
+    text: str | None = option(None, "Of carving: text to fit experts on: the first of --tokens 16384,8192.")
+    held_out: str | None = option(None, "Of carving: text to measure on, the second of --tokens: the end of --text.")
     rows: int | None = option(None, "Of devices: validation examples that count: all.")
 
     def __post_init__(self) -> None:

@@ -53,7 +53,8 @@ def convert_checkpoint(
     """
     folder, base = gguf_file(source) if is_gguf(source) else resolve(source), base_of(source, base_model)
     check_destination(destination)
-    planned = plan_checkpoint(folder, target, fitted=calibration is not None, native=native, **options)
+    fitted = calibration is not None and not isinstance(target, Change)
+    planned = plan_checkpoint(folder, target, fitted=fitted, native=native, **options)
     tokenizer = load_tokenizer(folder) if calibration is not None else None
     with staged_folder(destination) as stage:
         model = load_model(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from hf_glu.checkpoint.writing import user_path, write_text
 from hf_glu.cli import tables
+from hf_glu.cli.convert_options import check_fit, check_healing, check_split, division, healer, read_early, target_of
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.version import __version__
 
@@ -28,6 +28,7 @@ Experts = Annotated[str | None, typer.Option(help=_EXPERTS_HELP)]
 _TO_HELP = "The gated activation; or LAYERS=NAME such as 0-3=geglu (again for more)."
 To = Annotated[list[str] | None, typer.Option("--to", help=_TO_HELP)]
 Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites whose name it finds are left alone.")]
+_SPLIT_HELP = "Divide FFNs' units among experts: 2+14 are 2 always on and 14 routed, --top-k of which a token uses."
 _HEAL_HELP = "Text (again for more): train the result to be like SRC on it, as `pretrain --teacher` does."
 
 
@@ -100,6 +101,7 @@ def convert(
     native: Native = False,
     experts: Experts = None,
     top_k: Annotated[int | None, typer.Option(help="Experts that a token uses: 2.")] = None,
+    split: Annotated[str | None, typer.Option(help=_SPLIT_HELP)] = None,
     layers: Layers = None,
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
@@ -110,26 +112,29 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
-    if not to and not experts:
+    if not to and not experts and split is None:
         raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
-    target = _target(to) if to else None
+    target: Any = target_of(to) if to else None
     options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
     options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
     if destination is None and not plan:
         raise OptionError("convert needs a destination folder DST (or --plan, which writes nothing)")
-    if stream and (width != "keep" or native or calibration is not None):
-        raise OptionError("streaming computes no fit: leave --width, --calibration, --native or --stream out")
-    _check_fit(distill_steps, calibration)
-    _check_healing(heal, heal_options, stream=stream, plan=plan)
-    texts = _read_early(source, None if plan else destination, target, calibration, options)
+    asked = {"--to": to, "--experts": experts, "--native": native, "--stream": stream, "--width": width != "keep"}
+    asked["--distill-steps"] = distill_steps is not None
+    check_fit(distill_steps, calibration, asked)
+    check_healing(heal, heal_options, stream=stream, plan=plan)
+    check_split(split, top_k, asked, calibrated=plan or calibration is not None)
+    texts = read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
     from hf_glu.checkpoint.convert import plan_checkpoint
     from hf_glu.checkpoint.folders import staged_folder
     from hf_glu.publishing.card.card import write_card
 
+    target = division(split, options) if split else target
     if plan:
-        planned = plan_checkpoint(source, target, fitted=texts is not None, native=native, **options)
+        fitted = texts is not None and split is None
+        planned = plan_checkpoint(source, target, fitted=fitted, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
         return
     assert destination is not None  # checked above
@@ -140,61 +145,10 @@ def convert(
             report = hf_glu.convert_checkpoint(
                 source, stage, target, calibration=texts, distill_steps=distill_steps, native=native,
                 check="report" if check and lenient else check, base_model=base_model,
-                heal=_healer(source, heal, heal_options) if heal else None, **options,
+                heal=healer(source, heal, heal_options) if heal else None, **options,
             )  # fmt: skip
         write_card(stage, repo_id=destination.absolute().name)
     tables.emit(report, tables.report, json=json)
-
-
-def _read_early(
-    source: str, destination: Path | None, target: Any, calibration: Path | None, options: dict[str, Any]
-) -> list[str] | None:
-    """Return the texts of a calibration, once everything is checked that waits for no torch."""
-    from hf_glu.checkpoint.loading import read_texts
-    from hf_glu.cli import early
-
-    early.check_conversion(target, **options)
-    texts = None if calibration is None else read_texts(calibration)
-    early.check_destinations(destination)
-    early.check_sources(source)
-    return texts
-
-
-def _check_fit(steps: int | None, calibration: Path | None) -> None:
-    if steps is not None and (steps < 0 or calibration is None):
-        raise OptionError("--distill-steps is how long --calibration fits: a number, 0 at least, with that")
-
-
-def _check_healing(heal: list[str] | None, options: Path | None, *, stream: bool, plan: bool) -> None:
-    if options and not heal:
-        raise OptionError("--heal-options says how --heal trains: give --heal, too")
-    if heal and (stream or plan):
-        raise OptionError(f"{'streaming' if stream else 'a plan'} trains nothing: leave --heal out")
-
-
-def _healer(source: str, data: list[str], options: Path | None) -> Callable[[Any], Any]:
-    """Return what heals a model converted from ``source``; what can't be raises before it is converted."""
-    from hf_glu.cli.quiet import quieten
-    from hf_glu.config.extras import OF_TRAINING, need
-    from hf_glu.training.filling import read_yaml
-    from hf_glu.training.language.heal import check_healing, heal
-    from hf_glu.training.packaged import find_config
-
-    values = read_yaml(find_config(options)) if options else {}
-    need(*OF_TRAINING, *(["peft"] if values.get("peft") == "lora" else []), what="convert --heal")
-    quieten()
-    check_healing(source, data, values)
-    return lambda model: heal(model, source, data, **values)
-
-
-def _target(to: list[str]) -> str | dict[str, str]:
-    """Read ``--to``: a name, or LAYERS=NAME any number of times."""
-    if len(to) == 1 and "=" not in to[0]:
-        return to[0]
-    pairs = [part.partition("=") for part in to]
-    if not all(layers and name for layers, _, name in pairs):
-        raise OptionError(f"--to is one name, or LAYERS=NAME such as 0-3=geglu for each choice, got {' '.join(to)!r}")
-    return {layers.strip(): name.strip() for layers, _, name in pairs}
 
 
 @app.command()

@@ -120,6 +120,7 @@ def report(data: Data, console: Console) -> None:
         console.print(f"held-out error     {_fit(data['fit'])} of an FFN's output, mean, before and after fitting")
     if data["max_abs_difference"] is not None:
         console.print(f"max |difference|   {data['max_abs_difference']:.1e} of the model's outputs")
+    _division(data, console)
     if found := data.get("healing"):
         shown = table(_healed(found), "model", "metrics", "#training")
         rows = [("teacher", found["metrics"], None)] if found["metrics"] else []
@@ -131,6 +132,18 @@ def report(data: Data, console: Console) -> None:
             shown.add_row(name, metrics(values), "-" if took is None else f"{took['seconds']:.0f} s")
         console.print(shown)
         _errors(found, console)
+
+
+def _division(data: Data, console: Console) -> None:
+    """Show what dividing FFNs among experts costs: their errors, and the model's perplexity on held-out texts."""
+    if found := data.get("curves"):
+        mean = [sum(errors) / len(found) for errors in zip(*found.values(), strict=True)]
+        curve = ", ".join(f"{number}: {error:.1%}" for number, error in enumerate(mean, start=1))
+        console.print(f"error by experts   {curve} of an FFN's output on held-out tokens, mean, by routed experts on")
+    if found := data.get("perplexity"):
+        console.print(
+            f"perplexity         {found['before']:.2f} -> {found['after']:.2f} on {found['tokens']:,} held-out tokens"
+        )
 
 
 def _healed(found: Data) -> str:

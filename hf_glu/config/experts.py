@@ -15,6 +15,7 @@ WEIGHTS = ("scores", "ones")
 BACKENDS = ("grouped", "loop")
 LARGEST, LONGEST = 1e4, 10_000
 _NAME, _COUNT = r"(?P<name>[a-z]\w{0,199})(?::(?P<width>\d{1,9}))?", r"(?P<times>\*)?(?P<count>\d{1,9})"
+_SPLIT = re.compile(r"(?:(?P<always>\d{1,9})\+)?(?P<routed>\d{1,9})")
 _GROUP = re.compile(f"(?:{_NAME})?(?:{_COUNT})?", re.IGNORECASE)
 
 
@@ -57,6 +58,23 @@ def read_groups(text: str, default: str | None = None) -> tuple[Group, ...]:
         groups.append(Group(name=name, count=count, width=width))
     check_size(groups, text)
     return tuple(groups)
+
+
+def read_split(text: str | int) -> tuple[int, int]:
+    """Read ``2+14``, experts that are always on and routed ones, or ``14`` for routed ones alone.
+
+    Raises:
+        OptionError: it can't be read, has no routed expert, or more experts than any model has.
+    """
+    match = _SPLIT.fullmatch(str(text).replace(" ", "")) if type(text) in (int, str) else None
+    if match is None:
+        raise OptionError(f"experts={shown(text)} can't be read: write 2+14 (always on + routed), or a number")
+    always, routed = int(match["always"] or 0), int(match["routed"])
+    if not routed:
+        raise OptionError(f"experts={shown(text)} don't divide anything: there is no routed expert")
+    if always + routed > MAX_EXPERTS:
+        raise OptionError(f"experts={shown(text)} are more than any model has: {MAX_EXPERTS:,} at most")
+    return always, routed
 
 
 def check_size(groups: Sequence[Group], text: str) -> None:

@@ -21,6 +21,7 @@ from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.foresight import check_comes_back
 from hf_glu.conversion.forms import Form, size
 from hf_glu.conversion.gguf import forget_gguf
+from hf_glu.conversion.held_out import hold_out
 from hf_glu.conversion.measure import Comparison
 from hf_glu.conversion.report import Report, SiteReport
 from hf_glu.conversion.routes import weakest
@@ -152,7 +153,10 @@ def _carry_out(
     entries = stages[0].change.entries(model, stages[0])
     stages[0].change.check_calibration(stages[0].steps, calibration is not None)
     work = Work(model=model, distill_steps=distill_steps)
+    text = None
     if calibration is not None:
+        if any(stage.change.reads_text for stage in stages):
+            text, calibration = hold_out(model, calibration, tokenizer)
         work.batches = make_batches(model, calibration, tokenizer)
     probed = [] if any(stage.change.replaces for stage in stages) else [step.site for step in planned.steps]
     comparison = Comparison(model, probed, inputs, check=check) if check else None
@@ -171,12 +175,14 @@ def _carry_out(
         SiteReport(step=step, relative_error=errors.get(step.site.name), fit=fits.get(step.site.name))
         for step in planned.steps
     )
-    return Report(plan=planned, sites=sites, differences=differences, curves=work.curves)
+    measured = None if text is None else text.finish(model)
+    return Report(plan=planned, sites=sites, differences=differences, curves=work.curves, perplexity=measured)
 
 
 def _convert_sites(work: Work, stage: Plan) -> dict[str, Fit]:
     """Let the change convert each site, from the first layer on; return how well each was fitted."""
     steps = [step for step in stage.steps if step.changes]
+    work.sites = [step.site for step in steps]
     shown = progress_bar(steps, desc="fitting FFNs", disable=work.batches is None, leave=False)
     return {step.site.name: fit for step in shown if (fit := step.change.apply(work, step)) is not None}
 

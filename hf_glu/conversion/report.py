@@ -53,6 +53,8 @@ class Report(Shown):
         sites: what came of each site.
         differences: max |difference| of each output of the model, before and after (None: not measured).
         curves: site -> relative errors on held-out tokens with 1, 2, ... experts active, where units were divided.
+        perplexity: of a causal language model on held-out calibration texts, ``before`` and ``after``, and of how many
+            ``tokens`` (None: not measured).
         healing: the report of training by a teacher that followed (None: none did).
     """
 
@@ -60,6 +62,7 @@ class Report(Shown):
     sites: tuple[SiteReport, ...]
     differences: dict[str, float] | None
     curves: dict[str, list[float]] = field(default_factory=dict)
+    perplexity: dict[str, float] | None = None
     healing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +97,7 @@ class Report(Shown):
             "max_abs_difference": self.max_abs_difference,
             "differences": self.differences,
             **({"curves": self.curves} if self.curves else {}),
+            **({"perplexity": self.perplexity} if self.perplexity else {}),
             **({"healing": self.healing} if self.healing else {}),
             "sites": [site.to_dict() for site in self.sites],
         }

@@ -42,6 +42,7 @@ class Change:
         of_all: whether it is of all sites or none, so that it takes no ``layers`` and ``exclude``.
         replaces: whether something else than an FFN is in the site's place afterwards.
         rewrites: whether weights are made anew, for which the model must be whole: not quantized, wrapped or sharded.
+        reads_text: whether the perplexity of a causal language model is measured on held-out calibration texts.
         foresees: whether `entries` itself sees to it that the model will load as it is converted.
     """
 
@@ -50,6 +51,7 @@ class Change:
     of_all: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     rewrites: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = False
     foresees: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from hf_glu.conversion.fit.calibration import Batches
+from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches, reached
 from hf_glu.ffn.sites import Site
+from hf_glu.instruments.recorder import inputs_of
 
 SEED = 0
+AHEAD = 8  # sites whose inputs are taken from the same passes
+HELD = 2**29  # numbers of them that are kept at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Work:
         distill_steps: of fits; None: as many as each needs.
         generator: of random numbers, the same for all rows.
         curves: where a change leaves the error of a site by its number of active experts.
+        sites: all that are converted by the running stage, in order.
     """
 
     model: Any
@@ -57,3 +61,21 @@ class Work:
     distill_steps: int | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(SEED))
     curves: dict[str, list[float]] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    _ahead: dict[str, Tensor | None] = field(default_factory=dict)
+
+    def inputs_ahead(self, site: Site) -> Tensor:
+        """Return what a site is given, as `site_inputs`; the passes serve the next sites, too, `AHEAD` in all.
+
+        So a model of 30 layers is run 4 times, not 30; what these few are given is without each other's conversion.
+
+        Raises:
+            OptionError: the model never runs the site on the calibration data.
+        """
+        if site.name not in self._ahead:
+            names = [each.name for each in self.sites]
+            coming = self.sites[names.index(site.name) :][: min(AHEAD, max(1, HELD // (MAX_TOKENS * site.hidden)))]
+            modules = [each.in_proj for each in coming]
+            found = inputs_of(self.model, modules, self.batches or [], limit=MAX_TOKENS)
+            self._ahead = {each.name: inputs for each, inputs in zip(coming, found, strict=True)}
+        return reached(site, self._ahead.pop(site.name))

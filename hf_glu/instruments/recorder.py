@@ -241,13 +241,33 @@ def first_inputs(model: nn.Module, module: nn.Module, batches: Iterable[Batch], 
 
     A pass ends once the module has been given its text. None: it is never run.
     """
-    kept = Kept(limit)
+    return inputs_of(model, [module], batches, limit=limit)[0]
 
-    def see(call: Call) -> None:
-        kept.see(call)
+
+def inputs_of(
+    model: nn.Module, modules: Sequence[nn.Module], batches: Iterable[Batch], *, limit: int
+) -> list[Tensor | None]:
+    """Return `first_inputs` of several modules, all from the same passes, which end once each has been given its text.
+
+    What is kept for them has to fit in memory together.
+    """
+    kept = [Kept(limit) for _ in modules]
+    waiting: set[int] = set()
+
+    def see(number: int, call: Call) -> None:
+        kept[number].see(call)
         if call.tokens.last:
-            raise Reached
+            waiting.discard(number)
+            if not waiting:
+                waiting.update(range(len(kept)))
+                raise Reached
 
-    with watching(model, [Watch(module=module, see=see)]):
-        run_batches(model, batches, enough=lambda: kept.full)
-    return kept.tensor() if kept.parts else None
+    def enough() -> bool:
+        waiting.update(range(len(kept)))
+        return all(each.full for each in kept)
+
+    enough()
+    watches = [Watch(module=module, see=partial(see, number)) for number, module in enumerate(modules)]
+    with watching(model, watches):
+        run_batches(model, batches, enough=enough)
+    return [each.tensor() if each.parts else None for each in kept]

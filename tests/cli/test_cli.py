@@ -91,6 +91,23 @@ def test_equal_parameters(run, tokenized, tmp_path):
     assert json.loads((tmp_path / "iso" / "config.json").read_text())["hf_glu"]["width"] == 27
 
 
+def test_ffns_are_split_among_experts(run, tokenized, tmp_path):
+    (tmp_path / "texts.txt").write_text("a film\n\nthe film a\n" * 40)
+    options = ["--split", "1+7", "--top-k", "3"]
+    plan = json_of(run("convert", tokenized, "--plan", *options, "--json"))
+    assert plan["target"] == "1+7 experts, top 3"
+    options += ["--calibration", tmp_path / "texts.txt"]
+    report = json_of(run("convert", tokenized, tmp_path / "split", *options, "--json"))
+    assert report["parameters_after"] == plan["parameters_after"]
+    assert [len(curve) for curve in report["curves"].values()] == [7, 7]
+    entry = json.loads((tmp_path / "split" / "config.json").read_text())["hf_glu"]["experts"]
+    assert (entry["groups"], entry["shared"], entry["top_k"]) == ("gelu:5*7", "gelu:5*1", 3)
+    assert "1+7" in (tmp_path / "split" / "README.md").read_text()
+    code, out, _ = run("convert", tokenized, tmp_path / "again", *options)
+    assert code == 0
+    assert "error by experts" in out
+
+
 def test_plan_as_a_table_says_what_it_costs(run, dense):
     code, out, _ = run("convert", dense, "--to", "geglu", "--plan")
     assert code == 0
@@ -144,6 +161,12 @@ BAD = {
     "suite and baseline": (["finetune", "--model", "DENSE", "--suite", "glue", "--baseline"], "baseline"),
     "resume without output": (["finetune", "--model", "DENSE", "--task", "sst2", "--resume"], "--output"),
     "nothing to report": (["report", "nowhere"], "nowhere"),
+    "split misspelt": (["convert", "DENSE", "OUT", "--split", "2+"], "write 2+14"),
+    "split without top k": (["convert", "DENSE", "OUT", "--split", "2+6"], "--top-k, 1 to 6"),
+    "split, top k": (["convert", "DENSE", "OUT", "--split", "2+6", "--top-k", "7"], "--top-k, 1 to 6"),
+    "split, no texts": (["convert", "DENSE", "OUT", "--split", "2+6", "--top-k", "2"], "--calibration"),
+    "split and to": (["convert", "DENSE", "OUT", "--split", "2+6", "--to", "geglu"], "leave --to out"),
+    "split, width": (["convert", "DENSE", "--plan", "--split", "2+7", "--top-k", "2"], "don't divide the 40 units"),
     "layers to": (["convert", "DENSE", "OUT", "--to", "0=geglu", "--to", "swiglu"], "LAYERS=NAME"),
     "native": (["convert", "DENSE", "OUT", "--to", "geglu", "--native"], "T5"),
     "no such task": (["finetune", "--model", "DENSE", "--task", "sst22"], "sst2"),

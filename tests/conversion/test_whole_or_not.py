@@ -57,7 +57,7 @@ STEPS = {
     fitting: ("fit", "solve_out_projection", "distill", "relative_error"),
     replacing: ("read_source", "make_experts", "watch", "give_dense_configs"),
     upcycling: ("fill", "put_experts", "place_parts"),
-    splitting: ("_split", "put_experts"),
+    splitting: ("divide", "write", "put_experts"),
     banks: ("mix_banks", "_start_at", "drop_gates"),
     ungating: ("_fit_expert", "_clear_up"),
     native: ("_replace", "set_rows", "sync_derived"),

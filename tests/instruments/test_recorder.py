@@ -30,7 +30,7 @@ from hf_glu.instruments import expert_tokens
 from hf_glu.instruments.activity import activation_statistics, expert_loads
 from hf_glu.instruments.adaptive import adaptive_statistics, snapshot
 from hf_glu.instruments.probe import evaluating, probe_inputs, run
-from hf_glu.instruments.recorder import Call, Kept, Watch, first_inputs, run_batches, watching
+from hf_glu.instruments.recorder import Call, Kept, Watch, first_inputs, inputs_of, run_batches, watching
 
 PADDED = {"input_ids": IDS, "attention_mask": LEFT}
 
@@ -171,6 +171,22 @@ def test_a_pass_ends_where_nothing_more_is_needed():
     first_inputs(model, first, [PADDED], limit=10)
     handle.remove()
     assert not ran
+
+
+@pytest.mark.parametrize("limit", [10, 1000])
+def test_inputs_of_several_modules_come_from_the_same_passes(limit):
+    model, ran = FAMILIES["t5"].make(), []
+    modules = [site.in_proj for site in find_sites(model)]
+    expected = [first_inputs(model, module, [PADDED] * 3, limit=limit) for module in modules]
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
+    found = inputs_of(model, modules, [PADDED] * 3, limit=limit)
+    assert len(ran) == -(-limit // int(LEFT.sum())) if limit < 1000 else len(ran) == 3
+    handle.remove()
+    for mine, wanted in zip(found, expected, strict=True):
+        assert_same(mine, wanted, "bitwise")
+    modules[1].register_forward_pre_hook(lambda *_: pytest.fail("it ran on"))
+    inputs_of(model, modules[:1], [PADDED], limit=limit)
+    assert inputs_of(model, [modules[0], nn.Linear(1, 1)], [], limit=limit) == [None, None]
 
 
 def test_calibration_leaves_padding_out_where_it_was_counted_before():

@@ -88,7 +88,11 @@ def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TO
     Raises:
         OptionError: the model never runs the site on these batches.
     """
-    found = first_inputs(model, site.in_proj, batches, limit=limit)
-    if found is None:
+    return reached(site, first_inputs(model, site.in_proj, batches, limit=limit))
+
+
+def reached(site: Site, inputs: Tensor | None) -> Tensor:
+    """Return what a site was given in float32; raise OptionError where it was never run."""
+    if inputs is None:
         raise OptionError(f"the calibration data never reach {site.name}: give what its stack reads, too")
-    return found.float()
+    return inputs.float()
