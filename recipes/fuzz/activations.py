@@ -7,6 +7,7 @@ formula in the case's precision, which shows how much rounding is to be expected
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,10 @@ NEEDS_ROWS = ("transposed", "rows", "expanded")
 OVERLAPPING = ("expanded", "stretched")  # of which torch's checks by difference quotients want nothing to know
 ORIGINS = ("leaf", "view", "product", "numpy")
 COMPANIONS = ("", "", "sin", "kept", "alias")
+SECTIONS = {"stateful_": "state", "canon_": "canon", "smear_": "smear"}  # of those that read other tokens
+LOUD = (
+    "mix", "choice", "features", "alpha", "beta", "decay", "threshold", "slope", "taps", "share", "offset",
+)  # fmt: skip
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -102,7 +107,18 @@ def draw_options(random: Random, name: Name, width: int) -> dict[str, Any]:
             options["mix"] |= {"gate": random.choice(("softmax", "linear"))} | ({"rank": rank} if rank else {})
     if "stateful_" in name.wrappers:
         options["state"] = {"direction": random.choice(("forward", "both")), "learnable": random.random() < 0.7}
+    if "canon_" in name.wrappers:
+        options["canon"] = {"direction": random.choice(("forward", "both")), "kernel": random.randint(2, 5)}
+    if "smear_" in name.wrappers:
+        options["smear"] = {"direction": random.choice(("forward", "both")), "open": random.choice((0.1, 0.5))}
     return options
+
+
+def causal(options: dict[str, Any]) -> None:
+    """Have what reads other tokens read those before only."""
+    for key in SECTIONS.values():
+        if key in options:
+            options[key]["direction"] = "forward"
 
 
 def draw(random: Random) -> Case:
@@ -142,7 +158,7 @@ def stir(act: nn.Module, seed: int) -> None:
         key = name.rpartition(".")[2]
         if key == "annealed":
             tensor.fill_((0.0, 1.0, 0.3)[seed % 3])
-        elif key in ("mix", "choice", "features", "alpha", "beta", "decay", "threshold", "slope") and tensor.ndim:
+        elif key in LOUD and tensor.ndim:
             tensor.normal_()
         elif key in ("weight", "alpha_p", "alpha_n"):
             tensor.uniform_(0.1, 0.9)
@@ -158,21 +174,32 @@ def copies(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 def constants_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return an activation's parameters and buffers under the names that the formulas have for them."""
     found = {}
+    depths = sorted({depth for name in tensors if (depth := _depth(name)) is not None})
     for name, tensor in tensors.items():
         *path, key = name.split(".")
         if "functions" in path:
             key = f"{path[path.index('functions') + 1]}.{key}"
-        elif key not in ("mix", "annealed", "choice", "features") and "shift" not in path and "inner" not in path:
+        elif (depth := _depth(name)) is not None:
+            key = f"{depths.index(depth)}:{key}"
+        elif key not in ("mix", "annealed", "choice", "features"):
             key = f"own.{key}"
         found[key] = tensor
     return found
 
 
+def _depth(name: str) -> int | None:
+    """Return how deep a wrapper's parameter is, None for what is no wrapper's: shift, then inner, inner_2, ..."""
+    owner = name.rpartition(".")[0]
+    if (inner := re.fullmatch(r"inner(?:_(\d+))?", owner)) is not None:
+        return int(inner[1] or 1)
+    return owner.count(".") if owner.endswith("shift") else None
+
+
 def formula_of(name: Name, options: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return the formula of an activation with options."""
     kind = (options.get("mix") or {}).get("gate", "softmax")
-    direction = (options.get("state") or {}).get("direction", "forward")
-    return partial(formulas.evaluate, name, kind=kind, direction=direction)
+    directions = {wrapper: (options.get(key) or {}).get("direction", "forward") for wrapper, key in SECTIONS.items()}
+    return partial(formulas.evaluate, name, kind=kind, directions=directions)
 
 
 def build(case: Case) -> nn.Module:

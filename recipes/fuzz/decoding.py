@@ -17,7 +17,7 @@ import hf_glu
 from hf_glu.errors import HfGluError
 
 from . import models
-from .activations import constants_of, copies, draw_name, draw_options, formula_of, stir
+from .activations import causal, constants_of, copies, draw_name, draw_options, formula_of, stir
 from .conversions import quiet, written
 from .formulas import Name, running_mean
 from .models import Source
@@ -75,7 +75,7 @@ def draw(random: Random) -> Case:
     options = {key: value for key, value in draw_options(random, name, 8).items() if key != "mix"}
     name = replace(name, functions=())
     if not encodes:
-        options.pop("state", None)
+        causal(options)
     if random.random() < 0.25 and way != "gates":
         options |= {"experts": random.choice((2, 3)), "top_k": random.choice((1, 2))}
     if "modulated_" in name.wrappers and random.random() < 0.3:

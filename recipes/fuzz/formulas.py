@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 Constants = Mapping[str, Tensor]
-WRAPPERS = ("modulated_", "stateful_")  # from the outside in
+WRAPPERS = ("modulated_", "canon_", "smear_", "stateful_")  # from the outside in
 MIXES = ("learnable_", "moa_")
 DEFAULT_FUNCTIONS = ("silu", "gelu", "relu", "tanh")
 
@@ -166,7 +167,7 @@ def evaluate(
     constants: Constants,
     *,
     kind: str = "softmax",
-    direction: str = "forward",
+    directions: Mapping[str, str] | None = None,
     valid: Tensor | None = None,
     vector: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -175,17 +176,23 @@ def evaluate(
     Args:
         name: of the activation.
         x: its input; three dimensions are sequences, each row of fewer is one.
-        constants: by name, those of a dictionary's functions as ``2.weight``, those of N itself as ``own.weight``.
+        constants: by name, those of a dictionary's functions as ``2.weight``, those of N itself as ``own.weight``,
+            those of the first wrapper as ``0:alpha``.
         kind: ``softmax`` or ``linear``, of ``moa_``.
-        direction: ``forward`` or ``both``, of ``stateful_``.
+        directions: ``forward`` or ``both``, by wrapper.
         valid: ``[B, T]``, False at padding.
         vector: ``[B, T or 1, R]``, the context of ``modulated_``.
     """
     g, u = x.chunk(2, -1) if name.gated else (x, None)
-    if "modulated_" in name.wrappers and vector is not None:
-        g = (g - vector @ constants["threshold"].T) * (1 + vector @ constants["slope"].T)
-    if "stateful_" in name.wrappers:
-        g = remember(g, constants["alpha"], constants["beta"], _sigmoid(constants["decay"]), direction, valid)
+    for number, wrapper in enumerate(name.wrappers):
+        own = {key.partition(":")[2]: each for key, each in constants.items() if key.startswith(f"{number}:")}
+        direction = (directions or {}).get(wrapper, "forward")
+        if wrapper == "modulated_":
+            g = g if vector is None else (g - vector @ own["threshold"].T) * (1 + vector @ own["slope"].T)
+        elif wrapper == "stateful_":
+            g = remember(g, own["alpha"], own["beta"], _sigmoid(own["decay"]), direction, valid)
+        else:
+            g = beside(g, partial(RECENT[wrapper], **own), direction, valid)
     if name.base == "swiglu_oss":
         assert u is not None
         return _oss(g, u), torch.cat([g, u], -1)
@@ -225,6 +232,50 @@ def remember(
         back = _states(n.flip(1), decay, None if valid is None else valid.flip(1)).flip(1)
         states = (states + back) / 2
     return (sequences + alpha * states + beta * (n - states)).reshape(g.shape)
+
+
+def _canon(now: Tensor, before: list[Tensor], taps: Tensor) -> Tensor:
+    """Return g_t + sum_i w_i g_(t-i); ``before`` has those of the tokens before, the last one first."""
+    z = now + taps[0] * now
+    for tap, each in zip(taps[1:], before, strict=False):
+        z = z + tap * each
+    return z
+
+
+def _smear(now: Tensor, before: list[Tensor], share: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """Return g_t + a sigmoid(v g_t + c) g_(t-1)."""
+    return now + share * _sigmoid(slope * now + offset) * before[0] if before else now
+
+
+RECENT: dict[str, Callable[..., Tensor]] = {"canon_": _canon, "smear_": _smear}
+
+
+def beside(g: Tensor, mixed: Callable[..., Tensor], direction: str, valid: Tensor | None) -> Tensor:
+    """Return z of gates, each mixed with those of the valid tokens before it; padding is mixed with nothing.
+
+    In both directions it is the mean of that and of the same with the tokens after.
+    """
+    sequences = g if g.ndim == 3 else g.reshape(-1, 1, g.shape[-1])
+    z = _forward(sequences, mixed, valid)
+    if direction == "both":
+        back = _forward(sequences.flip(1), mixed, None if valid is None else valid.flip(1))
+        z = (z + back.flip(1)) / 2
+    return z.reshape(g.shape)
+
+
+def _forward(g: Tensor, mixed: Callable[..., Tensor], valid: Tensor | None) -> Tensor:
+    if not g.numel():
+        return g
+    texts = []
+    for number, text in enumerate(g):
+        kept: list[Tensor] = []
+        rows = []
+        for t, now in enumerate(text):
+            rows.append(mixed(now, kept))
+            if valid is None or valid[number, t]:
+                kept = [now, *kept]
+        texts.append(torch.stack(rows))
+    return torch.stack(texts)
 
 
 def _states(n: Tensor, decay: Tensor, valid: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ import hf_glu
 from hf_glu.errors import NoSiteError
 
 from . import tools
-from .activations import constants_of, copies, draw_name, draw_options, formula_of, stir
+from .activations import causal, constants_of, copies, draw_name, draw_options, formula_of, stir
 from .formulas import Name
 from .running import Tally, main
 
@@ -110,8 +110,8 @@ def draw(random: Random) -> Case:
     tokens = (1, 2, 4) if switch == "skip_zeros" else (2, 5)
     family = random.choice(("gpt2", "t5") if switch == "skip_zeros" else ("gpt2", "t5", "bert"))
     options = draw_options(random, name, WIDTH)
-    if family != "bert" and "state" in options:  # a decoder would see later tokens, which is refused
-        options["state"]["direction"] = "forward"
+    if family != "bert":  # a decoder would see later tokens, which is refused
+        causal(options)
     return Case(
         family=family,
         name=name,

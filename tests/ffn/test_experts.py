@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.compat.of_torch import GROUPED_MM
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, TrainingError, UnknownNameError
@@ -478,6 +479,16 @@ def test_the_command_line_and_a_job_make_experts(tmp_path, capsys):
     job = JobOptions(model=base, task="rte", dataset=str(tmp_path / "data"), to="geglu_new", experts="gelu_new*4")
     results = run_job(job, TrainingOptions(max_steps=2, batch_size=4, max_length=32, precision="no"))
     assert results["conversion"]["promise"] == "exact"
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_what_experts_give_may_be_written_over(parallel):
+    model = tiny_model("falcon", parallel_attn=parallel, new_decoder_architecture=False)  # adds to it in place
+    hf_glu.convert(model, "geglu", experts=2, top_k=1, check=False)
+    twin = copy.deepcopy(model).train()
+    ids = torch.randint(5, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    twin(input_ids=ids, labels=ids).loss.backward()
+    assert all(ffn.router.weight.grad.abs().sum() > 0 for ffn in find_experts(twin).values())
 
 
 def test_autocast_and_half_precision():

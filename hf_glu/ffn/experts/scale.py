@@ -62,7 +62,7 @@ class _Inject(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else output.dtype
         ctx.scaled = dtype == torch.float16
         ctx.scale, ctx.like, ctx.loads, ctx.total = scale, loss, loads, total
-        return output.view_as(output)
+        return output.clone()  # no view: Falcon adds to it in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
