@@ -91,15 +91,22 @@ class Site:
     def hidden(self) -> int:
         """Size of the FFN's input."""
         if self.kind == "experts":
-            return int(follow(self.anchor, self.row.out_proj).shape[1])
+            return self._bank[0]
         return in_features(self.in_proj)
 
     @property
     def width(self) -> int:
         """Number of hidden units (of the product, where gated)."""
         if self.kind == "experts":
-            return int(follow(self.anchor, self.row.out_proj).shape[2])
+            return self._bank[1]
         return in_features(self.out_proj)
+
+    @property
+    def _bank(self) -> tuple[int, int]:
+        """A bank's sizes, hidden and width: ``[E, 2 W, H]`` and ``[E, H, W]``, or transposed, as of Llama 4."""
+        parts = (follow(self.anchor, path) for path in (self.row.in_proj, self.row.out_proj))
+        (rows, columns), (first, second) = (tuple(part.shape[1:]) for part in parts)
+        return (second, first) if (rows, columns) == (second, 2 * first) else (first, second)
 
     @property
     def widened(self) -> bool:

@@ -75,7 +75,7 @@ def test_native_families(family, name, tmp_path):
         ("bloom", "geglu_new"), ("mpt", {"0": "geglu", "1": "learnable_geglu"}), ("xlm", "moa_geglu"),
         ("lilt", "learnable_swiglu"), ("funnel", "geglu_new"), ("moonshine", "geglu"), ("openai-gpt", "geglu_new"),
         ("llama4_text", "learnable_swiglu"), ("albert", "geglu_new"), ("mamba", "stateful_swiglu"),
-        ("funnel", "modulated_geglu_new"),
+        ("funnel", "modulated_geglu_new"), ("llama4_text", "moa_swiglu"),
     ],
 )  # fmt: skip
 def test_families_with_ways_of_their_own(model_type, target, tmp_path):
