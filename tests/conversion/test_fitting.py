@@ -7,6 +7,7 @@ from pico import FAMILIES, WIDTH, make_native
 from torch import nn
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.config.glu import iso_width
 from hf_glu.conversion.fit.calibration import make_batches, site_inputs
 from hf_glu.conversion.fit.fitting import contributions, solve_out_projection
@@ -167,3 +168,13 @@ def test_frozen_parameters_stay_frozen_and_gradients_are_gone():
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert isinstance(hf_glu.find_sites(model)[0].in_proj, nn.Linear)
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba"])
+def test_a_mixers_gate_has_no_ffn_to_fit(family):
+    found = []
+    for more in ({}, {"calibration": torch.arange(40).view(4, 10), "distill_steps": 1}):
+        model = tiny_model(family)
+        hf_glu.convert(model, "stateful_swiglu", state={"alpha": 0.5}, check=False, **more)
+        found.append(outputs(model))
+    assert_same(*found, "bitwise")

@@ -124,7 +124,8 @@ class Gate(Change):
 
     def apply(self, work: Work, step: Step) -> Fit | None:
         """Convert one site, and fit it where its route is approximate and there are calibration data."""
-        if work.batches is None or step.route.promise != APPROXIMATE or step.site.kind == "experts":
+        alone = step.site.kind not in ("experts", "mixer")  # one FFN by itself, of which there is an output to fit
+        if work.batches is None or step.route.promise != APPROXIMATE or not alone:
             self._make(step, None)
             return None
         x = site_inputs(work.model, step.site, work.batches)
