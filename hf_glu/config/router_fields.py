@@ -20,7 +20,12 @@ ASKED, COEFFICIENT = "output_router_logits", "router_aux_loss_coef"
 
 def has_own(config: Any, name: str) -> bool:
     """Return whether the config's class has a field of this name itself, as those of native experts."""
-    return hasattr(type(config), name) or name in getattr(config, "attribute_map", ())
+    return class_has(type(config), name)
+
+
+def class_has(config_class: type, name: str) -> bool:
+    """Return whether a class of configs has a field of this name itself."""
+    return hasattr(config_class, name) or name in getattr(config_class, "attribute_map", ())
 
 
 def router_fields(config: Any, options: ExpertOptions) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hf_glu.checkpoint.files import (
 )
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.checkpoint.provenance import CARRIED, Carried, base_of, carried, naming
+from hf_glu.config.router_fields import class_has
 from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
 from hf_glu.publishing.card.known import (
@@ -131,7 +132,15 @@ def _config(config: JsonObject) -> JsonObject:
 def _has_banks(config: JsonObject) -> bool:
     """Return whether a config is of a family with experts of its own."""
     inner = (value for key, value in config.items() if isinstance(value, dict) and key not in _OF_CONFIG)
-    return any("experts" in key for key in config) or any(map(_has_banks, inner))
+    return any("experts" in key and not _is_ours(config, key) for key in config) or any(map(_has_banks, inner))
+
+
+def _is_ours(config: JsonObject, key: str) -> bool:
+    """Return whether a field is there since the model has experts of ours (see `hf_glu.config.router_fields`)."""
+    from transformers import CONFIG_MAPPING
+
+    kind, ours = str(config.get("model_type")), config.get("hf_glu") or {}
+    return bool(ours.get("experts")) and kind in CONFIG_MAPPING and not class_has(CONFIG_MAPPING[kind], key)
 
 
 def _base_of_run(run: JsonObject) -> JsonObject:
