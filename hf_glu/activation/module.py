@@ -85,7 +85,7 @@ class GatedActivation(OwnedActivation):
         if (self.saves_memory or self.kernels) and self.recomputes(x):
             fused = self.kernels(self.phi, x.device.type) if self.kernels else None
             if fused or self.saves_memory:
-                return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused)
+                return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused, stamped=self.saves_memory)
         return gated(x, self.phi, contiguous=contiguous)
 
     def recomputes(self, x: Tensor) -> bool:
