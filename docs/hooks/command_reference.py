@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 PLACE = "<!-- commands -->"
 SPECIAL = str.maketrans({letter: f"\\{letter}" for letter in "*_<>|[]"})
 
 
+@cache
 def commands() -> Mapping[str, Any]:
     """Return the commands of ``hf-glu`` by name, as click has them."""
     from typer.main import get_command

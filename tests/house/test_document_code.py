@@ -1,0 +1,98 @@
+"""The code of the README and of docs/: Python runs, and the commands and flags of shell lines exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from command_reference import commands, flags
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`(hf-glu [^`]+)`")
+CALL = re.compile(r"(?:^|\s)(?:hf-glu|(?:python|accelerate launch .*?) ?-m hf_glu)\s+(.*)")
+ANY = {"run"}  # what follows is another program's
+PLACEHOLDERS = {"NAME", "COMMAND"}
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """Return the language and the text of each code block of a document."""
+    return FENCED.findall(path.read_text(encoding="utf-8"))
+
+
+def python_blocks() -> dict[str, Path]:
+    """Return every Python block, each once, with a document that has it."""
+    return {code: path for path in DOCUMENTS for language, code in blocks(path) if language == "python"}
+
+
+def lines(text: str) -> list[str]:
+    """Return the command lines of a shell block, continued ones in one."""
+    return [line for line in text.replace("\\\n", " ").split("\n") if line.strip()]
+
+
+def called(line: str) -> list[str] | None:
+    """Return the words after ``hf-glu`` in a line, comments and substitutions left out; None: it calls something else."""
+    found = CALL.search(re.sub(r"\$\([^)]*\)", "PATH", line))
+    return shlex.split(found[1], comments=True) if found else None
+
+
+def wrong(words: list[str]) -> list[str]:
+    """Return the commands and flags among the words that ``hf-glu`` doesn't have."""
+    name, *rest = words
+    if name.startswith("-"):
+        return [] if name in {"--help", "-h", "--version", "--install-completion", "--show-completion"} else [name]
+    if name not in (known := commands()):
+        return [] if name in PLACEHOLDERS else [name]
+    given = [] if name in ANY else [word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)]
+    return [flag for flag in given if flag not in flags(known[name])]
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """Return every call of ``hf-glu`` in shell blocks, in outputs, and between backticks, with its document."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        candidates = [line for language, code in blocks(path) if language != "python" for line in lines(code)]
+        candidates += INLINE.findall(FENCED.sub("", text).replace("\n", " "))
+        found += [(path.name, line) for line in candidates]
+    return found
+
+
+def test_python_runs(tmp_path, monkeypatch):
+    found = python_blocks()
+    assert len({*found.values()}) >= 8
+    monkeypatch.chdir(tmp_path)
+    for code, path in found.items():
+        exec(compile(code, path.name, "exec"), {})
+
+
+def test_commands_and_flags_exist():
+    calls = [(name, line, words) for name, line in shell_lines() if (words := called(line))]
+    assert len(calls) > 60
+    assert not [(name, line, bad) for name, line, words in calls if (bad := wrong(words))]
+
+
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [
+        ("hf-glu convert A B --to geglu  # --nothing", []),
+        ("hf-glu convert A --too geglu", ["--too"]),
+        ("hf-glu konvert A", ["konvert"]),
+        ("hf-glu finetune --data-set=x --task rte", ["--data-set"]),
+        ("hf-glu run -- lm_eval --model hf", []),
+        ("accelerate launch --multi_gpu -m hf_glu finetune --tsk rte", ["--tsk"]),
+        ("python -m hf_glu doctor --jsn", ["--jsn"]),
+        ('hf-glu compare --model $(path --to x) --seeds "0,1"', []),
+        ("hf-glu convert ... --native", []),
+    ],
+)
+def test_the_check_of_flags_can_fail(line, bad):
+    assert wrong(called(line)) == bad
+
+
+def test_other_programs_are_not_looked_at():
+    assert called("make demo") is None
+    assert called("pip install hf_glu --nothing") is None
