@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 PLACE = "<!-- commands -->"
@@ -15,18 +17,11 @@ def commands() -> Mapping[str, Any]:
     """Return the commands of ``hf-glu`` by name, as click has them."""
     from typer.main import get_command
 
-    from hf_glu.cli import (  # noqa: F401  (their commands)
-        bench,
-        comparing,
-        configs,
-        exporting,
-        inspection,
-        language,
-        publishing,
-        training,
-    )  # fmt: skip
+    import hf_glu.cli
     from hf_glu.cli.commands import app
 
+    for module in iter_modules(hf_glu.cli.__path__):  # each has its own commands
+        import_module(f"hf_glu.cli.{module.name}")
     return dict(sorted(get_command(app).commands.items()))
 
 

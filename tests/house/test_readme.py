@@ -65,7 +65,9 @@ def test_each_links_to_the_other():
 
 def test_its_figures_are_those_of_the_result_files():
     text = ENGLISH.read_text(encoding="utf-8")
-    rows = [line for line in text.partition("## Why\n")[2].partition("\n## ")[0].split("\n") if line.startswith("|")][2:]
+    rows = [line for line in text.partition("## Why\n")[2].partition("\n## ")[0].split("\n") if line.startswith("|")][
+        2:
+    ]
     assert len(rows) == 3
     card = json.loads((ROOT / "model_cards" / "minilm-geglu-movie-reviews.json").read_text(encoding="utf-8"))
     means = {each["name"]: f"{each['mean']:.2%}".replace("%", " %") for each in card["comparison"]["variants"]}

@@ -70,7 +70,9 @@ def test_the_reference_has_every_command_and_flag():
         assert flags(command) - {"--help", "-h"} <= found, name
 
 
-@pytest.mark.parametrize(("text", "shown"), [("a*b|c", r"a\*b\|c"), ("`a*b` <x>", r"`a*b` \<x\>"), ("`a|b`", r"`a\|b`")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a*b|c", r"a\*b\|c"), ("`a*b` <x>", r"`a*b` \<x\>"), ("`a|b`", r"`a\|b`")]
+)
 def test_help_is_shown_as_it_is(text, shown):
     assert escaped(text) == shown
 
