@@ -1,7 +1,7 @@
 """The documents' table of benches, from what ``hf-glu bench --save`` wrote: ``python recipes/bench_table.py``.
 
-The ratios are `recipes/bench/cpu.json` (float32) and `recipes/bench/cpu-bf16.json`; a test holds docs/results/benchmarks.md
-to this table.
+The ratios are `recipes/bench/cpu.json` (float32) and `recipes/bench/cpu-bf16.json`; a test holds
+docs/results/benchmarks.md to this table.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def lines(text: str) -> list[str]:
 
 
 def called(line: str) -> list[str] | None:
-    """Return the words after ``hf-glu`` in a line, comments and substitutions left out; None: it calls something else."""
+    """Return the words after ``hf-glu`` in a line without its comment; None: it calls something else."""
     found = CALL.search(re.sub(r"\$\([^)]*\)", "PATH", line))
     return shlex.split(found[1], comments=True) if found else None
 
