@@ -1,4 +1,4 @@
-"""The site of the documentation: every page has a place, every public name is documented, nothing comes from elsewhere."""
+"""The site of the documentation: every page has a place, every public name a page, no host is asked."""
 
 from __future__ import annotations
 

@@ -46,9 +46,8 @@ MISTAKES = [
     ("site.name", "site.nothing", "attr-defined"),
     ('folder / "out").same', 'folder / "out").nothing', "attr-defined"),
 ]
-OTHERS = "\n".join(
-    f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "transformers")
-)  # they take minutes
+# whose types take minutes
+OTHERS = "\n".join(f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "transformers"))
 
 
 @pytest.mark.slow
@@ -64,5 +63,5 @@ def test_scripts_are_checked(tmp_path):
     files = [str(path) for path in sorted(tmp_path.glob("*.py"))]
     said, failed, _ = mypy.run(["--config-file", str(tmp_path / "mypy.ini"), "--cache-dir", str(tmp_path), *files])
     assert not failed
-    found = {name: kind for name, kind in re.findall(r"(\w+)\.py:\d+: error: .*\[([\w-]+)\]", said)}
+    found = dict(re.findall(r"(\w+)\.py:\d+: error: .*\[([\w-]+)\]", said))
     assert found == {f"wrong{number}": kind for number, (*_, kind) in enumerate(MISTAKES)}, said
