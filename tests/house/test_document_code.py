@@ -1,4 +1,8 @@
-"""The code of the README and of docs/: Python runs, and the commands and flags of shell lines exist."""
+"""The code of the README and of docs/: Python runs, and the commands and flags of shell lines exist.
+
+A block of Python that begins with an import stands by itself; another one goes on from the block before. What a block
+needs and no reader has to see, such as a small model in the place of his own, is a comment before it, ``<!-- python``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from command_reference import commands, flags
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
+PARTS = re.compile(r"^<!-- python\n(.*?)^-->$|" + FENCED.pattern, flags=FENCED.flags)
 INLINE = re.compile(r"`(hf-glu [^`]+)`")
 CALL = re.compile(r"(?:^|\s)(?:hf-glu|(?:python|accelerate launch .*?) ?-m hf_glu)\s+(.*)")
 ANY = {"run"}  # what follows is another program's
@@ -23,9 +28,24 @@ def blocks(path: Path) -> list[tuple[str, str]]:
     return FENCED.findall(path.read_text(encoding="utf-8"))
 
 
-def python_blocks() -> dict[str, Path]:
-    """Return every Python block, each once, with a document that has it."""
-    return {code: path for path in DOCUMENTS for language, code in blocks(path) if language == "python"}
+def scripts(text: str) -> list[str]:
+    """Return the Python of a document as the scripts that its blocks, and the comments before them, make."""
+    found: list[str] = []
+    hidden = False  # whether the block before is a comment
+    for comment, language, code in PARTS.findall(text):
+        if not comment and language != "python":
+            continue
+        alone = (comment or code).startswith(("import ", "from ")) and not hidden
+        if alone or not found:
+            found.append("")
+        found[-1] += comment or code
+        hidden = bool(comment)
+    return found
+
+
+def all_scripts() -> dict[str, Path]:
+    """Return every script, each once, with a document that has it."""
+    return {script: path for path in DOCUMENTS for script in scripts(path.read_text(encoding="utf-8"))}
 
 
 def lines(text: str) -> list[str]:
@@ -62,11 +82,22 @@ def shell_lines() -> list[tuple[str, str]]:
 
 
 def test_python_runs(tmp_path, monkeypatch):
-    found = python_blocks()
+    found = all_scripts()
     assert len({*found.values()}) >= 8
     monkeypatch.chdir(tmp_path)
     for code, path in found.items():
         exec(compile(code, path.name, "exec"), {})
+
+
+def test_blocks_make_scripts():
+    first, second, more, shell = "import a\n", "from b import c\n", "c()\n", "hf-glu\n"
+    fenced = "```python\n{}```\n".format
+    assert scripts(fenced(first) + "words\n" + fenced(second) + f"```bash\n{shell}```\n" + fenced(more)) == [
+        first,
+        second + more,
+    ]
+    assert scripts(fenced(first) + f"<!-- python\nimport d\n-->\n\n{fenced(second)}") == [first, "import d\n" + second]
+    assert not scripts(f"```bash\n{shell}```\n<!-- words -->\n")
 
 
 def test_commands_and_flags_exist():
