@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from command_reference import PLACE, reference
+from command_reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +30,17 @@ FENCED = re.compile(r"(^ *```.*?^ *```$)", flags=re.DOTALL | re.MULTILINE)
 # what a browser fetches by itself; an <a> is followed by a reader
 FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href|srcset)=[\"']?(?:https?:)?//[^\s\"'>]+")
 FETCHED_BY_STYLE = re.compile(r"(?:url\(|@import )[\"']?(?:https?:)?//[^\s\"')]+")
+
+
+def activations() -> str:
+    """Return the table of activations."""
+    import hf_glu
+
+    return hf_glu.activations().markdown()
+
+
+# what stands in a page for what is made when the site is built
+GENERATED = {"<!-- commands -->": reference, "<!-- activations -->": activations}
 
 
 def relinked(text: str, page: str) -> str:
@@ -97,7 +108,9 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return a page with links that work on the site, and with what is generated."""
     text = relinked(markdown, page.file.src_uri)
-    return text.replace(PLACE, reference()) if PLACE in text else text
+    for place, made in GENERATED.items():
+        text = text.replace(place, made()) if place in text else text
+    return text
 
 
 def on_post_build(config: Any) -> None:

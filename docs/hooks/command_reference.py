@@ -8,7 +8,6 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-PLACE = "<!-- commands -->"
 SPECIAL = str.maketrans({letter: f"\\{letter}" for letter in "*_<>|[]"})
 
 

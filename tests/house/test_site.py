@@ -55,6 +55,12 @@ def test_every_public_name_is_documented():
         assert f"hf_glu.{name}" in PAGES["reference/api/plugin.md"]
 
 
+def test_what_is_generated_has_a_place():
+    for place, made in building.GENERATED.items():
+        assert sum(place in text for text in PAGES.values()) == 1
+        assert "\n|---|" in made()
+
+
 def test_every_entry_of_the_config_is_in_the_table():
     rows = re.findall(r"^\| `(\w+)` \|", PAGES["reference/config.md"], flags=re.MULTILINE)
     assert {*rows} | {"version"} == KEYS | registry.sections.keys()
