@@ -19,11 +19,13 @@ from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded
+from hf_glu.training.loop.alerts import Alerts
 from hf_glu.training.loop.batches import share
 from hf_glu.training.loop.examples import Examples
 from hf_glu.training.loop.interrupt import Interrupted, interruptible
 from hf_glu.training.loop.progress import Progress, TrainingResult
 from hf_glu.training.loop.schedules import make_schedule
+from hf_glu.training.loop.watching import Watcher, is_wanted, metrics
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.groups import parameter_groups
@@ -71,7 +73,10 @@ class TrainingLoop:
             model.compile(dynamic=True)
         groups = parameter_groups(model, options.lr, options.weight_decay, options.activation_lr)
         optimizer = torch.optim.AdamW(groups)
-        self.plain = model
+        self.plain, self.watcher = model, None
+        if is_wanted(model, options):
+            main = accelerator.is_main_process
+            self.watcher = Watcher(model, tracker=options.tracker, main=main, alerts=Alerts())
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = make_schedule(self.optimizer, options, self.steps)
 
@@ -86,6 +91,8 @@ class TrainingLoop:
         if resume and self.folder:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
+        if self.watcher is not None:
+            self.watcher.alerts.active = self.progress.alerts
         bar = progress_bar(
             total=self.steps,
             initial=self.progress.step,
@@ -94,7 +101,8 @@ class TrainingLoop:
             disable=not self.accelerator.is_main_process,
         )
         stopped = False
-        with interruptible() as interrupted, bar:
+        watching = nullcontext() if self.watcher is None else self.watcher.watching()
+        with interruptible() as interrupted, bar, watching:
             pending: list[Tensor] = []
             while self.progress.step < self.steps and not stopped:
                 begin = time.perf_counter()
@@ -132,6 +140,8 @@ class TrainingLoop:
             rows = self.examples.rows(part or batch[:1])  # without an example of its own, a process still takes part
             weight = self.examples.items(rows, epoch) / total if part and total else 0.0
             inputs = self.examples.batch(rows, epoch, self.accelerator.device)
+            if self.watcher is not None:
+                self.watcher.count(bool(part))  # another process counts the example that it takes part with
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
                 loss = with_router_losses(self.examples.loss(self.model, inputs), self.model) * weight
                 self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
@@ -173,14 +183,20 @@ class TrainingLoop:
         self.progress.losses += losses
         speed = self.progress.tokens / max(self.progress.seconds, 1e-9)
         rate = float(self.schedule.get_last_lr()[0])
-        line = {"loss": sum(losses) / len(losses), "lr": rate, "tokens_per_second": speed}
+        line: JsonObject = {"loss": sum(losses) / len(losses), "lr": rate, "tokens_per_second": speed}
+        if self.watcher is not None:
+            line["watched"], alerts = self.watcher.take()
+            line |= {"alerts": alerts} if alerts else {}
         self._log(line)
         bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
 
     def _log(self, values: JsonObject) -> None:
         epoch = self.progress.step / self.plan.steps_per_epoch
         self.log.write({"step": self.progress.step, "epoch": epoch, "tokens": self.progress.tokens, **values})
-        flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
+        flat = {key: value for key, value in values.items() if key not in ("evaluation", "watched", "alerts")}
+        flat |= values.get("evaluation", {})
+        if "watched" in values:
+            flat |= metrics(values["watched"])
         self.accelerator.log(flat, step=self.progress.step)
 
     def _evaluate(self, bar: Any) -> bool:
