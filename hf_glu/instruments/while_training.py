@@ -32,11 +32,13 @@ from hf_glu.ffn.experts.ffn import ExpertFFN, find_experts
 from hf_glu.ffn.experts.recorded import NativeRouter, router_of
 from hf_glu.ffn.experts.router import Routing
 from hf_glu.ffn.forward import projections
-from hf_glu.ffn.sites import Site, find_banks, find_sites, layer_of
+from hf_glu.ffn.sites import Site, find_banks, find_sites, follow, layer_of
 from hf_glu.instruments.activity import THRESHOLD
 from hf_glu.instruments.expert_tokens import routed, sent
 from hf_glu.instruments.recorder import Call, Watch, watching
 from hf_glu.instruments.routing import stack_of
+
+MORE = 4  # sums beside those of each expert
 
 
 class WatchedExperts(TypedDict):
@@ -99,13 +101,17 @@ class _Sums:
 
 
 class _ExpertSums(_Sums):
-    """Of E experts: the pairs of each, all tokens, those that were scored, and their entropies."""
+    """Of E experts: the pairs of each, those with none of them (a family's that do nothing), and three more.
+
+    These are all tokens, those that were scored, and their entropies.
+    """
 
     def send(self, experts: Tensor, kept: Tensor | None) -> None:
         """Add tokens that are sent to ``experts`` ``[T, k]``."""
         self.begin(experts.device)
         counts = self.sums.new_ones(len(experts)) if kept is None else kept.to(self.sums)
-        self.sums[:-3].scatter_add_(0, experts.reshape(-1), counts.repeat_interleave(experts.shape[1]))
+        pairs, most = counts.repeat_interleave(experts.shape[1]), len(self.sums) - MORE
+        self.sums.scatter_add_(0, experts.reshape(-1).clamp(max=most), pairs)
         self.sums[-3] += counts.sum()
 
     def score(self, logits: Tensor, kept: Tensor | None) -> None:
@@ -118,13 +124,13 @@ class _ExpertSums(_Sums):
 
     def row(self, sums: Sequence[float]) -> WatchedExperts:
         """Return the row of sums over all processes."""
-        *pairs, tokens, scored, entropy = sums
+        *pairs, none, tokens, scored, entropy = sums
         total = sum(pairs)
-        load = [each / total for each in pairs]
+        load = [each / max(total, 1.0) for each in pairs]
         uneven = -sum(share * log(share) for share in load if share)
         return {
             "site": self.name, "layer": layer_of(self.name), "stack": self.stack, "tokens": round(tokens),
-            "top_k": round(total / tokens), "load": load,
+            "top_k": round((total + none) / tokens), "load": load,
             "load_entropy": uneven / log(len(load)) if len(load) > 1 else 1.0,
             "router_entropy": entropy / scored if scored else None,
             "dead": [number for number, share in enumerate(load) if not share],
@@ -188,7 +194,7 @@ class TrainingStatistics:
             self._watch_units(site)
 
     def _watch_ours(self, name: str, ffn: ExpertFFN) -> None:
-        sums = _ExpertSums(name=name, stack=stack_of(name), sums=_sums(ffn.options.count + 3))
+        sums = _ExpertSums(name=name, stack=stack_of(name), sums=_sums(ffn.options.count + MORE))
 
         def see(routing: Routing, call: Call) -> None:
             if self._counts():
@@ -199,7 +205,8 @@ class TrainingStatistics:
         self._watches += routed(ffn, see)
 
     def _watch_bank(self, bank: Site, router: NativeRouter | None) -> None:
-        sums = _ExpertSums(name=bank.name, stack=bank.stack, sums=_sums(len(bank.anchor.down_proj) + 3))
+        count = len(follow(bank.anchor, bank.row.out_proj))
+        sums = _ExpertSums(name=bank.name, stack=bank.stack, sums=_sums(count + MORE))
 
         def see(call: Call, experts: Tensor) -> None:
             if self._counts():

@@ -40,8 +40,7 @@ class WatchCallback(TrainerObserver, TrainerCallback):
     """
 
     def __init__(self, *, balance: float = BALANCE, dead_gates: float = DEAD_GATES) -> None:
-        self.shares = {"balance": balance, "dead_gates": dead_gates}
-        Alerts(**self.shares)
+        self.alerts = Alerts(balance=balance, dead_gates=dead_gates)
         self._watcher: Watcher | None = None
         self._hooks = ExitStack()
 
@@ -57,8 +56,9 @@ class WatchCallback(TrainerObserver, TrainerCallback):
         if not is_registered():
             raise OptionError("WatchCallback needs the plugin: call hf_glu.register() first")
         tracker = TRACKIO if TRACKIO in args.report_to else "none"
-        alerts = Alerts(**self.shares)
-        watcher = Watcher(model, tracker=tracker, main=state.is_world_process_zero, alerts=alerts)
+        watcher = Watcher(model, tracker=tracker, main=state.is_world_process_zero, alerts=self.alerts)
+        if not state.global_step:
+            self.alerts.active.clear()
         self._hooks.enter_context(watcher.watching())
         self._watcher = watcher
 
@@ -72,6 +72,11 @@ class WatchCallback(TrainerObserver, TrainerCallback):
         """Add what was watched to what a training step logs."""
         if self._watcher is not None and "loss" in logs:
             logs |= metrics(self._watcher.take()[0])
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Tell of what has begun, once the trackers have what was logged."""
+        if self._watcher is not None:
+            self._watcher.tell()
 
     def after_training(self) -> None:
         """Take the hooks out."""

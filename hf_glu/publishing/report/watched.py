@@ -44,11 +44,10 @@ def figures(prefix: str, lines: Sequence[Data]) -> list[Drawing | None]:
 
 def events(lines: Sequence[Data]) -> Table:
     """Return the events that were told of, by the step that tells of them."""
-    rows: list[list[TableCell]] = [
-        [count(line.get("step")), text(event)]
-        for line in lines
-        for event in (told if isinstance(told := line.get("alerts"), list) else [])
-    ]
+    rows: list[list[TableCell]] = []
+    for line in lines:
+        told = line.get("alerts")
+        rows += [[count(line.get("step")), text(event)] for event in (told if isinstance(told, list) else [])]
     return filled("Events", ["step", "event"], rows)
 
 
@@ -60,8 +59,9 @@ def _series(lines: Sequence[Data], kind: str, key: str, over: Over) -> dict[str,
         step, rows = number(line.get("step")), items(mapping(line.get("watched")).get(kind))
         values = [value for row in rows if (value := number(row.get(key))) is not None]
         layers = max(layers, len(values))
-        for name, together in over.items() if step is not None and values else ():
-            found[name].append((step, together(values)))
+        if step is not None and values:
+            for name, together in over.items():
+                found[name].append((step, together(values)))
     return {name: [curve] for name, curve in list(found.items())[: min(layers, 2)]}
 
 

@@ -188,6 +188,8 @@ class TrainingLoop:
             line["watched"], alerts = self.watcher.take()
             line |= {"alerts": alerts} if alerts else {}
         self._log(line)
+        if self.watcher is not None:
+            self.watcher.tell()
         bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
 
     def _log(self, values: JsonObject) -> None:

@@ -42,6 +42,7 @@ class Watcher:
     def __init__(self, model: nn.Module, *, tracker: str, main: bool, alerts: Alerts) -> None:
         self.statistics = TrainingStatistics(model)
         self.tracker, self.main, self.alerts = tracker, main, alerts
+        self._untold: list[Alert] = []
 
     def watching(self) -> AbstractContextManager[None]:
         """Hook the model within a block."""
@@ -52,15 +53,20 @@ class Watcher:
         self.statistics.counting = on
 
     def take(self) -> tuple[Watched, list[str]]:
-        """Return what was watched since the last time, and the events that begin, which are told of.
+        """Return what was watched since the last time, and the events that begin.
 
         All processes must call it, and get the same.
         """
         watched = self.statistics.take()
-        found: list[Alert] = self.alerts.find(watched)
-        if self.main:
-            tell(found, self.tracker)
+        found = self.alerts.find(watched)
+        self._untold += found
         return watched, [f"{alert.title}: {alert.text}" for alert in found]
+
+    def tell(self) -> None:
+        """Tell of the events that were found, once what was watched is logged: a tracker puts them to the last step."""
+        told, self._untold = self._untold, []
+        if self.main:
+            tell(told, self.tracker)
 
 
 def metrics(watched: Watched) -> dict[str, float]:
