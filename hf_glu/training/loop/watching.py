@@ -76,14 +76,15 @@ def metrics(watched: Watched) -> dict[str, float]:
     the place of the layer. The load of each expert is in the run's log only: of it the least and the most are told.
     """
     found: dict[str, float] = {}
-    for place, row in _named("experts", watched["experts"]):
+    several = len({row["stack"] for row in (*watched["experts"], *watched["gates"])}) > 1
+    for place, row in _named("experts", watched["experts"], stacks=several):
         found |= {
             f"{place}/load_entropy": row["load_entropy"], f"{place}/load_least": min(row["load"]),
             f"{place}/load_most": max(row["load"]), f"{place}/dead": len(row["dead"]),
         }  # fmt: skip
         if row["router_entropy"] is not None:
             found[f"{place}/router_entropy"] = row["router_entropy"]
-    for where, gates in _named("gates", watched["gates"]):
+    for where, gates in _named("gates", watched["gates"], stacks=several):
         found[f"{where}/dead"] = gates["dead"]
     if experts := watched["experts"]:
         found["experts/load_entropy"] = fmean(row["load_entropy"] for row in experts)
@@ -93,10 +94,10 @@ def metrics(watched: Watched) -> dict[str, float]:
     return found
 
 
-def _named(kind: str, rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+def _named(kind: str, rows: Sequence[Row], *, stacks: bool) -> Iterator[tuple[str, Row]]:
     """Yield rows with the names of their places."""
     count = Counter((row["stack"], row["layer"]) for row in rows)
     for row in rows:
         alone = count[row["stack"], row["layer"]] == 1
-        stack = f"{row['stack']}/" if row["stack"] else ""
+        stack = f"{row['stack']}/" if stacks and row["stack"] else ""
         yield f"{kind}/{stack}layer_{row['layer']}" if alone else f"{kind}/{row['site']}", row
