@@ -147,10 +147,24 @@ def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
     write_dataset(tmp_path / "data", "rte")
     values = {
         "model": save_experts(tmp_path), "task": "rte", "dataset": str(tmp_path / "data"), "max_steps": 4,
-        "batch_size": 6, "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3, "evaluate_every": 0,
+        "batch_size": 5, "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3, "evaluate_every": 0,
+        "log_every": 1,
     }  # fmt: skip
-    two, divided = launch(tmp_path, values, 2, script)
-    one, whole = launch(tmp_path, values, 1)
+    two, divided = launch(tmp_path, {**values, "output": str(tmp_path / "two")}, 2, script)
+    one, whole = launch(tmp_path, {**values, "output": str(tmp_path / "one")}, 1)
+    watched, alone = (
+        [
+            line["watched"]["experts"]
+            for line in map(json.loads, (tmp_path / name / "log.jsonl").open())
+            if "loss" in line
+        ]
+        for name in ("two", "one")
+    )
+    assert len(watched) == 4
+    for row, other in zip(sum(watched, []), sum(alone, []), strict=True):
+        assert row["router_entropy"] == pytest.approx(other.pop("router_entropy"), rel=1e-5)
+        del row["router_entropy"]
+        assert row == other, "what two processes count is what one does"
     assert two["metrics"] == one["metrics"]
     steps = [key for key in whole if key.endswith("router.steps")]
     assert steps

@@ -83,7 +83,7 @@ def test_a_run_with_experts_is_watched_and_trains_the_same(bases, tmp_path, quic
         before = line["tokens"]
     drawn = figures("watched", on)
     assert [drawing is not None for drawing in drawn] == [True, True, True, False]
-    assert drawn[0].title == "Balance of the experts' load"
+    assert drawn[0].alt.startswith("Lines: entropy of the load")
     assert not any(figures("watched", off))
 
 
