@@ -142,6 +142,12 @@ def save_experts(folder: Path) -> str:
     return base
 
 
+def watched_rows(run: Path) -> list[dict]:
+    """Return what a run's log says of its experts, line by line."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row for line in lines if "loss" in line for row in line["watched"]["experts"]]
+
+
 @pytest.mark.parametrize("script", [SCRIPT, SHARDED], ids=["ddp", "fsdp"])
 def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
     write_dataset(tmp_path / "data", "rte")
@@ -152,18 +158,10 @@ def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
     }  # fmt: skip
     two, divided = launch(tmp_path, {**values, "output": str(tmp_path / "two")}, 2, script)
     one, whole = launch(tmp_path, {**values, "output": str(tmp_path / "one")}, 1)
-    watched, alone = (
-        [
-            line["watched"]["experts"]
-            for line in map(json.loads, (tmp_path / name / "log.jsonl").open())
-            if "loss" in line
-        ]
-        for name in ("two", "one")
-    )
-    assert len(watched) == 4
-    for row, other in zip(sum(watched, []), sum(alone, []), strict=True):
-        assert row["router_entropy"] == pytest.approx(other.pop("router_entropy"), rel=1e-5)
-        del row["router_entropy"]
+    watched, alone = watched_rows(tmp_path / "two"), watched_rows(tmp_path / "one")
+    assert len(watched) == 4 * 2
+    for row, other in zip(watched, alone, strict=True):
+        assert row.pop("router_entropy") == pytest.approx(other.pop("router_entropy"), rel=1e-5)
         assert row == other, "what two processes count is what one does"
     assert two["metrics"] == one["metrics"]
     steps = [key for key in whole if key.endswith("router.steps")]
