@@ -249,6 +249,20 @@ def test_a_loss_that_is_nan_stops_with_its_step(bases, datasets, monkeypatch):
         made.fit()
 
 
+def test_a_gradient_that_is_nan_in_the_last_step_is_no_result(bases, datasets):
+    made = Job(job := JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu"), OPTIONS)
+    assert job.output is None, "there is nothing that would be loaded again and compared"
+    backward: list[int] = []
+
+    def spoil(grad):
+        backward.append(1)
+        return grad * math.nan if len(backward) == OPTIONS.max_steps else grad
+
+    made.model.classifier.weight.register_hook(spoil)
+    with pytest.raises(TrainingError, match=r"gradient's norm is nan at step 2: try a lower lr"):
+        made.run()
+
+
 def test_learnable_activations_are_annealed_and_folded(bases, datasets, tmp_path, quick):
     job = JobOptions(
         model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="learnable_swiglu",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,7 +22,7 @@ from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded
 from hf_glu.training.loop.alerts import Alerts
 from hf_glu.training.loop.batches import share
-from hf_glu.training.loop.examples import Examples
+from hf_glu.training.loop.examples import Examples, with_labels
 from hf_glu.training.loop.interrupt import Interrupted, interruptible
 from hf_glu.training.loop.progress import Progress, TrainingResult
 from hf_glu.training.loop.schedules import make_schedule
@@ -67,6 +68,7 @@ class TrainingLoop:
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self.shown: dict[str, str] = {}
+        self._norms: list[Tensor] = []  # of the gradients of steps whose losses aren't fetched yet
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if options.compile:
@@ -84,7 +86,7 @@ class TrainingLoop:
         """Train to the end.
 
         Raises:
-            DivergedError: the loss is NaN or infinite.
+            DivergedError: the loss, or the gradient, is NaN or infinite.
             CheckpointError: nothing to resume from, or another run's.
             Interrupted: by Ctrl-C, after the step was finished and a checkpoint written.
         """
@@ -140,6 +142,8 @@ class TrainingLoop:
             rows = self.examples.rows(part or batch[:1])  # without an example of its own, a process still takes part
             weight = self.examples.items(rows, epoch) / total if part and total else 0.0
             inputs = self.examples.batch(rows, epoch, self.accelerator.device)
+            if not weight:
+                inputs = with_labels(inputs)
             if self.watcher is not None:
                 self.watcher.count(bool(part))  # another process counts the example that it takes part with
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
@@ -147,7 +151,9 @@ class TrainingLoop:
                 self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
             losses.append(loss.detach().float())
         self.progress.tokens += self.examples.tokens(self.examples.rows(batch))
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        if norm is not None and self.accelerator.scaler is None:  # which leaves such steps out, and goes on
+            self._norms.append(norm.detach())
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -168,18 +174,21 @@ class TrainingLoop:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
     def _flush(self, pending: list[Tensor], bar: Any) -> None:
-        """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
+        """Fetch losses and gradients' norms of the last steps, check that they are finite, and log the mean loss."""
         if not pending:
             return
         losses = self.accelerator.reduce(torch.stack(pending), reduction="sum").tolist()
+        norms = torch.stack(list(map(_whole, self._norms))).tolist() if self._norms else []
         first = self.progress.step - len(losses) + 1
         pending.clear()
-        for step, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, or "
-                    f"precision=no (now {self.options.mixed_precision()})"
-                )
+        self._norms.clear()
+        for step, values in enumerate(zip_longest(losses, norms, fillvalue=0.0), first):
+            for name, value in zip(("loss", "gradient's norm"), values, strict=True):
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"the {name} is {value} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, "
+                        f"or precision=no (now {self.options.mixed_precision()})"
+                    )
         self.progress.losses += losses
         speed = self.progress.tokens / max(self.progress.seconds, 1e-9)
         rate = float(self.schedule.get_last_lr()[0])
@@ -220,9 +229,7 @@ class TrainingLoop:
 
     def _state(self) -> dict[str, Tensor]:
         state = self.accelerator.get_state_dict(self.model)
-        # shards that Accelerate leaves as they are are put together here
-        whole = {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
-        return {key: value.detach().cpu().clone() for key, value in whole.items()}
+        return {key: _whole(value).detach().cpu().clone() for key, value in state.items()}
 
     def whole_state(self) -> dict[str, Tensor]:
         """Return the weights that training ends with; if they are sharded, all processes must call it."""
@@ -246,3 +253,9 @@ class TrainingLoop:
             stopped_early=stopped,
             tokens=self.progress.tokens,
         )
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Put together what is sharded, where Accelerate leaves it so; all processes must."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
