@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +262,33 @@ def test_a_gradient_that_is_nan_in_the_last_step_is_no_result(bases, datasets):
     made.model.classifier.weight.register_hook(spoil)
     with pytest.raises(TrainingError, match=r"gradient's norm is nan at step 2: try a lower lr"):
         made.run()
+
+
+@pytest.mark.parametrize(
+    ("family", "rows", "more", "says"),
+    [
+        ("gpt2", {20: ""}, {}, "data: the tokenizer makes nothing of row 21, '': leave it out"),
+        ("bert", {3: "  "}, {"train_size": 8}, "data: the tokenizer makes nothing of row 4, '  ': leave it out"),
+        (
+            "bert",
+            {},
+            {"task": "stsb", "validation_size": 1},
+            "stsb, split validation: the 1 rows to validate on have one",
+        ),
+    ],
+)
+def test_data_that_can_not_be_trained_or_scored_are_refused_at_once(
+    family, rows, more, says, bases, datasets, tmp_path
+):
+    texts = [{"text": rows.get(n, "a fine film"), "label": "xy"[n % 2]} for n in range(24)]
+    Dataset.from_list(texts).to_json(tmp_path / "data.jsonl")
+    Dataset.from_list(texts[:2]).to_json(tmp_path / "validation.jsonl")
+    own = {"dataset": str(tmp_path / "data.jsonl"), "validation": str(tmp_path / "validation.jsonl")}
+    source = {"dataset": str(datasets / "glue")} if "task" in more else own
+    output = tmp_path / "run"
+    with pytest.raises(DataError, match=re.escape(says)):
+        run_job(JobOptions(model=bases[family], output=str(output), **source, **more), OPTIONS)
+    assert not output.exists()
 
 
 def test_learnable_activations_are_annealed_and_folded(bases, datasets, tmp_path, quick):
