@@ -78,7 +78,7 @@ def _sums(size: int) -> Tensor:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Sums:
+class _LayerSums:
     """Sums of one layer ``[N]``, and the largest values ``[M]``, on the device where they are made."""
 
     name: str
@@ -100,7 +100,7 @@ class _Sums:
         return found
 
 
-class _ExpertSums(_Sums):
+class _ExpertSums(_LayerSums):
     """Of E experts: the pairs of each, those with none of them (a family's that do nothing), and three more.
 
     These are all tokens, those that were scored, and their entropies.
@@ -137,7 +137,7 @@ class _ExpertSums(_Sums):
         }  # fmt: skip
 
 
-class _UnitSums(_Sums):
+class _UnitSums(_LayerSums):
     """Of W units: all tokens, the sum of squares of all units, and the largest size of each."""
 
     def see(self, a: Tensor, kept: Tensor | None) -> None:

@@ -74,7 +74,7 @@ class WatchCallback(TrainerObserver, TrainerCallback):
             logs |= metrics(self._watcher.take()[0])
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Tell of what has begun, once the trackers have what was logged."""
+        """Announce what has begun, once the trackers have what was logged."""
         if self._watcher is not None:
             self._watcher.tell()
 

@@ -273,13 +273,11 @@ def test_a_gradient_that_is_nan_in_the_last_step_is_no_result(bases, datasets):
             "bert",
             {},
             {"task": "stsb", "validation_size": 1},
-            "stsb, split validation: the 1 rows to validate on have one",
+            "stsb, split validation: the rows to validate on have one score",
         ),
     ],
 )
-def test_data_that_can_not_be_trained_or_scored_are_refused_at_once(
-    family, rows, more, says, bases, datasets, tmp_path
-):
+def test_data_that_can_not_be_used_are_refused_at_once(family, rows, more, says, bases, datasets, tmp_path):
     texts = [{"text": rows.get(n, "a fine film"), "label": "xy"[n % 2]} for n in range(24)]
     Dataset.from_list(texts).to_json(tmp_path / "data.jsonl")
     Dataset.from_list(texts[:2]).to_json(tmp_path / "validation.jsonl")

@@ -110,10 +110,8 @@ def check_answers(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
 def check_scores(split: str, features: Features) -> None:
     """Raise DataError if the scores of a validation split can't be correlated with any predictions."""
     if features.task.form == "regression" and len(set(features.raw[LABEL])) < 2:
-        raise DataError(
-            f"{features.task.name}, split {split}: the {len(features.raw)} rows to validate on have one score only, so "
-            "that no prediction can be scored"
-        )
+        where = f"{features.task.name}, split {split}"
+        raise DataError(f"{where}: the rows to validate on have one score only, so that no prediction can be scored")
 
 
 def check_length(

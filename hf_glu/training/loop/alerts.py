@@ -85,7 +85,7 @@ class Alerts:
 
 
 def tell(alerts: Sequence[Alert], tracker: str) -> None:
-    """Tell of events: by ``trackio.alert`` where trackio tracks the run and has it, else each by a warning."""
+    """Announce events: by ``trackio.alert`` where trackio tracks the run and has it, else each by a warning."""
     trackio = import_module(tracker) if tracker == "trackio" and alerts else None
     for alert in alerts:
         if trackio is not None and hasattr(trackio, "alert"):

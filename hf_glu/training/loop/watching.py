@@ -63,7 +63,7 @@ class Watcher:
         return watched, [f"{alert.title}: {alert.text}" for alert in found]
 
     def tell(self) -> None:
-        """Tell of the events that were found, once what was watched is logged: a tracker puts them to the last step."""
+        """Announce the events that were found, once what was watched is logged: trackers put them to the last step."""
         told, self._untold = self._untold, []
         if self.main:
             tell(told, self.tracker)
