@@ -364,6 +364,21 @@ def test_accumulation_changes_nothing_but_rounding(objective, bases, corpus):
     assert_same(weights(3), weights(1), "trained")
 
 
+def test_a_micro_batch_of_which_nothing_is_predicted_has_no_part_in_the_gradient(bases, tmp_path):
+    text = tmp_path / "short.txt"  # of which masks often hide no token
+    text.write_text("\n\n".join(" ".join(words.split()[:3]) for words in make_texts()))
+    job = LanguageOptions(model=bases["mlm"], data=[str(text)], validation=str(text), documents="separate")
+
+    def weights(accumulate):
+        made = LanguageRun(job, replace(OPTIONS, max_steps=6, accumulate=accumulate))
+        items = [made.train.items([row], 0) for row in range(len(made.train))]
+        assert 0 in items
+        made.fit()
+        return {key: value.detach() for key, value in made.model.state_dict().items()}
+
+    assert_same(weights(4), weights(1), "trained")
+
+
 @pytest.mark.parametrize("more", [{"peft": "lora", "lora_targets": "all-linear"}, {"peft": "gates", "to": "geglu_new"}])
 def test_few_parameters_can_be_trained(more, bases, corpus):
     made = LanguageRun(job_of(bases, corpus, **more), OPTIONS)
