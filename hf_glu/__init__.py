@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from hf_glu.training.parameters.homeostasis import homeostasis as homeostasis
     from hf_glu.training.parameters.parts import frozen_activations as frozen_activations
     from hf_glu.training.parameters.peft import lora_config as lora_config
+    from hf_glu.training.watch import WatchCallback as WatchCallback
 
 # public name -> the module that has it, imported on first use
 _LAZY = {
     "Activation": "hf_glu.config.registry",
     "GluConfig": "hf_glu.activation",  # which registers the kinds that have sections in it
     "AnnealCallback": "hf_glu.training.parameters.annealing",
+    "WatchCallback": "hf_glu.training.watch",
     "activations": "hf_glu.activation.listing",
     "active_parameters": "hf_glu.instruments.routing",
     "anneal": "hf_glu.training.parameters.annealing",
