@@ -77,12 +77,11 @@ class Sharpness(Shift):
             return gate
         if confidence is None:
             raise OptionError("kappa_ activations read what a router gives their expert, and are told of none here")
-        own = confidence.response
-        if own is None and isinstance(confidence.experts, int):
-            own = self.response[confidence.experts]
-        elif own is None:  # whose gradient is summed fast, also where few experts have many rows
-            own = functional.embedding(confidence.experts, self.response)
-        steeper = confidence.scores.to(gate.dtype).unsqueeze(1) * own.to(gate.dtype)
+        scores, experts, own = confidence
+        if own is None and isinstance(experts, Tensor):  # its gradient is summed fast, where few experts have many rows
+            own = functional.embedding(experts, self.response)
+        own = self.response[experts] if own is None else own
+        steeper = scores.to(gate.dtype).unsqueeze(1) * own.to(gate.dtype)
         return torch.addcmul(gate, gate, steeper)  # not gate * (1 + steeper), which bfloat16 would round to 1
 
 

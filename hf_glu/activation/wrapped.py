@@ -76,7 +76,7 @@ class WrappedGate(OwnedActivation):
         """Apply the activation to the shifted gate; ``confidence`` is what the router says, in an expert."""
         x = self.shift(x, confidence) if self.shift.hears else self.shift(x)
         if confidence is not None and isinstance(self.phi, WrappedGate):
-            return self.phi(x, confidence)  # type: ignore[no-any-return]
+            return self.phi(x, confidence)
         out: Tensor = self.phi(x)
         return out
 

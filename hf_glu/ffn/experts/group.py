@@ -222,21 +222,19 @@ def _loop(
     in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
     if torch.is_grad_enabled():
         inputs = (x, x.new_ones(len(x)) if scale is None else scale, in_proj, out_proj, in_bias, out_bias)
-        response = None
-        if bank.hears and scores is not None:
-            response = response_of(bank.act)
-            inputs = (*inputs, scores, response)
+        response = response_of(bank.act) if bank.hears else None
+        said = (scores, response) if bank.hears and scores is not None else ()
         known = response is not None or is_recomputable(bank.act)
         y: Tensor = (
-            ExpertLoop.apply(bank.act, sizes, *inputs)
-            if known and not needs_formula(*inputs)
-            else plain_loop(bank.act, sizes, *inputs)
+            ExpertLoop.apply(bank.act, sizes, *inputs, *said)
+            if known and not needs_formula(*inputs, *said)
+            else plain_loop(bank.act, sizes, *inputs, *said)
         )
         return y
     spans, parts = spans_of(sizes), []
     for expert, rows in spans:
-        said = bank.heard(None if scores is None else scores[rows], expert)
-        parts.append(bank.act(linear(x[rows], in_proj, in_bias, expert), *said).to(x.dtype))
+        heard = bank.heard(None if scores is None else scores[rows], expert)
+        parts.append(bank.act(linear(x[rows], in_proj, in_bias, expert), *heard).to(x.dtype))
     parts = [linear(part, out_proj, out_bias, expert) for part, (expert, _) in zip(parts, spans, strict=True)]
     out = torch.cat(parts) if parts else x.new_empty(0, out_proj.shape[1])
     return out if scale is None else out * scale.unsqueeze(1)

@@ -111,7 +111,7 @@ class ExpertLoop(torch.autograd.Function):
                     d_scale[rows] += (d * out_bias[expert]).sum(1, dtype=scale.dtype)
             d = (gradient[rows] * weight).to(x.dtype)
             d_z, *found = torch.autograd.grad(h, leaves, d_h.mul_(weight))
-            for whole, part, place in zip(d_heard, found, (rows, expert), strict=True):
+            for whole, part, place in zip(d_heard, found, (rows, slice(expert, expert + 1)), strict=False):
                 if whole is not None:
                     whole[place] = part
             for weights, biases, left, right in ((d_out, d_out_bias, d, h.detach()), (d_in, d_in_bias, d_z, x[rows])):
