@@ -148,10 +148,8 @@ class Bank(OwnedModule):
             scores: of the rows, ``[N]``; None: it says nothing.
             experts: of this bank, whose rows they are: of each ``[N]``, or one for all.
         """
-        if not self.hears or scores is None or experts is None:
-            return ()
-        alone = self.reads  # each expert has an activation of its own
-        return (Confidence(scores, 0 if alone else experts),)
+        whose = 0 if self.reads else experts  # each expert has an activation of its own, or all one
+        return (Confidence(scores, whose),) if self.hears and scores is not None and whose is not None else ()
 
     def is_plain(self) -> bool:
         """Return whether nobody has wrapped, hooked or offloaded this bank, so that `one` gives what it gives."""
@@ -224,10 +222,9 @@ def _loop(
         inputs = (x, x.new_ones(len(x)) if scale is None else scale, in_proj, out_proj, in_bias, out_bias)
         response = response_of(bank.act) if bank.hears else None
         said = (scores, response) if bank.hears and scores is not None else ()
-        known = response is not None or is_recomputable(bank.act)
         y: Tensor = (
             ExpertLoop.apply(bank.act, sizes, *inputs, *said)
-            if known and not needs_formula(*inputs, *said)
+            if (response is not None or is_recomputable(bank.act)) and not needs_formula(*inputs, *said)
             else plain_loop(bank.act, sizes, *inputs, *said)
         )
         return y

@@ -61,7 +61,7 @@ def plain_loop(
     said = none if scores is None else scores.split(list(sizes))
     parts, each = [], zip(x.split(list(sizes)), *weights, *optional, said, strict=True)
     for expert, (rows, into, out, into_bias, out_of_bias, own, given) in enumerate(each):
-        heard = () if given is None else (Confidence(given, expert, own),)
+        heard = (Confidence(given, expert, own),) if given is not None else ()
         hidden = act(functional.linear(rows, into, into_bias), *heard).to(x.dtype)
         parts.append(functional.linear(hidden, out, out_of_bias))
     return torch.cat(parts) * scale.unsqueeze(1)

@@ -14,7 +14,7 @@ Stubs = Mapping[Place, str]
 # attributes and methods that only choose another kernel; and GluConfig's short ways to its sections
 OFF = frozenset({"saves_memory", "kernels", "_is_few", "not TYPE_CHECKING"})
 # conditions of what hears a router
-UNHEARD = frozenset({"hears", "confidence is not None"})
+UNHEARD = frozenset({"hears", "confidence is not None", "given is not None"})
 
 _BUILD, _SITES, _CONFIG = "hf_glu.ffn.build", "hf_glu.ffn.sites", "hf_glu.config.glu"
 _CONTEXT, _KINDS = "hf_glu.ffn.context_sites", "hf_glu.config.kinds"
@@ -143,6 +143,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     # so was where an activation may be
     (_CONTEXT, "check_routed"): "",
     ("hf_glu.ffn.experts.group", "check_shared"): "",
+    ("hf_glu.activation.kappa", "response_of"): "",
     # router logits are for trainers; the losses and their coefficient are there
     (_ASKED, "ask"): '''\
 def ask(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
