@@ -119,7 +119,7 @@ class Bank(OwnedModule):
         """
         weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
         if self.reads or in_proj.dtype != out_proj.dtype:
-            return _each(self, _sizes(counts), scale, tokens, scores, *weights)
+            return _each(self, _sizes(counts), (scale, tokens, scores), *weights)
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
             return _loop(self, _sizes(counts), scale, scores, *weights)
         counts = torch.as_tensor(counts, device=x.device)
@@ -191,16 +191,13 @@ def choose_backend(x: Tensor, *weights: Tensor) -> str:
     return "grouped" if takes and better and has_grouped_mm() else "loop"
 
 
-def _each(
-    bank: Bank, sizes: Sequence[int], scale: Tensor | None, tokens: Tensor | None, scores: Tensor | None,
-    *weights: Tensor,
-) -> Tensor:  # fmt: skip
+def _each(bank: Bank, sizes: Sequence[int], by_row: Sequence[Tensor | None], *weights: Tensor) -> Tensor:
     """Return the outputs of experts one after the other.
 
     So those are computed that read the text (also those without a token, whose states go on), and those whose
     out-projection is in another dtype, which the outputs then have.
     """
-    x, in_proj, out_proj = weights
+    (scale, tokens, scores), (x, in_proj, out_proj) = by_row, weights
     in_bias = None if bank.in_bias is None else bank.in_bias.to(x.dtype)
     out_bias = None if bank.out_bias is None else bank.out_bias.to(out_proj.dtype)
     parts = []
@@ -213,10 +210,8 @@ def _each(
     return out if scale is None else out * scale.unsqueeze(1)
 
 
-def _loop(
-    bank: Bank, sizes: Sequence[int], scale: Tensor | None, scores: Tensor | None, x: Tensor, in_proj: Tensor,
-    out_proj: Tensor,
-) -> Tensor:  # fmt: skip
+def _loop(bank: Bank, sizes: Sequence[int], scale: Tensor | None, scores: Tensor | None, *weights: Tensor) -> Tensor:
+    x, in_proj, out_proj = weights
     in_bias, out_bias = (None if bias is None else bias.to(x.dtype) for bias in (bank.in_bias, bank.out_bias))
     if torch.is_grad_enabled():
         inputs = (x, x.new_ones(len(x)) if scale is None else scale, in_proj, out_proj, in_bias, out_bias)

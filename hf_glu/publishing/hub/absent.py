@@ -214,7 +214,7 @@ def gated_width(width: int | str | None, dense: int) -> int:
 }  # fmt: skip
 WITHOUT_NAMES: Stubs = {(_BUILD, "give_dense_configs"): ""}
 WITHOUT_KAPPA: Stubs = {
-    (_REGISTRY, "hears"): "def hears(name: str) -> bool:\n    return False",
+    (_REGISTRY, "hears"): "def hears(name: str) -> bool: return False",
     ("hf_glu.activation.kappa", "for_experts"): "",
 }
 WITHOUT_KINDS: Stubs = {
@@ -237,5 +237,5 @@ def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
         )''',
     (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES.replace(_READ, "").replace(_READINGS, ""),
     (_REGISTRY, "unwrapped"): "def unwrapped(name: str) -> str:\n    return name",
-    (_REGISTRY, "reads_text"): "def reads_text(name: str) -> bool:\n    return False",
+    (_REGISTRY, "reads_text"): "def reads_text(name: str) -> bool: return False",
 }  # fmt: skip
