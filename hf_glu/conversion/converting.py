@@ -76,7 +76,7 @@ def plan(
         return make_plan(model, target, **where)
     if experts is not None:
         return _plan_experts(model, target, experts, {"top_k": top_k, "drop": drop}, shape, acts, where)
-    if isinstance(target, str) and (banks := _hearing(model, target)):
+    if banks := _hearing(model, target, acts):
         return _plan_experts(model, None, banks, {"top_k": top_k, "drop": drop}, shape, acts, where)
     if target is None:
         raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
@@ -85,11 +85,14 @@ def plan(
     return make_plan(model, Gate.of(target, **shape, **acts), **where)
 
 
-def _hearing(model: Any, target: str) -> str:
-    """Return the experts of the model's own banks, all with an activation that hears their router; none: nothing."""
-    if not hears(target) or not (banks := find_banks(model)):
+def _hearing(model: Any, target: Target | None, acts: dict[str, Any]) -> str:
+    """Return the experts of a model's own banks, where the target is an activation that hears their router; else ""."""
+    banks = find_banks(model) if isinstance(target, str) else []
+    name, mix = read_dictionary(target, acts["mix"]) if banks and target is not None else ("", None)
+    if not hears(name):
         return ""
-    return f"{target}*{len(banks[0].anchor.get_parameter('down_proj'))}"
+    acts["mix"] = mix
+    return f"{name}*{len(banks[0].anchor.get_parameter('down_proj'))}"
 
 
 def _plan_experts(

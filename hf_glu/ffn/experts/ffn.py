@@ -157,9 +157,10 @@ class ExpertFFN(OwnedModule):
     def _is_few(self, tokens: Tensor, pairs: int) -> bool:
         """Return whether sorting would take longer than the experts: while decoding on a CPU."""
         cpu = tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        plain = all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
         few = len(tokens) == 1 or (len(self.banks) > 1 and pairs <= FEW)
-        return few and pairs > 0 and cpu and plain and self.options.backend is None
+        if not few or pairs == 0 or not cpu or self.options.backend is not None:
+            return False
+        return all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
 
     def _few(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Compute one expert after the other, the same sums in the same order."""
