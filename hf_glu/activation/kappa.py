@@ -81,7 +81,7 @@ class Sharpness(Shift):
         if own is None and isinstance(experts, Tensor):  # its gradient is summed fast, where few experts have many rows
             own = functional.embedding(experts, self.response)
         own = self.response[experts] if own is None else own
-        steeper = scores.to(gate.dtype).unsqueeze(1) * own.to(gate.dtype)
+        steeper = scores.to(gate.dtype).unsqueeze(-1) * own.to(gate.dtype)
         return torch.addcmul(gate, gate, steeper)  # not gate * (1 + steeper), which bfloat16 would round to 1
 
 
