@@ -111,7 +111,7 @@ FAMILIES = (
     ),
     Wrapper(  # the innermost: it is the slope of N itself, and states are of what they would be without it
         order=20,
-        equation="slope g",
+        equation="z = (1 + a r) g, r the router's score",
         paper="cf. kappa-SwiGLU, Li et al. 2026, https://arxiv.org/abs/2606.00761",
         shift=Later("hf_glu.activation.kappa:Sharpness"),
         kind=Kind(
