@@ -27,6 +27,7 @@ from transformers import initialization as init
 from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.kernels.formulas import swiglu_oss
 from hf_glu.activation.kernels.known import is_bare, is_known
+from hf_glu.activation.kernels.sharpening import sharpen
 from hf_glu.activation.module import GatedActivation
 from hf_glu.activation.wrapped import Shift, WrappedFormula, WrappedGate, shifts
 from hf_glu.errors import OptionError
@@ -80,9 +81,10 @@ class Sharpness(Shift):
         scores, experts, own = confidence
         if own is None and isinstance(experts, Tensor):  # its gradient is summed fast, where few experts have many rows
             own = functional.embedding(experts, self.response)
-        own = self.response[experts] if own is None else own
-        steeper = scores.to(gate.dtype).unsqueeze(-1) * own.to(gate.dtype)
-        return torch.addcmul(gate, gate, steeper)  # not gate * (1 + steeper), which bfloat16 would round to 1
+        own = (self.response[experts] if own is None else own).to(gate.dtype)
+        if not isinstance(scores, Tensor):  # while decoding, where each operation takes longer than what it does
+            return torch.addcmul(gate, gate, own, value=scores)
+        return sharpen(gate, scores.to(gate.dtype), own)
 
 
 def for_experts(act: nn.Module, experts: int) -> None:
@@ -115,4 +117,4 @@ CASES = {"a r = 1": 1.0, "a r = -0.5": -0.5}
 
 def curves(g: Tensor) -> dict[str, Tensor]:
     """Return gates ``[G]`` as they are in some cases, by their labels in a figure."""
-    return {label: torch.addcmul(g, g, g.new_tensor(steeper)) for label, steeper in CASES.items()}
+    return {label: sharpen(g, g.new_tensor(steeper), torch.ones_like(g)) for label, steeper in CASES.items()}

@@ -170,11 +170,11 @@ class ExpertFFN(OwnedModule):
         sizes = Counter(chosen[pair] for pair in order)
         rows = tokens[[pair // ranks for pair in order]] if len(tokens) > 1 else tokens.expand(len(order), -1)
         owners = [(bank, own) for bank in self.banks for own in range(bank.count)]  # type: ignore[arg-type]
-        split = list(sizes.values())
-        scores = routing.scores.reshape(-1)[order].split(split) if self.hears else [None] * len(split)
-        parts = []
-        for expert, own, said in zip(sizes, rows.split(split), scores, strict=True):
+        parts, begin, scores = [], 0, routing.scores.reshape(-1) if self.hears else None
+        for expert, own in zip(sizes, rows.split(list(sizes.values())), strict=True):
             bank, number = owners[expert]
+            pairs, begin = order[begin : begin + len(own)], begin + len(own)
+            said = None if scores is None else scores[pairs] if len(pairs) > 1 else scores[pairs[0]].item()
             parts.append(bank.one(own, number, said))
         back = sorted(range(len(order)), key=order.__getitem__)
         outputs = torch.cat(parts)[back].view(*routing.experts.shape, -1)

@@ -133,7 +133,7 @@ class Bank(OwnedModule):
         out = out if self.out_bias is None else out + self.out_bias.to(out.dtype)[which]
         return out if scale is None else out * scale.unsqueeze(1)
 
-    def one(self, x: Tensor, expert: int, scores: Tensor | None = None) -> Tensor:
+    def one(self, x: Tensor, expert: int, scores: Tensor | float | None = None) -> Tensor:
         """Return one expert's output, both ``[N, H]``, without a gradient of its own."""
         in_bias = None if self.in_bias is None else self.in_bias.to(x.dtype)
         out_bias = None if self.out_bias is None else self.out_bias.to(self.out_proj.dtype)
@@ -141,11 +141,11 @@ class Bank(OwnedModule):
         hidden = self.acts[0](hidden, *self.heard(scores, expert)).to(self.out_proj.dtype)
         return linear(hidden, self.out_proj, out_bias, expert)
 
-    def heard(self, scores: Tensor | None, experts: Tensor | int | None) -> tuple[Confidence, ...]:
+    def heard(self, scores: Tensor | float | None, experts: Tensor | int | None) -> tuple[Confidence, ...]:
         """Return what an activation is called with beside its input: what the router says, where it is to hear that.
 
         Args:
-            scores: of the rows, ``[N]``; None: it says nothing.
+            scores: of the rows, ``[N]``, or of the only one; None: it says nothing.
             experts: of this bank, whose rows they are: of each ``[N]``, or one for all.
         """
         whose = 0 if self.reads else experts  # each expert has an activation of its own, or all one

@@ -133,7 +133,7 @@ def _activate(
     ctx: Any, z: Tensor, dtype: torch.dtype, said: tuple[Confidence, ...]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return z, and what it is told, as leaves, and act(z) computed from them as in the forward pass."""
-    told = [part for each in said for part in (each.scores, each.response) if part is not None]
+    told = [part for each in said for part in (each.scores, each.response) if isinstance(part, Tensor)]
     z, *told = leaves = tuple(part.detach().requires_grad_() for part in (z, *told))
     kind, to, enabled = ctx.autocast
     with torch.enable_grad(), torch.autocast(kind, dtype=to, enabled=enabled):

@@ -120,6 +120,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     read = read if kept is None else read * kept
     return torch.addcmul(torch.addcmul(g, n, beta), read, alpha - beta).to(gate.dtype), states""",
     (_LOOP, "ExpertLoop"): "",
+    ("hf_glu.activation.kernels.sharpening", "Sharpen"): "",
     (_LOOP, "Dispatch"): "",
     (_LOOP, "Combine"): "",
     (_SITES, "Site.to_dict"): "",
