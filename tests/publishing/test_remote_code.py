@@ -33,7 +33,8 @@ KINDS = {
     "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_moa_{base}", "experts": "{base}",
     "experts+all": "modulated_stateful_learnable_{base}", "one layer": "stateful_{base}",
     "canon": "canon_{base}", "smear": "smear_{base}", "canon_smear": "canon_smear_{base}",
-    "experts+canon_smear": "canon_smear_{base}",
+    "experts+canon_smear": "canon_smear_{base}", "experts+kappa": "kappa_{base}",
+    "experts+kappa+all": "modulated_stateful_kappa_learnable_{base}",
 }  # fmt: skip
 EXPERTS = {
     "bert": "gelu*2,geglu*2", "gpt2": "gelu_new,geglu_new", "t5": "relu,reglu", "llama": "swiglu*4",
@@ -47,7 +48,7 @@ GRID = [
     for name in NAMES
     for kind in KINDS
     if not (kind == "plain" and name in NATIVE) and not ("experts" in kind and name not in EXPERTS)
-    and not (name == "mixtral" and kind not in ("learnable", "experts"))
+    and not (name == "mixtral" and kind not in ("learnable", "experts", "experts+kappa"))
 ]  # fmt: skip
 CODE = "modeling_hf_glu.py"
 TEXTS = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -90,7 +91,7 @@ assert now == stock, "Transformers was changed"
 def converted(name: str, kind: str, **more: Any) -> Any:
     """Return a converted model of which each part that is ours has something to say."""
     model = make(name)
-    if kind.startswith("experts"):
+    if kind.startswith("experts") and (name, kind) != ("mixtral", "experts+kappa"):
         more["experts"] = EXPERTS[name] if kind == "experts" else 3
     if kind == "one layer":
         more["layers"] = [1]
@@ -372,6 +373,7 @@ SIZES = {
     "plain": ("bert", "gpt2", 800), "stateful": ("bert", "llama", 2000), "moa": ("bert", "gpt2", 1500),
     "modulated": ("bert", "llama", 2000), "experts with states": ("bert", "gpt2", 2600),
     "canon": ("bert", "llama", 2000), "smear": ("bert", "llama", 2000),
+    "experts": ("bert", "gpt2", 2100), "experts+kappa": ("bert", "mixtral", 2300),
 }  # fmt: skip
 
 

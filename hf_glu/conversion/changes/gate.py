@@ -14,7 +14,7 @@ from hf_glu.activation.learnable import mix_options
 from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stock import same_function
 from hf_glu.config.glu import GluConfig, check_by_layer, check_width, name_at
-from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, unwrapped
+from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, reads_text, unwrapped
 from hf_glu.conversion.changes.parts import PARTS
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.config_entries import config_entries
@@ -42,7 +42,7 @@ from hf_glu.conversion.wrappers import (
 )
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.build import gated_width, give_dense_configs, native_gate
-from hf_glu.ffn.context_sites import Flagged, check_kinds, place_parts
+from hf_glu.ffn.context_sites import Flagged, check_kinds, check_routed, place_parts
 from hf_glu.ffn.experts.group import build_activation
 from hf_glu.ffn.identify import source_activation
 from hf_glu.ffn.linear import out_features
@@ -150,7 +150,8 @@ class Gate(Change):
 
 
 def _step(model: nn.Module, site: Site, target: str, gate: Gate) -> Step:
-    if site.kind == "experts" and target != unwrapped(target):
+    check_routed(target, site)
+    if site.kind == "experts" and reads_text(target):
         raise ConversionError(f"{site.name}: a bank of experts sees no sequences, which {target} needs")
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, gate.width)

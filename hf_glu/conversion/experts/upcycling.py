@@ -33,7 +33,7 @@ from hf_glu.conversion.wrappers import (
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.context_sites import Flagged, check_kinds, place_parts
 from hf_glu.ffn.expert_sites import put_experts
-from hf_glu.ffn.experts.group import flags_of, is_gated
+from hf_glu.ffn.experts.group import check_shared, flags_of, is_gated
 from hf_glu.ffn.sites import Site
 
 COPY = Route(name="copy", promise=EXACT)
@@ -55,6 +55,7 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
             raise UnknownNameError(
                 f"experts have the unknown activation {group.name!r}; {nearest(group.name, [e.name for e in registry])}"
             )
+    check_shared(experts)
     return experts
 
 

@@ -10,14 +10,18 @@ without a word. The forward of the class can't be chosen away, and uses public o
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.kappa import for_experts
 from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stock import elementwise_names, is_elementwise
 from hf_glu.compat.of_models import (
@@ -31,7 +35,7 @@ from hf_glu.compat.of_models import (
 from hf_glu.compat.of_torch import grouped_mm
 from hf_glu.config.experts import Group
 from hf_glu.config.glu import GluConfig
-from hf_glu.config.registry import unwrapped
+from hf_glu.config.registry import hears, reads_text, unwrapped
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.experts import tracing
 from hf_glu.ffn.experts.group import choose_backend
@@ -60,13 +64,15 @@ def inner_gate(name: str) -> tuple[str, bool]:
 
     Raises:
         UnknownNameError: neither.
-        OptionError: one that needs to see sequences.
+        OptionError: one that needs to see sequences, or that sharpens a gate that isn't kept.
     """
     plain = name.removeprefix(UNGATED)
+    if hears(plain) and plain != name:
+        raise OptionError(f"{name}: an expert without a gate has none for the router to sharpen: use {UNGATED}N alone")
     entry = registry.find(plain)
     if entry is not None and entry.gate is not None:
         plain = entry.gate
-    if unwrapped(plain) != plain:
+    if reads_text(plain):
         raise OptionError(f"a family's own experts see no sequences, which {name} needs: use {unwrapped(plain)}")
     if not is_elementwise(plain):
         raise UnknownNameError(
@@ -77,6 +83,8 @@ def inner_gate(name: str) -> tuple[str, bool]:
 
 class MixedBank(InPlace, nn.Module):
     """What a bank becomes: out_e(phi_e(g) * u) of each expert e, [g | u] = in_e(x); see `mix_bank`.
+
+    What activations hear of the router (``kappa_``) are the weights ``top_k_weights``.
 
     Shapes: T tokens, k experts a token, H hidden size.
     """
@@ -108,7 +116,9 @@ class MixedBank(InPlace, nn.Module):
         projected = grouped_linear(rows, self.gate_up_proj, counts, biases[0], transposed=IS_TRANSPOSED.of(self))
         each = iter(counts)
         sizes = [sum(islice(each, group.count)) for group in self.groups]
-        units = torch.cat([self.gate(number, part) for number, part in enumerate(projected.split(sizes))])
+        said = self.heard(top_k_weights.reshape(-1)[order], which, sizes)
+        parts = zip(projected.split(sizes), said, strict=True)
+        units = torch.cat([self.gate(number, *part) for number, part in enumerate(parts)])
         out = grouped_linear(units, self.down_proj, counts, biases[1], transposed=IS_TRANSPOSED.of(self))
         if POST_NORM.of(self, False):
             out = self.post_expert_norm(out)
@@ -117,10 +127,18 @@ class MixedBank(InPlace, nn.Module):
         weighted = out[back].view(*top_k_index.shape, -1) * top_k_weights.unsqueeze(-1)
         return weighted.sum(1).to(hidden_states.dtype)
 
-    def gate(self: Any, number: int, projected: Tensor) -> Tensor:
-        """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``."""
-        kept = not self.groups[number].name.startswith(UNGATED)
-        return apply_gate(self, self.acts[number], projected, kept=kept)
+    def heard(self: Any, scores: Tensor, experts: Tensor, sizes: list[int]) -> Iterator[Confidence]:
+        """Yield what the router says of each group's rows: of them all, ``scores`` and ``experts`` ``[N]``."""
+        first = accumulate((group.count for group in self.groups), initial=0)
+        for begin, given, whose in zip(first, scores.split(sizes), experts.split(sizes), strict=False):
+            yield Confidence(given, whose - begin)
+
+    def gate(self: Any, number: int, projected: Tensor, confidence: Confidence) -> Tensor:
+        """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``, of which its router says something."""
+        name, act = self.groups[number].name, self.acts[number]
+        if hears(name):
+            act = partial(act, confidence=confidence)
+        return apply_gate(self, act, projected, kept=not name.startswith(UNGATED))
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | None, *, transposed: bool) -> Tensor:
@@ -143,7 +161,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | 
     return out if bias is None else out + bias
 
 
-def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:
+def apply_gate(bank: Any, act: Callable[[Tensor], Tensor], projected: Tensor, *, kept: bool = True) -> Tensor:
     """Return act(g) * u as the bank's family does it: where the halves lie, its clamps, its u + 1."""
     halves = projected.chunk(2, dim=-1) if is_concatenated(bank) else (projected[..., ::2], projected[..., 1::2])
     gate, up = halves
@@ -197,7 +215,7 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
             f"{type(bank).__name__} reads no activation from its config: nothing could tell stock Transformers of it"
         )
     bank.groups = groups
-    bank.acts = nn.ModuleList(_build(group, bank_width(bank), mix) for group in groups)
+    bank.acts = nn.ModuleList(build_gate(group, bank_width(bank), GluConfig(mix=mix)) for group in groups)
     if silent:
         bias = bank.gate_up_proj_bias
         bank.gate_up_proj_bias = nn.Parameter(bias.detach().unflatten(1, (-1, 2)), requires_grad=bias.requires_grad)
@@ -205,8 +223,11 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
     become(bank, MixedBank)
 
 
-def _build(group: Group, width: int, mix: dict[str, Any] | None) -> nn.Module:
+def build_gate(group: Group, width: int, options: GluConfig) -> nn.Module:
+    """Return the activation of a bank's experts of one group, each of ``width`` units."""
     act = build_elementwise(inner_gate(group.name)[0])
+    if hears(group.name):
+        for_experts(act, group.count)
     if isinstance(act, OwnedActivation):
-        act.configure(GluConfig(mix=mix), width)
+        act.configure(options, width)
     return act

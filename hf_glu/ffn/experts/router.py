@@ -29,11 +29,13 @@ class Routing:
 
     Attributes:
         weights: ``[T, k]`` in float32, each row sums to 1.
+        scores: ``[T, k]`` in float32, of the chosen experts, as they were before that.
         experts: ``[T, k]``, the best first; equal scores in the experts' order.
         logits: ``[T, E]`` in float32.
     """
 
     weights: Tensor
+    scores: Tensor
     experts: Tensor
     logits: Tensor
 
@@ -92,9 +94,9 @@ class Router(Reader, OwnedModule):
         if self.steps is not None:
             best = scores.gather(-1, experts)
         if self.options.weights == "ones":  # x / x is 1, and has a gradient that the router learns from
-            best = best.clamp_min(1e-20)
-            return Routing(best / best.detach(), experts, logits)
-        return Routing(best / best.sum(-1, keepdim=True).clamp_min(1e-20), experts, logits)
+            positive = best.clamp_min(1e-20)
+            return Routing(positive / positive.detach(), best, experts, logits)
+        return Routing(best / best.sum(-1, keepdim=True).clamp_min(1e-20), best, experts, logits)
 
     def loss(self, routing: Routing) -> Tensor:
         """Return balance * E sum_e f_e P_e + z * mean(logsumexp(logits)^2).

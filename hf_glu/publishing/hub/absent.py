@@ -13,6 +13,8 @@ from hf_glu.publishing.hub.source import Place
 Stubs = Mapping[Place, str]
 # attributes and methods that only choose another kernel; and GluConfig's short ways to its sections
 OFF = frozenset({"saves_memory", "kernels", "_is_few", "not TYPE_CHECKING"})
+# conditions of what hears a router
+UNHEARD = frozenset({"hears", "confidence is not None", "given is not None"})
 
 _BUILD, _SITES, _CONFIG = "hf_glu.ffn.build", "hf_glu.ffn.sites", "hf_glu.config.glu"
 _CONTEXT, _KINDS = "hf_glu.ffn.context_sites", "hf_glu.config.kinds"
@@ -118,6 +120,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     read = read if kept is None else read * kept
     return torch.addcmul(torch.addcmul(g, n, beta), read, alpha - beta).to(gate.dtype), states""",
     (_LOOP, "ExpertLoop"): "",
+    ("hf_glu.activation.kernels.sharpening", "Sharpen"): "",
     (_LOOP, "Dispatch"): "",
     (_LOOP, "Combine"): "",
     (_SITES, "Site.to_dict"): "",
@@ -138,6 +141,10 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     ("hf_glu.config.smear", "SmearOptions.__post_init__"): "",
     ("hf_glu.config.section", "Entry.to_dict"): "",
     ("hf_glu.config.experts", "ExpertOptions.to_dict"): "",
+    # so was where an activation may be
+    (_CONTEXT, "check_routed"): "",
+    ("hf_glu.ffn.experts.group", "check_shared"): "",
+    ("hf_glu.activation.kappa", "response_of"): "",
     # router logits are for trainers; the losses and their coefficient are there
     (_ASKED, "ask"): '''\
 def ask(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +214,10 @@ def gated_width(width: int | str | None, dense: int) -> int:
     return dense''',
 }  # fmt: skip
 WITHOUT_NAMES: Stubs = {(_BUILD, "give_dense_configs"): ""}
+WITHOUT_KAPPA: Stubs = {
+    (_REGISTRY, "hears"): "def hears(name: str) -> bool: return False",
+    ("hf_glu.activation.kappa", "for_experts"): "",
+}
 WITHOUT_KINDS: Stubs = {
     ("hf_glu.ffn.completeness", "refuse_losses"): '''\
 def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
@@ -227,4 +238,5 @@ def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
         )''',
     (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES.replace(_READ, "").replace(_READINGS, ""),
     (_REGISTRY, "unwrapped"): "def unwrapped(name: str) -> str:\n    return name",
+    (_REGISTRY, "reads_text"): "def reads_text(name: str) -> bool: return False",
 }  # fmt: skip
