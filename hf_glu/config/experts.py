@@ -13,6 +13,7 @@ from hf_glu.errors import OptionError, refuse_unknown, shown
 ROUTERS = ("softmax", "sigmoid")
 WEIGHTS = ("scores", "ones")
 BACKENDS = ("grouped", "loop")
+MERGES = {"router": ("random", "hidden"), "attention": ("average", "first")}
 LARGEST, LONGEST = 1e4, 10_000
 _NAME, _COUNT = r"(?P<name>[a-z]\w{0,199})(?::(?P<width>\d{1,9}))?", r"(?P<times>\*)?(?P<count>\d{1,9})"
 _SPLIT = re.compile(r"(?:(?P<always>\d{1,9})\+)?(?P<routed>\d{1,9})")
@@ -77,6 +78,13 @@ def read_split(text: str | int) -> tuple[int, int]:
     return always, routed
 
 
+def check_merge(**given: str) -> None:
+    """Raise OptionError for a ``router`` or ``attention`` of `hf_glu.merge_experts` that isn't one of theirs."""
+    for option, value in given.items():
+        if value not in (known := MERGES[option]):
+            raise OptionError(f"{option} must be one of {', '.join(known)}, got {shown(value)}")
+
+
 def check_size(groups: Sequence[Group], text: str) -> None:
     """Raise OptionError where there are more experts, or units in them, than any model has."""
     count, units = (sum(group.count * (group.width or 1 if wide else 1) for group in groups) for wide in (False, True))
@@ -108,6 +116,8 @@ class ExpertOptions:
             the choice of experts sees goes up where fewer tokens went, after each backward pass; 0: none.
         jitter: the router's inputs are multiplied by uniform noise within 1 - jitter and 1 + jitter in training.
         backend: ``grouped`` (one GEMM for a group) or ``loop``; None: what the device, dtype and shape allow.
+        sources: the names of the models that the experts come from, in their order (`hf_glu.merge_experts`); None:
+            they come from one.
 
     Raises:
         OptionError: a value out of range, or more experts a token than there are.
@@ -123,6 +133,7 @@ class ExpertOptions:
     bias_rate: float = 0.0
     jitter: float = 0.0
     backend: str | None = None
+    sources: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for key in ("groups", "shared"):
@@ -143,6 +154,17 @@ class ExpertOptions:
                 raise OptionError(f"experts {key} must be at least 0 and below {LARGEST:g}, got {shown(value)}")
         if self.shared:
             read_groups(self.shared)
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """Keep the names of the sources in a tuple; raise OptionError where they are none, or not one for each."""
+        names = self.sources
+        if names is None:
+            return
+        listed = isinstance(names, (list, tuple)) and len(names) == self.count
+        if not listed or not all(isinstance(name, str) and len(name) <= LONGEST for name in names):
+            raise OptionError(f"experts sources must be a list of {self.count} names, got {shown(names)}")
+        object.__setattr__(self, "sources", tuple(names))
 
     @property
     def experts(self) -> tuple[Group, ...]:
@@ -172,4 +194,5 @@ class ExpertOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return what isn't the default."""
         defaults = {field.name: field.default for field in fields(self)}
-        return {key: value for key, value in asdict(self).items() if key == "groups" or value != defaults[key]}
+        values = {**asdict(self), "sources": None if self.sources is None else list(self.sources)}
+        return {key: value for key, value in values.items() if key == "groups" or value != defaults[key]}

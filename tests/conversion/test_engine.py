@@ -15,7 +15,7 @@ from whole import RESIDUAL, structure
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.conversion import CHANGES, Change, Split, Step
+from hf_glu.conversion import CHANGES, Change, Merge, Split, Step
 from hf_glu.conversion.changes.freeze import FreezeMix
 from hf_glu.conversion.changes.revert import Revert
 from hf_glu.conversion.changes.t5_layout import ToNative
@@ -90,6 +90,8 @@ CASES = {
     ("regate_bank", "ungated"): (lambda: make_native("mixtral"), {"experts": "ungated_relu*2"}, {"calibration": IDS}),
     ("split", "half"): (FAMILIES["opt"].make, {"target": Split(experts=4, top_k=2)}, {"calibration": IDS}),
     ("split", "all"): (gpt2, {"target": Split(experts=4, top_k=4)}, {"calibration": IDS}),
+    ("merge", "two"): (gpt2, {"target": Merge(others=(FAMILIES["gpt2"].make(seed=1),), names=("a", "b"))}, {}),
+    ("merge", "of itself"): (FAMILIES["t5"].make, {"target": Merge(others=(FAMILIES["t5"].make(),))}, {}),
     ("revert", "dense"): (lambda: converted(gpt2, "modulated_geglu_new"), {"target": Revert()}, {}),
     ("revert", "approximate"): (lambda: converted(gpt2, "swiglu"), {"target": Revert()}, {}),
     ("revert", "t5"): (lambda: converted(FAMILIES["t5"].make, "reglu"), {"target": Revert()}, {}),

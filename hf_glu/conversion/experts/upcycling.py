@@ -154,7 +154,7 @@ class Upcycle(ExpertChange):
         source = read_source(work.model, step.site)
         place_parts(work.model, self._flagged([step.site]), self.acts)
         experts = self.make(source, width=source.width)
-        fill(experts, source, self._routes(source), work.generator, self.drop)
+        fill(experts, [source], self._routes(source), work.generator, self.drop)
         put_experts(work.model, step.site, experts)
         return None
 
