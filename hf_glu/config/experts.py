@@ -116,6 +116,8 @@ class ExpertOptions:
             the choice of experts sees goes up where fewer tokens went, after each backward pass; 0: none.
         jitter: the router's inputs are multiplied by uniform noise within 1 - jitter and 1 + jitter in training.
         backend: ``grouped`` (one GEMM for a group) or ``loop``; None: what the device, dtype and shape allow.
+        copies: what `hf_glu.grow_experts` has made of each expert, on the mean: the router chooses among the number of
+            experts divided by this, and a second one among the copies of each.
         sources: the names of the models that the experts come from, in their order (`hf_glu.merge_experts`); None:
             they come from one.
 
@@ -133,6 +135,7 @@ class ExpertOptions:
     bias_rate: float = 0.0
     jitter: float = 0.0
     backend: str | None = None
+    copies: int = 1
     sources: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -140,8 +143,12 @@ class ExpertOptions:
             value = getattr(self, key)
             if not isinstance(value, str) and not (key == "shared" and value is None):
                 raise OptionError(f"experts {key} must be such as 'relu*2,swiglu*4', got {shown(value)}")
-        if type(self.top_k) is not int or not 1 <= self.top_k <= self.count:
-            raise OptionError(f"top_k must be 1 to {self.count}, the number of experts, got {shown(self.top_k)}")
+        if type(self.copies) is not int or self.copies < 1 or any(g.count % self.copies for g in self.experts):
+            raise OptionError(
+                f"copies must divide the experts of each group of {self.groups}, got {shown(self.copies)}"
+            )
+        if type(self.top_k) is not int or not 1 <= self.top_k <= self.originals:
+            raise OptionError(f"top_k must be 1 to {self.originals}, the number of experts, got {shown(self.top_k)}")
         if self.router not in ROUTERS:
             raise OptionError(f"router must be one of {', '.join(ROUTERS)}, got {shown(self.router)}")
         if self.weights not in WEIGHTS:
@@ -180,6 +187,11 @@ class ExpertOptions:
     def count(self) -> int:
         """The number of routed experts."""
         return sum(group.count for group in self.experts)
+
+    @property
+    def originals(self) -> int:
+        """The number of experts that the router chooses among."""
+        return self.count // self.copies
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | None) -> ExpertOptions | None:

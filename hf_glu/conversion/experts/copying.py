@@ -185,10 +185,23 @@ def _copied(source: Source, bank: Bank, route: Route) -> tuple[Tensor, Tensor | 
 
 def _drop(bank: Bank, share: float, generator: torch.Generator) -> None:
     """Re-initialise a share of each expert's units (Drop-Upcycling, https://arxiv.org/abs/2502.19261)."""
-    count = int(share * bank.width)
-    for expert in range(bank.count) if count else ():
-        units = torch.randperm(bank.width, generator=generator)[:count].to(bank.in_proj.device)
-        for rows in bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2]):
-            rows[units] = torch.randn(count, rows.shape[1], generator=generator).to(rows) * rows.std() + rows.mean()
-        out = bank.out_proj[expert]
-        out[:, units] = torch.randn(out.shape[0], count, generator=generator).to(out) * out.std() + out.mean()
+    for expert in range(bank.count) if int(share * bank.width) else ():
+        halves = bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2])
+        drop_units([*halves], bank.out_proj[expert], share, generator)
+
+
+def drop_units(halves: list[Tensor], out: Tensor, share: float, generator: torch.Generator) -> None:
+    """Draw a share of one expert's units anew, in place, with the mean and the standard deviation that all have.
+
+    Args:
+        halves: the rows of its in-projection, ``[W, H]``, or those of gate and up.
+        out: its out-projection ``[H, W]``.
+        share: of the units.
+        generator: of random numbers.
+    """
+    width = out.shape[1]
+    count = int(share * width)
+    units = torch.randperm(width, generator=generator)[:count].to(out.device)
+    for rows in halves:
+        rows[units] = torch.randn(count, rows.shape[1], generator=generator).to(rows) * rows.std() + rows.mean()
+    out[:, units] = torch.randn(out.shape[0], count, generator=generator).to(out) * out.std() + out.mean()
