@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_glu.config.registry import Activation as Activation
     from hf_glu.conversion import convert as convert
     from hf_glu.conversion import freeze_mix as freeze_mix
+    from hf_glu.conversion import grow_experts as grow_experts
     from hf_glu.conversion import merge_experts as merge_experts
     from hf_glu.conversion import plan as plan
     from hf_glu.conversion import revert as revert
@@ -70,6 +71,7 @@ _LAZY = {
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parameters.parts",
     "fuse": "hf_glu.ffn.lean",
+    "grow_experts": "hf_glu.conversion",
     "heal": "hf_glu.training.language.heal",
     "homeostasis": "hf_glu.training.parameters.homeostasis",
     "lora_config": "hf_glu.training.parameters.peft",

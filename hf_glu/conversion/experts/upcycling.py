@@ -161,12 +161,16 @@ class Upcycle(ExpertChange):
 
 def check_memory(sources: list[Source], options: ExpertOptions) -> None:
     """Raise OptionError where the experts of these FFNs can't be held by this machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     needed = options.count * sum(source.bytes for source in sources)
+    check_bytes(needed, f"{options.count:,} experts in {len(sources)} FFNs")
+
+
+def check_bytes(needed: int, what: str) -> None:
+    """Raise OptionError where so many bytes are more than this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise OptionError(
-            f"{options.count:,} experts in {len(sources)} FFNs take more than {needed / 1e9:,.0f} GB, and this machine "
-            f"has {memory / 1e9:,.0f} GB of memory"
+            f"{what} take more than {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of memory"
         )
 
 
