@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.config.experts import read_split
+from hf_glu.config.experts import check_growth, read_split
 from hf_glu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -38,6 +38,26 @@ def check_split(split: str | None, top_k: int | None, asked: dict[str, Any], *, 
         raise OptionError(f"--split {split} needs --top-k, 1 to {routed}: how many of the routed experts a token uses")
     if not calibrated:
         raise OptionError("--split needs --calibration: a file of texts that experts and routers are fitted on")
+
+
+def check_grow(times: int | None, active: str | None, calibrated: bool, asked: dict[str, Any]) -> None:
+    """Raise OptionError for a --grow or --active that can't be, or that other ways to convert are given beside."""
+    if times is None:
+        if active is not None:
+            raise OptionError("--active says which of the copies that --grow makes a token uses: give --grow, too")
+        return
+    if given := [name for name, value in asked.items() if value]:
+        raise OptionError(f"--grow copies experts as they are: leave {' and '.join(given)} out")
+    check_growth(times, active or "one")
+    if calibrated and active == "all":
+        raise OptionError("--active all makes as many copies of each expert: leave --calibration out")
+
+
+def growth(times: int, active: str | None) -> Change:
+    """Return what ``--grow`` and ``--active`` mean."""
+    from hf_glu.conversion import Grow
+
+    return Grow(times=times, active=active or "one")
 
 
 def division(split: str, options: dict[str, Any]) -> Change:

@@ -13,6 +13,7 @@ from hf_glu.errors import OptionError, refuse_unknown, shown
 ROUTERS = ("softmax", "sigmoid")
 WEIGHTS = ("scores", "ones")
 BACKENDS = ("grouped", "loop")
+ACTIVE = ("one", "all")
 MERGES = {"router": ("random", "hidden"), "attention": ("average", "first")}
 LARGEST, LONGEST = 1e4, 10_000
 _NAME, _COUNT = r"(?P<name>[a-z]\w{0,199})(?::(?P<width>\d{1,9}))?", r"(?P<times>\*)?(?P<count>\d{1,9})"
@@ -83,6 +84,14 @@ def check_merge(**given: str) -> None:
     for option, value in given.items():
         if value not in (known := MERGES[option]):
             raise OptionError(f"{option} must be one of {', '.join(known)}, got {shown(value)}")
+
+
+def check_growth(times: int, active: str) -> None:
+    """Raise OptionError for a number of copies, or a choice of those that a token uses, that can't be."""
+    if type(times) is not int or not 2 <= times <= MAX_EXPERTS:
+        raise OptionError(f"times must be a number of copies, 2 to {MAX_EXPERTS:,}, got {shown(times)}")
+    if active not in ACTIVE:
+        raise OptionError(f"active must be one of {', '.join(ACTIVE)}, got {shown(active)}")
 
 
 def check_size(groups: Sequence[Group], text: str) -> None:

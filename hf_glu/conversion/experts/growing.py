@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from hf_glu.config.experts import check_growth
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.engine import make_plan
 from hf_glu.conversion.experts import growing_banks, growing_ours
@@ -31,8 +32,6 @@ from hf_glu.errors import ConversionError, NoSiteError, OptionError, shown
 from hf_glu.ffn.expert_sites import own_sites
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.sites import Site, find_banks
-
-ACTIVE = ("one", "all")
 
 
 def grow_experts(
@@ -77,10 +76,7 @@ class Grow(Change):
     of_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if type(self.times) is not int or self.times < 2:
-            raise OptionError(f"times must be a number of copies, 2 at least, got {shown(self.times)}")
-        if self.active not in ACTIVE:
-            raise OptionError(f"active must be one of {', '.join(ACTIVE)}, got {shown(self.active)}")
+        check_growth(self.times, self.active)
         if not isinstance(self.drop, (int, float)) or not 0 <= self.drop < 1:
             raise OptionError(f"drop must be a share of the units, 0 up to 1, got {shown(self.drop)}")
 

@@ -141,7 +141,7 @@ def grown_fields(config: Any, count: int, times: int) -> dict[str, int]:
     groups, kept = (getattr(config, name, None) for name in ("n_group", "topk_group"))
     if isinstance(groups, int) and isinstance(kept, int) and kept < groups:
         raise ConversionError(
-            f"{type(config).__name__} chooses {kept} of {groups} groups of experts first, by their best ones, which "
+            f"{type(config).__name__} chooses {kept} of {groups} groups first, by the best experts in them, which "
             "copies would change: active='one' doesn't"
         )
     return {name: found[name] * times for name in (*counts, *chosen)}
@@ -169,10 +169,11 @@ def _check_tensors(name: str, module: nn.Module, like: nn.Module, times: int) ->
     """Raise ConversionError where a tensor would become another one than its rows so many times."""
     theirs = dict(_tensors(like.get_submodule(name)))
     for key, tensor in _tensors(module):
-        if key not in theirs or theirs[key].shape not in (tensor.shape, (times * len(tensor), *tensor.shape[1:])):
+        shape = theirs[key].shape if key in theirs else None
+        if shape not in (tensor.shape, (times * len(tensor), *tensor.shape[1:])):
             raise ConversionError(
-                f"{name}.{key} would be {list(theirs[key].shape) if key in theirs else 'absent'}, no copies of rows: "
-                "active='one' doesn't change it"
+                f"{name}.{key} would be {'absent' if shape is None else list(shape)}, no copies of its rows: "
+                "active='one' leaves it alone"
             )
 
 
@@ -216,9 +217,9 @@ def apply_all(change: Grow, work: Work, step: Step) -> None:
     follow(layer, like, change.times)
     if before is None:
         raise ConversionError(
-            f"{path} can't be run by itself, to see that it stays what it is: active='one' needs it not"
+            f"{path} can't be run by itself, to see that it stays what it is: active='one' needs none of that"
         )
-    _compare(site, before, _sample(layer, site))
+    _compare(site, before, _sample(layer, site), ": active='one' leaves it alone")
     owner = torch.arange(count).repeat_interleave(change.times)
     drop_copies(site.anchor, owner, change.drop, work.generator)
 
@@ -266,7 +267,7 @@ def _sample(layer: nn.Module, site: Site) -> Tensor | None:
     return out.detach().clone() if isinstance(out, Tensor) else None
 
 
-def _compare(site: Site, before: Tensor | None, after: Tensor | None) -> None:
+def _compare(site: Site, before: Tensor | None, after: Tensor | None, hint: str = "") -> None:
     """Raise ConversionError where a layer gives something else than before."""
     if before is None:
         return
@@ -275,7 +276,7 @@ def _compare(site: Site, before: Tensor | None, after: Tensor | None) -> None:
     if not error <= allowed:
         raise ConversionError(
             f"{site.name}: its router weighs copies in a way of its own (the layer would differ by {error:.2g} of its "
-            "size)"
+            f"size){hint}"
         )
 
 

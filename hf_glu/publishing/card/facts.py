@@ -170,7 +170,7 @@ def _conversion(report: JsonObject) -> ConversionFacts:
     sites = [site for site in report["sites"] if site["route"] != "none"]
     summed = {
         name: list(dict.fromkeys(site[key] for site in sites if site.get(key)))
-        for name, key in (("from", "from"), ("routes", "route"), ("notes", "note"))
+        for name, key in (("from", "from"), ("routes", "route"), ("notes", "note"), ("made", "change"))
     }
     mixers = bool(sites) and all(site["site"].endswith("mixer") for site in sites)
     found = {**_chosen(report, _OF_CONVERSION), "sites": len(sites), "mixers": mixers, **summed}

@@ -35,6 +35,7 @@ ConversionFacts = TypedDict(
         "from": list[str],
         "routes": list[str],
         "notes": list[str],
+        "made": NotRequired[list[str]],
     },
 )
 

@@ -114,6 +114,8 @@ def _conversion(facts: Facts) -> str:
     source = " and ".join(f"`{name}`" for name in conversion["from"])
     if not conversion.get("changes", True):
         return "feed-forward networks were left as they were"
+    if "grow" in conversion.get("made", ()):
+        return f"experts, {source} before, were copied: {'; '.join(conversion['routes'])}"
     if options.expert_options and facts["banks"]:
         return f"experts, all {source} before, got activations of their own: {_experts(facts)}"
     if facts.get("merged"):
