@@ -209,6 +209,17 @@ METHODS = {
         models=("mixtral",), options={"experts": "silu,ungated_silu", **_CALIBRATED}, start=None,
         again=ConversionError, reverts=NoSiteError,
     ),
+    "grown banks": Method(
+        verb="grow_experts", models=("mixtral",), again=ConversionError, reverts=NoSiteError, quiet=("copies.weight",)
+    ),
+    "grown banks, all active": Method(
+        verb="grow_experts", models=("mixtral",), options={"active": "all"}, promise="exact up to rounding",
+        reverts=NoSiteError, again=None,
+    ),
+    "grown experts": Method(
+        target="{base}", models=FEW, options={"experts": 2}, then=("grow_experts",), again=ConversionError,
+        reverts=NoSiteError, quiet=("router.weight", "copies.weight"),
+    ),
     # after a conversion
     "frozen": Method(
         target="learnable_{base}", models=("bert", "gpt2", "t5"), then=("anneal", "freeze_mix"), again=NoSiteError

@@ -53,7 +53,8 @@ def utilities(model: Any, sites: Sequence[Site], batches: Batches) -> dict[str, 
             gradients = torch.autograd.grad(loss, [weights for *_, weights in weighed], allow_unused=True)
             for (name, experts, weights), gradient in zip(weighed, gradients, strict=True):
                 if gradient is not None:
-                    found[name] = _added(found.get(name), sites, name, experts, (weights * gradient).double().square())
+                    effects = (weights.detach() * gradient).double().square()
+                    found[name] = _added(found.get(name), sites, name, experts, effects)
     finally:
         for handle in handles:
             handle.remove()

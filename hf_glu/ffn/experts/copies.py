@@ -67,13 +67,13 @@ class Copies(OwnedModule):
             The copies ``[T, k]``, what their weights are multiplied by ``[T, k]``, and the log q of all ``[T, M]``.
         """
         logits = full_linear(x, self.weight)
-        index = self.owner.expand(len(logits), -1)
-        blank = logits.new_zeros(len(logits), self.count)
+        index = self.owner.expand_as(logits)
+        blank = logits.new_zeros(logits.shape[0], self.count)
         most = torch.full_like(blank, -torch.inf).scatter_reduce(1, index, logits.detach(), "amax")
         above = logits - most.gather(1, index)
         shares = above - blank.scatter_add(1, index, above.exp()).log().gather(1, index)
-        last = len(self.owner) - 1
-        places = torch.arange(last + 1, device=x.device).expand(len(logits), -1)
+        last = self.weight.shape[0] - 1
+        places = torch.arange(last + 1, device=x.device).expand_as(logits)
         best = torch.where(above.detach() == 0, places, last)  # the first where several are
         first = torch.full_like(blank, last, dtype=torch.long).scatter_reduce(1, index, best, "amin")
         chosen = first.gather(1, experts)
