@@ -210,15 +210,11 @@ METHODS = {
         again=ConversionError, reverts=NoSiteError,
     ),
     "grown banks": Method(
-        verb="grow_experts", models=("mixtral",), again=ConversionError, reverts=NoSiteError, quiet=("copies.weight",)
-    ),
-    "grown banks, all active": Method(
-        verb="grow_experts", models=("mixtral",), options={"active": "all"}, promise="exact up to rounding",
-        reverts=NoSiteError, again=None,
+        verb="grow_experts", models=("mixtral",), again=ConversionError, reverts=NoSiteError
     ),
     "grown experts": Method(
         target="{base}", models=FEW, options={"experts": 2}, then=("grow_experts",), again=ConversionError,
-        reverts=NoSiteError, quiet=("router.weight", "copies.weight"),
+        reverts=NoSiteError, quiet=("router.weight",),
     ),
     # after a conversion
     "frozen": Method(

@@ -137,7 +137,7 @@ def convert(
     check_fit(distill_steps, calibration, asked)
     check_healing(heal, heal_options, stream=stream, plan=plan)
     check_split(split, top_k, asked, calibrated=plan or calibration is not None)
-    asked |= {"--split": split, "--top-k": top_k, "--layers": layers, "--exclude": exclude}
+    asked |= {"--split": bool(split), "--top-k": bool(top_k), "--layers": layers, "--exclude": exclude}
     check_grow(grow, active, calibration is not None, asked)
     texts = read_early(source, None if plan else destination, target, calibration, options)
 
