@@ -10,15 +10,13 @@ import typer
 from hf_glu.checkpoint.writing import user_path, write_text
 from hf_glu.cli import tables
 from hf_glu.cli.convert_options import (
+    check_experts,
     check_fit,
-    check_grow,
     check_healing,
-    check_split,
-    division,
-    growth,
     healer,
     read_early,
     target_of,
+    way,
 )
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.version import __version__
@@ -125,9 +123,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
-    if not to and not experts and split is None and grow is None:
-        raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
-    target: Any = target_of(to) if to else None
+    target: Any = target_of(to or [], needed=not experts and split is None and grow is None)
     options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
     options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
     if destination is None and not plan:
@@ -136,9 +132,7 @@ def convert(
     asked["--distill-steps"] = distill_steps is not None
     check_fit(distill_steps, calibration, asked)
     check_healing(heal, heal_options, stream=stream, plan=plan)
-    check_split(split, top_k, asked, calibrated=plan or calibration is not None)
-    asked |= {"--split": bool(split), "--top-k": bool(top_k), "--layers": layers, "--exclude": exclude}
-    check_grow(grow, active, calibration is not None, asked)
+    check_experts(split, grow, active, options, asked, calibrated=calibration is not None, plan=plan)
     texts = read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
@@ -146,9 +140,9 @@ def convert(
     from hf_glu.checkpoint.folders import staged_folder
     from hf_glu.publishing.card.card import write_card
 
-    target = division(split, options) if split else growth(grow, active) if grow else target
+    target = way(split, grow, active, options) or target
     if plan:
-        fitted = texts is not None and split is None and grow is None
+        fitted = texts is not None and not (split or grow)
         planned = plan_checkpoint(source, target, fitted=fitted, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
         return

@@ -53,18 +53,23 @@ def check_grow(times: int | None, active: str | None, calibrated: bool, asked: d
         raise OptionError("--active all makes as many copies of each expert: leave --calibration out")
 
 
-def growth(times: int, active: str | None) -> Change:
-    """Return what ``--grow`` and ``--active`` mean."""
-    from hf_glu.conversion import Grow
+def check_experts(
+    split: str | None, grow: int | None, active: str | None, options: dict[str, Any], asked: dict[str, Any], *,
+    calibrated: bool, plan: bool,
+) -> None:  # fmt: skip
+    """Raise OptionError for a --split, --grow or --active that can't be, or that others are given beside."""
+    check_split(split, options["top_k"], asked, calibrated=plan or calibrated)
+    where = {f"--{name.replace('_', '-')}": options[name] for name in ("top_k", "layers", "exclude")}
+    check_grow(grow, active, calibrated, {**asked, "--split": split, **where})
 
-    return Grow(times=times, active=active or "one")
 
+def way(split: str | None, grow: int | None, active: str | None, options: dict[str, Any]) -> Change | None:
+    """Return what --split and --grow mean, None without both; ``top_k`` is taken out of ``options`` for the first."""
+    from hf_glu.conversion import Grow, Split
 
-def division(split: str, options: dict[str, Any]) -> Change:
-    """Return what ``--split`` and ``--top-k`` mean, which is taken out of ``options``."""
-    from hf_glu.conversion import Split
-
-    return Split(experts=split, top_k=options.pop("top_k"))
+    if split:
+        return Split(experts=split, top_k=options.pop("top_k"))
+    return Grow(times=grow, active=active or "one") if grow else None
 
 
 def check_fit(steps: int | None, calibration: Path | None, asked: dict[str, Any]) -> None:
@@ -98,8 +103,12 @@ def healer(source: str, data: list[str], options: Path | None) -> Callable[[Any]
     return lambda model: heal(model, source, data, **values)
 
 
-def target_of(to: list[str]) -> str | dict[str, str]:
-    """Read ``--to``: a name, or LAYERS=NAME any number of times."""
+def target_of(to: list[str], *, needed: bool) -> str | dict[str, str] | None:
+    """Read ``--to``: a name, or LAYERS=NAME any number of times; None: it isn't given, nor ``needed``."""
+    if not to:
+        if needed:
+            raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
+        return None
     if len(to) == 1 and "=" not in to[0]:
         return to[0]
     pairs = [part.partition("=") for part in to]

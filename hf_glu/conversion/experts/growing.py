@@ -11,24 +11,24 @@ same tokens, and stay alike in training but for ``drop``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from hf_glu.config.experts import check_growth
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.engine import make_plan
 from hf_glu.conversion.experts import growing_banks, growing_ours
+from hf_glu.conversion.experts.growth import Growth
 from hf_glu.conversion.experts.upcycling import check_bytes
 from hf_glu.conversion.experts.utility import utilities
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.forms import ConfigEntry, Form
 from hf_glu.conversion.report import Report
-from hf_glu.conversion.steps import Change, Rows, Step
+from hf_glu.conversion.steps import Rows, Step
 from hf_glu.conversion.work import Work
-from hf_glu.errors import ConversionError, NoSiteError, OptionError, shown
+from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.expert_sites import own_sites
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.sites import Site, find_banks
@@ -61,29 +61,8 @@ def grow_experts(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grow(Change):
-    """Make copies of experts.
-
-    Attributes:
-        times, active, drop: as in `grow_experts`.
-        like: of a family's own experts that are all active, what the grown config builds, without weights.
-    """
-
-    times: int = 2
-    active: str = "one"
-    drop: float = 0.0
-    like: Any = field(default=None, repr=False, compare=False)
-    of_all: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_growth(self.times, self.active)
-        if not isinstance(self.drop, (int, float)) or not 0 <= self.drop < 1:
-            raise OptionError(f"drop must be a share of the units, 0 up to 1, got {shown(self.drop)}")
-
-    @property
-    def target(self) -> str:
-        """What becomes of an expert, as reports say it."""
-        return f"{self.times} copies of each expert, {self.active} active"
+class Grow(Growth):
+    """Make copies of experts, of a family's own or of ours."""
 
     def every(self, model: nn.Module) -> list[Site]:
         return [*own_sites(model), *find_banks(model)]

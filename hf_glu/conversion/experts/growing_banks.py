@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from hf_glu.config.experts import ExpertOptions, Group, write_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.conversion.experts.banks import bank_source
 from hf_glu.conversion.experts.copying import drop_units
-from hf_glu.conversion.experts.growing_ours import first_of_each, growth_route
+from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
+from hf_glu.conversion.experts.same_layer import compare_layers, sample
 from hf_glu.conversion.experts.utility import owners
 from hf_glu.conversion.foresight import skeleton_of
 from hf_glu.conversion.forms import ConfigEntry, governed, size
@@ -31,19 +32,12 @@ from hf_glu.ffn.build import mix_banks
 from hf_glu.ffn.experts.native import MixedBank, bank_width, copy_experts
 from hf_glu.ffn.identify import enclosing_configs
 from hf_glu.ffn.sites import Site, find_banks
-from hf_glu.instruments.probe import evaluating
-
-if TYPE_CHECKING:
-    from hf_glu.conversion.experts.growing import Grow
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = (
     *("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
     *("moe_topk", "moe_top_k", "moe_k"),
 )
-TOKENS = 64  # random ones that a layer is compared on, before and after
-SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
-SAME_IN_LESS = 5e-2
 
 
 def form(site: Site) -> str:
@@ -72,7 +66,7 @@ def _top_k(model: nn.Module, site: Site) -> int | None:
     return None
 
 
-def _row(change: Grow, model: nn.Module, site: Site, more: int, name: str) -> Step:
+def _row(change: Growth, model: nn.Module, site: Site, more: int, name: str) -> Step:
     """Return the row of one bank, which gets ``more`` parameters beside the copies'."""
     bank, top_k, times = site.anchor, _top_k(model, site), change.times
     count, whole = len(bank.get_parameter("down_proj")), size(bank)
@@ -85,7 +79,7 @@ def _row(change: Grow, model: nn.Module, site: Site, more: int, name: str) -> St
     )  # fmt: skip
 
 
-def rows_of_one(change: Grow, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+def rows_of_one(change: Growth, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
     """Return the rows of banks that are to send each token to one copy."""
     _check_alike(model, sites)
     groups = _grown(_groups(model, sites[0]), change.times)
@@ -103,7 +97,7 @@ def _grown(groups: tuple[Group, ...], times: int) -> tuple[Group, ...]:
     return tuple(replace(group, count=group.count * times) for group in groups)
 
 
-def entries(change: Grow, model: nn.Module, sites: list[Site]) -> list[ConfigEntry]:
+def entries(change: Growth, model: nn.Module, sites: list[Site]) -> list[ConfigEntry]:
     """Return what the configs are to say: that there are copies, or, where all are active, the family's own numbers."""
     found, groups = [], _groups(model, sites[0])
     mixed = isinstance(sites[0].anchor, MixedBank)
@@ -147,7 +141,7 @@ def grown_fields(config: Any, count: int, times: int) -> dict[str, int]:
     return {name: found[name] * times for name in (*counts, *chosen)}
 
 
-def rows_of_all(change: Grow, model: Any, sites: list[Site]) -> tuple[Step, ...]:
+def rows_of_all(change: Growth, model: Any, sites: list[Site]) -> tuple[Step, ...]:
     """Return the rows of banks of whose copies all are to be active."""
     _check_alike(model, sites)
     copies: dict[int, Any] = {}
@@ -182,18 +176,18 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in found if tensor.ndim]
 
 
-def added(change: Grow, model: nn.Module, steps: tuple[Step, ...]) -> int:
+def added(change: Growth, model: nn.Module, steps: tuple[Step, ...]) -> int:
     """Return how many parameters there will be outside of the banks: rows of routers."""
     inside = sum(step.parameters_after - step.parameters_before for step in steps)
     return size(change.like) - size(model) - inside
 
 
-def apply_one(change: Grow, work: Work, step: Step, utility: Tensor | None) -> None:
+def apply_one(change: Growth, work: Work, step: Step, utility: Tensor | None) -> None:
     """Give a bank copies of its experts, and the router that chooses among them."""
     site, bank = step.site, step.site.anchor
     groups, layer = _groups(work.model, site), _layer(work.model, site)
     count = len(bank.get_parameter("down_proj"))
-    before = _sample(layer, site)
+    before = sample(layer, site)
     mix_banks([site], GluConfig(experts=ExpertOptions(groups=write_groups(groups), top_k=1).to_dict()))
     bank.groups = _grown(groups, change.times)  # type: ignore[assignment]
     starts = torch.tensor([0, *(group.count for group in groups)]).cumsum(0)
@@ -201,15 +195,15 @@ def apply_one(change: Grow, work: Work, step: Step, utility: Tensor | None) -> N
     owner = torch.cat([own + start for own, start in zip(whose, starts, strict=False)])
     copy_experts(bank, change.times, owner)
     assert len(bank.get_parameter("down_proj")) == change.times * count
-    _compare(site, before, _sample(layer, site))
+    compare_layers(site, before, sample(layer, site))
     drop_copies(bank, owner, change.drop, work.generator)
 
 
-def apply_all(change: Grow, work: Work, step: Step) -> None:
+def apply_all(change: Growth, work: Work, step: Step) -> None:
     """Repeat the rows of a layer's experts and router, and have it count them."""
     site, (path, layer) = step.site, _named_layer(work.model, step.site)
     count = len(site.anchor.get_parameter("down_proj"))
-    before = _sample(layer, site)
+    before = sample(layer, site)
     if isinstance(site.anchor, MixedBank):
         site.anchor.groups = _grown(site.anchor.groups, change.times)
     like = change.like.get_submodule(path)
@@ -219,7 +213,7 @@ def apply_all(change: Grow, work: Work, step: Step) -> None:
         raise ConversionError(
             f"{path} can't be run by itself, to see that it stays what it is: active='one' needs none of that"
         )
-    _compare(site, before, _sample(layer, site), ": active='one' leaves it alone")
+    compare_layers(site, before, sample(layer, site), ": active='one' leaves it alone")
     owner = torch.arange(count).repeat_interleave(change.times)
     drop_copies(site.anchor, owner, change.drop, work.generator)
 
@@ -251,33 +245,6 @@ def _named_layer(model: nn.Module, site: Site) -> tuple[str, nn.Module]:
 
 def _layer(model: nn.Module, site: Site) -> nn.Module:
     return _named_layer(model, site)[1]
-
-
-def _sample(layer: nn.Module, site: Site) -> Tensor | None:
-    """Return what a layer gives on random tokens; None where it takes more than tokens."""
-    weight: Tensor = site.anchor.get_parameter("down_proj")
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, TOKENS, site.hidden, generator=generator).to(weight)
-    try:
-        with evaluating(layer):
-            out = layer(x)
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-        return None
-    out = out[0] if isinstance(out, tuple) else out
-    return out.detach().clone() if isinstance(out, Tensor) else None
-
-
-def _compare(site: Site, before: Tensor | None, after: Tensor | None, hint: str = "") -> None:
-    """Raise ConversionError where a layer gives something else than before."""
-    if before is None:
-        return
-    allowed = SAME.get(before.dtype, SAME_IN_LESS)
-    error = float("inf") if after is None else float((after - before).abs().max() / before.abs().max().clamp_min(1e-30))
-    if not error <= allowed:
-        raise ConversionError(
-            f"{site.name}: its router weighs copies in a way of its own (the layer would differ by {error:.2g} of its "
-            f"size){hint}"
-        )
 
 
 def drop_copies(bank: Any, owner: Tensor, share: float, generator: torch.Generator) -> None:

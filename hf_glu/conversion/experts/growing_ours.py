@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from hf_glu.config.experts import ExpertOptions, write_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.router_fields import router_fields
 from hf_glu.conversion.experts.copying import drop_units
+from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
 from hf_glu.conversion.experts.utility import owners
 from hf_glu.conversion.forms import ConfigEntry, governed, size
-from hf_glu.conversion.routes import APPROXIMATE, EXACT, ROUNDING, Route
 from hf_glu.conversion.steps import Step
 from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError
@@ -25,28 +25,10 @@ from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.routing import active_parameters
 
-if TYPE_CHECKING:
-    from hf_glu.conversion.experts.growing import Grow
-
 KEPT = ("num_experts", "num_experts_per_tok")  # the fields that change; a user's coefficient stays
 
 
-def growth_route(change: Grow) -> Route:
-    """Return the route of a growth: what it is, promises, and what to know."""
-    one = change.active == "one"
-    notes = {
-        "copies see the same tokens: without drop they stay alike in training": not one and not change.drop,
-        f"a token uses {change.times} times as many experts: {change.times} times their FLOPs": not one,
-        f"{change.drop:.0%} of the units of each copy but the first are initialised anew": bool(change.drop),
-    }
-    name = (
-        f"{change.times} copies of each expert, {'one of which a token uses' if one else 'all of which a token uses'}"
-    )
-    promise = APPROXIMATE if change.drop else EXACT if one else ROUNDING
-    return Route(name=name, promise=promise, note="; ".join(note for note, holds in notes.items() if holds))
-
-
-def grown(options: ExpertOptions, change: Grow) -> ExpertOptions:
+def grown(options: ExpertOptions, change: Growth) -> ExpertOptions:
     """Return the options of grown experts."""
     times, one = change.times, change.active == "one"
     groups = write_groups(tuple(replace(group, count=group.count * times) for group in options.experts))
@@ -55,7 +37,7 @@ def grown(options: ExpertOptions, change: Grow) -> ExpertOptions:
     return replace(options, groups=groups, top_k=top_k, copies=times if one else 1, sources=names)
 
 
-def rows(change: Grow, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
+def rows(change: Growth, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
     """Return the rows of all layers.
 
     Raises:
@@ -64,7 +46,7 @@ def rows(change: Grow, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
     return tuple(_row(change, model, site) for site in sites)
 
 
-def _row(change: Grow, model: nn.Module, site: Site) -> Step:
+def _row(change: Growth, model: nn.Module, site: Site) -> Step:
     old: Any = site.anchor
     if old.options.copies > 1:
         raise ConversionError(f"the experts of {site.name} have copies already: grow them at once, by times=")
@@ -86,7 +68,7 @@ def _built(model: nn.Module, site: Site, options: ExpertOptions) -> ExpertFFN:
     return ExpertFFN(old.hidden, old.width, options, bias=bias, acts=acts, dropout=old.dropout)
 
 
-def entries(change: Grow, model: nn.Module, sites: list[Site]) -> list[ConfigEntry]:
+def entries(change: Growth, model: nn.Module, sites: list[Site]) -> list[ConfigEntry]:
     """Return what the configs are to say."""
     first: Any = sites[0].anchor
     options, found = grown(first.options, change), []
@@ -97,7 +79,7 @@ def entries(change: Grow, model: nn.Module, sites: list[Site]) -> list[ConfigEnt
     return found
 
 
-def apply(change: Grow, work: Work, step: Step, utility: Tensor | None) -> None:
+def apply(change: Growth, work: Work, step: Step, utility: Tensor | None) -> None:
     """Put grown experts in the place of a layer's."""
     old: Any = step.site.anchor
     weight = old.router.weight
@@ -142,12 +124,6 @@ def _copy_router(old: Any, new: Any, owner: Tensor) -> None:
     if new.copies is not None:
         new.copies.owner = owner
         new.copies.weight.requires_grad_(old.weight.requires_grad)
-
-
-def first_of_each(owner: Tensor) -> list[bool]:
-    """Return which copies are the first of their expert; those of one expert are beside each other."""
-    every = owner.tolist()
-    return [not place or every[place - 1] != expert for place, expert in enumerate(every)]
 
 
 def _drop_copies(bank: Bank, owner: Tensor, share: float, generator: torch.Generator) -> None:
