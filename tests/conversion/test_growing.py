@@ -102,6 +102,18 @@ def test_with_all_active_stock_transformers_loads_it(name, tmp_path):
     assert_same(outputs(model), before, "exact up to rounding")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "bert"])
+def test_half_precision(name):
+    for active, promise in (("one", "exact"), ("all", "exact up to rounding" if name in OURS else "approximate")):
+        model = make(name).bfloat16()
+        before = outputs(model)["logits"].float()
+        report = hf_glu.grow_experts(model, active=active)
+        assert report.plan.promise == promise
+        errors = (outputs(model)["logits"].float() - before).abs().amax(-1) / before.abs().max()
+        assert float(errors.median()) < 0.02, "only tokens whose experts tie may differ"
+        assert active == "all" or float(errors.max()) < 0.02
+
+
 @pytest.mark.parametrize("how", [{}, {"router": "sigmoid"}, {"weights": "ones"}, {"bias_rate": 0.01}])
 def test_the_first_router_chooses_as_ever(how):
     options = hf_glu.conversion.converting.ExpertOptions(groups="geglu*4", **how)

@@ -20,7 +20,7 @@ from hf_glu.config.glu import GluConfig
 from hf_glu.conversion.experts.banks import bank_source
 from hf_glu.conversion.experts.copying import drop_units
 from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
-from hf_glu.conversion.experts.same_layer import compare_layers, sample
+from hf_glu.conversion.experts.same_layer import SAME, compare_layers, sample
 from hf_glu.conversion.experts.utility import owners
 from hf_glu.conversion.foresight import skeleton_of
 from hf_glu.conversion.forms import ConfigEntry, governed, size
@@ -72,8 +72,9 @@ def _row(change: Growth, model: nn.Module, site: Site, more: int, name: str) -> 
     count, whole = len(bank.get_parameter("down_proj")), size(bank)
     used = whole if top_k is None else round(whole * top_k / count)
     groups, width = write_groups(_groups(model, site)), bank_width(bank)
+    route = growth_route(change, ties=change.active == "all" and bank.get_parameter("down_proj").dtype not in SAME)
     return Step.at(
-        site, change, groups, name, growth_route(change), width_before=width, width=width, parameters_before=whole,
+        site, change, groups, name, route, width_before=width, width=width, parameters_before=whole,
         parameters_after=whole * times + more, active_before=used,
         active_after=used * (times if change.active == "all" else 1) + more,
     )  # fmt: skip

@@ -39,18 +39,24 @@ class Growth(Change, abstract=True):
         return f"{self.times} copies of each expert, {self.active} active"
 
 
-def growth_route(change: Growth) -> Route:
-    """Return the route of a growth: what it is, promises, and what to know."""
+def growth_route(change: Growth, *, ties: bool = False) -> Route:
+    """Return the route of a growth: what it is, promises, and what to know.
+
+    Args:
+        change: the growth.
+        ties: whether a router that breaks ties as it likes has scores in half precision, in which experts tie.
+    """
     one = change.active == "one"
     notes = {
         "copies see the same tokens: without drop they stay alike in training": not one and not change.drop,
         f"a token uses {change.times} times as many experts: {change.times} times their FLOPs": not one,
+        "where two experts' scores tie, which half precision has, copies of both may be taken": ties,
         f"{change.drop:.0%} of the units of each copy but the first are initialised anew": bool(change.drop),
     }
     name = (
         f"{change.times} copies of each expert, {'one of which a token uses' if one else 'all of which a token uses'}"
     )
-    promise = APPROXIMATE if change.drop else EXACT if one else ROUNDING
+    promise = APPROXIMATE if change.drop or ties else EXACT if one else ROUNDING
     return Route(name=name, promise=promise, note="; ".join(note for note, holds in notes.items() if holds))
 
 
