@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hf_glu.config.registry import Activation as Activation
     from hf_glu.conversion import convert as convert
     from hf_glu.conversion import freeze_mix as freeze_mix
+    from hf_glu.conversion import grow_experts as grow_experts
+    from hf_glu.conversion import merge_experts as merge_experts
     from hf_glu.conversion import plan as plan
     from hf_glu.conversion import revert as revert
     from hf_glu.conversion import split_experts as split_experts
@@ -71,9 +73,11 @@ _LAZY = {
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parameters.parts",
     "fuse": "hf_glu.ffn.lean",
+    "grow_experts": "hf_glu.conversion",
     "heal": "hf_glu.training.language.heal",
     "homeostasis": "hf_glu.training.parameters.homeostasis",
     "lora_config": "hf_glu.training.parameters.peft",
+    "merge_experts": "hf_glu.conversion",
     "modulation": "hf_glu.instruments.steering",
     "parameter_groups": "hf_glu.training.parameters.groups",
     "perplexity": "hf_glu.training.language.pretraining",

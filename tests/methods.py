@@ -226,6 +226,13 @@ METHODS = {
         models=("mixtral",), options={"experts": "silu,ungated_silu", **_CALIBRATED}, start=None,
         again=ConversionError, reverts=NoSiteError,
     ),
+    "grown banks": Method(
+        verb="grow_experts", models=("mixtral",), again=ConversionError, reverts=NoSiteError
+    ),
+    "grown experts": Method(
+        target="{base}", models=FEW, options={"experts": 2}, then=("grow_experts",), again=ConversionError,
+        reverts=NoSiteError, quiet=("router.weight",),
+    ),
     # after a conversion
     "frozen": Method(
         target="learnable_{base}", models=("bert", "gpt2", "t5"), then=("anneal", "freeze_mix"), again=NoSiteError
@@ -245,6 +252,7 @@ CASES = [(method, model) for method, row in METHODS.items() for model in row.mod
 
 # public names of the rooms that convert, and why they have no row
 NO_METHOD = {
+    "merge_experts": "makes a new model of several: tests/conversion/test_merging.py",
     "plan": "changes nothing: convert carries it out",
     "verify": "compares two folders",
 }

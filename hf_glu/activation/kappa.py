@@ -94,6 +94,14 @@ def for_experts(act: nn.Module, experts: int) -> None:
             shift.experts = experts
 
 
+def copy_responses(act: nn.Module, owner: Tensor) -> None:
+    """Let an activation be that of copies of its experts, each with the a of the one that ``owner`` ``[M]`` says."""
+    for shift in shifts(act):
+        if isinstance(shift, Sharpness) and shift.response is not None:
+            old, shift.experts = shift.response, len(owner)
+            shift.response = nn.Parameter(old.detach()[owner.to(old.device)], requires_grad=old.requires_grad)
+
+
 def response_of(act: nn.Module) -> Tensor | None:
     """Return the a ``[E, W]`` of an activation that is a known function of it, of its input and of r.
 

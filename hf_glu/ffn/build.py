@@ -131,7 +131,7 @@ def mix_banks(banks: list[Site], options: GluConfig) -> None:
         return
     for bank in banks:
         if selected(options.layers, bank.layer, bank.stack) and not isinstance(bank.anchor, MixedBank):
-            mix_bank(bank.anchor, wanted.experts, options.mix)
+            mix_bank(bank.anchor, wanted.experts, options.mix, wanted.copies)
 
 
 def _place_activation(model: nn.Module, site: Site) -> None:

@@ -126,6 +126,10 @@ def sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Watc
     """Yield the watches that call ``see`` with the call of a layer, and with the experts ``[T, k]`` of its tokens."""
     if isinstance(layer, ExpertFFN):
         yield from routed(layer, lambda routing, call: see(call, routing.experts))
+    elif isinstance(layer, MixedBank) and layer.copies is not None:  # which say which of them the tokens go to
+        given: list[Call] = []
+        yield Watch(module=layer, see=lambda call: given.__setitem__(slice(None), [call]))
+        yield Watch(module=layer.copies, see=lambda call: see(given.pop(), call.output[0]), after=True)
     else:
         yield Watch(module=layer, see=lambda call: see(call, call.inputs[1]))
 

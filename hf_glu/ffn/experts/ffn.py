@@ -94,7 +94,7 @@ class ExpertFFN(OwnedModule):
             return self.traced(x)
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)
-        note_logits(self.router, routing.logits)
+        note_logits(self.router, routing)
         out = self._routed(tokens, routing)
         for bank, group in zip(self.shared, self.options.always_on, strict=True):
             rows = self._rows(torch.arange(len(tokens), device=x.device).repeat(group.count), len(tokens))

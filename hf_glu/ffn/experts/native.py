@@ -38,6 +38,7 @@ from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import hears, reads_text, unwrapped
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.experts import tracing
+from hf_glu.ffn.experts.copies import Copies
 from hf_glu.ffn.experts.group import choose_backend
 from hf_glu.inplace import InPlace, become
 
@@ -85,12 +86,14 @@ class MixedBank(InPlace, nn.Module):
     """What a bank becomes: out_e(phi_e(g) * u) of each expert e, [g | u] = in_e(x); see `mix_bank`.
 
     What activations hear of the router (``kappa_``) are the weights ``top_k_weights``.
+    Where it has copies of the family's experts, each token goes to one copy of each expert that it is sent to.
 
     Shapes: T tokens, k experts a token, H hidden size.
     """
 
     acts: nn.ModuleList
     groups: tuple[Group, ...]
+    copies: Copies | None
 
     def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return ``[T, H]`` for ``hidden_states`` ``[T, H]``, each with its experts and their weights ``[T, k]``.
@@ -104,6 +107,7 @@ class MixedBank(InPlace, nn.Module):
             raise ConversionError("experts with activations of their own can't be spread over processes")
         if not len(hidden_states):
             return hidden_states
+        top_k_index, top_k_weights = self.sent(hidden_states, top_k_index, top_k_weights)
         experts = top_k_index.reshape(-1)
         order = experts.argsort(stable=True)
         counts = torch.bincount(experts, minlength=self.num_experts).tolist()
@@ -126,6 +130,13 @@ class MixedBank(InPlace, nn.Module):
         back[order] = torch.arange(len(order), device=order.device)
         weighted = out[back].view(*top_k_index.shape, -1) * top_k_weights.unsqueeze(-1)
         return weighted.sum(1).to(hidden_states.dtype)
+
+    def sent(self: Any, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which experts tokens ``[T, H]`` go to, and their weights, both ``[T, k]``: of copies, one of each."""
+        if self.copies is None:
+            return experts, weights
+        chosen, factor, _ = self.copies(x, experts)
+        return chosen, weights * factor.to(weights.dtype)
 
     def heard(self: Any, scores: Tensor, experts: Tensor, sizes: list[int]) -> Iterator[Confidence]:
         """Yield what the router says of each group's rows: of them all, ``scores`` and ``experts`` ``[N]``."""
@@ -198,8 +209,8 @@ def check_groups(groups: tuple[Group, ...], count: int) -> None:
         raise OptionError(f"the bank has {count} experts, and {given} are given activations")
 
 
-def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -> None:
-    """Give the experts of a bank activations of their own, in place.
+def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None, copies: int = 1) -> None:
+    """Give the experts of a bank activations of their own, in place, and make so many ``copies`` of each.
 
     Where the family reads no activation from its config (gpt-oss), the bias of its in-projection is kept as ``[E, W,
     2]``: stock Transformers, which would compute something else, then refuses the checkpoint.
@@ -208,7 +219,7 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
         OptionError, UnknownNameError: see `check_groups`.
         ConversionError: nothing could tell stock Transformers of it.
     """
-    check_groups(groups, len(bank.down_proj))
+    check_groups(groups, copies * len(bank.down_proj))
     silent = built_in(bank) is not None
     if silent and not HAS_BIAS.of(bank):
         raise ConversionError(
@@ -220,7 +231,38 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
         bias = bank.gate_up_proj_bias
         bank.gate_up_proj_bias = nn.Parameter(bias.detach().unflatten(1, (-1, 2)), requires_grad=bias.requires_grad)
     bank.acts.to(device=bank.down_proj.device, dtype=bank.down_proj.dtype)
+    bank.copies = None
     become(bank, MixedBank)
+    if copies > 1:
+        copy_experts(bank, copies)
+
+
+def copy_experts(bank: Any, copies: int, owner: Tensor | None = None) -> None:
+    """Copy each expert of a bank of ours, whose groups say all copies already, and give it their router, in place.
+
+    Args:
+        bank: the bank.
+        copies: of an expert, on the mean.
+        owner: whose copy each is, in the experts' order; None: as many of each.
+    """
+    count, down = len(bank.down_proj), bank.down_proj
+    with torch.device(down.device):
+        bank.copies = Copies(down.shape[2 if IS_TRANSPOSED.of(bank) else 1], count, copies).to(down.dtype)
+    if owner is not None:
+        bank.copies.owner = owner.to(down.device)
+    bank.copies.weight.requires_grad_(any(part.requires_grad for part in bank.parameters(recurse=False)))
+    repeat_rows(bank, count, copies, owner)
+    bank.num_experts = count * copies
+
+
+def repeat_rows(module: nn.Module, count: int, copies: int, owner: Tensor | None = None) -> None:
+    """Give a module new tensors in the places of its own with ``count`` rows: each row so many times, or by owner."""
+    for name, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if old.ndim and len(old) == count:
+            rows = old.detach()
+            new = rows.repeat_interleave(copies, 0) if owner is None else rows[owner.to(rows.device)]
+            whole = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+            setattr(module, name, whole)
 
 
 def build_gate(group: Group, width: int, options: GluConfig) -> nn.Module:

@@ -85,6 +85,7 @@ def _told(mine: Tensor | None) -> AbstractContextManager[None]:
 
 def native_experts(bank: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Return what `MixedBank.forward` does, by operations that depend on no values."""
+    top_k_index, top_k_weights = bank.sent(hidden_states, top_k_index, top_k_weights)
     groups = [(number, own) for number, group in enumerate(bank.groups) for own in range(group.count)]
     one = partial(_native_expert, bank, groups)
     each = [(one, expert) for expert in range(len(groups))]

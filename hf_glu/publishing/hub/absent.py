@@ -134,6 +134,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     (_CONFIG, "check_mix"): "",
     (_CONFIG, "check_by_layer"): "",
     ("hf_glu.config.experts", "ExpertOptions.__post_init__"): "",
+    ("hf_glu.config.experts", "ExpertOptions._check_sources"): "",
     ("hf_glu.config.experts", "check_size"): "",
     ("hf_glu.config.state", "StateOptions.__post_init__"): "",
     ("hf_glu.config.context", "ContextOptions.__post_init__"): "",
@@ -176,6 +177,10 @@ def build_experts(model: nn.Module, config: Any, sites: list[Site], options: Glu
         raise ConversionError("the code of this checkpoint has no experts: install hf_glu")
     return sites''',
 }  # fmt: skip
+WITHOUT_COPIES: Stubs = {
+    ("hf_glu.ffn.experts.copies", "Copies"): """def Copies(*sizes: int) -> Any:
+    raise OptionError("the code of this checkpoint has no copies of experts: install hf_glu")""",
+}
 WITHOUT_BANKS: Stubs = {
     (_NATIVE, "MixedBank"): "MixedBank = ()",
     (_BUILD, "mix_banks"): "",

@@ -12,6 +12,7 @@ from hf_glu.config.glu import GluConfig
 from hf_glu.config.kinds import allow, no_parts
 from hf_glu.ffn.config_fields import configs_of
 from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.copies import Copies
 from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.families import DERIVED_FIELDS, SiteRow
 from hf_glu.ffn.mixers import GatedMixer
@@ -40,6 +41,7 @@ def program_for(model: Any, stock: Stock) -> str:
     there = (
         (experts, absent.WITHOUT_EXPERTS),
         (banks, absent.WITHOUT_BANKS),
+        (any(isinstance(part, Copies) for part in parts), absent.WITHOUT_COPIES),
         (experts or banks, absent.WITHOUT_OPTIONS),
         (mixers, absent.WITHOUT_MIXERS),
         (any(isinstance(part, Reader) for part in parts), absent.WITHOUT_READERS),
