@@ -48,7 +48,7 @@ def plan(
             have its dictionary in parentheses, ``moa_swiglu(silu,relu)``. Or another `hf_glu.conversion.Change`.
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
-        layers: which layers (see :mod:`hf_glu.config.layers`); None: all.
+        layers: which layers (see `hf_glu.config.layers`); None: all.
         exclude: regular expression; sites whose name it finds are left alone.
         fitted: whether there will be calibration data to fit FFNs on, so that any activation may become any gate.
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
