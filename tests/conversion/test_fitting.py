@@ -214,3 +214,23 @@ def test_a_mixers_gate_has_no_ffn_to_fit(family):
         hf_glu.convert(model, "stateful_swiglu", state={"alpha": 0.5}, check=False, **more)
         found.append(outputs(model))
     assert_same(*found, "bitwise")
+
+
+@pytest.mark.parametrize("name", ["stateful_geglu_new", "canon_geglu_new", "smear_geglu_new", "modulated_geglu_new"])
+def test_units_with_parameters_of_their_own_are_cut_before_they_get_them(name):
+    model = FAMILIES["gpt2"].make()
+    hf_glu.convert(model, name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ConversionError, match=f"{name} has parameters for each of its 40 units: cut units first"):
+        hf_glu.convert(model, name, width=16, calibration=IDS, distill_steps=0)
+    assert_same(dict(model.state_dict()), before, "bitwise")
+    narrow = FAMILIES["gpt2"].make()
+    hf_glu.convert(narrow, "geglu_new", width=16, calibration=IDS, distill_steps=0)
+    assert find_width(narrow) == 16
+    narrow = FAMILIES["gpt2"].make()
+    hf_glu.convert(narrow, name, width=16, calibration=IDS, distill_steps=0)  # or both at once
+    assert find_width(narrow) == 16
+
+
+def find_width(model):
+    return hf_glu.find_sites(model)[0].width

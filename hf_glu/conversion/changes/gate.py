@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
-from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.activation.stock import same_function
 from hf_glu.config.glu import GluConfig, check_by_layer, check_width, name_at
 from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, reads_text, unwrapped
@@ -149,6 +149,16 @@ class Gate(Change):
         return None if None in found else [rule for rules in found if rules for rule in rules]
 
 
+def _check_by_unit(site: Site, target: str) -> None:
+    """Raise ConversionError where an activation stays that has parameters for each unit, some of which are cut."""
+    owned = (module for module in site.act.modules() if isinstance(module, OwnedModule))
+    if any(site.width in each.shape for module in owned for each in module.parameters(recurse=False)):
+        raise ConversionError(
+            f"{site.name}: {target} has parameters for each of its {site.width} units: cut units first (width=), then "
+            f"convert to {target}"
+        )
+
+
 def _step(model: nn.Module, site: Site, target: str, gate: Gate) -> Step:
     check_routed(target, site)
     if site.kind == "experts" and reads_text(target):
@@ -159,6 +169,8 @@ def _step(model: nn.Module, site: Site, target: str, gate: Gate) -> Step:
     unbiased = gate.bias is False and site.kind == "dense" and bool(route.up_bias) and site.in_proj.bias is None
     if unbiased:
         route = replace(route, name=f"{route.name}, no bias", promise=APPROXIMATE, up_bias=0.0, note=UNBIASED_NOTE)
+    if after < before and route is NO_CHANGE:
+        _check_by_unit(site, target)
     if after < before:
         units = f"{before} -> {after} units"
         name = units if route is NO_CHANGE else f"{route.name}, {units}"

@@ -146,10 +146,10 @@ def _fill_bank(bank: Bank, owners: list[Source], route: Route) -> None:
             old = source.site.out_proj.bias
             bank.out_bias[expert] = 0 if old is None else old
     for number, act in enumerate(bank.acts):  # one for all, or one for each
-        _start_at(act, owners[number])
+        start_at(act, owners[number])
 
 
-def _start_at(act: nn.Module, source: Source) -> None:
+def start_at(act: nn.Module, source: Source) -> None:
     """Start an expert's activation at the FFN's, whose own parameters (PReLU, xIELU) it gets, too."""
     inner, old = innermost(act)[1], innermost(source.site.act)[1]
     if isinstance(inner, LearnableMix):
