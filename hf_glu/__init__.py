@@ -12,7 +12,9 @@ from hf_glu.plugin import is_registered, register, scoped, unregister
 from hf_glu.version import __version__
 
 if TYPE_CHECKING:
+    from hf_glu import tasks as tasks
     from hf_glu.activation import register_activation as register_activation
+    from hf_glu.activation.kernels import formulas as functional  # noqa: F401
     from hf_glu.activation.listing import activations as activations
     from hf_glu.checkpoint.convert import convert_checkpoint as convert_checkpoint
     from hf_glu.checkpoint.streaming import convert_stream as convert_stream
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from hf_glu.instruments.steering import modulation as modulation
     from hf_glu.publishing.export import export as export
     from hf_glu.publishing.hub.push import push as push
+    from hf_glu.tasks import metrics as metrics
     from hf_glu.training.language.heal import heal as heal
     from hf_glu.training.language.pretraining import perplexity as perplexity
     from hf_glu.training.language.pretraining import pretrain as pretrain
@@ -108,14 +111,16 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(_MODULES[name])
-    if name in _LAZY:
-        value = getattr(import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'hf_glu' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to whose readers every misspelt name would be one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(_MODULES[name])
+        if name in _LAZY:
+            value = getattr(import_module(_LAZY[name]), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'hf_glu' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

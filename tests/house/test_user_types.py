@@ -44,6 +44,7 @@ MISTAKES = [
     ("-> float | None", "-> str", "return-value"),
     ("hf_glu.fuse(model)", "hf_glu.fuse(model, 3)", "arg-type"),
     ("site.name", "site.nothing", "attr-defined"),
+    ("hf_glu.convert(model", "hf_glu.convret(model", "attr-defined"),
     ('folder / "out").same', 'folder / "out").nothing', "attr-defined"),
 ]
 # whose types take minutes
@@ -57,6 +58,8 @@ def test_scripts_are_checked(tmp_path):
     assert (package / "py.typed").is_file()
     (tmp_path / "mypy.ini").write_text(f"[mypy]\nmypy_path = {package.parent}\nfollow_imports = silent\n{OTHERS}")
     (tmp_path / "right.py").write_text(SCRIPT)
+    names = [*hf_glu.__all__, "functional", "metrics", "tasks"]
+    (tmp_path / "names.py").write_text("import hf_glu\n\n" + "".join(f"hf_glu.{name}\n" for name in names))
     for number, (old, new, _) in enumerate(MISTAKES):
         assert SCRIPT.count(old) == 1
         (tmp_path / f"wrong{number}.py").write_text(SCRIPT.replace(old, new))
