@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.checkpoint.files import CARD_FILE, MODULATION_FILE, MODULATION_WEIGHTS_FILE
+from hf_glu.checkpoint.files import CARD_FILE, MANIFEST_FILE, MODULATION_FILE, MODULATION_WEIGHTS_FILE
 from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import JsonObject, read_object, write_json
@@ -24,6 +24,7 @@ from hf_glu.instruments.steering.contrast import BATCH
 from hf_glu.instruments.steering.detecting import Detector
 from hf_glu.instruments.steering.fitting import STEPS, fit_gates
 from hf_glu.instruments.steering.modulating import GateSteering
+from hf_glu.publishing.hub.manifest import digest
 from hf_glu.publishing.hub.upload import PushTarget, commit
 from hf_glu.version import __version__
 
@@ -141,6 +142,7 @@ class GateModulation(GateSteering):
             self._write(stage)
             told = {"method": self.method, "model": self.model, "gates": len(self.thresholds), "repo": target.repo}
             write_text(stage / CARD_FILE, CARD.format(**told))
+            write_json(stage / MANIFEST_FILE, {"hf_glu": __version__, "card": digest(stage / CARD_FILE), "code": []})
             return commit(stage, target, message=commit_message or "Push a modulation with hf_glu")[0]
 
 

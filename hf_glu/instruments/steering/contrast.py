@@ -73,11 +73,11 @@ def read_contrast(
             raise DataError(f"there are no {side} texts: a contrast needs both classes")
         if (odd := next((text for text in given if not isinstance(text, str) or not text.strip()), None)) is not None:
             raise DataError(f"{side} has {shown(odd)}, which is no text")
-        texts += tokenizer(list(given), truncation=True, max_length=limit)["input_ids"]
-    check_tokenizer(config, tokenizer, texts)
-    for text, ids in zip([*positive, *negative], texts, strict=True):
-        if not ids:
-            raise DataError(f"the tokenizer makes no tokens of {shown(text)}")
+        found = tokenizer(list(given), truncation=True, max_length=limit)["input_ids"]
+        check_tokenizer(config, tokenizer, found)
+        if empty := [text for text, ids in zip(given, found, strict=True) if not ids]:
+            raise DataError(f"the tokenizer makes no tokens of {shown(empty[0])}")
+        texts += found
     return Contrast(texts=texts, positive=len(positive))
 
 
