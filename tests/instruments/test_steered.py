@@ -17,6 +17,7 @@ from hf_glu.errors import OptionError, TrainingError, UnknownNameError
 from hf_glu.ffn.sites import find_sites
 from hf_glu.instruments.pre_activations import gate_rows
 
+LENGTH = {"max_new_tokens": 6, "pad_token_id": 0}
 NAMES = ("bert", "gpt2", "t5", "opt", "llama", "phi3")
 
 
@@ -160,7 +161,6 @@ def test_generation_is_the_same_without_cache(name, how, tokens):
 def test_generated_tokens_are_those_after_the_prompt():
     model = steered.make("llama")
     made, prompt = steered.fit(model), steered.ids(2, 6)
-    found = model.generate(prompt, max_new_tokens=6, pad_token_id=0)
     mask = torch.zeros(2, 12, dtype=torch.bool)
     mask[:, 6:] = True
     with made.on(model, 3.0, tokens="generated"):
@@ -180,7 +180,7 @@ def test_left_padding_and_beams_keep_strengths_with_their_texts(name):
     made, tokens = steered.fit(model), steered.ids(2, 6)
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), tokens], 1)
     mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(tokens)], 1)
-    more = {"max_new_tokens": 6, "pad_token_id": 0, "num_beams": 3, "num_return_sequences": 2}
+    more = {**LENGTH, "num_beams": 3, "num_return_sequences": 2}
     with made.on(model, [3.0, -3.0]):
         both = model.generate(padded, attention_mask=mask, **more)[:, 9:]
     for row, strength in enumerate((3.0, -3.0)):
@@ -260,15 +260,17 @@ def test_threads_are_steered_each_by_itself():
 def test_a_model_that_runs_in_other_threads_only_is_told():
     model = steered.make("gpt2")
     made, plain, found = steered.fit(model), logits(model), []
-    with pytest.warns(UserWarning, match="attach"), made.on(model, 2.0):
+
+    def elsewhere():
         thread = threading.Thread(target=lambda: found.append(logits(model)))
         thread.start()
         thread.join()
+
+    with pytest.warns(UserWarning, match="attach"), made.on(model, 2.0):
+        elsewhere()
     assert_same(found[0], plain, "bitwise")
     attached = made.attach(model, 2.0)
-    thread = threading.Thread(target=lambda: found.append(logits(model)))
-    thread.start()
-    thread.join()
+    elsewhere()
     attached.detach()
     assert (found[1] - plain).abs().max() > 1e-3
 
