@@ -41,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         inspection,
         language,
         publishing,
+        steering,
         training,
     )  # fmt: skip
     from hf_glu.cli.commands import app

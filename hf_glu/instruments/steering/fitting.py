@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.instruments.pre_activations import watch_gate
+from hf_glu.instruments.steering import METHODS
 from hf_glu.instruments.steering.contrast import BATCH, read_contrast
 from hf_glu.instruments.steering.directions import Direction, best_place, find_directions
 from hf_glu.instruments.steering.learning import learn
 from hf_glu.instruments.steering.modulating import GateSteering
 from hf_glu.instruments.steering.places import gate_places, sample
 
-METHODS = ("diffmean", "pca", "probe", "learned")
 STEPS = 24
 
 
