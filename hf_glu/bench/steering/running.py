@@ -61,7 +61,8 @@ def steer(
         judged = {"about": judge.about, "accuracy": judge.accuracy}
         bench = Bench(
             model=model, tokenizer=tokenizer, judge=judge, prompts=_prompts(tokenizer, texts, prompts, options),
-            neutral=_neutral(tokenizer, texts, neutral), tokens=options.tokens, batch_size=options.batch_size, seed=seed,
+            neutral=_neutral(tokenizer, texts, neutral), tokens=options.tokens, batch_size=options.batch_size,
+            seed=seed,
         )  # fmt: skip
         ways, modulation = make_ways(model, tokenizer, texts, options, seed)
         made = made or modulation
