@@ -16,9 +16,9 @@ import hf_glu
 from hf_glu import cli
 from hf_glu.bench.steering.curves import Dose, area, breaks, spent
 from hf_glu.bench.steering.judging import load_judge
-from hf_glu.bench.steering.measuring import Bench, stretch
+from hf_glu.bench.steering.measuring import SteeringBench, stretch
 from hf_glu.bench.steering.options import SteerOptions, split
-from hf_glu.bench.steering.ways import EXAMPLES, Way, gates_way, make_ways
+from hf_glu.bench.steering.ways import EXAMPLES, SteeringWay, gates_way, make_ways
 from hf_glu.errors import OptionError, UnknownNameError
 from hf_glu.instruments.perplexity import next_token_perplexity
 
@@ -72,7 +72,7 @@ def bench(model, **more):
     tokenizer = steered.tokenizer()
     texts = [tokenizer(text)["input_ids"] for text in steered.texts()[0]]
     given = {"prompts": [[5, 6], [7, 8, 9]], "neutral": texts, "tokens": 5, "batch_size": 4, "seed": 0, **more}
-    return Bench(model=model, tokenizer=tokenizer, judge=Even(), **given)
+    return SteeringBench(model=model, tokenizer=tokenizer, judge=Even(), **given)
 
 
 def test_perplexity_is_that_of_the_tokens_after_the_prefix():
@@ -80,8 +80,8 @@ def test_perplexity_is_that_of_the_tokens_after_the_prefix():
     made = bench(model)
     texts = [{"input_ids": torch.tensor([ids])} for ids in made.neutral]
     expected, _ = next_token_perplexity(model, texts)
-    assert made.neutral_perplexity(Way(name="none", note=""), 1.0) == pytest.approx(expected, rel=1e-5)
-    prefixed = made.neutral_perplexity(Way(name="prompt", note="", prefix=lambda strength: [5, 6, 7]), 1.0)
+    assert made.neutral_perplexity(SteeringWay(name="none", note=""), 1.0) == pytest.approx(expected, rel=1e-5)
+    prefixed = made.neutral_perplexity(SteeringWay(name="prompt", note="", prefix=lambda strength: [5, 6, 7]), 1.0)
     total = count = 0.0
     for ids in made.neutral:
         logits = model(input_ids=torch.tensor([[5, 6, 7, *ids]])).logits.detach()[0, 2:-1].log_softmax(-1)

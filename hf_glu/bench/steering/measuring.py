@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from hf_glu.bench.steering.curves import Dose
 from hf_glu.bench.steering.judging import Judge
-from hf_glu.bench.steering.ways import PROMPT, Way
+from hf_glu.bench.steering.ways import PROMPT, SteeringWay
 from hf_glu.instruments.probe import evaluating, same_randomness
 
 MOST_UNIT = 64.0
@@ -26,7 +26,7 @@ Ids = list[int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Bench:
+class SteeringBench:
     """What all ways of steering are measured on.
 
     Attributes:
@@ -48,7 +48,7 @@ class Bench:
     batch_size: int
     seed: int
 
-    def measure(self, way: Way, strength: float) -> Dose:
+    def measure(self, way: SteeringWay, strength: float) -> Dose:
         """Return what a way gives at one strength, before its unit."""
         neutral = self.neutral_perplexity(way, strength)
         if not math.isfinite(neutral):
@@ -60,13 +60,13 @@ class Bench:
         example = self.tokenizer.decode([*self.prompts[0], *written[0]], skip_special_tokens=True)
         return Dose(strength=strength, score=score, own=own, neutral=neutral, example=example)
 
-    def neutral_perplexity(self, way: Way, strength: float) -> float:
+    def neutral_perplexity(self, way: SteeringWay, strength: float) -> float:
         """Return the steered model's perplexity on neutral text."""
         prefix = way.prefix(strength)
         with way.on(strength * way.unit):
             return self.perplexity([[*prefix, *ids] for ids in self.neutral], [len(prefix)] * len(self.neutral))
 
-    def write(self, way: Way, strength: float) -> list[Ids]:
+    def write(self, way: SteeringWay, strength: float) -> list[Ids]:
         """Return what the steered model goes on with after each prompt."""
         prefix, found = way.prefix(strength), list[Ids]()
         given = [[*prefix, *prompt] for prompt in self.prompts]
@@ -110,7 +110,7 @@ class Bench:
         return ids.to(device), mask.to(device)
 
 
-def stretch(bench: Bench, way: Way, strengths: Sequence[float], budget: float) -> Way:
+def stretch(bench: SteeringBench, way: SteeringWay, strengths: Sequence[float], budget: float) -> SteeringWay:
     """Return a way with the smallest unit, a power of 2, at which its largest strengths spend the whole budget."""
     if way.name == PROMPT:
         return way

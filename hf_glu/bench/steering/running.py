@@ -11,7 +11,7 @@ import torch
 
 from hf_glu.bench.steering.curves import to_row
 from hf_glu.bench.steering.judging import Judge, ProbeJudge, load_judge
-from hf_glu.bench.steering.measuring import Bench, stretch
+from hf_glu.bench.steering.measuring import SteeringBench, stretch
 from hf_glu.bench.steering.options import SteerOptions, Texts, read_sides, split
 from hf_glu.bench.steering.ways import GATES, make_ways
 from hf_glu.checkpoint.loading import load_model, load_tokenizer, read_texts
@@ -59,7 +59,7 @@ def steer(
         texts = split(sides, seed)
         judge: Judge = classifier or ProbeJudge(model, tokenizer, texts, options.batch_size)
         judged = {"about": judge.about, "accuracy": judge.accuracy}
-        bench = Bench(
+        bench = SteeringBench(
             model=model, tokenizer=tokenizer, judge=judge, prompts=_prompts(tokenizer, texts, prompts, options),
             neutral=_neutral(tokenizer, texts, neutral), tokens=options.tokens, batch_size=options.batch_size,
             seed=seed,

@@ -27,7 +27,7 @@ EXAMPLES = 4  # texts before a prompt, at the largest strength
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Way:
+class SteeringWay:
     """One way of steering.
 
     Attributes:
@@ -44,12 +44,14 @@ class Way:
     prefix: Callable[[float], list[int]] = lambda _: []
     unit: float = 1.0
 
-    def stretched(self, unit: float) -> Way:
+    def stretched(self, unit: float) -> SteeringWay:
         """Return it with other units."""
         return replace(self, unit=unit)
 
 
-def make_ways(model: Any, tokenizer: Any, texts: Texts, options: SteerOptions, seed: int) -> tuple[list[Way], Any]:
+def make_ways(
+    model: Any, tokenizer: Any, texts: Texts, options: SteerOptions, seed: int
+) -> tuple[list[SteeringWay], Any]:
     """Fit each way on a split's texts; return them, and the modulation of gates.
 
     Raises:
@@ -66,12 +68,14 @@ def make_ways(model: Any, tokenizer: Any, texts: Texts, options: SteerOptions, s
     return ways, made
 
 
-def gates_way(model: nn.Module, made: GateModulation) -> Way:
+def gates_way(model: nn.Module, made: GateModulation) -> SteeringWay:
     """Return steering by gates."""
-    return Way(name=f"{GATES}, {made.method}", note=f"{len(made.thresholds)} layers", on=partial(made.on, model))
+    return SteeringWay(
+        name=f"{GATES}, {made.method}", note=f"{len(made.thresholds)} layers", on=partial(made.on, model)
+    )
 
 
-def prompt_way(tokenizer: Any, texts: Texts, most: float) -> Way:
+def prompt_way(tokenizer: Any, texts: Texts, most: float) -> SteeringWay:
     """Return steering by texts of the class before each prompt: `EXAMPLES` at the strength ``most``, fewer below."""
     sides = [[tokenizer(text + "\n")["input_ids"] for text in side[:EXAMPLES]] for side in texts.fitted]
 
@@ -79,10 +83,10 @@ def prompt_way(tokenizer: Any, texts: Texts, most: float) -> Way:
         count = round(EXAMPLES * abs(strength) / most)
         return [each for ids in sides[int(strength < 0)][:count] for each in ids]
 
-    return Way(name=PROMPT, note=f"up to {EXAMPLES} texts before", prefix=prefix)
+    return SteeringWay(name=PROMPT, note=f"up to {EXAMPLES} texts before", prefix=prefix)
 
 
-def residual_ways(model: Any, tokenizer: Any, texts: Texts, options: SteerOptions) -> Iterator[Way]:
+def residual_ways(model: Any, tokenizer: Any, texts: Texts, options: SteerOptions) -> Iterator[SteeringWay]:
     """Yield the difference of means and the first component of what a layer gives, added to it at all tokens.
 
     The layer is the one whose output tells held-out texts apart best (cf. CAA, https://arxiv.org/abs/2312.06681).
@@ -94,7 +98,7 @@ def residual_ways(model: Any, tokenizer: Any, texts: Texts, options: SteerOption
         found = find_directions(model, contrast, places, method=method, slopes=False, batch_size=options.batch_size)
         place = best_place(found)
         on = partial(_added, blocks[place], found[place].difference)
-        yield Way(name=f"residual, {method}", note=place, on=on)
+        yield SteeringWay(name=f"residual, {method}", note=place, on=on)
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
