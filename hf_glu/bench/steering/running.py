@@ -65,11 +65,11 @@ def steer(
             seed=seed,
         )  # fmt: skip
         ways, modulation = make_ways(model, tokenizer, texts, options, seed)
-        made = made or modulation
+        made, unsteered = made or modulation, bench.measure(ways[0], 0.0)
         for way in ways:
             if options.stretch or not way.name.startswith(GATES):
                 way = stretch(bench, way, options.strengths(), options.budget)
-            doses = [bench.measure(way, strength) for strength in options.strengths()]
+            doses = [bench.measure(way, strength) if strength else unsteered for strength in options.strengths()]
             row = {"way": way.name, "note": way.note, "seed": seed, "unit": way.unit}
             rows.append(row | to_row(doses, options.budget))
             on_row(f"{way.name}, seed {seed}: area {rows[-1]['area']:.3f}")

@@ -51,7 +51,7 @@ class SteeringWay:
 
 def make_ways(
     model: Any, tokenizer: Any, texts: Texts, options: SteerOptions, seed: int
-) -> tuple[list[SteeringWay], Any]:
+) -> tuple[list[SteeringWay], GateModulation]:
     """Fit each way on a split's texts; return them, and the modulation of gates.
 
     Raises:
@@ -94,11 +94,11 @@ def residual_ways(model: Any, tokenizer: Any, texts: Texts, options: SteerOption
     blocks = blocks_of(model)
     contrast = read_contrast(model, tokenizer, *texts.fitted)
     places = {name: partial(watch_output, block) for name, block in blocks.items()}
-    for method in ("diffmean", "pca"):
-        found = find_directions(model, contrast, places, method=method, slopes=False, batch_size=options.batch_size)
-        place = best_place(found)
-        on = partial(_added, blocks[place], found[place].difference)
-        yield SteeringWay(name=f"residual, {method}", note=place, on=on)
+    found = find_directions(model, contrast, places, method="pca", slopes=False, batch_size=options.batch_size)
+    place = best_place(found)
+    direction = found[place]
+    for method, moved in {"diffmean": direction.means[0] - direction.means[1], "pca": direction.difference}.items():
+        yield SteeringWay(name=f"residual, {method}", note=place, on=partial(_added, blocks[place], moved))
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -60,14 +60,14 @@ class Direction:
     Attributes:
         difference: where the positive class lies from the negative one, ``[W]``.
         log_slope: log of the ratio of the classes' deviations over tokens, ``[W]``; None: wasn't asked for.
-        middle: the mean of both classes, ``[W]``.
+        means: of the classes, ``[2, W]``, the positive one first.
         deviation: of texts' means within a class, ``[W]``.
         detector: of the classes.
     """
 
     difference: Tensor
     log_slope: Tensor | None
-    middle: Tensor
+    means: Tensor
     deviation: Tensor
     detector: Detector
 
@@ -135,7 +135,7 @@ def _direction(
         unit = (_component if method == "pca" else _probe)(kept, contrast)
         difference = unit * (unit @ difference)
     return Direction(
-        difference=difference, log_slope=log_slope, middle=means[:, :width].mean(0),
+        difference=difference, log_slope=log_slope, means=means[:, :width],
         deviation=variance[:width].sqrt(), detector=_detector(name, moments, slopes, accuracy),
     )  # fmt: skip
 

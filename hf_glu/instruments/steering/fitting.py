@@ -67,4 +67,4 @@ def fit_gates(
 def _threshold(direction: Direction) -> Tensor:
     if direction.log_slope is None:
         return -direction.difference
-    return direction.log_slope * direction.middle - direction.difference
+    return direction.log_slope * direction.means.mean(0) - direction.difference

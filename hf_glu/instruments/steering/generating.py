@@ -45,7 +45,7 @@ class Generating:
 
 
 def ask(model: Any) -> None:
-    """Have the ``generate`` of ``model`` tell of its prompts; a model that has none is left alone."""
+    """Make the ``generate`` of ``model`` note its prompts; a model that has none is left alone."""
     if not hasattr(type(model), NAME):
         return
     with _installing:
