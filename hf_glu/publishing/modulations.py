@@ -195,7 +195,7 @@ def fit_modulation(
 
     At strength 1 each gate's pre-activation g becomes slope (g - threshold), which moves it by the difference of the
     classes' means. Every FFN that hf_glu knows has such a gate: of a dense one, it is what its activation is given.
-    The gates of experts aren't among them.
+    The gates of experts aren't among them, nor those that aren't given whole texts (a vision tower's, pooled layers').
 
     Args:
         model: encoder, decoder or both; an encoder-decoder's decoder is given the encoder's text.

@@ -9,8 +9,10 @@ from comparing import assert_same
 from pico import make_native
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import DataError, NoSiteError, OptionError, UnknownNameError
 from hf_glu.instruments.recorder import Watch, watching
+from hf_glu.instruments.steering.places import gate_places
 
 STACK = {"bert": "encoder.", "opt": "decoder."}  # what their modules are called
 FAMILIES = ("bert", "gpt2", "t5", "bart", "opt", *steered.NATIVE)
@@ -135,3 +137,38 @@ def test_another_models_tokenizer_and_models_without_gates():
         steered.fit(steered.make("gpt2", vocab_size=20))
     with pytest.raises(NoSiteError, match="experts"):
         steered.fit(make_native("mixtral"))
+
+
+class Numbers:
+    """A tokenizer of numbers, for the tiny models of all families."""
+
+    unk_token_id, name_or_path = None, "numbers"
+
+    def __len__(self):
+        return 40
+
+    def __call__(self, texts, truncation, max_length):
+        first = {"+": 6, "-": 12}
+        return {"input_ids": [[first[text[0]] + int(digit) % 8 for digit in text[1:]] for text in texts]}
+
+
+@pytest.mark.parametrize(
+    ("family", "left_out"), [("git", "encoder.layers.0"), ("switch_transformers", "encoder.layers.1.1")]
+)
+def test_gates_that_no_whole_text_reaches_are_left_out(family, left_out):
+    model = tiny_model(family)
+    positive, negative = ([f"{sign}{1234 + at}" for at in range(8)] for sign in "+-")
+    made = hf_glu.fit_modulation(model, Numbers(), positive, negative)
+    assert made.thresholds
+    assert set(made.samples) == set(made.accuracy) == set(made.thresholds)
+    assert left_out in gate_places(model)
+    assert left_out not in made.thresholds
+
+
+@pytest.mark.parametrize(
+    ("family", "says"), [("cpmant", "whole texts"), ("voxtral_realtime", "doesn't run on input_ids")]
+)
+def test_models_that_take_more_than_texts_are_refused(family, says):
+    with pytest.raises(OptionError, match=says) as caught:
+        hf_glu.fit_modulation(tiny_model(family), Numbers(), ["+1234"] * 4, ["-1234"] * 4)
+    assert "\n" not in str(caught.value)

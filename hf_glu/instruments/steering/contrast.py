@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.config.traits import longest_text, vocabulary
-from hf_glu.errors import DataError, OptionError, shown
+from hf_glu.errors import DataError, HfGluError, OptionError, shown
 from hf_glu.instruments.recorder import Call, Reached, Watch, run_batches, watching
 
 BATCH, LONGEST = 16, 128
@@ -119,6 +119,8 @@ def batches(model: nn.Module, texts: Mapping[int, Sequence[int]], size: int) -> 
 class TextMeans:
     """Means over tokens of what some places of a model see, text by text.
 
+    Places that no whole text reaches (a vision tower's, routed experts, pooled layers) are left out.
+
     Args:
         model: the model.
         places: what watches each, by name.
@@ -138,17 +140,26 @@ class TextMeans:
         with watching(self.model, self.watches):
             for numbers, inputs in batches(self.model, texts, size):
                 self.sums, self.counts, self.calls = {}, {}, {}
-                run_batches(self.model, [inputs])
-                if missing := [name for name in self.names if name not in self.sums]:
-                    raise OptionError(f"{missing[0]} isn't run by {type(self.model).__name__} on texts")
+                self._run(inputs)
+                if not self.calls:
+                    raise OptionError(f"{type(self.model).__name__} gives none of {', '.join(self.names)} whole texts")
                 # a layer that isn't shared is given each text once: nothing after the last one is needed
-                self.once = all(count == 1 for count in self.calls.values())
+                self.names, self.once = list(self.sums), all(count == 1 for count in self.calls.values())
                 yield numbers, {name: self.sums[name] / self.counts[name] for name in self.names}
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> None:
+        try:
+            run_batches(self.model, [inputs])
+        except HfGluError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise OptionError(f"{type(self.model).__name__} doesn't run on {', '.join(inputs)} alone: {why}") from error
 
     def _see(self, name: str, call: Call, x: Tensor) -> None:
         tokens = call.tokens
-        if not tokens.length:
-            raise OptionError(f"{name}: {list(x.shape)} can't be told to the tokens of texts (chunks, no padding)")
+        if not tokens.length or name not in self.names:
+            return
         rows = tokens.texts(x.detach()).float()
         if self.squares:
             rows = torch.cat([rows, rows.square()], dim=-1)

@@ -52,7 +52,7 @@ def fit_gates(
     made = GateSteering(
         thresholds={name: _threshold(direction) for name, direction in found.items()},
         log_slopes={name: each.log_slope for name, each in found.items() if each.log_slope is not None},
-        samples={name: sample(site) for name, site in sites.items()},
+        samples={name: sample(sites[name]) for name in found},
         model=type(model).__name__,
         method=method,
         accuracy={name: each.detector.accuracy for name, each in found.items() if each.detector.accuracy is not None},
