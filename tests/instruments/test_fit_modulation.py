@@ -152,9 +152,7 @@ class Numbers:
         return {"input_ids": [[first[text[0]] + int(digit) % 8 for digit in text[1:]] for text in texts]}
 
 
-@pytest.mark.parametrize(
-    ("family", "left_out"), [("git", "encoder.layers.0"), ("switch_transformers", "encoder.layers.1.1")]
-)
+@pytest.mark.parametrize(("family", "left_out"), [("git", "encoder.layers.0"), ("funnel", "encoder.layers.1")])
 def test_gates_that_no_whole_text_reaches_are_left_out(family, left_out):
     model = tiny_model(family)
     positive, negative = ([f"{sign}{1234 + at}" for at in range(8)] for sign in "+-")
@@ -163,6 +161,16 @@ def test_gates_that_no_whole_text_reaches_are_left_out(family, left_out):
     assert set(made.samples) == set(made.accuracy) == set(made.thresholds)
     assert left_out in gate_places(model)
     assert left_out not in made.thresholds
+
+
+@pytest.mark.parametrize("family", ["switch_transformers", "nllb-moe"])
+def test_gates_inside_of_experts_are_none_of_them(family):
+    model = tiny_model(family)
+    sites = {id(site.anchor): site for site in gate_places(model).values()}
+    inside = [site for site in hf_glu.find_sites(model) if "experts" in site.path]
+    assert sites
+    assert inside
+    assert not any(id(site.anchor) in sites for site in inside)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,9 @@ class TextMeans:
             run_batches(self.model, [inputs])
         except HfGluError:
             raise
-        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+            if "memory" in str(error):
+                raise
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise OptionError(f"{type(self.model).__name__} doesn't run on {', '.join(inputs)} alone: {why}") from error
 

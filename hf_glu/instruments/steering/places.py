@@ -19,6 +19,7 @@ from hf_glu.ffn.linear import weight_rows
 from hf_glu.ffn.sites import Site, convertible_sites, need_model
 from hf_glu.instruments.pre_activations import gate_rows
 
+EXPERTS = "experts"  # what families call modules of experts
 SAMPLE = 16  # weights of a gate by which a model is known again
 ROUNDING = 2**-7  # relative: bfloat16 and int8 keep a weight that well, another model's is another number
 
@@ -37,8 +38,8 @@ def gate_places(model: nn.Module, layers: Any = None) -> dict[str, Site]:
     need_model(model)
     found: dict[str, Site] = {}
     for site in convertible_sites(model):
-        if site.kind == "experts":
-            continue
+        if site.kind == "experts" or EXPERTS in site.path.split("."):
+            continue  # which are given the tokens that a router sends there, in an order of its own
         name = layer = f"{site.stack}.layers.{site.layer}" if site.stack else f"layers.{site.layer}"
         while name in found:
             name = f"{layer}.{int(name.removeprefix(layer).strip('.') or 0) + 1}"
