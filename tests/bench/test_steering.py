@@ -156,7 +156,7 @@ def arguments(files, **more):
 
 
 def test_the_command(files, tmp_path, run_cli):
-    more = {"save": tmp_path / "glad", "plot": tmp_path / "dose.png", "seeds": "0,1"}
+    more = {"save": tmp_path / "glad", "plot": tmp_path / "dose.png", "seeds": "0,1", "budget": 1.01}
     code, out, err = run_cli(*arguments(files, **more), "--json")
     assert code == 0, err
     data = json.loads(out)
