@@ -160,9 +160,10 @@ def _read(kind: type[GateModulation], folder: Path, source: str) -> GateModulati
         parts = {part: _under(tensors, part) for part in (THRESHOLD, LOG_SLOPE, SAMPLE)}
         widths = {name: len(value) for name, value in parts[THRESHOLD].items()}
         slopes = all(widths.get(name) == len(value) for name, value in parts[LOG_SLOPE].items())
-        if not widths or widths != about["gates"] or not slopes or not _finite(tensors):
-            raise CheckpointError(f"{source} is broken: its numbers aren't those that {MODULATION_FILE} tells of")
         told = about["detector"]
+        detects = told is None or widths.get(told["gate"]) == len(tensors[DETECTOR])
+        if not widths or widths != about["gates"] or not slopes or not detects or not _finite(tensors):
+            raise CheckpointError(f"{source} is broken: its numbers aren't those that {MODULATION_FILE} tells of")
         detector = None if told is None else Detector(
             place=str(told["gate"]), weight=tensors[DETECTOR], bias=float(told["bias"]), accuracy=told["accuracy"]
         )  # fmt: skip

@@ -73,6 +73,7 @@ def put_nan(folder):
         (lambda folder: edit(folder, lambda about: about.pop("gates")), "can't be read"),
         (lambda folder: edit(folder, lambda about: about.update(detector=3)), "can't be read"),
         (lambda folder: (folder / "modulation.safetensors").write_bytes(b"1234567890"), "can't be read"),
+        (lambda folder: edit(folder, lambda about: about["detector"].update(gate="layers.7")), "broken"),
         (lose_a_gate, "broken"),
         (put_nan, "broken"),
     ],

@@ -94,6 +94,15 @@ class Attached:
         self.asked = outermost(model) if scope.asks else []
         if scope.constant and scope.strength == 0.0:
             return
+        try:
+            self._hook(sites)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _hook(self, sites: Mapping[str, Site]) -> None:
+        """Hook the gates and the stacks around them."""
+        model = self.model
         for each in self.asked:
             ask(each)
         whole = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -105,7 +114,7 @@ class Attached:
             self.handles.append(stack.register_forward_hook(self._end, always_call=True))
             self.stacks.append(stack)
         self.handles += [hook_gate(site, partial(self._shift, name)) for name, site in sites.items()]
-        if bound:
+        if self.bound:
             _local.active = (*_active(), self)
 
     def detach(self) -> None:

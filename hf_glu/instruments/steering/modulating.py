@@ -94,8 +94,7 @@ class GateSteering(Shown):
         if when is not None and self.detector is None:
             raise OptionError(f"when={when!r} needs a detector, which a sum of modulations of several contrasts hasn't")
         self.check(model, weights=check)
-        names = set(self.thresholds) | ({self.detector.place} if when and self.detector else set())
-        sites = {name: site for name, site in gate_places(model).items() if name in names}
+        sites = {name: site for name, site in gate_places(model).items() if name in self.thresholds}
         shifts = {name: GateShift(self.thresholds[name], self.log_slopes.get(name)) for name in self.thresholds}
         return Attached(model, sites, shifts, scope, detector=self.detector, when=when, bound=bound)
 
