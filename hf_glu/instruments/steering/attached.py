@@ -91,7 +91,7 @@ class Attached:
         self.ran, self.elsewhere = False, False
         self.handles: list[Handle] = []
         self.stacks: list[nn.Module] = []
-        self.asked = outermost(model) if scope.asks else []
+        self.asked: list[nn.Module] = []
         if scope.constant and scope.strength == 0.0:
             return
         try:
@@ -103,8 +103,9 @@ class Attached:
     def _hook(self, sites: Mapping[str, Site]) -> None:
         """Hook the gates and the stacks around them."""
         model = self.model
-        for each in self.asked:
+        for each in outermost(model) if self.scope.asks else ():
             ask(each)
+            self.asked.append(each)
         whole = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         modules = [site.in_proj if site.kind == "mixer" else site.act for site in sites.values()]
         for stack, decodes in stacks_around(model, modules):
@@ -119,13 +120,12 @@ class Attached:
 
     def detach(self) -> None:
         """Take it off; does nothing the second time."""
-        handles, self.handles = self.handles, []
-        for handle in handles:
-            handle.remove()
-        for each in self.asked if handles else ():
-            stop_asking(each)
-        for stack in self.stacks if handles else ():
-            end_carrying(stack)
+        while self.handles:
+            self.handles.pop().remove()
+        while self.asked:
+            stop_asking(self.asked.pop())
+        while self.stacks:
+            end_carrying(self.stacks.pop())
         _local.active = tuple(each for each in _active() if each is not self)
         if self.elsewhere and not self.ran:
             warnings.warn(

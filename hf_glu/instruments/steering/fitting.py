@@ -27,7 +27,7 @@ from hf_glu.instruments.steering.learning import learn
 from hf_glu.instruments.steering.modulating import GateSteering
 from hf_glu.instruments.steering.places import gate_places, sample
 
-STEPS = 24
+STEPS = 12
 
 
 def fit_gates(
