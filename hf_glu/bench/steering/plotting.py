@@ -28,6 +28,7 @@ def plot_doses(data: Mapping[str, Any], path: Path) -> Path:
     target = check_plot(path)
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     seed = data["rows"][0]["seed"]
     rows = [row for row in data["rows"] if row["seed"] == seed]
@@ -40,6 +41,9 @@ def plot_doses(data: Mapping[str, Any], path: Path) -> Path:
         left.set(xlabel="strength, in each way's units", ylabel="score of the target")
         right.set(xlabel="perplexity, times the unsteered model's", xscale="log")
         right.set_xlim(0.97, data["budget"] ** LIMIT)
+        ticks = [data["budget"] ** power for power in (0, 0.5, 1, 1.5)]
+        right.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        right.xaxis.set_minor_locator(NullLocator())
         right.axvline(data["budget"], color=MUTED, lw=1, ls=(0, (4, 3)))
         left.legend(frameon=False, fontsize=8)
         figure.suptitle("Dose and response", x=0.01, ha="left", size=12, weight="bold", color=INK)
