@@ -1,4 +1,5 @@
 # `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`, `make fuzz`,
+# `make docs`: the documentation's site, into site/.
 # `make matrix`: the fast tests beside old and new versions (environments of up to 6 GB each, kept under .nox).
 #
 # PYTHON      the Python (>= 3.11) that the virtual environment is made from; a torch that it has is reused
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 TELLING = $(shell $(BIN)/python -c "import noxfile; print(*noxfile.TELLING)")
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow test-telling fuzz matrix quality style clean
+.PHONY: demo test test-slow test-telling fuzz matrix quality style docs clean
 
 demo: $(VENV)/.train
 	@rm -rf runs/demo
@@ -51,8 +52,12 @@ style: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# strictly, and from this repository alone
+docs: $(VENV)/.docs
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .nox runs
+	rm -rf $(VENV) .nox runs site
 
 # torch first and by itself: an open range would pull a CUDA build of several gigabytes
 $(VENV)/.torch:
@@ -76,4 +81,8 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.train
 	@$(PIP) -c $(VENV)/constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.train
+	@$(PIP) -c $(VENV)/constraints.txt -e ".[docs]"
 	@touch $@

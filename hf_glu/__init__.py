@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hf_glu.config.registry import Activation as Activation
     from hf_glu.conversion import convert as convert
     from hf_glu.conversion import freeze_mix as freeze_mix
+    from hf_glu.conversion import grow_experts as grow_experts
+    from hf_glu.conversion import merge_experts as merge_experts
     from hf_glu.conversion import plan as plan
     from hf_glu.conversion import revert as revert
     from hf_glu.conversion import split_experts as split_experts
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from hf_glu.training.parameters.homeostasis import homeostasis as homeostasis
     from hf_glu.training.parameters.parts import frozen_activations as frozen_activations
     from hf_glu.training.parameters.peft import lora_config as lora_config
+    from hf_glu.training.watch import WatchCallback as WatchCallback
 
 # public name -> the module that has it, imported on first use
 _LAZY = {
@@ -58,6 +61,7 @@ _LAZY = {
     "GluConfig": "hf_glu.activation",  # which registers the kinds that have sections in it
     "GateModulation": "hf_glu.publishing.modulations",
     "AnnealCallback": "hf_glu.training.parameters.annealing",
+    "WatchCallback": "hf_glu.training.watch",
     "activations": "hf_glu.activation.listing",
     "active_parameters": "hf_glu.instruments.routing",
     "anneal": "hf_glu.training.parameters.annealing",
@@ -73,10 +77,12 @@ _LAZY = {
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parameters.parts",
     "fuse": "hf_glu.ffn.lean",
+    "grow_experts": "hf_glu.conversion",
     "heal": "hf_glu.training.language.heal",
     "homeostasis": "hf_glu.training.parameters.homeostasis",
     "lora_config": "hf_glu.training.parameters.peft",
     "modulation": "hf_glu.instruments.steering.by_hand",
+    "merge_experts": "hf_glu.conversion",
     "parameter_groups": "hf_glu.training.parameters.groups",
     "perplexity": "hf_glu.training.language.pretraining",
     "plan": "hf_glu.conversion",

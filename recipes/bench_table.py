@@ -1,11 +1,11 @@
-"""README's table of benches, from what ``hf-glu bench --save`` wrote: ``python recipes/bench_table.py --language en``.
+"""The documents' table of benches, from what ``hf-glu bench --save`` wrote: ``python recipes/bench_table.py``.
 
-The ratios are `recipes/bench/cpu.json` (float32) and `recipes/bench/cpu-bf16.json`; a test holds README to this table.
+The ratios are `recipes/bench/cpu.json` (float32) and `recipes/bench/cpu-bf16.json`; a test holds
+docs/results/benchmarks.md to this table.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,15 +23,14 @@ class Line:
 
     Attributes:
         bench, contender: whose rows.
-        en, zh: what they are, in words.
+        what: what they are, in words.
         where: what their cells have.
         show: ``each`` ratio, the ``mean`` of all sizes, the ``range``, or the ``seconds``.
     """
 
     bench: str
     contender: str
-    en: str
-    zh: str
+    what: str
     where: dict[str, Any] = field(default_factory=dict)
     show: str = "each"
 
@@ -56,25 +55,25 @@ def rows(line: Line, benches: dict[str, Data]) -> list[Data]:
     ]
 
 
-def ratio(line: Line, benches: dict[str, Data], language: str) -> str:
+def ratio(line: Line, benches: dict[str, Data]) -> str:
     """Return what a line says of one run; what missed its target in bold."""
-    found, missed = rows(line, benches), WORDS["missed"][language]
+    found = rows(line, benches)
     if not found:
         return "-"
     if line.show == "mean":
         mean = next(mean for mean in benches[line.bench]["means"] if mean["contender"] == line.contender)
-        return _bold(f"{mean['ratio']:.2f}", missed, met=mean["met"])
+        return _bold(f"{mean['ratio']:.2f}", met=mean["met"])
     if line.show == "range":
         ratios, misses = [row["ratio"]["median"] for row in found], sum(not row["met"] for row in found)
         span = f"{min(ratios):.2f} - {max(ratios):.2f}"
-        words = WORDS["range"][language].format(span=span, misses=misses, count=len(found))
+        words = WORDS["range"].format(span=span, misses=misses, count=len(found))
         return f"**{words}**" if misses else span
     part = "seconds" if line.show == "seconds" else "ratio"
-    return ", ".join(_bold(f"{row[part]['median']:.2f}", missed, met=row["met"] is not False) for row in found)
+    return ", ".join(_bold(f"{row[part]['median']:.2f}", met=row["met"] is not False) for row in found)
 
 
-def _bold(text: str, missed: str, *, met: bool) -> str:
-    return text if met else f"**{text}{missed}**"
+def _bold(text: str, *, met: bool) -> str:
+    return text if met else f"**{text}{WORDS['missed']}**"
 
 
 def target(line: Line, benches: dict[str, Data]) -> str:
@@ -86,25 +85,22 @@ def target(line: Line, benches: dict[str, Data]) -> str:
     return ", ".join(values if len(set(values)) > 1 else values[:1])
 
 
-def memory(line: Line, benches: dict[str, Data], missed: str) -> str:
+def memory(line: Line, benches: dict[str, Data]) -> str:
     """Return the ratio of what is kept, or of the peak, which hardly depends on the size."""
     if line.show == "range":
         return ""
     found = [row for row in rows(line, benches) if row["saved_ratio"] is not None]
-    return "" if not found else _bold(f"{found[0]['saved_ratio']:.2f}", missed, met=found[0]["saved_met"] is not False)
+    return "" if not found else _bold(f"{found[0]['saved_ratio']:.2f}", met=found[0]["saved_met"] is not False)
 
 
-def table(runs: dict[str, dict[str, Data]], language: str = "en") -> str:
+def table(runs: dict[str, dict[str, Data]]) -> str:
     """Return the table in Markdown."""
-    heads = WORDS["heads"][language]
+    heads = WORDS["heads"]
     lines, before = [heads, ["---"] * len(heads)], ""
     for line in LINES:
         name = f"`{line.bench}`" if line.bench != before else ""
-        ratios = [ratio(line, benches, language) for benches in runs.values()]
-        fp32 = runs["fp32"]
-        lines.append(
-            (name, getattr(line, language), *ratios, target(line, fp32), memory(line, fp32, WORDS["missed"][language]))
-        )
+        ratios, fp32 = [ratio(line, benches) for benches in runs.values()], runs["fp32"]
+        lines.append((name, line.what, *ratios, target(line, fp32), memory(line, fp32)))
         before = line.bench
     return "\n".join(_joined(cells) for cells in lines)
 
@@ -118,9 +114,7 @@ def _joined(cells: Iterable[str]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--language", choices=sorted(WORDS["heads"]), default="en", help="of the table: %(default)s")
-    print(table({dtype: read(path) for dtype, path in FILES.items()}, parser.parse_args().language))
+    print(table({dtype: read(path) for dtype, path in FILES.items()}))
 
 
 if __name__ == "__main__":

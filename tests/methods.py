@@ -191,6 +191,18 @@ METHODS = {
         target="modulated_stateful_learnable_{base}", models=FEW, options={"experts": 3}, again=ConversionError,
         reverts=NoSiteError, quiet=("router.weight",),
     ),
+    "hearing experts": Method(
+        target="kappa_{base}", models=FEW, options={"experts": "kappa_{base}*2,{base}"}, again=ConversionError,
+        reverts=NoSiteError, quiet=("router.weight",),
+    ),
+    "hearing experts of plain ones": Method(
+        target="kappa_{base}", models=("bert",), options={"experts": "kappa_{dense}*2"},
+        again=ConversionError, reverts=NoSiteError, quiet=("router.weight",),
+    ),
+    "hearing, wrapped experts": Method(
+        target="modulated_canon_stateful_kappa_learnable_{base}", models=("gpt2", "t5"), options={"experts": 2},
+        again=ConversionError, reverts=NoSiteError, quiet=("router.weight",),
+    ),
     "narrower experts": Method(
         target="modulated_stateful_{base}", models=("bert", "gpt2", "t5"), start=None, again=ConversionError,
         reverts=NoSiteError, quiet=("router.weight", "decay"), options={  # few tokens of a text meet the same expert
@@ -205,9 +217,21 @@ METHODS = {
     "banks": Method(
         models=("mixtral",), options={"experts": "silu,learnable_relu"}, again=ConversionError, reverts=NoSiteError
     ),
+    "hearing banks": Method(target="kappa_swiglu", models=("mixtral",), again=ConversionError, reverts=NoSiteError),
+    "hearing banks, mixed": Method(
+        models=("mixtral",), options={"experts": "kappa_learnable_relu,kappa_silu"}, again=ConversionError,
+        reverts=NoSiteError,
+    ),
     "banks without gates": Method(
         models=("mixtral",), options={"experts": "silu,ungated_silu", **_CALIBRATED}, start=None,
         again=ConversionError, reverts=NoSiteError,
+    ),
+    "grown banks": Method(
+        verb="grow_experts", models=("mixtral",), again=ConversionError, reverts=NoSiteError
+    ),
+    "grown experts": Method(
+        target="{base}", models=FEW, options={"experts": 2}, then=("grow_experts",), again=ConversionError,
+        reverts=NoSiteError, quiet=("router.weight",),
     ),
     # after a conversion
     "frozen": Method(
@@ -228,6 +252,7 @@ CASES = [(method, model) for method, row in METHODS.items() for model in row.mod
 
 # public names of the rooms that convert, and why they have no row
 NO_METHOD = {
+    "merge_experts": "makes a new model of several: tests/conversion/test_merging.py",
     "plan": "changes nothing: convert carries it out",
     "verify": "compares two folders",
 }

@@ -13,7 +13,7 @@ from hf_glu.activation.kernels.special import swiglu_oss
 from hf_glu.config.canon import CanonOptions
 from hf_glu.config.context import ContextOptions
 from hf_glu.config.kinds import Activation, Derived, Formula, Kind, refuse_lookahead
-from hf_glu.config.registry import ADAPTIVE, GATED, LEARNABLE, MODULATED, registry
+from hf_glu.config.registry import ADAPTIVE, GATED, KAPPA, LEARNABLE, MODULATED, registry
 from hf_glu.config.smear import SmearOptions
 from hf_glu.config.state import StateOptions
 
@@ -107,6 +107,17 @@ FAMILIES = (
             section=StateOptions,
             check=refuse_lookahead,
             curves=Later("hf_glu.activation.stateful:curves"),
+        ),
+    ),
+    Wrapper(  # the innermost: it is the slope of N itself, and states are of what they would be without it
+        order=20,
+        equation="z = (1 + a r) g, r the router's score",
+        paper="cf. kappa-SwiGLU, Li et al. 2026, https://arxiv.org/abs/2606.00761",
+        shift=Later("hf_glu.activation.kappa:Sharpness"),
+        kind=Kind(
+            flag=KAPPA,
+            trait="In an expert, how sure the router is of it sets the slope of each gate.",
+            curves=Later("hf_glu.activation.kappa:curves"),
         ),
     ),
 )

@@ -26,7 +26,7 @@ from hf_glu.activation.context.states import load_state, store_states
 from hf_glu.activation.kernels.modulation import modulate, recomputed_modulation
 from hf_glu.activation.kernels.scan import decays, spread_decays, stateful
 from hf_glu.activation.module import OwnedModule
-from hf_glu.activation.wrapped import Shift
+from hf_glu.activation.wrapped import TextShift
 from hf_glu.config.context import ContextOptions
 from hf_glu.config.kinds import Part, Place
 from hf_glu.errors import ConversionError, OptionError
@@ -38,7 +38,7 @@ PAPER = "hf_glu; cf. NGT, https://arxiv.org/abs/2305.03232"
 EQUATION = "slope (g - threshold)"
 
 
-class Modulation(Shift):
+class Modulation(TextShift):
     """slope (g - threshold), both ``[..., W]``; g itself where there is no context vector.
 
     Attributes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
 from hf_glu.activation.kernels.autodiff import needs_formula
 from hf_glu.activation.kernels.formulas import gated, split_gate_up, swiglu_oss
@@ -76,16 +78,18 @@ class GatedActivation(OwnedActivation):
             assert entry.gate is not None
             self.phi = build_elementwise(entry.gate) if phi is None else phi
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the gated activation."""
+    def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
+        """Apply the gated activation; ``confidence`` is what the router says, in an expert."""
         if self.formula is not None:
             return self.formula(*split_gate_up(x))
         assert self.phi is not None
+        if confidence is not None:  # what the innermost shift gives is no view
+            return gated(x, partial(self.phi, confidence=confidence))
         contiguous = self.contiguous and by_layout(self.phi, x)
         if (self.saves_memory or self.kernels) and self.recomputes(x):
             fused = self.kernels(self.phi, x.device.type) if self.kernels else None
             if fused or self.saves_memory:
-                return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused)
+                return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused, stamped=self.saves_memory)
         return gated(x, self.phi, contiguous=contiguous)
 
     def recomputes(self, x: Tensor) -> bool:

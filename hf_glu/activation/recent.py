@@ -18,13 +18,13 @@ from torch import Tensor
 from hf_glu.activation.context.line import Line
 from hf_glu.activation.context.routed import Routed
 from hf_glu.activation.context.states import ROLLBACK, Trail, load_state, store_states
-from hf_glu.activation.wrapped import Shift
+from hf_glu.activation.wrapped import TextShift
 from hf_glu.errors import OptionError
 
 Before: TypeAlias = Callable[[int], Tensor]
 
 
-class Recent(Shift):
+class Recent(TextShift):
     """z of g and of the last g's, both ``[..., W]``; g itself until it is `configure`d.
 
     Attributes:

@@ -22,7 +22,7 @@ from transformers import initialization as init
 from hf_glu.activation.context.routed import Routed
 from hf_glu.activation.context.states import ROLLBACK, load_state, store_states
 from hf_glu.activation.kernels.scan import bidirectional, decays, spread_decays, stateful, step
-from hf_glu.activation.wrapped import Shift
+from hf_glu.activation.wrapped import TextShift
 from hf_glu.config.state import StateOptions
 from hf_glu.errors import OptionError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Z = "z = g + alpha s + beta (sigmoid(g) - s)"
 
 
-class Memory(Shift):
+class Memory(TextShift):
     """z of g, both ``[..., W]``; g itself until it is `configure`d.
 
     Attributes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from hf_glu.activation.context import Reader, Reading
+from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.context.states import Trail, trail_of
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.formulas import split_gate_up
@@ -25,8 +26,14 @@ if TYPE_CHECKING:
     from hf_glu.config.glu import GluConfig
 
 
-class Shift(Reader, OwnedModule):
-    """What a wrapper does to the gate: ``[..., W]`` in and out; the gate itself until it is `configure`d."""
+class Shift(OwnedModule):
+    """What a wrapper does to the gate: ``[..., W]`` in and out; the gate itself until it is `configure`d.
+
+    Attributes:
+        hears: whether it is given what a router says, too (`hf_glu.activation.kappa.Confidence`).
+    """
+
+    hears: bool = False
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Make the parameters of ``width`` channels."""
@@ -35,6 +42,10 @@ class Shift(Reader, OwnedModule):
     def neutral(self) -> bool:
         """Return whether it does nothing."""
         raise NotImplementedError
+
+
+class TextShift(Reader, Shift):
+    """A shift that reads the text around a token."""
 
     def trail(self, reading: Reading) -> Trail | None:
         """Return the states that one more token goes on from; None where there is more to do, or more to learn."""
@@ -61,13 +72,16 @@ class WrappedGate(OwnedActivation):
         if isinstance(self.phi, OwnedActivation):
             self.phi.configure(options, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation to the shifted gate."""
-        out: Tensor = self.phi(self.shift(x))
+    def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
+        """Apply the activation to the shifted gate; ``confidence`` is what the router says, in an expert."""
+        x = self.shift(x, confidence) if self.shift.hears else self.shift(x)
+        if confidence is not None and isinstance(self.phi, WrappedGate):
+            return self.phi(x, confidence)
+        out: Tensor = self.phi(x)
         return out
 
     def shifted(self, x: Tensor) -> Tensor:
-        """Return the gate after all shifts."""
+        """Return the gate after all shifts, outside of experts."""
         x = self.shift(x)
         return self.phi.shifted(x) if isinstance(self.phi, WrappedGate) else x
 
@@ -104,12 +118,12 @@ class WrappedFormula(GatedActivation):
         for shift in self.shifts():
             shift.configure(options, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the formula."""
+    def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
+        """Apply the formula; ``confidence`` is what the router says, in an expert."""
         assert self.formula is not None
         gate, up = split_gate_up(x)
         for shift in self.shifts():
-            gate = shift(gate)
+            gate = shift(gate, confidence) if shift.hears else shift(gate)
         return self.formula(gate, up)
 
 

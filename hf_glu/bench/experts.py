@@ -1,4 +1,4 @@
-"""Our experts beside Mixtral's sparse MoE block: training steps and decoding.
+"""Our experts beside Mixtral's sparse MoE block, and with gates that hear the router: training steps and decoding.
 
 Pairs: T tokens, H = 512, W = 1024, 8 experts, top-2; stock's ``gate_up_proj`` ``[8, 2 W, H]`` is our ``in_proj``.
 """
@@ -24,7 +24,9 @@ HIDDEN, WIDTH, EXPERTS, TOP_K = 512, 1024, 8, 2
 TRAINED, DECODED = (512, 1024, 2048, 4096), 4
 COPIED = 2**30  # bytes: batched_mm copies an expert's weights for each pair, and is left out where they are more
 STOCK = ("eager", "grouped_mm", "batched_mm")
-OURS = {"homogeneous": "swiglu*8", "heterogeneous": "swiglu*2,geglu*2,reglu*2,glu*2"}
+OURS = {
+    "homogeneous": "swiglu*8", "heterogeneous": "swiglu*2,geglu*2,reglu*2,glu*2", "hearing": "kappa_swiglu*8"
+}  # fmt: skip
 FREE = "homogeneous, balance=0, z=0"
 STD = 0.02
 
@@ -33,8 +35,10 @@ TRAINING = {
     "homogeneous": Claim(peers=PEERS, target=1.05, saved_peers=PEERS, saved_target=1.0),
     "heterogeneous": Claim(peers=("homogeneous",), target=1.10, saved_peers=PEERS, saved_target=1.0),
     FREE: Claim(peers=PEERS),
+    "hearing": Claim(peers=("homogeneous",), target=1.03),
 }
-DECODING = {name: Claim(peers=PEERS, target=1.05) for name in OURS}
+DECODING = {name: Claim(peers=PEERS, target=1.05) for name in ("homogeneous", "heterogeneous")}
+DECODING["hearing"] = TRAINING["hearing"]
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:

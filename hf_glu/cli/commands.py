@@ -9,7 +9,15 @@ import typer
 
 from hf_glu.checkpoint.writing import user_path, write_text
 from hf_glu.cli import tables
-from hf_glu.cli.convert_options import check_fit, check_healing, check_split, division, healer, read_early, target_of
+from hf_glu.cli.convert_options import (
+    check_experts,
+    check_fit,
+    check_healing,
+    healer,
+    read_early,
+    target_of,
+    way,
+)
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.version import __version__
 
@@ -29,6 +37,7 @@ _TO_HELP = "The gated activation; or LAYERS=NAME such as 0-3=geglu (again for mo
 To = Annotated[list[str] | None, typer.Option("--to", help=_TO_HELP)]
 Exclude = Annotated[str | None, typer.Option(help="Regular expression: sites whose name it finds are left alone.")]
 _SPLIT_HELP = "Divide FFNs' units among experts: 2+14 are 2 always on and 14 routed, --top-k of which a token uses."
+_GROW_HELP = "Make so many copies of each expert that SRC has; with --calibration, more of those that matter."
 _HEAL_HELP = "Text (again for more): train the result to be like SRC on it, as `pretrain --teacher` does."
 
 
@@ -102,6 +111,8 @@ def convert(
     experts: Experts = None,
     top_k: Annotated[int | None, typer.Option(help="Experts that a token uses: 2.")] = None,
     split: Annotated[str | None, typer.Option(help=_SPLIT_HELP)] = None,
+    grow: Annotated[int | None, typer.Option(help=_GROW_HELP)] = None,
+    active: Annotated[str | None, typer.Option(help="Copies of a chosen expert that a token uses: one, all.")] = None,
     layers: Layers = None,
     exclude: Exclude = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would change; nothing is written.")] = False,
@@ -112,9 +123,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a dense checkpoint to gated feed-forward networks, and write its model card."""
-    if not to and not experts and split is None:
-        raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
-    target: Any = target_of(to) if to else None
+    target: Any = target_of(to or [], needed=not experts and split is None and grow is None)
     options: dict[str, Any] = {"layers": layers, "exclude": exclude, "experts": experts, "top_k": top_k}
     options["width"] = int(width) if width.isdecimal() and len(width) < 10 else width
     if destination is None and not plan:
@@ -123,7 +132,7 @@ def convert(
     asked["--distill-steps"] = distill_steps is not None
     check_fit(distill_steps, calibration, asked)
     check_healing(heal, heal_options, stream=stream, plan=plan)
-    check_split(split, top_k, asked, calibrated=plan or calibration is not None)
+    check_experts(split, grow, active, options, asked, calibrated=calibration is not None, plan=plan)
     texts = read_early(source, None if plan else destination, target, calibration, options)
 
     import hf_glu
@@ -131,9 +140,9 @@ def convert(
     from hf_glu.checkpoint.folders import staged_folder
     from hf_glu.publishing.card.card import write_card
 
-    target = division(split, options) if split else target
+    target = way(split, grow, active, options) or target
     if plan:
-        fitted = texts is not None and split is None
+        fitted = texts is not None and not (split or grow)
         planned = plan_checkpoint(source, target, fitted=fitted, native=native, **options)
         tables.emit(planned, tables.plan, json=json)
         return

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_glu.config.experts import read_split
+from hf_glu.config.experts import check_growth, read_split
 from hf_glu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -40,11 +40,36 @@ def check_split(split: str | None, top_k: int | None, asked: dict[str, Any], *, 
         raise OptionError("--split needs --calibration: a file of texts that experts and routers are fitted on")
 
 
-def division(split: str, options: dict[str, Any]) -> Change:
-    """Return what ``--split`` and ``--top-k`` mean, which is taken out of ``options``."""
-    from hf_glu.conversion import Split
+def check_grow(times: int | None, active: str | None, calibrated: bool, asked: dict[str, Any]) -> None:
+    """Raise OptionError for a --grow or --active that can't be, or that other ways to convert are given beside."""
+    if times is None:
+        if active is not None:
+            raise OptionError("--active says which of the copies that --grow makes a token uses: give --grow, too")
+        return
+    if given := [name for name, value in asked.items() if value]:
+        raise OptionError(f"--grow copies experts as they are: leave {' and '.join(given)} out")
+    check_growth(times, active or "one")
+    if calibrated and active == "all":
+        raise OptionError("--active all makes as many copies of each expert: leave --calibration out")
 
-    return Split(experts=split, top_k=options.pop("top_k"))
+
+def check_experts(
+    split: str | None, grow: int | None, active: str | None, options: dict[str, Any], asked: dict[str, Any], *,
+    calibrated: bool, plan: bool,
+) -> None:  # fmt: skip
+    """Raise OptionError for a --split, --grow or --active that can't be, or that others are given beside."""
+    check_split(split, options["top_k"], asked, calibrated=plan or calibrated)
+    where = {f"--{name.replace('_', '-')}": options[name] for name in ("top_k", "layers", "exclude")}
+    check_grow(grow, active, calibrated, {**asked, "--split": split, **where})
+
+
+def way(split: str | None, grow: int | None, active: str | None, options: dict[str, Any]) -> Change | None:
+    """Return what --split and --grow mean, None without both; ``top_k`` is taken out of ``options`` for the first."""
+    from hf_glu.conversion import Grow, Split
+
+    if split:
+        return Split(experts=split, top_k=options.pop("top_k"))
+    return Grow(times=grow, active=active or "one") if grow else None
 
 
 def check_fit(steps: int | None, calibration: Path | None, asked: dict[str, Any]) -> None:
@@ -78,8 +103,12 @@ def healer(source: str, data: list[str], options: Path | None) -> Callable[[Any]
     return lambda model: heal(model, source, data, **values)
 
 
-def target_of(to: list[str]) -> str | dict[str, str]:
-    """Read ``--to``: a name, or LAYERS=NAME any number of times."""
+def target_of(to: list[str], *, needed: bool) -> str | dict[str, str] | None:
+    """Read ``--to``: a name, or LAYERS=NAME any number of times; None: it isn't given, nor ``needed``."""
+    if not to:
+        if needed:
+            raise OptionError("convert needs --to NAME, the gated activation: `hf-glu activations` lists them")
+        return None
     if len(to) == 1 and "=" not in to[0]:
         return to[0]
     pairs = [part.partition("=") for part in to]

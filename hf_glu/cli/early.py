@@ -16,9 +16,10 @@ from hf_glu.checkpoint.folders import check_destination
 from hf_glu.checkpoint.gguf import gguf_file, is_gguf
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.writing import check_folder
-from hf_glu.config.experts import read_groups
+from hf_glu.config.experts import check_merge, read_groups
 from hf_glu.config.glu import check_by_layer, check_width
 from hf_glu.config.layers import check_layers, read_exclude
+from hf_glu.errors import OptionError
 from hf_glu.training.data.sources import check_data, suite_tasks
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.language.reading import find_files, is_local
@@ -57,6 +58,18 @@ def check_conversion(
     for group in read_groups(experts, "gelu") if experts else ():
         _check_name(group.name.removeprefix(_UNGATED))
     read_exclude(exclude)
+
+
+def check_merging(models: list[str], router: str, prompts: int, attention: str, top_k: int) -> None:
+    """Raise OptionError for options of a merge that no models could make right."""
+    if len(models) < 2:
+        raise OptionError(f"merging needs two models at least, got {len(models)}")
+    check_merge(router=router, attention=attention)
+    if (router == "hidden") != bool(prompts):
+        needed = "needs --prompts, a file of texts for each model" if router == "hidden" else "reads no --prompts"
+        raise OptionError(f"--router {router} {needed}")
+    if not 1 <= top_k <= len(models):
+        raise OptionError(f"--top-k must be 1 to {len(models)}, the number of experts, got {top_k}")
 
 
 def _check_name(target: str) -> None:

@@ -40,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         exporting,
         inspection,
         language,
+        merging,
         publishing,
         steering,
         training,

@@ -40,6 +40,11 @@ POST_NORM = Private(
     otherwise="no bank has such a norm",
 )  # fmt: skip
 
+CAN_RECORD = Private(
+    where=_MODEL, name="_can_record_outputs", seen=SEEN, need="watching a family's own routers",
+    otherwise="their entropy isn't told",
+)  # fmt: skip
+
 GATE_ALONE = Private(
     where="transformers.models.mamba.modeling_mamba", name="mamba_selective_scan", seen="5.15 to 5.24",
     need="giving a mixer another gate than its convolution's activation",

@@ -13,6 +13,8 @@ from hf_glu.errors import OptionError, refuse_unknown, shown
 ROUTERS = ("softmax", "sigmoid")
 WEIGHTS = ("scores", "ones")
 BACKENDS = ("grouped", "loop")
+ACTIVE = ("one", "all")
+MERGES = {"router": ("random", "hidden"), "attention": ("average", "first")}
 LARGEST, LONGEST = 1e4, 10_000
 _NAME, _COUNT = r"(?P<name>[a-z]\w{0,199})(?::(?P<width>\d{1,9}))?", r"(?P<times>\*)?(?P<count>\d{1,9})"
 _SPLIT = re.compile(r"(?:(?P<always>\d{1,9})\+)?(?P<routed>\d{1,9})")
@@ -77,6 +79,21 @@ def read_split(text: str | int) -> tuple[int, int]:
     return always, routed
 
 
+def check_merge(**given: str) -> None:
+    """Raise OptionError for a ``router`` or ``attention`` of `hf_glu.merge_experts` that isn't one of theirs."""
+    for option, value in given.items():
+        if value not in (known := MERGES[option]):
+            raise OptionError(f"{option} must be one of {', '.join(known)}, got {shown(value)}")
+
+
+def check_growth(times: int, active: str) -> None:
+    """Raise OptionError for a number of copies, or a choice of those that a token uses, that can't be."""
+    if type(times) is not int or not 2 <= times <= MAX_EXPERTS:
+        raise OptionError(f"times must be a number of copies, 2 to {MAX_EXPERTS:,}, got {shown(times)}")
+    if active not in ACTIVE:
+        raise OptionError(f"active must be one of {', '.join(ACTIVE)}, got {shown(active)}")
+
+
 def check_size(groups: Sequence[Group], text: str) -> None:
     """Raise OptionError where there are more experts, or units in them, than any model has."""
     count, units = (sum(group.count * (group.width or 1 if wide else 1) for group in groups) for wide in (False, True))
@@ -108,6 +125,10 @@ class ExpertOptions:
             the choice of experts sees goes up where fewer tokens went, after each backward pass; 0: none.
         jitter: the router's inputs are multiplied by uniform noise within 1 - jitter and 1 + jitter in training.
         backend: ``grouped`` (one GEMM for a group) or ``loop``; None: what the device, dtype and shape allow.
+        copies: what `hf_glu.grow_experts` has made of each expert, on the mean: the router chooses among the number of
+            experts divided by this, and a second one among the copies of each.
+        sources: the names of the models that the experts come from, in their order (`hf_glu.merge_experts`); None:
+            they come from one.
 
     Raises:
         OptionError: a value out of range, or more experts a token than there are.
@@ -123,14 +144,20 @@ class ExpertOptions:
     bias_rate: float = 0.0
     jitter: float = 0.0
     backend: str | None = None
+    copies: int = 1
+    sources: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for key in ("groups", "shared"):
             value = getattr(self, key)
             if not isinstance(value, str) and not (key == "shared" and value is None):
                 raise OptionError(f"experts {key} must be such as 'relu*2,swiglu*4', got {shown(value)}")
-        if type(self.top_k) is not int or not 1 <= self.top_k <= self.count:
-            raise OptionError(f"top_k must be 1 to {self.count}, the number of experts, got {shown(self.top_k)}")
+        if type(self.copies) is not int or self.copies < 1 or any(g.count % self.copies for g in self.experts):
+            raise OptionError(
+                f"copies must divide the experts of each group of {self.groups}, got {shown(self.copies)}"
+            )
+        if type(self.top_k) is not int or not 1 <= self.top_k <= self.originals:
+            raise OptionError(f"top_k must be 1 to {self.originals}, the number of experts, got {shown(self.top_k)}")
         if self.router not in ROUTERS:
             raise OptionError(f"router must be one of {', '.join(ROUTERS)}, got {shown(self.router)}")
         if self.weights not in WEIGHTS:
@@ -143,6 +170,17 @@ class ExpertOptions:
                 raise OptionError(f"experts {key} must be at least 0 and below {LARGEST:g}, got {shown(value)}")
         if self.shared:
             read_groups(self.shared)
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """Keep the names of the sources in a tuple; raise OptionError where they are none, or not one for each."""
+        names = self.sources
+        if names is None:
+            return
+        listed = isinstance(names, (list, tuple)) and len(names) == self.count
+        if not listed or not all(isinstance(name, str) and len(name) <= LONGEST for name in names):
+            raise OptionError(f"experts sources must be a list of {self.count} names, got {shown(names)}")
+        object.__setattr__(self, "sources", tuple(names))
 
     @property
     def experts(self) -> tuple[Group, ...]:
@@ -159,6 +197,11 @@ class ExpertOptions:
         """The number of routed experts."""
         return sum(group.count for group in self.experts)
 
+    @property
+    def originals(self) -> int:
+        """The number of experts that the router chooses among."""
+        return self.count // self.copies
+
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any] | None) -> ExpertOptions | None:
         """Validate an entry of ``config.hf_glu``; None: no experts."""
@@ -172,4 +215,5 @@ class ExpertOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return what isn't the default."""
         defaults = {field.name: field.default for field in fields(self)}
-        return {key: value for key, value in asdict(self).items() if key == "groups" or value != defaults[key]}
+        values = {**asdict(self), "sources": None if self.sources is None else list(self.sources)}
+        return {key: value for key, value in values.items() if key == "groups" or value != defaults[key]}

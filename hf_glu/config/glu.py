@@ -113,7 +113,7 @@ class GluConfig:
         dense_act: elementwise activation of whatever reads the same config field but is not a gated FFN (an LM
             head's transform, layers outside of ``layers``). None: the config class's own default.
         bias: bias on the fused in-projection ``[gate | up]``. None: as the stock class has it.
-        layers: which layers are gated (see :mod:`hf_glu.config.layers`). None: all.
+        layers: which layers are gated (see `hf_glu.config.layers`). None: all.
         by_layer: activations of some of these layers, ``{"0-3": "geglu"}``; the first key that selects a layer counts.
             None: all have the model's own.
         mix: of ``learnable_`` and ``moa_`` activations: ``{"functions": [...], "per": "layer" or "channel"}``; the mix

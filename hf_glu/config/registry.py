@@ -24,7 +24,7 @@ from hf_glu.config.kinds import Formula as Formula
 from hf_glu.config.kinds import Kind
 from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, shown
 
-GATED, LEARNABLE, ADAPTIVE, MODULATED = "gated", "learnable", "adaptive", "modulated"
+GATED, LEARNABLE, ADAPTIVE, MODULATED, KAPPA = "gated", "learnable", "adaptive", "modulated", "kappa"
 LONGEST = 128  # characters of a name
 _local = threading.local()  # undo: what takes a thread's changes back
 
@@ -218,6 +218,18 @@ def unwrapped(name: str) -> str:
     """Return the activation inside of ``name``: ``swiglu`` of ``stateful_swiglu``."""
     reading = registry.read(name)
     return name if reading is None else reading.inner
+
+
+def hears(name: object) -> bool:
+    """Return whether an activation is to be told how much a router gives its expert."""
+    entry = registry.find(name)
+    return entry is not None and KAPPA in entry.flags
+
+
+def reads_text(name: str) -> bool:
+    """Return whether an activation has wrappers that must see the text around a token."""
+    reading = registry.read(name)
+    return reading is not None and any(wrapper != f"{KAPPA}_" for wrapper in reading.wrappers)
 
 
 def unmixed(name: str) -> str:

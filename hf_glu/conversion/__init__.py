@@ -5,6 +5,8 @@ from hf_glu.conversion.changes.revert import revert
 from hf_glu.conversion.changes.t5_layout import to_native
 from hf_glu.conversion.converting import convert, plan
 from hf_glu.conversion.engine import Plan
+from hf_glu.conversion.experts.growing import Grow, grow_experts
+from hf_glu.conversion.experts.merging import Merge, merge_experts
 from hf_glu.conversion.experts.splitting import Split, split_experts
 from hf_glu.conversion.report import Report
 from hf_glu.conversion.steps import CHANGES, Change, Step
@@ -12,12 +14,16 @@ from hf_glu.conversion.steps import CHANGES, Change, Step
 __all__ = [
     "CHANGES",
     "Change",
+    "Grow",
+    "Merge",
     "Plan",
     "Report",
     "Split",
     "Step",
     "convert",
     "freeze_mix",
+    "grow_experts",
+    "merge_experts",
     "plan",
     "revert",
     "split_experts",

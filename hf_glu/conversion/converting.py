@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_glu.config.experts import ExpertOptions
-from hf_glu.config.registry import registry, unmixed, unwrapped
+from hf_glu.config.registry import hears, registry, unmixed, unwrapped
 from hf_glu.conversion.changes.gate import Gate
 from hf_glu.conversion.checks import check_convertible
 from hf_glu.conversion.engine import Plan, make_plan
@@ -48,13 +48,14 @@ def plan(
             have its dictionary in parentheses, ``moa_swiglu(silu,relu)``. Or another `hf_glu.conversion.Change`.
         width: hidden units: ``keep``, ``iso`` (as many parameters as the dense FFN has, see `iso_width`)
             or a number. FFNs that are gated already are pruned to the number.
-        layers: which layers (see :mod:`hf_glu.config.layers`); None: all.
+        layers: which layers (see `hf_glu.config.layers`); None: all.
         exclude: regular expression; sites whose name it finds are left alone.
         fitted: whether there will be calibration data to fit FFNs on, so that any activation may become any gate.
         bias: False: give no bias to in-projections that have none (T5), even where the route needs one.
         mix: of ``learnable_`` and ``moa_`` names, as ``config.hf_glu["mix"]``; the model's own activation comes first.
         experts: make experts of each FFN, ``relu*2,gelu*2,swiglu*4`` (`experts.upcycling`), once it has
             ``width``; where the model has banks of them (Mixtral), their activations (`experts.banks`), with no target.
+            A ``kappa_`` target by itself is for all experts of such banks.
         top_k, drop: experts that a token uses, 2 unless given; share of each expert's units to initialise anew.
         sections: options of wrappers, as ``config.hf_glu`` has them: ``state`` of ``stateful_`` activations (see
             `hf_glu.config.state.StateOptions`), ``context`` of ``modulated_`` ones (`hf_glu.config.context.
@@ -75,11 +76,23 @@ def plan(
         return make_plan(model, target, **where)
     if experts is not None:
         return _plan_experts(model, target, experts, {"top_k": top_k, "drop": drop}, shape, acts, where)
+    if banks := _hearing(model, target, acts):
+        return _plan_experts(model, None, banks, {"top_k": top_k, "drop": drop}, shape, acts, where)
     if target is None:
         raise OptionError("give the gated activation to convert to, such as swiglu: hf_glu.activations() lists them")
     if top_k is not None or drop:
         raise OptionError("top_k and drop are for experts: give experts, such as 'relu*2,swiglu*2'")
     return make_plan(model, Gate.of(target, **shape, **acts), **where)
+
+
+def _hearing(model: Any, target: Target | None, acts: dict[str, Any]) -> str:
+    """Return the experts of a model's own banks, where the target is an activation that hears their router; else ""."""
+    banks = find_banks(model) if isinstance(target, str) else []
+    name, mix = read_dictionary(target, acts["mix"]) if banks and target is not None else ("", None)
+    if not hears(name):
+        return ""
+    acts["mix"] = mix
+    return f"{name}*{len(banks[0].anchor.get_parameter('down_proj'))}"
 
 
 def _plan_experts(

@@ -58,7 +58,7 @@ def foresee(model: Any, expected: Mapping[str, Form], write: Callable[[Mapping[i
     copies: dict[int, Any] = {}
     config = copy.deepcopy(model.config, copies)
     write(copies)
-    skeleton = _skeleton(type(model), config)
+    skeleton = skeleton_of(type(model), config)
     if (wrong := _difference(expected, skeleton)) is not None:
         return wrong
     mine, theirs = _other_activations(model), _other_activations(skeleton)
@@ -97,7 +97,7 @@ def check_comes_back(model: Any) -> None:
     """Raise ConversionError where loading would build another model than ``model`` is, by its configs as they are."""
     if not hasattr(type(model), FROM_CONFIG.name) or "swiglu" not in ACT2FN:
         return
-    skeleton = _skeleton(type(model), copy.deepcopy(model.config))
+    skeleton = skeleton_of(type(model), copy.deepcopy(model.config))
     mine, theirs = ({key: tuple(part.shape) for key, part in made.state_dict().items()} for made in (model, skeleton))
     for key in {**mine, **theirs}:
         if mine.get(key) != theirs.get(key):
@@ -116,7 +116,7 @@ def _difference(expected: Mapping[str, Form], skeleton: nn.Module) -> str | None
     return None
 
 
-def _skeleton(model_class: Any, config: Any) -> nn.Module:
+def skeleton_of(model_class: Any, config: Any) -> nn.Module:
     """Return what ``model_class`` builds of ``config`` after a file, on the meta device.
 
     Raises:

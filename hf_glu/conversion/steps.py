@@ -133,7 +133,7 @@ class Step(Shown):
         parameters_before, parameters_after: of the site.
         iso: whether the width is the one of equal parameters.
         unbiased: whether up is to be fitted in place of a constant, for which there is no bias.
-        active_after: of the parameters, what a token uses; None: all.
+        active_after, active_before: of the parameters, what a token uses; None: all.
         biased: whether an in-projection without a bias gets one that its route doesn't need, for others that do: a
             config says it of all of them.
     """
@@ -150,6 +150,7 @@ class Step(Shown):
     iso: bool = False
     unbiased: bool = False
     active_after: int | None = None
+    active_before: int | None = None
     biased: bool = False
 
     @classmethod
@@ -219,7 +220,7 @@ class Step(Shown):
             "parameters_after": self.parameters_after,
             "active_parameters_after": self.active,
             # a multiplication and an addition for each weight and token
-            "flops_per_token_before": 2 * self.parameters_before,
+            "flops_per_token_before": 2 * (self.active_before or self.parameters_before),
             "flops_per_token_after": 2 * self.active,
         }
 
@@ -281,7 +282,7 @@ class Rows(Shown):
             "active_parameters_after": self.parameters_after - ffn[1] + active,
             "ffn_parameters_before": ffn[0],
             "ffn_parameters_after": ffn[1],
-            "flops_per_token_before": 2 * ffn[0],
+            "flops_per_token_before": 2 * sum(step.active_before or step.parameters_before for step in self.steps),
             "flops_per_token_after": 2 * active,
             "memory_bytes_before": self.parameters_before * self.bytes_per_parameter,
             "memory_bytes_after": self.parameters_after * self.bytes_per_parameter,

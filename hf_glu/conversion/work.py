@@ -53,6 +53,7 @@ class Work:
         distill_steps: of fits; None: as many as each needs.
         generator: of random numbers, the same for all rows.
         curves: where a change leaves the error of a site by its number of active experts.
+        utilities: by site, how much each of its experts is worth ``[E]``, where a change has asked for it.
         sites: all that are converted by the running stage, in order.
     """
 
@@ -61,6 +62,7 @@ class Work:
     distill_steps: int | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(SEED))
     curves: dict[str, list[float]] = field(default_factory=dict)
+    utilities: dict[str, Tensor] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     _ahead: dict[str, Tensor | None] = field(default_factory=dict)
 

@@ -23,7 +23,7 @@ from hf_glu.config.registry import GATED
 from hf_glu.config.router_fields import add_router_fields
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.config_fields import activation_of, default_activation, names_ours, write_activation
-from hf_glu.ffn.context_sites import settle_kinds
+from hf_glu.ffn.context_sites import check_routed, settle_kinds
 from hf_glu.ffn.expert_sites import make_experts, put_experts
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import flags_of
@@ -131,7 +131,7 @@ def mix_banks(banks: list[Site], options: GluConfig) -> None:
         return
     for bank in banks:
         if selected(options.layers, bank.layer, bank.stack) and not isinstance(bank.anchor, MixedBank):
-            mix_bank(bank.anchor, wanted.experts, options.mix)
+            mix_bank(bank.anchor, wanted.experts, options.mix, wanted.copies)
 
 
 def _place_activation(model: nn.Module, site: Site) -> None:
@@ -174,6 +174,7 @@ def _build_site(model: nn.Module, site: Site) -> bool:
     if not selected(options.layers, site.layer, site.stack):
         site.set_act(build_elementwise(options.dense_act or default_activation(config, site.stack)).to(like))
         return False
+    check_routed(act.name, site)
     if site.native:
         if act.gated:
             site.set_act(build_elementwise(native_gate(act.name)).to(like))

@@ -13,6 +13,8 @@ from hf_glu.activation.context.hooks import stack_and_blocks
 from hf_glu.activation.modulated import ContextSource
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.kinds import Part, Place
+from hf_glu.config.registry import KAPPA, hears
+from hf_glu.errors import OptionError
 from hf_glu.ffn.sites import Site
 
 _GENERATORS = frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES).difference(
@@ -27,6 +29,17 @@ def check_kinds(model: nn.Module, flagged: Flagged, options: GluConfig) -> None:
     for kind in registry.sections.values():
         assert kind.section is not None
         kind.check(_places(model, flagged, kind.flag), options.read(kind.section))
+
+
+def check_routed(name: str, site: Site) -> None:
+    """Raise OptionError where an activation would hear a router (``kappa_``), and there is none, or it isn't asked."""
+    if hears(name) and site.kind == "experts":
+        raise OptionError(f"{site.name}: a bank hears its router by experts=, such as experts='{name}*8' for 8 of them")
+    if hears(name):
+        raise OptionError(
+            f"{site.name} has no router for {name} to hear: kappa_ is for experts, give experts=8 beside it, or use "
+            f"{name.replace(f'{KAPPA}_', '')}"
+        )
 
 
 def needed_parts(model: nn.Module, flagged: Flagged, options: GluConfig) -> list[Part]:

@@ -13,10 +13,11 @@ from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.class_rules import carry_rules
-from hf_glu.ffn.experts import ExpertFFN
+from hf_glu.ffn.experts import ExpertFFN, find_experts
 from hf_glu.ffn.experts.group import banks_of
+from hf_glu.ffn.families import OURS
 from hf_glu.ffn.forward import projections
-from hf_glu.ffn.sites import Site
+from hf_glu.ffn.sites import Site, layer_of, stack_at
 from hf_glu.inplace import stock_class
 
 # what may stand in an FFN's own module beside its parts
@@ -62,6 +63,14 @@ def make_experts(
             parameter.data = parameter.data.to(site.out_proj.weight.dtype)
     _freeze_as(site, made)
     return made
+
+
+def own_sites(model: nn.Module) -> list[Site]:
+    """Return the places of a model's experts of ours as sites."""
+    return [
+        Site(name=name, row=OURS, path=name, anchor=experts, layer=layer_of(name), stack=stack_at(name, model))
+        for name, experts in find_experts(model).items()
+    ]
 
 
 def _carry(model: nn.Module, site: Site) -> None:

@@ -111,6 +111,9 @@ MIXER = _row("mamba", "mixer", "in_proj act out_proj", "mamba falcon_mamba mamba
 # A bank of experts that may have no module for its activation (gpt-oss).
 BANK = _row("bank", "experts", "gate_up_proj act_fn down_proj", "")
 
+# Experts of ours, in an FFN's place.
+OURS = _row("hf_glu", "experts", "banks.0.in_proj banks.0.acts.0 banks.0.out_proj", "")
+
 # Modules that look like an FFN and are none: routers, gates and embeddings of patches.
 NO_FFN = frozenset({"AXK2GateMLP", "ZayaRouterMLP", "NeoMMEPatchEmbeddings", "VoxtralRealtimeTextAdaRmsNorm"})
 

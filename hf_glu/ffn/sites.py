@@ -178,7 +178,7 @@ def find_sites(model: nn.Module) -> Sites:
                 seen.add(key)
                 second = bool(sites) and sites[-1].anchor is module
                 own = f"{name}.{row.in_proj}".rpartition(".")[0].strip(".") if second else name
-                sites.append(_site(own, name, row, module, _stack(name, model)))
+                sites.append(_site(own, name, row, module, stack_at(name, model)))
     return sites
 
 
@@ -189,7 +189,7 @@ def _site(name: str, path: str, row: SiteRow, anchor: nn.Module, stack: str | No
 def find_banks(model: nn.Module) -> list[Site]:
     """Return every bank of gated experts of Transformers' own, also those without a module for their activation."""
     return [
-        _site(name, name, BANK, module, _stack(name, model))
+        _site(name, name, BANK, module, stack_at(name, model))
         for name, module in model.named_modules()
         if is_bank(module)
     ]
@@ -252,7 +252,7 @@ def layer_of(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
-def _stack(name: str, model: nn.Module) -> str | None:
+def stack_at(name: str, model: nn.Module) -> str | None:
     """Return the stack that a site is in: from its path, else from what the model itself is."""
     parts = name.split(".")
     if stack := next((stack for stack in STACKS if stack in parts), None):

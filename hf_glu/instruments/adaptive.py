@@ -5,7 +5,8 @@ mean of a mix's coefficients over tokens and channels:
 
     threshold = T c,   slope = 1 + S c,   curve(g) = N(slope (g - threshold)),   N = sum_k a_k phi_k where it is a mix
 
-A channel has its own threshold, slope and curve. What a gate remembers (``stateful_``) is left out of the curve.
+A channel has its own threshold, slope and curve. What a gate remembers (``stateful_``), or
+hears of its router (``kappa_``), is left out of the curve.
 
 Shapes: N tokens, W channels, B texts of a batch, R size of the context vector.
 """

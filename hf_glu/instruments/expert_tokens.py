@@ -92,7 +92,7 @@ class _Queues:
         self.valid: Tensor | None = None
 
     def watches(self) -> Iterator[Watch]:
-        yield from _sent(self.layer, self.fill)
+        yield from sent(self.layer, self.fill)
 
     def fill(self, call: Call, experts: Tensor) -> None:
         """Take the tokens that a layer is given, and their experts ``[T, k]``."""
@@ -122,10 +122,14 @@ def routed(ffn: ExpertFFN, see: Callable[[Routing, Call], None]) -> Iterator[Wat
     yield Watch(module=ffn.router, see=lambda call: see(call.output, given.pop()), after=True)
 
 
-def _sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Watch]:
+def sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Watch]:
     """Yield the watches that call ``see`` with the call of a layer, and with the experts ``[T, k]`` of its tokens."""
     if isinstance(layer, ExpertFFN):
         yield from routed(layer, lambda routing, call: see(call, routing.experts))
+    elif isinstance(layer, MixedBank) and layer.copies is not None:  # which say which of them the tokens go to
+        given: list[Call] = []
+        yield Watch(module=layer, see=lambda call: given.__setitem__(slice(None), [call]))
+        yield Watch(module=layer.copies, see=lambda call: see(given.pop(), call.output[0]), after=True)
     else:
         yield Watch(module=layer, see=lambda call: see(call, call.inputs[1]))
 
@@ -155,7 +159,7 @@ def routed_inputs(model: nn.Module, layer: nn.Module, batches: Iterable[Batch], 
         if call.tokens.last:
             raise Reached
 
-    with watching(model, _sent(layer, see)):
+    with watching(model, sent(layer, see)):
         run_batches(model, batches, enough=lambda: tokens.full)
     if not tokens.parts:
         raise OptionError(f"the data never reach the experts of {type(layer).__name__}: give what its stack reads, too")

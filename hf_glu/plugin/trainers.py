@@ -1,6 +1,8 @@
 """Hook of ``transformers.trainer``: what a Trainer computes outside of its model takes the routers' losses along.
 
-That is the loss of label smoothing, of ``compute_loss_func``, of a subclass' ``compute_loss``, as TRL's trainers have
+Callbacks of hf_glu's are told of more than a Trainer tells: see `TrainerObserver`.
+
+That loss is that of label smoothing, of ``compute_loss_func``, of a subclass' ``compute_loss``, as TRL's trainers have
 one. The last is to multiply a loss that is divided by the items of all processes by their number, as Trainer's does.
 """
 
@@ -26,9 +28,10 @@ LOSSES = ("label_smoother", "compute_loss_func", "compute_loss")
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    """Wrap ``Trainer.training_step``; passes through where a model has no experts of ours."""
+    """Wrap ``Trainer.training_step``, ``log`` and ``train``; the first passes through where no experts are ours."""
     trainer_class = require(module, "Trainer")
     plain = require(trainer_class, "training_step", "model", "inputs", "num_items_in_batch")
+    _tell_observers(trainer_class, patches)
 
     @wraps(plain)
     def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
@@ -55,6 +58,40 @@ def install(module: ModuleType, patches: Patches) -> None:
             return plain(self, model, inputs, items, **kwargs)
 
     patches.set(trainer_class, "training_step", training_step)
+
+
+class TrainerObserver:
+    """Base of callbacks that take part in what a Trainer logs, and that have to end whatever ends a training."""
+
+    def add_to_logs(self, logs: dict[str, Any]) -> None:
+        """Add to what is logged, before anybody is given it."""
+
+    def after_training(self) -> None:
+        """End, after an exception, too."""
+
+
+def _tell_observers(trainer_class: Any, patches: Patches) -> None:
+    log, train = require(trainer_class, "log", "logs"), require(trainer_class, "train")
+
+    def observers(trainer: Any) -> list[TrainerObserver]:
+        return [each for each in trainer.callback_handler.callbacks if isinstance(each, TrainerObserver)]
+
+    @wraps(log)
+    def telling(self: Any, logs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        for observer in observers(self):
+            observer.add_to_logs(logs)
+        return log(self, logs, *args, **kwargs)
+
+    @wraps(train)
+    def ending(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(self, *args, **kwargs)
+        finally:
+            for observer in observers(self):
+                observer.after_training()
+
+    patches.set(trainer_class, "log", telling)
+    patches.set(trainer_class, "train", ending)
 
 
 def _tell_coefficient(trainer: Any) -> None:

@@ -206,7 +206,7 @@ def fit_modulation(
             component, pairs' means taken away (cf. RepE, https://arxiv.org/abs/2310.01405); ``probe``, a logistic
             regression's weights (both by scikit-learn); ``learned``, from diffmean on by gradient, what makes the
             positive texts likely and its opposite the negative ones, for causal and masked language models.
-        layers: which layers' gates (see :mod:`hf_glu.config.layers`); None: all.
+        layers: which layers' gates (see `hf_glu.config.layers`); None: all.
         slopes: whether gates get slopes, too, the ratios of the classes' deviations.
         batch_size: texts of a forward pass.
         max_length: tokens of a text that are read; None: 128, or as many as the model reads.

@@ -11,7 +11,7 @@ from hf_glu.errors import OptionError
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
 from hf_glu.training.data.examples import TaskExamples
-from hf_glu.training.data.features import Features, check_answers, check_length, join, make_features
+from hf_glu.training.data.features import Features, check_answers, check_length, check_scores, join, make_features
 from hf_glu.training.data.measuring import validation_statistics
 from hf_glu.training.data.models import load_for_task
 from hf_glu.training.data.pairs import TARGET
@@ -83,6 +83,8 @@ class Job(TrainingRun):
             for source in self.sources
             for split in source[0].validation
         }
+        for name, features in self.validation.items():
+            check_scores(name, features)
         self.prepare()
 
     def rows(self, source: TaskRows) -> int | None:

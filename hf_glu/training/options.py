@@ -81,6 +81,7 @@ class TrainingOptions:
     save_memory: bool = option(False, "Gated FFNs keep their pre-activations only: a third less, the same results.")
     fuse: bool = option(False, "Gates' gradients by kernels that are compiled at the first step, or Liger's.")
     compile: bool = option(False, "Train with torch.compile.")
+    watch: bool | None = option(None, "Watch experts and gates while training; by itself where there are experts.")
     deterministic: bool = option(False, "Deterministic algorithms only.")
     tracker: str = option("none", "none, tensorboard, trackio or wandb.")
     seed: int = option(0, "Of the head, the order of data and dropout.")
@@ -100,6 +101,8 @@ class TrainingOptions:
                 raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {shown(value)}")
         if self.patience is not None and self.evaluate_every == 0:
             raise OptionError("patience counts evaluations, and evaluate_every=0 leaves only the last one")
+        if self.watch and self.compile:
+            raise OptionError("watch hooks the layers, which compile makes one graph of: leave one of them out")
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("tracker", self.tracker, TRACKERS)

@@ -21,7 +21,7 @@ PACKAGES = ("hf_glu", "transformers", "tokenizers", "torch", "accelerate", "data
 FREE = frozenset(
     {
         *("model", "teacher", "config", "tokenizer", "dataset", "data", "validation", "output"),
-        *("tracker", "checkpoint_every", "log_every", "workers"),
+        *("tracker", "checkpoint_every", "log_every", "watch", "workers"),
     }
 )
 # what a resumed run may have otherwise, too, beside versions

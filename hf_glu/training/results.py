@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.provenance import Base
+from hf_glu.instruments.while_training import Watched
 
 
 class TrainingSummary(TypedDict):
@@ -103,6 +104,28 @@ class Results(TypedDict):
     experts: list[JsonObject]
     reloaded_equal: bool | None
     healing: NotRequired[HealingFacts]
+
+
+class StepLine(TypedDict):
+    """A line of ``log.jsonl`` on training, over the steps since the last one.
+
+    Keys:
+        epoch: passes over the data so far, a part of one, too.
+        tokens: trained on so far.
+        loss: the mean.
+        lr: the learning rate.
+        watched: what experts and gates did, where the training is watched.
+        alerts: the events that began; where none did, there is no such key.
+    """
+
+    step: int
+    epoch: float
+    tokens: int
+    loss: float
+    lr: float
+    tokens_per_second: float
+    watched: NotRequired[Watched]
+    alerts: NotRequired[list[str]]
 
 
 class ResultRow(TypedDict):

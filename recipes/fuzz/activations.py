@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from hf_glu.activation.context.confidence import Confidence
 from hf_glu.config.glu import GluConfig
 
 from . import formulas, tools
@@ -40,7 +41,7 @@ ORIGINS = ("leaf", "view", "product", "numpy")
 COMPANIONS = ("", "", "sin", "kept", "alias")
 SECTIONS = {"stateful_": "state", "canon_": "canon", "smear_": "smear"}  # of those that read other tokens
 LOUD = (
-    "mix", "choice", "features", "alpha", "beta", "decay", "threshold", "slope", "taps", "share", "offset",
+    "mix", "choice", "features", "alpha", "beta", "decay", "threshold", "slope", "taps", "share", "offset", "response",
 )  # fmt: skip
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,9 +82,10 @@ class Case:
         return (*self.lead, self.width * (1 + self.name.gated))
 
 
-def draw_name(random: Random) -> Name:
-    """Return any name that the registry is to know, but for those of Transformers."""
-    wrappers = tuple(wrapper for wrapper in formulas.WRAPPERS if random.random() < 0.3)
+def draw_name(random: Random, *, hearing: bool = False) -> Name:
+    """Return any name that the registry is to know, but for those of Transformers; ``hearing``: of an expert's, too."""
+    known = (*formulas.WRAPPERS, *formulas.HEARING) if hearing else formulas.WRAPPERS
+    wrappers = tuple(wrapper for wrapper in known if random.random() < 0.3)
     bases = [*formulas.GATES, "swiglu_oss", *(f"{name}_glu" for name in formulas.ELEMENTWISE)]
     mix = random.choice(("", "", *formulas.MIXES))
     if wrappers or mix:
@@ -123,7 +125,7 @@ def causal(options: dict[str, Any]) -> None:
 
 def draw(random: Random) -> Case:
     """Return any case."""
-    name, dtype = draw_name(random), random.choice(DTYPES)
+    name, dtype = draw_name(random, hearing=True), random.choice(DTYPES)
     tool = random.choice([tool for tool in tools.TOOLS if dtype == torch.float64 or tool not in tools.EXACT])
     small, functional = tool in tools.SMALL, tool in tools.FUNCTIONAL
     width = random.choice((1, 2, 3) if small else (1, 3, 8, 17, 64))
@@ -210,6 +212,11 @@ def build(case: Case) -> nn.Module:
     return act  # type: ignore[no-any-return]
 
 
+def scores_of(case: Case) -> Tensor:
+    """Return what a router gives the rows of an input, the same in each member of the first dimension."""
+    return torch.rand(case.lead[1:], generator=torch.Generator().manual_seed(case.seed)).to(case.dtype)
+
+
 def check(case: Case) -> Tally:
     """Compare an activation with its formula."""
     torch.manual_seed(case.seed)
@@ -218,7 +225,9 @@ def check(case: Case) -> Tally:
     leaf = (2 * torch.randn(base, dtype=torch.float64)).to(case.dtype)
     leaf = view(leaf) if case.origin == "leaf" else leaf
     before, watched = leaf.clone(), tools.Watched()
-    formula = formula_of(case.name, case.options)
+    formula = partial(formula_of(case.name, case.options), scores=scores_of(case))
+    hears = bool(set(case.name.wrappers) & set(formulas.HEARING))
+    said = (Confidence(scores_of(case), 0),) if hears else ()
 
     def through(function: Callable[[Tensor], Tensor], ours: bool) -> Callable[[Tensor], Tensor]:
         def called(t: Tensor) -> Tensor:
@@ -231,7 +240,7 @@ def check(case: Case) -> Tally:
     def answers(dtype: torch.dtype, ours: bool = False) -> dict[str, Tensor]:
         tensors = copies(act, dtype)
         constants = constants_of(tensors)
-        function = act if ours else lambda x: formula(x, constants)[0]
+        function = (lambda x: act(x, *said)) if ours else lambda x: formula(x, constants)[0]
         parameters = list(act.parameters()) if ours else [each for each in tensors.values() if each.requires_grad]
         asked = leaf.detach() if ours else leaf.detach().to(dtype, copy=True)
         generator = torch.Generator().manual_seed(case.seed)

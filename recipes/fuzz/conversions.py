@@ -27,6 +27,7 @@ from .shelf import Shelf
 PROMISED = {"exact": 1e-5, "exact up to rounding": 1e-4}
 HALF = 3e-2
 WRITTEN_BY_SAVING = {"architectures", "dtype"}
+EXPERTS = (2, 3, "relu*1,own*2", "own*2", "own*2,stateful_own*1", "kappa_own*2,own*1")
 LAYERS = (None, None, None, "0", "1", [1], "every 2", "encoder", "decoder 0", {"decoder": "all"}, "0-1")
 
 
@@ -82,7 +83,11 @@ def draw(random: Random) -> Case:
     if kind == "width":
         options["width"] = random.choice(("iso", 24))
     if kind == "experts":
-        options["experts"] = random.choice((2, 3, "relu*1,own*2", "own*2", "own*2,stateful_own*1", "own:24*2"))
+        options["experts"] = random.choice(
+            (2, 3, "relu*1,own*2", "own*2", "own*2,stateful_own*1", "own:24*2", "kappa_own*2,own*1")
+        )
+        if isinstance(target, Name) and random.random() < 0.3:
+            target = replace(target, wrappers=(*target.wrappers, *formulas.HEARING))
         options["top_k"] = random.choice((None, 1, 2))
         options["drop"] = random.choice((0.0, 0.0, 0.1))
     if kind == "bias":

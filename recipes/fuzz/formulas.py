@@ -18,6 +18,7 @@ from torch import Tensor
 
 Constants = Mapping[str, Tensor]
 WRAPPERS = ("modulated_", "canon_", "smear_", "stateful_")  # from the outside in
+HEARING = ("kappa_",)  # inside of these, and inside of experts only
 MIXES = ("learnable_", "moa_")
 DEFAULT_FUNCTIONS = ("silu", "gelu", "relu", "tanh")
 
@@ -170,6 +171,7 @@ def evaluate(
     directions: Mapping[str, str] | None = None,
     valid: Tensor | None = None,
     vector: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the activation of ``x`` ``[..., W]`` or ``[..., 2 W]``, and what its N was given.
 
@@ -182,6 +184,7 @@ def evaluate(
         directions: ``forward`` or ``both``, by wrapper.
         valid: ``[B, T]``, False at padding.
         vector: ``[B, T or 1, R]``, the context of ``modulated_``.
+        scores: ``[...]``, what a router gives the one expert of ``kappa_``.
     """
     g, u = x.chunk(2, -1) if name.gated else (x, None)
     for number, wrapper in enumerate(name.wrappers):
@@ -189,6 +192,9 @@ def evaluate(
         direction = (directions or {}).get(wrapper, "forward")
         if wrapper == "modulated_":
             g = g if vector is None else (g - vector @ own["threshold"].T) * (1 + vector @ own["slope"].T)
+        elif wrapper == "kappa_":
+            assert scores is not None
+            g = g + g * (scores.to(g.dtype)[..., None] * own["response"][0])
         elif wrapper == "stateful_":
             g = remember(g, own["alpha"], own["beta"], _sigmoid(own["decay"]), direction, valid)
         else:

@@ -1,4 +1,7 @@
-"""What every wrapper promises, by the table in wrappers.py: no test here names a kind."""
+"""What every wrapper of any FFN promises, by the table in wrappers.py: no test here names a kind.
+
+Those that only experts can have are in tests/ffn/test_kappa.py.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,14 @@ from hf_glu.activation import registry
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.passes import Pass, within
 from hf_glu.activation.context.states import ROLLBACK
-from hf_glu.activation.wrapped import Shift, shifts
+from hf_glu.activation.wrapped import TextShift, shifts
+from hf_glu.config.registry import hears
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import banks_of
 
+WRAPPERS = [family.kind.flag for family in registry.families if family.place == "wrapper" and family.kind]
+KINDS = [flag for flag in WRAPPERS if not hears(f"{flag}_silu")]
 SECTIONS = {kind.flag: key for key, kind in registry.sections.items()}
 READING = [flag for flag, row in TABLE.items() if row.walk]
 DECODERS = {"gpt2": "geglu_new", "llama": "swiglu"}
@@ -59,8 +65,7 @@ def awake(flag: str, name: str, seed: int = 1, **more: Any) -> Any:
 
 
 def test_every_wrapper_has_a_row():
-    wrappers = {family.kind.flag for family in registry.families if family.place == "wrapper"}
-    assert wrappers == set(TABLE) == set(SECTIONS)
+    assert set(KINDS) == set(TABLE) == set(SECTIONS)
 
 
 @pytest.mark.parametrize("flag", TABLE)
@@ -119,21 +124,21 @@ def test_options_are_refused_with_the_nearest(flag):
     assert hf_glu.GluConfig().sections == {}
 
 
-def walked(flag: str, gates: Tensor, shift: Shift) -> Tensor:
+def walked(flag: str, gates: Tensor, shift: TextShift) -> Tensor:
     """Return what the row's own formula gives for one text ``[T, W]``."""
     row = TABLE[flag]
     assert row.walk is not None
     return torch.stack(row.walk(list(gates), {name: getattr(shift, name) for name in row.parameters}))
 
 
-def fresh_shift(flag: str, width: int = 5, **options: Any) -> Shift:
+def fresh_shift(flag: str, width: int = 5, **options: Any) -> TextShift:
     act = registry[f"{flag}_silu"].factory()
     act.configure(hf_glu.GluConfig(**{SECTIONS[flag]: options or None}), width)
     louder(act)
     return act.shift.double()
 
 
-def inside(shift: Shift, gate: Tensor, **reading: Any) -> Tensor:
+def inside(shift: TextShift, gate: Tensor, **reading: Any) -> Tensor:
     """Return the shift's value where its model says so much of the tokens."""
     with within(Pass(shift, Reading(gate.shape[0], gate.shape[1], **reading))):
         return shift(gate)
@@ -143,7 +148,7 @@ VALID = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 1, 0, 0]],
 RESTART = torch.tensor([[0, 0, 1, 0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1, 0, 0, 0]], dtype=torch.bool)
 
 
-def by_texts(flag: str, gate: Tensor, shift: Shift, valid: Tensor, restart: Tensor | None) -> Tensor:
+def by_texts(flag: str, gate: Tensor, shift: TextShift, valid: Tensor, restart: Tensor | None) -> Tensor:
     """Return the formula's values of each text on its own, 0 at padding."""
     found = torch.zeros_like(gate)
     for row in range(len(gate)):
@@ -363,8 +368,7 @@ def test_all_wrappers_together(name, base, tmp_path):
     tolerance = "gelu by sigmoid" if base == "swiglu_oss" else "exact up to rounding"
     assert_same(outputs(model), before, tolerance)
     assert len(shifts(model)) == len(TABLE) * 2
-    kinds = [family.kind.flag for family in registry.families if family.place == "wrapper"]
-    assert registry[ALL + base].name == "".join(f"{flag}_" for flag in kinds) + base
+    assert registry[ALL + base].name == "".join(f"{flag}_" for flag in KINDS) + base
     louder(model)
     model.save_pretrained(tmp_path)
     again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
@@ -377,11 +381,7 @@ def test_a_formula_has_its_shifts_from_the_outside_in():
     act = registry[ALL + "swiglu_oss"].factory()
     act.configure(hf_glu.GluConfig(), 5)
     flags = [type(shift) for shift in act.shifts()]
-    assert flags == [
-        type(registry[f"{family.kind.flag}_silu"].factory().shift)
-        for family in registry.families
-        if family.place == "wrapper"
-    ]
+    assert flags == [type(registry[f"{flag}_silu"].factory().shift) for flag in KINDS]
     assert {key.split(".")[0] for key in act.state_dict()} == {
         "shift",
         "inner",
@@ -436,13 +436,12 @@ def test_the_card_says_what_the_kind_says(flag):
 
 
 def test_wrappers_that_do_something_nest_in_their_order():
-    kinds = [family.kind.flag for family in registry.families if family.place == "wrapper" and family.kind]
     act = registry["".join(f"{flag}_" for flag in READING) + "silu"].factory()
     act.configure(hf_glu.GluConfig(), 5)
     louder(act)
     own, gate = shifts(act.double()), torch.randn(1, 7, 5, dtype=torch.float64)
     expected = gate[0]
-    for flag, shift in zip([flag for flag in kinds if flag in READING], own, strict=True):
+    for flag, shift in zip([flag for flag in KINDS if flag in READING], own, strict=True):
         expected = walked(flag, expected, shift)
     with within(Pass(act, Reading(1, 7))):
         assert_same(act(gate)[0], torch.nn.functional.silu(expected), "formula")

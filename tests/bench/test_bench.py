@@ -203,7 +203,7 @@ def test_the_contenders_compute_the_same():
     with torch.no_grad():
         found = {name: module(x) for name, module in experts.modules(shape).items()}
     different = found.pop("heterogeneous")
-    assert {"stock eager", "stock grouped_mm", "stock batched_mm", "homogeneous"} == set(found)
+    assert {"stock eager", "stock grouped_mm", "stock batched_mm", "homogeneous", "hearing"} == set(found)
     for one, other in pairwise(found.values()):
         assert_same(one, other, "exact")
     assert not torch.allclose(different, one, atol=1e-6)
@@ -222,13 +222,14 @@ def test_the_command_at_a_tiny_size(dtype, capsys):
     assert physical_cores() == data["machine"]["cores"] >= 1
     rows = [row for row in data["rows"] if row["cell"]["pass"] != "decode"]
     assert rows[0]["cell"]["dtype"] == dtype
-    assert len(data["rows"]) - len(rows) == 5
+    assert len(data["rows"]) - len(rows) == 6
     for row in rows:
         assert row["bench"] == "experts"
         assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
         assert row["saved_bytes"] > 0
         assert (row["met"] is None) == (row["target"] is None)
     ours = {row["contender"]: row for row in rows if row["target"]}
+    assert ours.pop("hearing")["target"] == 1.03
     assert set(ours) == {"homogeneous", "heterogeneous"}
     assert all(row["saved_met"] for row in ours.values())  # which doesn't depend on the machine
 

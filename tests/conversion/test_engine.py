@@ -15,7 +15,7 @@ from whole import RESIDUAL, structure
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.conversion import CHANGES, Change, Split, Step
+from hf_glu.conversion import CHANGES, Change, Grow, Merge, Split, Step
 from hf_glu.conversion.changes.freeze import FreezeMix
 from hf_glu.conversion.changes.revert import Revert
 from hf_glu.conversion.changes.t5_layout import ToNative
@@ -90,6 +90,12 @@ CASES = {
     ("regate_bank", "ungated"): (lambda: make_native("mixtral"), {"experts": "ungated_relu*2"}, {"calibration": IDS}),
     ("split", "half"): (FAMILIES["opt"].make, {"target": Split(experts=4, top_k=2)}, {"calibration": IDS}),
     ("split", "all"): (gpt2, {"target": Split(experts=4, top_k=4)}, {"calibration": IDS}),
+    ("grow", "bank"): (lambda: make_native("mixtral"), {"target": Grow(times=3)}, {}),
+    ("grow", "bank, all"): (lambda: make_native("mixtral"), {"target": Grow(active="all")}, {}),
+    ("grow", "ours"): (lambda: converted(gpt2, "geglu_new", experts=3), {"target": Grow()}, {}),
+    ("grow", "ours, all"): (lambda: converted(gpt2, "geglu_new", experts=3), {"target": Grow(active="all")}, {}),
+    ("merge", "two"): (gpt2, {"target": Merge(others=(FAMILIES["gpt2"].make(seed=1),), names=("a", "b"))}, {}),
+    ("merge", "of itself"): (FAMILIES["t5"].make, {"target": Merge(others=(FAMILIES["t5"].make(),))}, {}),
     ("revert", "dense"): (lambda: converted(gpt2, "modulated_geglu_new"), {"target": Revert()}, {}),
     ("revert", "approximate"): (lambda: converted(gpt2, "swiglu"), {"target": Revert()}, {}),
     ("revert", "t5"): (lambda: converted(FAMILIES["t5"].make, "reglu"), {"target": Revert()}, {}),
@@ -100,6 +106,9 @@ CASES = {
     ("to_native", "t5"): (flat_t5, {"target": ToNative()}, {}),
     ("scale_gates", "half"): (gpt2, {"target": ScaleGates(factor=0.5)}, {}),
 }  # fmt: skip
+
+
+CARRIED_OUT = ("gate", "upcycle", "regate_bank", "split", "grow")
 
 
 def size(model):
@@ -143,7 +152,7 @@ def test_what_was_planned_is_what_is_done(case, tmp_path):
     assert_same(outputs(again), outputs(model), "bitwise")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[0] in ("gate", "upcycle", "regate_bank", "split")])
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] in CARRIED_OUT])
 def test_a_plan_for_a_model_without_weights_is_carried_out_on_the_one_with_them(case):
     make, planning, applying = CASES[case]
     model, other = make(), make()
@@ -252,6 +261,7 @@ def test_what_takes_a_model_is_not_streamed(tmp_path):
         ("geglu_new", {"experts": 2, "width": 20}, "upcycle"),
         ("geglu_new", {"width": 20}, "gate"),
         (Split(experts=4, top_k=2), {}, "split"),
+        (Merge(others=(gpt2(),)), {}, "merge"),
     ):
         with pytest.raises(CheckpointError, match=f"{name} takes a whole model and isn't streamed"):
             hf_glu.convert_stream(tmp_path / "a", tmp_path / "b", target, **more)
@@ -262,6 +272,8 @@ COMMANDS = {
     "experts": (gpt2, ["--to", "geglu_new", "--experts", "geglu_new*2,gelu_new*2"], "exact"),
     "narrow experts": (gpt2, ["--to", "geglu_new", "--experts", "2", "--width", "20"], "approximate"),
     "banks": (lambda: make_native("mixtral"), ["--experts", "silu,learnable_relu"], "exact"),
+    "grown": (lambda: make_native("mixtral"), ["--grow", "2"], "exact"),
+    "grown, all": (lambda: make_native("mixtral"), ["--grow", "3", "--active", "all"], "exact up to rounding"),
     "layers": (gpt2, ["--to", "0=geglu_new", "--to", "1=swiglu"], "approximate"),
 }
 

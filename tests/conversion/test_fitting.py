@@ -10,7 +10,14 @@ import hf_glu
 from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.config.glu import iso_width
 from hf_glu.conversion.fit.calibration import make_batches, site_inputs
-from hf_glu.conversion.fit.fitting import contributions, solve_out_projection
+from hf_glu.conversion.fit.fitting import (
+    contributions,
+    damped,
+    normal_equations,
+    relative_error,
+    solve_out_projection,
+    token_sizes,
+)
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.forward import ffn_output, ffn_units
 
@@ -106,8 +113,35 @@ def test_least_squares_finds_the_weights_that_made_the_data():
         target = ffn_output(site, x)
         wanted = site.out_proj.weight.clone()
         site.out_proj.weight += torch.randn_like(site.out_proj.weight)
-    solve_out_projection(site, x, target, ridge=1e-14)
+    solve_out_projection(site, (x[:2000], target[:2000]), (x[2000:], target[2000:]), floor=1e-14)
     torch.testing.assert_close(site.out_proj.weight.data, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_few_tokens_are_no_reason_to_forget_the_weights():
+    site = hf_glu.find_sites(FAMILIES["gpt2"].make().double())[0]
+    x = torch.randn(40, site.hidden, dtype=torch.float64)  # as many as there are units
+    with torch.no_grad():
+        target = ffn_output(site, x) + 0.1 * torch.randn(40, site.hidden, dtype=torch.float64)
+    x, target = x.split(20), target.split(20)
+    before = relative_error(site, x[1], target[1])
+    gram, cross = normal_equations(site, x[0], target[0])
+    kept = site.out_proj.weight.detach().clone()
+    site.out_proj.weight.data += torch.linalg.solve(damped(gram, 1e-6), cross)[:-1]  # without the bias
+    assert relative_error(site, x[1], target[1]) > 1.5 * before  # what plain least squares would do
+    site.out_proj.weight.data.copy_(kept)
+    solve_out_projection(site, (x[0], target[0]), (x[1], target[1]))
+    assert relative_error(site, x[1], target[1]) <= 1.0001 * before
+
+
+def test_one_large_token_is_not_all_that_counts():
+    site = hf_glu.find_sites(FAMILIES["gpt2"].make().double())[0]
+    x = torch.randn(64, site.hidden, dtype=torch.float64)
+    with torch.no_grad():
+        target = ffn_output(site, x)
+        target[1:] *= 1.5
+        alone = relative_error(site, x[1:], target[1:])
+        target[0] *= 1000
+    assert relative_error(site, x, target) == pytest.approx(alone, rel=0.1)
 
 
 def test_contributions_are_the_outputs_mean_square():
@@ -115,8 +149,10 @@ def test_contributions_are_the_outputs_mean_square():
     x = torch.randn(500, site.hidden)
     power = contributions(lambda part: ffn_units(site, part), site.out_proj.weight, x)
     units = ffn_units(site, x).double()
+    sizes = token_sizes(units @ site.out_proj.weight.double().T)
+    assert len(sizes.unique()) > 200  # half of them are their tokens' own
     for j in (0, 7, 39):
-        wanted = (units[:, j : j + 1] * site.out_proj.weight[:, j].double()).square().sum(1).mean()
+        wanted = (units[:, j : j + 1] * site.out_proj.weight[:, j].double() / sizes).square().sum(1).mean()
         torch.testing.assert_close(power[j], wanted)
 
 
@@ -178,3 +214,23 @@ def test_a_mixers_gate_has_no_ffn_to_fit(family):
         hf_glu.convert(model, "stateful_swiglu", state={"alpha": 0.5}, check=False, **more)
         found.append(outputs(model))
     assert_same(*found, "bitwise")
+
+
+@pytest.mark.parametrize("name", ["stateful_geglu_new", "canon_geglu_new", "smear_geglu_new", "modulated_geglu_new"])
+def test_units_with_parameters_of_their_own_are_cut_before_they_get_them(name):
+    model = FAMILIES["gpt2"].make()
+    hf_glu.convert(model, name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ConversionError, match=f"{name} has parameters for each of its 40 units: cut units first"):
+        hf_glu.convert(model, name, width=16, calibration=IDS, distill_steps=0)
+    assert_same(dict(model.state_dict()), before, "bitwise")
+    narrow = FAMILIES["gpt2"].make()
+    hf_glu.convert(narrow, "geglu_new", width=16, calibration=IDS, distill_steps=0)
+    assert find_width(narrow) == 16
+    narrow = FAMILIES["gpt2"].make()
+    hf_glu.convert(narrow, name, width=16, calibration=IDS, distill_steps=0)  # or both at once
+    assert find_width(narrow) == 16
+
+
+def find_width(model):
+    return hf_glu.find_sites(model)[0].width

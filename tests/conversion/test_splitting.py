@@ -247,3 +247,28 @@ def test_bad_input_of_always_on_experts(experts, more, says):
     assert "\n" not in str(raised.value)
     assert model.config.to_dict() == config
     assert_same(dict(model.state_dict()), state, "bitwise")
+
+
+TEXT = torch.randint(2, VOCAB, (8, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["stateful_", "canon_", "smear_", "modulated_", "learnable_", "moa_"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_a_whole_ffns_activation_has_learned_is_not_dropped(family, kind):
+    model = FAMILIES[family].make() if family in FAMILIES else make_native(family)
+    hf_glu.convert(model, kind + ("geglu_new" if family == "gpt2" else "swiglu"))
+    before = model.state_dict().keys()
+    with pytest.raises(
+        ConversionError, match=f"{kind}.* experts would lose what it has learned: split the model first"
+    ):
+        hf_glu.split_experts(model, 4, top_k=4, calibration=TEXT)
+    assert model.state_dict().keys() == before
+
+
+def test_parameters_of_an_elementwise_activation_come_along():
+    model = FAMILIES["bert"].make(hidden_act="prelu")
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn.weight.data.fill_(0.7)
+    before = outputs(model)
+    hf_glu.split_experts(model, "1+4", top_k=4, calibration=TEXT)
+    assert_same(outputs(model), before, "exact up to rounding")

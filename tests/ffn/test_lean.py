@@ -58,6 +58,14 @@ def test_the_recomputed_product_is_the_plain_one(name, dtype):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_only_an_out_projection_that_asks_pays_for_the_fingerprint():
+    act, x = make_act("swiglu", saves=False), inputs(torch.float32)
+    act.kernels = find_fused
+    assert product_of(act(x)) is None
+    keep_less(act, None)
+    assert product_of(act(x)) is not None
+
+
 @pytest.mark.parametrize("saves", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_derivatives_of_every_kind(name, saves):

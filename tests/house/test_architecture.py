@@ -114,18 +114,6 @@ def test_the_readmes_table_is_the_registrys():
     assert hf_glu.activations().markdown() in (ROOT / "README.md").read_text()
 
 
-def _python_blocks():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
-
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    blocks = [block for block in _python_blocks() if "# needs the Hub" not in block]
-    assert len(blocks) >= 4
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-
-
 def test_no_machine_paths_in_the_repository():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:

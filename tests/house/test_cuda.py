@@ -84,10 +84,13 @@ def test_conversion_outputs_gradients_and_saving(name, target, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts(dtype):
+@pytest.mark.parametrize("groups", ["geglu_new*2,relu*2,swiglu*2", "kappa_geglu_new*3", "kappa_geglu_new*2,relu"])
+def test_experts(groups, dtype):
     model = FAMILIES["gpt2"].make().cuda().to(dtype)
     before = outputs(model)
-    hf_glu.convert(model, "geglu_new", experts="geglu_new*2,relu*2,swiglu*2", check=False)
+    hf_glu.convert(model, "geglu_new", experts=groups, check=False)
+    if "kappa" in groups:
+        awake(model)
     there = copy.deepcopy(model).cpu().float()
     wide = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else CLOSE
     for key, value in outputs(there).items():

@@ -1,4 +1,4 @@
-"""What the documents beside the README say is there: files, links, versions; and the source distribution has them."""
+"""What the documents say is there: files, links, versions; and the source distribution has them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import hf_glu
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "README.zh.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:hf_glu|tests|docs)/[\w/.-]+)`")
 KINDS = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
 
@@ -34,8 +36,9 @@ def test_links_and_paths_lead_somewhere(document: Path):
 
 
 def test_the_check_of_links_can_fail():
-    text = "[a](CHANGELOG.md) [b](https://example.org) [c](nowhere.md) `hf_glu/nowhere.py` `hf_glu/errors.py`"
-    assert missing(ROOT / "README.md", text) == ["nowhere.md", "hf_glu/nowhere.py"]
+    text = "[a](CHANGELOG.md) [b](https://example.org) [c](nowhere.md) [d](gone.md#x)"
+    text += " `hf_glu/nowhere.py` `hf_glu/errors.py`"
+    assert missing(ROOT / "README.md", text) == ["nowhere.md", "gone.md", "hf_glu/nowhere.py"]
 
 
 def test_the_readme_links_to_them():

@@ -1,7 +1,7 @@
-"""The README and its translation say the same: equal code, headings level by level, equal numbers in the tables."""
+"""The README is short, its figures are those of result files, and its translation has the same structure."""
 
+import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import bench_table
@@ -9,8 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
+LONGEST = 200
 FENCED = re.compile(r"^```.*?^```$", flags=re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+LINK = re.compile(r"\]\(([^)]+)\)")
+OTHER = {"README.md", "README.zh.md"}  # each links to the other
 
 
 def code_blocks(text):
@@ -28,7 +31,12 @@ def row_numbers(text):
     return [NUMBER.findall(line) for line in FENCED.sub("", text).split("\n") if line.startswith("|")]
 
 
-PARTS = {"code": code_blocks, "headings": heading_levels, "numbers": row_numbers}
+def links(text):
+    """Return where the links and pictures lead, in their order."""
+    return [link for link in LINK.findall(FENCED.sub("", text)) if link not in OTHER]
+
+
+PARTS = {"code": code_blocks, "headings": heading_levels, "numbers": row_numbers, "links": links}
 
 
 def assert_same_parts(part, actual, expected):
@@ -45,9 +53,31 @@ def test_the_translation_has_the_same(part):
     assert_same_parts(part, CHINESE.read_text(encoding="utf-8"), ENGLISH.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
+def test_it_is_short(path):
+    assert path.read_text(encoding="utf-8").count("\n") <= LONGEST, "details go to docs/"
+
+
 def test_each_links_to_the_other():
     assert "(README.zh.md)" in ENGLISH.read_text(encoding="utf-8").split("\n")[2]
     assert "(README.md)" in CHINESE.read_text(encoding="utf-8").split("\n")[2]
+
+
+def test_its_figures_are_those_of_the_result_files():
+    text = ENGLISH.read_text(encoding="utf-8")
+    rows = [line for line in text.partition("## Why\n")[2].partition("\n## ")[0].split("\n") if line.startswith("|")][
+        2:
+    ]
+    assert len(rows) == 3
+    card = json.loads((ROOT / "model_cards" / "minilm-geglu-movie-reviews.json").read_text(encoding="utf-8"))
+    means = {each["name"]: f"{each['mean']:.2%}".replace("%", " %") for each in card["comparison"]["variants"]}
+    for name, said in (("geglu", "84.21 %"), ("dense", "dense {}"), ("random-geglu", "{} with the same FFNs")):
+        assert said.format(means[name]) in rows[0]
+        assert means[name] in rows[0]
+    exact = re.search(r"^(\d+ of \d+) exact\.$", (ROOT / "COVERAGE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert exact[1] in rows[1]
+    line = next(line for line in bench_table.LINES if line.contender == "swiglu, save_memory" and line.show == "mean")
+    assert f"| {bench_table.memory(line, bench_table.read(bench_table.FILES['fp32']))} |" in rows[2]
 
 
 SAMPLE = """# Title
@@ -55,6 +85,8 @@ SAMPLE = """# Title
 | name | loss |
 |---|---|
 | `relu*2` | 6.0002 ± 0.03, -0.5 |
+
+See [this](docs/a.md).
 
 ## Code
 
@@ -84,6 +116,9 @@ x = 1  # one
         ("numbers", "relu*2", "relu*3"),
         ("numbers", "-0.5 |", "-0.5 |\n| `gelu*8` | 1 |"),
         ("numbers", "| name | loss |\n", ""),
+        ("links", "docs/a.md", "docs/b.md"),
+        ("links", "[this](docs/a.md)", "this"),
+        ("links", "[this](docs/a.md)", "[this](docs/a.md), ![that](docs/a.svg)"),
     ],
 )
 def test_each_comparison_fails(part, old, new):
@@ -97,36 +132,3 @@ def test_comparing_nothing_fails_and_other_words_pass(part):
     with pytest.raises(AssertionError, match="no "):
         assert_same_parts(part, "words", "words")
     assert_same_parts(part, SAMPLE.replace("Title", "标题").replace("loss", "损失"), SAMPLE)
-
-
-@pytest.mark.parametrize(("language", "path"), [("en", ENGLISH), ("zh", CHINESE)])
-def test_the_table_of_benches_is_that_of_the_committed_runs(language, path):
-    runs = {dtype: bench_table.read(file) for dtype, file in bench_table.FILES.items()}
-    assert bench_table.table(runs, language) in path.read_text(encoding="utf-8")
-    missing = [line for line in bench_table.LINES if not bench_table.rows(line, runs["fp32"])]
-    assert not missing
-
-
-def test_a_line_says_what_was_missed():
-    def row(median, *, met, tokens):
-        ratio, seconds = {"median": median}, {"median": median / 2}
-        return {
-            "contender": "c", "cell": {"tokens": tokens}, "ratio": ratio, "seconds": seconds, "target": 1.0,
-            "limit": 2.0, "met": met, "saved_ratio": 0.5, "saved_met": None,
-        }  # fmt: skip
-
-    rows = [row(0.5, met=True, tokens=1), row(2.0, met=False, tokens=2)]
-    benches = {"b": {"rows": rows, "means": [{"contender": "c", "ratio": 1.25, "target": 0.97, "met": False}]}}
-    line = bench_table.Line(bench="b", contender="c", en="", zh="")
-    assert bench_table.ratio(line, benches, "en") == "0.50, **2.00: missed**"
-    assert bench_table.ratio(replace(line, where={"tokens": 1}), benches, "en") == "0.50"
-    assert (
-        bench_table.ratio(replace(line, show="range"), benches, "zh")
-        == f"**{bench_table.WORDS['range']['zh'].format(span='0.50 - 2.00', misses=1, count=2)}**"
-    )
-    assert bench_table.ratio(replace(line, show="mean"), benches, "en") == "**1.25: missed**"
-    assert bench_table.ratio(replace(line, show="seconds"), benches, "en") == "0.25, **1.00: missed**"
-    assert bench_table.ratio(replace(line, contender="d"), benches, "en") == "-"
-    assert bench_table.target(replace(line, show="mean"), benches) == "0.97"
-    assert bench_table.target(replace(line, show="seconds"), benches) == "2.00"
-    assert bench_table.memory(line, benches, ": missed") == "0.50"

@@ -20,6 +20,7 @@ PINNED = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 )
 READMES = ("README.md", "README.zh.md")
+INSTALL = "docs/start/install.md"
 
 
 def ends(row):
@@ -40,9 +41,14 @@ def test_names_were_looked_for_from_the_floor_to_beyond_what_is_pinned(package):
     assert newest(package) >= Version(".".join(PINNED[package].split(".")[: len(newest(package).release)]))
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_readmes_name_the_range(readme):
-    said = " ".join((ROOT / readme).read_text().rpartition("\n\n")[2].split())  # the last paragraph
+@pytest.mark.parametrize("document", [*READMES, INSTALL])
+def test_the_documents_name_the_range(document):
+    text = (ROOT / document).read_text()
+    # the last paragraph, or the section
+    said = (
+        text.rpartition("\n\n")[2] if document in READMES else text.partition("\n## Versions")[2].partition("\n## ")[0]
+    )
+    said = " ".join(said.split())
     section = said.replace(" from ", " ")
     for package, name in (("torch", "torch"), ("transformers", "Transformers")):
         assert re.search(rf"{name} {FLOORS[package]}\b", section), name
@@ -55,8 +61,13 @@ def test_the_readmes_name_the_range(readme):
 def test_the_classifiers_are_the_pythons_that_are_tested():
     pythons = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", each)]
     assert PROJECT["requires-python"] == f">={pythons[0]}"
-    for readme in READMES:
-        assert f"Python {pythons[0]}" in (ROOT / readme).read_text(), readme
+    for document in (*READMES, INSTALL):
+        assert f"Python {pythons[0]}" in " ".join((ROOT / document).read_text().split()), document
+
+
+def test_every_extra_is_in_the_table():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / INSTALL).read_text(), flags=re.MULTILINE)
+    assert {*rows} | {"dev"} == EXTRAS.keys()
 
 
 def test_the_newest_pinned_versions_are_within_the_bounds():

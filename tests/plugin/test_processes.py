@@ -142,15 +142,27 @@ def save_experts(folder: Path) -> str:
     return base
 
 
+def watched_rows(run: Path) -> list[dict]:
+    """Return what a run's log says of its experts, line by line."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row for line in lines if "loss" in line for row in line["watched"]["experts"]]
+
+
 @pytest.mark.parametrize("script", [SCRIPT, SHARDED], ids=["ddp", "fsdp"])
 def test_experts_on_two_processes_are_those_of_one(script, tmp_path):
     write_dataset(tmp_path / "data", "rte")
     values = {
         "model": save_experts(tmp_path), "task": "rte", "dataset": str(tmp_path / "data"), "max_steps": 4,
-        "batch_size": 6, "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3, "evaluate_every": 0,
+        "batch_size": 5, "lr": 1e-3, "precision": "no", "max_length": 32, "eval_batch_size": 3, "evaluate_every": 0,
+        "log_every": 1,
     }  # fmt: skip
-    two, divided = launch(tmp_path, values, 2, script)
-    one, whole = launch(tmp_path, values, 1)
+    two, divided = launch(tmp_path, {**values, "output": str(tmp_path / "two")}, 2, script)
+    one, whole = launch(tmp_path, {**values, "output": str(tmp_path / "one")}, 1)
+    watched, alone = watched_rows(tmp_path / "two"), watched_rows(tmp_path / "one")
+    assert len(watched) == 4 * 2
+    for row, other in zip(watched, alone, strict=True):
+        assert row.pop("router_entropy") == pytest.approx(other.pop("router_entropy"), rel=1e-5)
+        assert row == other, "what two processes count is what one does"
     assert two["metrics"] == one["metrics"]
     steps = [key for key in whole if key.endswith("router.steps")]
     assert steps

@@ -33,13 +33,15 @@ KINDS = {
     "learnable": "learnable_{base}", "moa": "moa_{base}", "all": "modulated_stateful_moa_{base}", "experts": "{base}",
     "experts+all": "modulated_stateful_learnable_{base}", "one layer": "stateful_{base}",
     "canon": "canon_{base}", "smear": "smear_{base}", "canon_smear": "canon_smear_{base}",
-    "experts+canon_smear": "canon_smear_{base}",
+    "experts+canon_smear": "canon_smear_{base}", "experts+kappa": "kappa_{base}", "experts, grown": "{base}",
+    "experts+kappa+all": "modulated_stateful_kappa_learnable_{base}",
 }  # fmt: skip
 EXPERTS = {
     "bert": "gelu*2,geglu*2", "gpt2": "gelu_new,geglu_new", "t5": "relu,reglu", "llama": "swiglu*4",
     "distilbert": "gelu*2,geglu*2", "opt": "relu*2,reglu*2", "bart": "gelu*2,geglu*2",
     "mixtral": "silu,relu",
 }  # fmt: skip
+NAMED = ("experts", "experts, grown")
 NAMES = (*EXPERTS, "t5_v1_1", "phi3", "modernbert", "Mamba")
 NATIVE = ("llama", "t5_v1_1", "phi3", "modernbert", "mixtral", "Mamba")  # stock does the plain ones
 GRID = [
@@ -47,7 +49,7 @@ GRID = [
     for name in NAMES
     for kind in KINDS
     if not (kind == "plain" and name in NATIVE) and not ("experts" in kind and name not in EXPERTS)
-    and not (name == "mixtral" and kind not in ("learnable", "experts"))
+    and not (name == "mixtral" and kind not in ("learnable", *NAMED, "experts+kappa"))
 ]  # fmt: skip
 CODE = "modeling_hf_glu.py"
 TEXTS = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -90,12 +92,14 @@ assert now == stock, "Transformers was changed"
 def converted(name: str, kind: str, **more: Any) -> Any:
     """Return a converted model of which each part that is ours has something to say."""
     model = make(name)
-    if kind.startswith("experts"):
-        more["experts"] = EXPERTS[name] if kind == "experts" else 3
+    if kind.startswith("experts") and (name, kind) != ("mixtral", "experts+kappa"):
+        more["experts"] = EXPERTS[name] if kind in NAMED else 3
     if kind == "one layer":
         more["layers"] = [1]
-    target = None if (name, kind) == ("mixtral", "experts") else KINDS[kind].format(base=target_of(name))
+    target = None if name == "mixtral" and kind in NAMED else KINDS[kind].format(base=target_of(name))
     hf_glu.convert(model, target, check=False, **more)
+    if kind.endswith("grown"):
+        hf_glu.grow_experts(model)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, OwnedModule):
@@ -372,6 +376,7 @@ SIZES = {
     "plain": ("bert", "gpt2", 800), "stateful": ("bert", "llama", 2000), "moa": ("bert", "gpt2", 1500),
     "modulated": ("bert", "llama", 2000), "experts with states": ("bert", "gpt2", 2600),
     "canon": ("bert", "llama", 2000), "smear": ("bert", "llama", 2000),
+    "experts": ("bert", "gpt2", 2100), "experts+kappa": ("bert", "mixtral", 2300),
 }  # fmt: skip
 
 

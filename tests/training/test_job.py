@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,45 @@ def test_a_loss_that_is_nan_stops_with_its_step(bases, datasets, monkeypatch):
     monkeypatch.setattr(loop_module.TrainingLoop, "_step", step)
     with pytest.raises(TrainingError, match="nan at step 6: try a lower lr"):
         made.fit()
+
+
+def test_a_gradient_that_is_nan_in_the_last_step_is_no_result(bases, datasets):
+    made = Job(job := JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu"), OPTIONS)
+    assert job.output is None, "there is nothing that would be loaded again and compared"
+    backward: list[int] = []
+
+    def spoil(grad):
+        backward.append(1)
+        return grad * math.nan if len(backward) == OPTIONS.max_steps else grad
+
+    made.model.classifier.weight.register_hook(spoil)
+    with pytest.raises(TrainingError, match=r"gradient's norm is nan at step 2: try a lower lr"):
+        made.run()
+
+
+@pytest.mark.parametrize(
+    ("family", "rows", "more", "says"),
+    [
+        ("gpt2", {20: ""}, {}, "data: the tokenizer makes nothing of row 21, '': leave it out"),
+        ("bert", {3: "  "}, {"train_size": 8}, "data: the tokenizer makes nothing of row 4, '  ': leave it out"),
+        (
+            "bert",
+            {},
+            {"task": "stsb", "validation_size": 1},
+            "stsb, split validation: the rows to validate on have one score",
+        ),
+    ],
+)
+def test_data_that_can_not_be_used_are_refused_at_once(family, rows, more, says, bases, datasets, tmp_path):
+    texts = [{"text": rows.get(n, "a fine film"), "label": "xy"[n % 2]} for n in range(24)]
+    Dataset.from_list(texts).to_json(tmp_path / "data.jsonl")
+    Dataset.from_list(texts[:2]).to_json(tmp_path / "validation.jsonl")
+    own = {"dataset": str(tmp_path / "data.jsonl"), "validation": str(tmp_path / "validation.jsonl")}
+    source = {"dataset": str(datasets / "glue")} if "task" in more else own
+    output = tmp_path / "run"
+    with pytest.raises(DataError, match=re.escape(says)):
+        run_job(JobOptions(model=bases[family], output=str(output), **source, **more), OPTIONS)
+    assert not output.exists()
 
 
 def test_learnable_activations_are_annealed_and_folded(bases, datasets, tmp_path, quick):

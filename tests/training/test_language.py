@@ -21,6 +21,7 @@ import hf_glu
 from hf_glu import cli
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError
+from hf_glu.ffn.experts import find_experts
 from hf_glu.training.language import job as job_module
 from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import BYTES, IDS, POSITIONS, Cutter, Frame
@@ -363,6 +364,21 @@ def test_accumulation_changes_nothing_but_rounding(objective, bases, corpus):
     assert_same(weights(3), weights(1), "trained")
 
 
+def test_a_micro_batch_of_which_nothing_is_predicted_has_no_part_in_the_gradient(bases, tmp_path):
+    text = tmp_path / "short.txt"  # of which masks often hide no token
+    text.write_text("\n\n".join(" ".join(words.split()[:3]) for words in make_texts()))
+    job = LanguageOptions(model=bases["mlm"], data=[str(text)], validation=str(text), documents="separate")
+
+    def weights(accumulate):
+        made = LanguageRun(job, replace(OPTIONS, max_steps=6, accumulate=accumulate))
+        items = [made.train.items([row], 0) for row in range(len(made.train))]
+        assert 0 in items
+        made.fit()
+        return {key: value.detach() for key, value in made.model.state_dict().items()}
+
+    assert_same(weights(4), weights(1), "trained")
+
+
 @pytest.mark.parametrize("more", [{"peft": "lora", "lora_targets": "all-linear"}, {"peft": "gates", "to": "geglu_new"}])
 def test_few_parameters_can_be_trained(more, bases, corpus):
     made = LanguageRun(job_of(bases, corpus, **more), OPTIONS)
@@ -410,6 +426,21 @@ def test_from_scratch(objective, corpus, tmp_path, quick):
     width = FAMILIES[family].arguments.get("n_inner", 40)
     gates = [(weight.T if weight.shape[0] != 2 * width else weight)[:width] for weight in halves]
     assert all(0.005 < float(gate.detach().std()) < 2.0 for gate in gates)  # at random, not a constant up half
+
+
+def test_experts_from_scratch_are_no_copies_of_each_other(corpus, tmp_path):
+    config = json.dumps({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_inner": 64})
+    values = {"config": config, "train_tokenizer": SIZE, "data": [str(corpus / "texts.csv")], "to": "swiglu"}
+    values |= {"experts": "swiglu*2,gelu*2", "output": str(tmp_path / "run"), "max_steps": 1, "batch_size": 2}
+    run_language(*language_options({**values, "max_length": 16, "precision": "no", "lr": 1e-9}))
+    for ffn in find_experts(load_model(tmp_path / "run")).values():
+        weights = [each.detach() for bank in ffn.banks for each in bank.in_proj] + [
+            half.detach() for bank in ffn.banks if bank.name == "swiglu" for half in bank.in_proj.chunk(2, 1)[1]
+        ]
+        assert all(0.015 < float(weight.std()) < 0.025 for weight in weights)  # GPT-2's own 0.02, up halves too
+        flat = torch.stack([weight[:64].flatten() for weight in weights])
+        assert float(torch.corrcoef(flat).fill_diagonal_(0).abs().max()) < 0.15
+        assert all(float(bank.out_proj.detach().std()) < 0.015 for bank in ffn.banks)  # 0.02 / sqrt(2 layers 2)
 
 
 # measuring

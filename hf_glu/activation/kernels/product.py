@@ -64,15 +64,18 @@ class Product:
 
 
 def fingerprint(y: Tensor) -> Tensor:
-    """Return the sums of the bits of ``y`` ``[..., W]``, read as whole numbers, of each row and of each channel.
+    """Return the sums of the bits of ``y`` ``[..., W]``, read as whole numbers, of each row and of each column.
+
+    The numbers are of 8 bytes, several elements each, where rows divide into such: read as they are, without a copy.
 
     Versions of tensors aren't enough: who writes through ``.data`` or another library's view doesn't count as a change.
     Nor is one sum, which whoever swaps elements leaves as it is: two that are swapped change the sums of their rows,
-    or, in one row, of their channels. What goes unseen adds up to 0 modulo 2^64 in every row and every channel: four
-    changes at the corners of a rectangle, at least, that cancel each other to the bit. For 3 million floats (one
-    thread) it takes about as long as the product itself.
+    or, in one row, of their columns, or a number. What goes unseen adds up to 0 modulo 2^64 in every row and every
+    column: four changes at the corners of a rectangle, at least, that cancel each other to the bit.
     """
-    words = y.detach().reshape(-1, y.shape[-1]).view(WORDS[y.element_size()])
+    rows = y.detach().reshape(-1, y.shape[-1])
+    whole = rows.is_contiguous() and all(n * y.element_size() % 8 == 0 for n in (y.shape[-1], rows.storage_offset()))
+    words = rows.view(torch.int64 if whole else WORDS[y.element_size()])
     return torch.cat([words.sum(0, dtype=torch.int64), words.sum(1, dtype=torch.int64)])
 
 
@@ -85,7 +88,9 @@ def by_layout(phi: nn.Module, x: Tensor) -> bool:
     return x.shape[-1] // 2 % (VECTOR * torch.get_num_threads()) != 0 or isinstance(phi, OTHER_LIBRARY)
 
 
-def recomputed_gate(phi: nn.Module, x: Tensor, *, contiguous: bool, fused: Fused | None) -> Tensor:
+def recomputed_gate(
+    phi: nn.Module, x: Tensor, *, contiguous: bool, fused: Fused | None, stamped: bool = True
+) -> Tensor:
     """Return phi(g) * u of ``x``; in the backward pass phi, which must be known exactly, is computed again.
 
     Args:
@@ -93,9 +98,11 @@ def recomputed_gate(phi: nn.Module, x: Tensor, *, contiguous: bool, fused: Fused
         x: ``[..., 2 W]``.
         contiguous: hand phi a copy of its half.
         fused: what computes the same in one pass.
+        stamped: whether an out-projection may ask how it was made (`product_of`).
     """
     y: Tensor = RecomputedGate.apply(phi, contiguous, fused, x)
-    setattr(y, PRODUCT, Product(phi, contiguous, fused, x.detach(), fingerprint(y)))
+    if stamped:
+        setattr(y, PRODUCT, Product(phi, contiguous, fused, x.detach(), fingerprint(y)))
     return y
 
 

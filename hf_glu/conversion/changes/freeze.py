@@ -155,7 +155,7 @@ def _entry(config: Any, *, native: bool) -> ConfigEntry | None:
         return ConfigEntry(config=config, activations={}, options=said)
     base = unmixed(name)
     entry = registry.find(base)
-    own = {"layers", "by_layer", "width", "state", "context"} & set(said)
+    own = {"layers", "by_layer", "width", "experts", *registry.sections} & set(said)
     plain = native and not own and entry is not None and GATED in entry.flags
     named = native_gate(base) if plain else base
     return ConfigEntry(config=config, activations={None: named}, options=None if plain or entry is None else said)

@@ -11,10 +11,10 @@ from torch import nn
 
 from hf_glu.activation import registry
 from hf_glu.activation.learnable import mix_options
-from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.activation.stock import same_function
 from hf_glu.config.glu import GluConfig, check_by_layer, check_width, name_at
-from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, unwrapped
+from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, reads_text, unwrapped
 from hf_glu.conversion.changes.parts import PARTS
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.config_entries import config_entries
@@ -42,7 +42,7 @@ from hf_glu.conversion.wrappers import (
 )
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.build import gated_width, give_dense_configs, native_gate
-from hf_glu.ffn.context_sites import Flagged, check_kinds, place_parts
+from hf_glu.ffn.context_sites import Flagged, check_kinds, check_routed, place_parts
 from hf_glu.ffn.experts.group import build_activation
 from hf_glu.ffn.identify import source_activation
 from hf_glu.ffn.linear import out_features
@@ -149,8 +149,19 @@ class Gate(Change):
         return None if None in found else [rule for rules in found if rules for rule in rules]
 
 
+def _check_by_unit(site: Site, target: str) -> None:
+    """Raise ConversionError where an activation stays that has parameters for each unit, some of which are cut."""
+    owned = (module for module in site.act.modules() if isinstance(module, OwnedModule))
+    if any(site.width in each.shape for module in owned for each in module.parameters(recurse=False)):
+        raise ConversionError(
+            f"{site.name}: {target} has parameters for each of its {site.width} units: cut units first (width=), then "
+            f"convert to {target}"
+        )
+
+
 def _step(model: nn.Module, site: Site, target: str, gate: Gate) -> Step:
-    if site.kind == "experts" and target != unwrapped(target):
+    check_routed(target, site)
+    if site.kind == "experts" and reads_text(target):
         raise ConversionError(f"{site.name}: a bank of experts sees no sequences, which {target} needs")
     source, before, count = source_activation(model, site), site.width, site.parameters
     after = _target_width(site, gate.width)
@@ -158,6 +169,8 @@ def _step(model: nn.Module, site: Site, target: str, gate: Gate) -> Step:
     unbiased = gate.bias is False and site.kind == "dense" and bool(route.up_bias) and site.in_proj.bias is None
     if unbiased:
         route = replace(route, name=f"{route.name}, no bias", promise=APPROXIMATE, up_bias=0.0, note=UNBIASED_NOTE)
+    if after < before and route is NO_CHANGE:
+        _check_by_unit(site, target)
     if after < before:
         units = f"{before} -> {after} units"
         name = units if route is NO_CHANGE else f"{route.name}, {units}"

@@ -19,23 +19,32 @@ from torch import nn
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import build_elementwise, name_of
 from hf_glu.activation.learnable import LearnableMix, mix_options
-from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.module import innermost
 from hf_glu.activation.stock import same_function
 from hf_glu.compat.of_models import APPLY_GATE
 from hf_glu.config.experts import ExpertOptions, Group, read_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
-from hf_glu.config.registry import LEARNABLE
+from hf_glu.config.registry import LEARNABLE, unwrapped
 from hf_glu.conversion.experts.ungating import drop_gates, routed_inputs
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.forms import ConfigEntry, Form, governed, selection_of, size
-from hf_glu.conversion.routes import APPROXIMATE, EXACT, Route, exact_targets, weakest
+from hf_glu.conversion.routes import APPROXIMATE, EXACT, WRAP, Route, exact_targets, weakest
 from hf_glu.conversion.steps import Change, Rows, Step
 from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.build import check_selection, mix_banks
 from hf_glu.ffn.config_fields import activation_of
-from hf_glu.ffn.experts.native import UNGATED, MixedBank, apply_gate, bank_width, built_in, check_groups, inner_gate
+from hf_glu.ffn.experts.native import (
+    UNGATED,
+    MixedBank,
+    apply_gate,
+    bank_width,
+    build_gate,
+    built_in,
+    check_groups,
+    inner_gate,
+)
 from hf_glu.ffn.identify import enclosing_configs
 from hf_glu.ffn.sites import Site, find_banks
 
@@ -184,8 +193,8 @@ def _route(source: str, group: Group) -> Route:
     if not kept:
         note = "ungated experts keep the weights of their gate, unused"
         return Route(name="gate dropped, fitted", promise=APPROXIMATE, note=note)
-    if same_function(source, gate) or _is_mix(gate):
-        return Route(name="kept", promise=EXACT)
+    if same_function(source, unwrapped(gate)) or _is_mix(gate):
+        return Route(name="kept" if gate == unwrapped(gate) else WRAP.name, promise=EXACT)
     return Route(name="another gate", promise=APPROXIMATE, note="the function changes: learnable_ names are exact")
 
 
@@ -197,13 +206,11 @@ def _is_mix(name: str) -> bool:
 def _parameters(group: Group, width: int, acts: GluConfig) -> int:
     """Return how many parameters the activation of a group has."""
     with torch.device("meta"):
-        act = build_elementwise(inner_gate(group.name)[0])
-        if isinstance(act, OwnedActivation):
-            act.configure(acts, width)
-    return size(act)
+        return size(build_gate(group, width, acts))
 
 
 def _start_at(bank: Any, source: str) -> None:
     for act in bank.acts:
-        if isinstance(act, LearnableMix):
-            act.start_at(source, build_elementwise(source).to(act.mix))
+        mix = innermost(act)[1]
+        if isinstance(mix, LearnableMix):
+            mix.start_at(source, build_elementwise(source).to(mix.mix))

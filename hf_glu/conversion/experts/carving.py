@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_glu.conversion.fit.fitting import RIDGE
+from hf_glu.conversion.fit.fitting import RIDGE, damped
 
 ROUNDS = 10
 STRONGEST = 4  # a token's strongest units are one in so many
@@ -112,9 +112,7 @@ def group_norms(units: Tensor, out_rows: Tensor, parts: list[Tensor]) -> Tensor:
 def fit_router(x: Tensor, norms: Tensor) -> Tensor:
     """Return W ``[E, H]`` with the least |x W' - s|^2 (ridge), where s are a token's ``norms`` over their sum."""
     x, norms = x.double(), norms.double() / norms.double().sum(1, keepdim=True).clamp_min(1e-20)
-    gram = x.T @ x
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp_min(1e-12))
-    return torch.linalg.solve(gram, x.T @ norms).T
+    return torch.linalg.solve(damped(x.T @ x, RIDGE), x.T @ norms).T
 
 
 def units_router(features: Tensor, gate_rows: Tensor, parts: list[Tensor]) -> Tensor:
@@ -153,7 +151,5 @@ class Refit:
 
     def rows(self) -> Tensor:
         """Return the new rows ``[H, W]`` in float32; the old ones where nothing was off."""
-        diagonal = self.gram.diagonal()
-        add = STRENGTH * (diagonal + FLOOR * diagonal.mean().clamp_min(1e-12))
-        change = torch.linalg.solve(self.gram + torch.diag(add), self.cross)
+        change = torch.linalg.solve(damped(self.gram, STRENGTH * FLOOR, own=STRENGTH), self.cross)
         return (self.out.double() + change).T.float()

@@ -1,8 +1,10 @@
-"""Experts as copies of a dense FFN: its rows, biases and out-projection in each, by the routes to their activations."""
+"""Experts as copies of FFNs: rows, biases and out-projection of one in each, by the routes to their activations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -107,27 +109,47 @@ def _check_alone(site: Site) -> None:
 
 
 @torch.no_grad()
-def fill(experts: ExpertFFN, source: Source, routes: list[Route], generator: torch.Generator, drop: float) -> None:
-    """Copy the FFN into every expert; shared experts start at an output of 0."""
+def fill(
+    experts: ExpertFFN, sources: Sequence[Source], routes: list[Route], generator: torch.Generator, drop: float
+) -> None:
+    """Copy an FFN into every expert; shared experts start at an output of 0.
+
+    Args:
+        experts: fresh ones.
+        sources: the FFN of each routed expert, in their order; one: that of all. Shared experts get the first.
+        routes: of each group of experts, the shared ones last.
+        generator, drop: see `_drop`.
+    """
     routed, shared = banks_of(experts.banks), banks_of(experts.shared)
-    for bank, route in zip((*routed, *shared), routes, strict=True):
-        rows, bias, out = _copied(source, bank, route)
-        bank.in_proj.copy_(rows.expand_as(bank.in_proj))
-        bank.out_proj.copy_(out.expand_as(bank.out_proj))
-        if bank.in_bias is not None and bank.out_bias is not None:
-            bank.in_bias.copy_((torch.zeros_like(rows[:, 0]) if bias is None else bias).expand_as(bank.in_bias))
-            old = source.site.out_proj.bias
-            bank.out_bias.copy_((torch.zeros_like(out[:, 0]) if old is None else old).expand_as(bank.out_bias))
+    every = list(sources) if len(sources) > 1 else [sources[0]] * experts.options.count
+    starts = [*accumulate((bank.count for bank in routed), initial=0)]
+    owners = [every[start : start + bank.count] for start, bank in zip(starts, routed, strict=False)]
+    owners += [[sources[0]] * bank.count for bank in shared]
+    for bank, route, own in zip((*routed, *shared), routes, owners, strict=True):
+        _fill_bank(bank, own, route)
         if bank in shared:
             bank.out_proj.zero_()
             if bank.out_bias is not None:
                 bank.out_bias.zero_()
-        for act in bank.acts:
-            _start_at(act, source)
         _drop(bank, drop, generator)
 
 
-def _start_at(act: nn.Module, source: Source) -> None:
+def _fill_bank(bank: Bank, owners: list[Source], route: Route) -> None:
+    """Copy to each expert of a group its FFN."""
+    copied = {id(source): _copied(source, bank, route) for source in owners}
+    for expert, source in enumerate(owners):
+        rows, bias, out = copied[id(source)]
+        bank.in_proj[expert] = rows
+        bank.out_proj[expert] = out
+        if bank.in_bias is not None and bank.out_bias is not None:
+            bank.in_bias[expert] = 0 if bias is None else bias
+            old = source.site.out_proj.bias
+            bank.out_bias[expert] = 0 if old is None else old
+    for number, act in enumerate(bank.acts):  # one for all, or one for each
+        start_at(act, owners[number])
+
+
+def start_at(act: nn.Module, source: Source) -> None:
     """Start an expert's activation at the FFN's, whose own parameters (PReLU, xIELU) it gets, too."""
     inner, old = innermost(act)[1], innermost(source.site.act)[1]
     if isinstance(inner, LearnableMix):
@@ -163,10 +185,23 @@ def _copied(source: Source, bank: Bank, route: Route) -> tuple[Tensor, Tensor | 
 
 def _drop(bank: Bank, share: float, generator: torch.Generator) -> None:
     """Re-initialise a share of each expert's units (Drop-Upcycling, https://arxiv.org/abs/2502.19261)."""
-    count = int(share * bank.width)
-    for expert in range(bank.count) if count else ():
-        units = torch.randperm(bank.width, generator=generator)[:count].to(bank.in_proj.device)
-        for rows in bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2]):
-            rows[units] = torch.randn(count, rows.shape[1], generator=generator).to(rows) * rows.std() + rows.mean()
-        out = bank.out_proj[expert]
-        out[:, units] = torch.randn(out.shape[0], count, generator=generator).to(out) * out.std() + out.mean()
+    for expert in range(bank.count) if int(share * bank.width) else ():
+        halves = bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2])
+        drop_units([*halves], bank.out_proj[expert], share, generator)
+
+
+def drop_units(halves: list[Tensor], out: Tensor, share: float, generator: torch.Generator) -> None:
+    """Draw a share of one expert's units anew, in place, with the mean and the standard deviation that all have.
+
+    Args:
+        halves: the rows of its in-projection, ``[W, H]``, or those of gate and up.
+        out: its out-projection ``[H, W]``.
+        share: of the units.
+        generator: of random numbers.
+    """
+    width = out.shape[1]
+    count = int(share * width)
+    units = torch.randperm(width, generator=generator)[:count].to(out.device)
+    for rows in halves:
+        rows[units] = torch.randn(count, rows.shape[1], generator=generator).to(rows) * rows.std() + rows.mean()
+    out[:, units] = torch.randn(out.shape[0], count, generator=generator).to(out) * out.std() + out.mean()

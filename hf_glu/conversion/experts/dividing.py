@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.conversion.experts import carving
-from hf_glu.conversion.experts.copying import Source
+from hf_glu.conversion.experts.copying import Source, start_at
 from hf_glu.conversion.fit.fitting import HELD_OUT
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import Bank, banks_of
@@ -156,6 +156,8 @@ def write(made: ExpertFFN, division: Division) -> None:
         if bank.out_bias is not None:  # as many parts of it as experts are on make it whole
             on = division.top_k if not shared else len(always) if bank in shared else None
             bank.out_bias.copy_(torch.zeros_like(bank.out_bias) if whole is None or on is None else whole / on)
+        for act in bank.acts:
+            start_at(act, division.source)
     made.router.weight.copy_(division.router.to(made.router.weight))
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions, Group, read_split, write_groups
 from hf_glu.conversion.engine import make_plan
 from hf_glu.conversion.experts.copying import Source, read_source
@@ -22,7 +23,7 @@ from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.routes import APPROXIMATE, ROUNDING, Route, exact_targets
 from hf_glu.conversion.steps import Step
 from hf_glu.conversion.work import Work
-from hf_glu.errors import OptionError, nearest
+from hf_glu.errors import ConversionError, OptionError, nearest
 from hf_glu.ffn.expert_sites import put_experts
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.sites import Site
@@ -121,6 +122,8 @@ class Split(ExpertChange):
     def rows(self, model: nn.Module, sites: list[Site]) -> tuple[Step, ...]:
         """Return the rows of all FFNs, which are to be alike."""
         sources = self.read(model, sites)
+        for site in sites:
+            _check_plain(site)
         bias = any(source.biased or source.site.out_proj.bias is not None for source in sources)
         change = replace(self, options=_options(sources, self.counts, self.top_k), bias=bias)
         return tuple(change._row(source) for source in sources)
@@ -158,6 +161,16 @@ class Split(ExpertChange):
         division, curve = divide(source, x, counts=self.counts, top_k=self.top_k, **how)
         write(made, division)
         return curve
+
+
+def _check_plain(site: Site) -> None:
+    """Raise ConversionError where an activation has learned what is of the whole FFN: its parts can't keep it."""
+    for module in site.act.modules():
+        if isinstance(module, OwnedModule) and any(True for _ in module.parameters(recurse=False)):
+            raise ConversionError(
+                f"{site.name} has {site.activation or type(site.act).__name__}, of which experts would lose what it "
+                "has learned: split the model first, or freeze_mix or revert it"
+            )
 
 
 def _options(sources: list[Source], counts: tuple[int, int], top_k: int) -> ExpertOptions:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.compat.of_models import HAS_BIAS, IS_TRANSPOSED, is_concatenated
 from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches
-from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE, Fit
+from hf_glu.conversion.fit.fitting import HELD_OUT, RIDGE, Fit, damped
 from hf_glu.ffn.experts.native import UNGATED, apply_gate
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments import expert_tokens
@@ -75,11 +75,7 @@ def _fit_expert(bank: Any, expert: int, old: nn.Module, new: nn.Module, x: Tenso
     start = out * ((units * kept).mean(0) / units.square().mean(0).clamp_min(1e-20)).unsqueeze(1)
     gram = units[:-held].T @ units[:-held]
     cross = units[:-held].T @ (target[:-held] - units[:-held] @ start)
-    scale = gram.diagonal().mean().clamp_min(1e-20)
-    tried = [start]
-    for ridge in RIDGES:
-        damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (ridge * scale)
-        tried.append(start + torch.linalg.solve(damped, cross))
+    tried = [start, *(start + torch.linalg.solve(damped(gram, ridge), cross) for ridge in RIDGES)]
     errors = [float((units[-held:] @ each - target[-held:]).square().sum()) for each in tried]
     best = tried[errors.index(min(errors))]
     bank.down_proj[expert] = (best if IS_TRANSPOSED.of(bank) else best.T).to(bank.down_proj.dtype)

@@ -33,7 +33,7 @@ from hf_glu.conversion.wrappers import (
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.context_sites import Flagged, check_kinds, place_parts
 from hf_glu.ffn.expert_sites import put_experts
-from hf_glu.ffn.experts.group import flags_of, is_gated
+from hf_glu.ffn.experts.group import check_shared, flags_of, is_gated
 from hf_glu.ffn.sites import Site
 
 COPY = Route(name="copy", promise=EXACT)
@@ -55,6 +55,7 @@ def expert_options(experts: str | int | ExpertOptions, target: str, top_k: int |
             raise UnknownNameError(
                 f"experts have the unknown activation {group.name!r}; {nearest(group.name, [e.name for e in registry])}"
             )
+    check_shared(experts)
     return experts
 
 
@@ -154,19 +155,23 @@ class Upcycle(ExpertChange):
         source = read_source(work.model, step.site)
         place_parts(work.model, self._flagged([step.site]), self.acts)
         experts = self.make(source, width=source.width)
-        fill(experts, source, self._routes(source), work.generator, self.drop)
+        fill(experts, [source], self._routes(source), work.generator, self.drop)
         put_experts(work.model, step.site, experts)
         return None
 
 
 def check_memory(sources: list[Source], options: ExpertOptions) -> None:
     """Raise OptionError where the experts of these FFNs can't be held by this machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     needed = options.count * sum(source.bytes for source in sources)
+    check_bytes(needed, f"{options.count:,} experts in {len(sources)} FFNs")
+
+
+def check_bytes(needed: int, what: str) -> None:
+    """Raise OptionError where so many bytes are more than this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise OptionError(
-            f"{options.count:,} experts in {len(sources)} FFNs take more than {needed / 1e9:,.0f} GB, and this machine "
-            f"has {memory / 1e9:,.0f} GB of memory"
+            f"{what} take more than {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of memory"
         )
 
 

@@ -31,6 +31,7 @@ from transformers.utils import ModelOutput
 from hf_glu.activation.context.passes import Asking, asking, begin_asking, current_pass
 from hf_glu.config.router_fields import ASKED, coefficient_in, has_own
 from hf_glu.errors import OptionError, TrainingError
+from hf_glu.ffn.experts.router import Routing
 from hf_glu.ffn.experts.shares import depends_on
 
 LOGITS, LOSS = "router_logits", "aux_loss"
@@ -45,12 +46,14 @@ class RouterLogits:
         counts: which tokens are no padding, ``[T]``; None: all count.
         top_k: k.
         balance: the coefficient where no config says one.
+        experts: which experts were used ``[T, k]``, where logits don't tell: of copies; None: the k best.
     """
 
     logits: Tensor
     counts: Tensor | None
     top_k: int
     balance: float
+    experts: Tensor | None = None
 
 
 def ask(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def keeps_losses() -> bool:
     return current_pass() is None if now is None else now.graded
 
 
-def note_logits(router: Any, logits: Tensor) -> None:
+def note_logits(router: Any, routing: Routing) -> None:
     """Note a router's logits where the pass is asked for them.
 
     Raises:
@@ -97,7 +100,9 @@ def note_logits(router: Any, logits: Tensor) -> None:
             f"{ASKED}: reentrant gradient checkpointing gives router logits no gradient: "
             "gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
-    now.layers.append(RouterLogits(logits, router.counts(len(logits)), router.options.top_k, router.options.balance))
+    logits, experts = routing.logits, None if router.copies is None else routing.experts
+    counts, options = router.counts(len(logits)), router.options
+    now.layers.append(RouterLogits(logits, counts, options.top_k, options.balance, experts))
 
 
 def balance_loss(layers: list[RouterLogits]) -> Tensor:
@@ -114,7 +119,8 @@ def balance_loss(layers: list[RouterLogits]) -> Tensor:
     used, scored, total = (first.new_zeros(()) for _ in range(3))
     for layer in layers:
         scores = layer.logits.softmax(-1).to(first)
-        chosen = functional.one_hot(scores.topk(layer.top_k).indices, scores.shape[-1]).sum(1).to(scores)
+        experts = scores.topk(layer.top_k).indices if layer.experts is None else layer.experts.to(scores.device)
+        chosen = functional.one_hot(experts, scores.shape[-1]).sum(1).to(scores)
         counts = scores.new_ones(len(scores)) if layer.counts is None else layer.counts.to(scores)
         weights = counts.unsqueeze(1)  # no product of matrices, which autocast would round
         used, scored = used + (weights * chosen).sum(0), scored + (weights * scores).sum(0)

@@ -17,7 +17,7 @@ from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.experts import tracing
 from hf_glu.ffn.experts.asked import keeps_losses, note_logits
-from hf_glu.ffn.experts.group import Bank, banks_of, choose_backend
+from hf_glu.ffn.experts.group import Bank, banks_of, check_shared, choose_backend
 from hf_glu.ffn.experts.loop import combine, dispatch, sum_rows
 from hf_glu.ffn.experts.router import Router, Routing
 from hf_glu.ffn.experts.scale import Scale, inject
@@ -37,6 +37,9 @@ class ExpertFFN(OwnedModule):
         bias: whether the experts have biases.
         acts: options of the activations.
         dropout: of the FFN that it replaces.
+
+    Raises:
+        OptionError: shared experts that are to hear a router.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class ExpertFFN(OwnedModule):
         dropout: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_shared(options)
         own: dict[str, Any] = {"bias": bias, "acts": acts or GluConfig()}
         self.options, self.hidden, self.width, self.groups = options, hidden, width, options.experts
         self.router = Router(hidden, options)
         self.banks = nn.ModuleList(Bank(group, hidden, width, **own) for group in options.experts)
         self.shared = nn.ModuleList(Bank(group, hidden, width, **own) for group in options.always_on)
         self.reads = any(bank.reads for bank in banks_of(self))
+        self.hears = any(bank.hears for bank in banks_of(self))
         self.dropout = dropout
         self.scale = Scale()
         self.loss: Tensor | None = None
@@ -89,7 +94,7 @@ class ExpertFFN(OwnedModule):
             return self.traced(x)
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)
-        note_logits(self.router, routing.logits)
+        note_logits(self.router, routing)
         out = self._routed(tokens, routing)
         for bank, group in zip(self.shared, self.options.always_on, strict=True):
             rows = self._rows(torch.arange(len(tokens), device=x.device).repeat(group.count), len(tokens))
@@ -141,18 +146,21 @@ class ExpertFFN(OwnedModule):
         back = order.argsort().view_as(routing.experts)
         source, scale = order // routing.experts.shape[1], routing.weights.reshape(-1)[order]
         which = self._rows(source, len(tokens))
+        scores = routing.scores.reshape(-1)[order] if self.hears else None
         counts = experts.new_zeros(routing.logits.shape[1]).scatter_add_(0, experts, torch.ones_like(experts))
         if graded:
             rows = dispatch(tokens, source, back)
-            return combine(self._each(rows, counts, scale, which), source, back)
-        return sum_rows(self._each(tokens.index_select(0, source), counts, None, which) * scale.unsqueeze(1), back)
+            return combine(self._each(rows, counts, scale, which, scores), source, back)
+        outputs = self._each(tokens.index_select(0, source), counts, None, which, scores)
+        return sum_rows(outputs * scale.unsqueeze(1), back)
 
     def _is_few(self, tokens: Tensor, pairs: int) -> bool:
         """Return whether sorting would take longer than the experts: while decoding on a CPU."""
         cpu = tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        plain = all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
         few = len(tokens) == 1 or (len(self.banks) > 1 and pairs <= FEW)
-        return few and pairs > 0 and cpu and plain and self.options.backend is None
+        if not few or pairs == 0 or not cpu or self.options.backend is not None:
+            return False
+        return all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
 
     def _few(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Compute one expert after the other, the same sums in the same order."""
@@ -162,10 +170,12 @@ class ExpertFFN(OwnedModule):
         sizes = Counter(chosen[pair] for pair in order)
         rows = tokens[[pair // ranks for pair in order]] if len(tokens) > 1 else tokens.expand(len(order), -1)
         owners = [(bank, own) for bank in self.banks for own in range(bank.count)]  # type: ignore[arg-type]
-        parts = []
+        parts, begin, scores = [], 0, routing.scores.reshape(-1) if self.hears else None
         for expert, own in zip(sizes, rows.split(list(sizes.values())), strict=True):
             bank, number = owners[expert]
-            parts.append(bank.one(own, number))
+            pairs, begin = order[begin : begin + len(own)], begin + len(own)
+            said = None if scores is None else scores[pairs] if len(pairs) > 1 else scores[pairs[0]].item()
+            parts.append(bank.one(own, number, said))
         back = sorted(range(len(order)), key=order.__getitem__)
         outputs = torch.cat(parts)[back].view(*routing.experts.shape, -1)
         return (outputs * routing.weights.unsqueeze(-1)).sum(1)
@@ -178,17 +188,18 @@ class ExpertFFN(OwnedModule):
         reading = None if now is None else now.reading
         return source if reading is not None and reading.batch * reading.length == total else None
 
-    def _each(self, rows: Tensor, counts: Tensor, scale: Tensor | None, which: Tensor | None) -> Tensor:
-        backend = self.options.backend
+    def _each(self, rows: Tensor, counts: Tensor, *by_row: Tensor | None) -> Tensor:
+        """Return the experts' outputs for their rows; ``by_row``: scale, tokens and scores, as banks take them."""
+        backend, (scale, which, _) = self.options.backend, by_row
         if len(self.banks) == 1:  # which may do without knowing the counts
-            return self.banks[0](rows, counts, backend, scale, which)
+            return self.banks[0](rows, counts, backend, *by_row)
         sizes, outputs, start, first = counts.tolist(), [], 0, 0
         for bank, group in zip(self.banks, self.groups, strict=True):
             own = sizes[first : first + group.count]
             end = start + sum(own)
             # DDP waits for gradients of 0, too, and states go on
             if start < end or scale is not None or which is not None or not len(rows):
-                mine = (None if part is None else part[start:end] for part in (scale, which))
+                mine = (None if part is None else part[start:end] for part in by_row)
                 outputs.append(bank(rows[start:end], own, backend, *mine))
             start, first = end, first + group.count
         return torch.cat(outputs)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.kernels.autodiff import differentiable, needs_formula
 
 Spans = list[tuple[int, slice]]
@@ -40,17 +41,28 @@ def plain_loop(
     out_proj: Tensor,
     in_bias: Tensor | None,
     out_bias: Tensor | None,
+    scores: Tensor | None = None,
+    response: Tensor | None = None,
 ) -> Tensor:
     """Return y = scale out_e(act(in_e(x))) by operations that autograd follows, whatever the activation is.
 
     Experts without a row take part: their weights have gradients of 0, which DDP waits for.
+
+    Args:
+        act: the activation.
+        sizes: how many rows each expert has.
+        x, scale, in_proj, out_proj, in_bias, out_bias: as of `hf_glu.ffn.experts.group.Bank`.
+        scores: what the router gave each row ``[N]``, where the activation is told; None: it isn't.
+        response: the activation's a ``[E, W]`` (`hf_glu.activation.kappa`); None: those that it has.
     """
     none = [None] * len(sizes)
     weights = (in_proj.unbind(), out_proj.unbind())
-    biases = (none if bias is None else bias.unbind() for bias in (in_bias, out_bias))
-    parts = []
-    for rows, into, out, into_bias, out_of_bias in zip(x.split(list(sizes)), *weights, *biases, strict=True):
-        hidden = act(functional.linear(rows, into, into_bias)).to(x.dtype)
+    optional = (none if each is None else each.unbind() for each in (in_bias, out_bias, response))
+    said = none if scores is None else scores.split(list(sizes))
+    parts, each = [], zip(x.split(list(sizes)), *weights, *optional, said, strict=True)
+    for expert, (rows, into, out, into_bias, out_of_bias, own, given) in enumerate(each):
+        heard = (Confidence(given, expert, own),) if given is not None else ()
+        hidden = act(functional.linear(rows, into, into_bias), *heard).to(x.dtype)
         parts.append(functional.linear(hidden, out, out_of_bias))
     return torch.cat(parts) * scale.unsqueeze(1)
 
@@ -58,21 +70,22 @@ def plain_loop(
 class ExpertLoop(torch.autograd.Function):
     """The same, keeping only x and z = in_e(x): the backward pass computes h = act(z) again.
 
-    The activation is one that is known exactly (`kernels.known`) and has no parameters. With d the gradient
+    The activation is one that is known exactly (`kernels.known`) and has no parameters, but for those of a ``kappa_``
+    one, which it is given, like the scores that they multiply. With d the gradient
     of y: that of h is scale out_e^T d, of out_e scale d h^T, and of scale (out_e^T d) . h, to which the bias b of out_e
     adds b . d. Expert by expert, what is computed from z stays small enough for the caches.
     """
 
     @staticmethod
     def forward(ctx: Any, act: nn.Module, sizes: Sequence[int], *tensors: Any) -> Tensor:
-        x, scale, in_proj, out_proj, in_bias, out_bias = tensors
+        x, scale, in_proj, out_proj, in_bias, out_bias, *heard = tensors
         kind = x.device.type
         ctx.act, ctx.sizes = act, sizes
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         z = x.new_empty(len(x), in_proj.shape[1])
         y = x.new_empty(len(x), out_proj.shape[1], dtype=torch.promote_types(x.dtype, scale.dtype))
         for expert, rows in spans_of(sizes):
-            h = act(linear(x[rows], in_proj, in_bias, expert, z[rows])).to(x.dtype)
+            h = act(linear(x[rows], in_proj, in_bias, expert, z[rows]), *_said(heard, expert, rows)).to(x.dtype)
             torch.mul(linear(h, out_proj, out_bias, expert), scale[rows].unsqueeze(1), out=y[rows])
         ctx.save_for_backward(z, *tensors)
         return y
@@ -83,13 +96,13 @@ class ExpertLoop(torch.autograd.Function):
         if torch.is_grad_enabled() or needs_formula(gradient):
             formula = partial(plain_loop, ctx.act, ctx.sizes)
             return None, None, *differentiable(formula, tensors, ctx.needs_input_grad[2:], (gradient,))
-        x, scale, in_proj, out_proj, _, out_bias = tensors
+        x, scale, in_proj, out_proj, _, out_bias, *heard = tensors
         spans = spans_of(ctx.sizes)
         make = torch.empty_like if len(spans) == len(in_proj) else torch.zeros_like  # 0, not None, for DDP
         made = [make(tensor) if need else None for tensor, need in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
-        d_x, d_scale, d_in, d_out, d_in_bias, d_out_bias = made
+        d_x, d_scale, d_in, d_out, d_in_bias, d_out_bias, *d_heard = made
         for expert, rows in spans:
-            z_e, h = _activate(ctx, z[rows], x.dtype)
+            leaves, h = _activate(ctx, z[rows], x.dtype, _said(heard, expert, rows))
             weight, d = scale[rows].unsqueeze(1), gradient[rows].to(x.dtype)
             d_h = d @ out_proj[expert]
             if d_scale is not None:
@@ -97,7 +110,10 @@ class ExpertLoop(torch.autograd.Function):
                 if out_bias is not None:
                     d_scale[rows] += (d * out_bias[expert]).sum(1, dtype=scale.dtype)
             d = (gradient[rows] * weight).to(x.dtype)
-            (d_z,) = torch.autograd.grad(h, z_e, d_h.mul_(weight))
+            d_z, *found = torch.autograd.grad(h, leaves, d_h.mul_(weight))
+            for whole, part, place in zip(d_heard, found, (rows, slice(expert, expert + 1)), strict=False):
+                if whole is not None:
+                    whole[place] = part
             for weights, biases, left, right in ((d_out, d_out_bias, d, h.detach()), (d_in, d_in_bias, d_z, x[rows])):
                 if weights is not None:
                     torch.mm(left.T, right, out=weights[expert])
@@ -108,12 +124,20 @@ class ExpertLoop(torch.autograd.Function):
         return None, None, *made
 
 
-def _activate(ctx: Any, z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return z as a leaf, and act(z) computed from it as in the forward pass."""
-    z = z.detach().requires_grad_()
+def _said(heard: Sequence[Tensor], expert: int, rows: slice) -> tuple[Confidence, ...]:
+    """Return what an activation is told of an expert's rows, of scores ``[N]`` and a ``[E, W]``, or of nothing."""
+    return (Confidence(heard[0][rows], expert, heard[1][expert]),) if heard else ()
+
+
+def _activate(
+    ctx: Any, z: Tensor, dtype: torch.dtype, said: tuple[Confidence, ...]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return z, and what it is told, as leaves, and act(z) computed from them as in the forward pass."""
+    told = [part for each in said for part in (each.scores, each.response) if isinstance(part, Tensor)]
+    z, *told = leaves = tuple(part.detach().requires_grad_() for part in (z, *told))
     kind, to, enabled = ctx.autocast
     with torch.enable_grad(), torch.autocast(kind, dtype=to, enabled=enabled):
-        return z, ctx.act(z).to(dtype)
+        return leaves, ctx.act(z, *((Confidence(told[0], 0, told[1]),) if told else ())).to(dtype)
 
 
 def dispatch(x: Tensor, source: Tensor, back: Tensor) -> Tensor:

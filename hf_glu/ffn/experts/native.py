@@ -10,14 +10,18 @@ without a word. The forward of the class can't be chosen away, and uses public o
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.kappa import for_experts
 from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stock import elementwise_names, is_elementwise
 from hf_glu.compat.of_models import (
@@ -31,9 +35,10 @@ from hf_glu.compat.of_models import (
 from hf_glu.compat.of_torch import grouped_mm
 from hf_glu.config.experts import Group
 from hf_glu.config.glu import GluConfig
-from hf_glu.config.registry import unwrapped
+from hf_glu.config.registry import hears, reads_text, unwrapped
 from hf_glu.errors import ConversionError, OptionError, UnknownNameError, nearest
 from hf_glu.ffn.experts import tracing
+from hf_glu.ffn.experts.copies import Copies
 from hf_glu.ffn.experts.group import choose_backend
 from hf_glu.inplace import InPlace, become
 
@@ -60,13 +65,15 @@ def inner_gate(name: str) -> tuple[str, bool]:
 
     Raises:
         UnknownNameError: neither.
-        OptionError: one that needs to see sequences.
+        OptionError: one that needs to see sequences, or that sharpens a gate that isn't kept.
     """
     plain = name.removeprefix(UNGATED)
+    if hears(plain) and plain != name:
+        raise OptionError(f"{name}: an expert without a gate has none for the router to sharpen: use {UNGATED}N alone")
     entry = registry.find(plain)
     if entry is not None and entry.gate is not None:
         plain = entry.gate
-    if unwrapped(plain) != plain:
+    if reads_text(plain):
         raise OptionError(f"a family's own experts see no sequences, which {name} needs: use {unwrapped(plain)}")
     if not is_elementwise(plain):
         raise UnknownNameError(
@@ -78,11 +85,15 @@ def inner_gate(name: str) -> tuple[str, bool]:
 class MixedBank(InPlace, nn.Module):
     """What a bank becomes: out_e(phi_e(g) * u) of each expert e, [g | u] = in_e(x); see `mix_bank`.
 
+    What activations hear of the router (``kappa_``) are the weights ``top_k_weights``.
+    Where it has copies of the family's experts, each token goes to one copy of each expert that it is sent to.
+
     Shapes: T tokens, k experts a token, H hidden size.
     """
 
     acts: nn.ModuleList
     groups: tuple[Group, ...]
+    copies: Copies | None
 
     def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return ``[T, H]`` for ``hidden_states`` ``[T, H]``, each with its experts and their weights ``[T, k]``.
@@ -96,6 +107,7 @@ class MixedBank(InPlace, nn.Module):
             raise ConversionError("experts with activations of their own can't be spread over processes")
         if not len(hidden_states):
             return hidden_states
+        top_k_index, top_k_weights = self.sent(hidden_states, top_k_index, top_k_weights)
         experts = top_k_index.reshape(-1)
         order = experts.argsort(stable=True)
         counts = torch.bincount(experts, minlength=self.num_experts).tolist()
@@ -108,7 +120,9 @@ class MixedBank(InPlace, nn.Module):
         projected = grouped_linear(rows, self.gate_up_proj, counts, biases[0], transposed=IS_TRANSPOSED.of(self))
         each = iter(counts)
         sizes = [sum(islice(each, group.count)) for group in self.groups]
-        units = torch.cat([self.gate(number, part) for number, part in enumerate(projected.split(sizes))])
+        said = self.heard(top_k_weights.reshape(-1)[order], which, sizes)
+        parts = zip(projected.split(sizes), said, strict=True)
+        units = torch.cat([self.gate(number, *part) for number, part in enumerate(parts)])
         out = grouped_linear(units, self.down_proj, counts, biases[1], transposed=IS_TRANSPOSED.of(self))
         if POST_NORM.of(self, False):
             out = self.post_expert_norm(out)
@@ -117,10 +131,25 @@ class MixedBank(InPlace, nn.Module):
         weighted = out[back].view(*top_k_index.shape, -1) * top_k_weights.unsqueeze(-1)
         return weighted.sum(1).to(hidden_states.dtype)
 
-    def gate(self: Any, number: int, projected: Tensor) -> Tensor:
-        """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``."""
-        kept = not self.groups[number].name.startswith(UNGATED)
-        return apply_gate(self, self.acts[number], projected, kept=kept)
+    def sent(self: Any, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which experts tokens ``[T, H]`` go to, and their weights, both ``[T, k]``: of copies, one of each."""
+        if self.copies is None:
+            return experts, weights
+        chosen, factor, _ = self.copies(x, experts)
+        return chosen, weights * factor.to(weights.dtype)
+
+    def heard(self: Any, scores: Tensor, experts: Tensor, sizes: list[int]) -> Iterator[Confidence]:
+        """Yield what the router says of each group's rows: of them all, ``scores`` and ``experts`` ``[N]``."""
+        first = accumulate((group.count for group in self.groups), initial=0)
+        for begin, given, whose in zip(first, scores.split(sizes), experts.split(sizes), strict=False):
+            yield Confidence(given, whose - begin)
+
+    def gate(self: Any, number: int, projected: Tensor, confidence: Confidence) -> Tensor:
+        """Return the units of group ``number``: ``[N, W]`` for ``[N, 2 W]``, of which its router says something."""
+        name, act = self.groups[number].name, self.acts[number]
+        if hears(name):
+            act = partial(act, confidence=confidence)
+        return apply_gate(self, act, projected, kept=not name.startswith(UNGATED))
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | None, *, transposed: bool) -> Tensor:
@@ -143,7 +172,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: list[int], bias: Tensor | 
     return out if bias is None else out + bias
 
 
-def apply_gate(bank: Any, act: nn.Module, projected: Tensor, *, kept: bool = True) -> Tensor:
+def apply_gate(bank: Any, act: Callable[[Tensor], Tensor], projected: Tensor, *, kept: bool = True) -> Tensor:
     """Return act(g) * u as the bank's family does it: where the halves lie, its clamps, its u + 1."""
     halves = projected.chunk(2, dim=-1) if is_concatenated(bank) else (projected[..., ::2], projected[..., 1::2])
     gate, up = halves
@@ -180,8 +209,8 @@ def check_groups(groups: tuple[Group, ...], count: int) -> None:
         raise OptionError(f"the bank has {count} experts, and {given} are given activations")
 
 
-def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -> None:
-    """Give the experts of a bank activations of their own, in place.
+def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None, copies: int = 1) -> None:
+    """Give the experts of a bank activations of their own, in place, and make so many ``copies`` of each.
 
     Where the family reads no activation from its config (gpt-oss), the bias of its in-projection is kept as ``[E, W,
     2]``: stock Transformers, which would compute something else, then refuses the checkpoint.
@@ -190,23 +219,57 @@ def mix_bank(bank: Any, groups: tuple[Group, ...], mix: dict[str, Any] | None) -
         OptionError, UnknownNameError: see `check_groups`.
         ConversionError: nothing could tell stock Transformers of it.
     """
-    check_groups(groups, len(bank.down_proj))
+    check_groups(groups, copies * len(bank.down_proj))
     silent = built_in(bank) is not None
     if silent and not HAS_BIAS.of(bank):
         raise ConversionError(
             f"{type(bank).__name__} reads no activation from its config: nothing could tell stock Transformers of it"
         )
     bank.groups = groups
-    bank.acts = nn.ModuleList(_build(group, bank_width(bank), mix) for group in groups)
+    bank.acts = nn.ModuleList(build_gate(group, bank_width(bank), GluConfig(mix=mix)) for group in groups)
     if silent:
         bias = bank.gate_up_proj_bias
         bank.gate_up_proj_bias = nn.Parameter(bias.detach().unflatten(1, (-1, 2)), requires_grad=bias.requires_grad)
     bank.acts.to(device=bank.down_proj.device, dtype=bank.down_proj.dtype)
+    bank.copies = None
     become(bank, MixedBank)
+    if copies > 1:
+        copy_experts(bank, copies)
 
 
-def _build(group: Group, width: int, mix: dict[str, Any] | None) -> nn.Module:
+def copy_experts(bank: Any, copies: int, owner: Tensor | None = None) -> None:
+    """Copy each expert of a bank of ours, whose groups say all copies already, and give it their router, in place.
+
+    Args:
+        bank: the bank.
+        copies: of an expert, on the mean.
+        owner: whose copy each is, in the experts' order; None: as many of each.
+    """
+    count, down = len(bank.down_proj), bank.down_proj
+    with torch.device(down.device):
+        bank.copies = Copies(down.shape[2 if IS_TRANSPOSED.of(bank) else 1], count, copies).to(down.dtype)
+    if owner is not None:
+        bank.copies.owner = owner.to(down.device)
+    bank.copies.weight.requires_grad_(any(part.requires_grad for part in bank.parameters(recurse=False)))
+    repeat_rows(bank, count, copies, owner)
+    bank.num_experts = count * copies
+
+
+def repeat_rows(module: nn.Module, count: int, copies: int, owner: Tensor | None = None) -> None:
+    """Give a module new tensors in the places of its own with ``count`` rows: each row so many times, or by owner."""
+    for name, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if old.ndim and len(old) == count:
+            rows = old.detach()
+            new = rows.repeat_interleave(copies, 0) if owner is None else rows[owner.to(rows.device)]
+            whole = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+            setattr(module, name, whole)
+
+
+def build_gate(group: Group, width: int, options: GluConfig) -> nn.Module:
+    """Return the activation of a bank's experts of one group, each of ``width`` units."""
     act = build_elementwise(inner_gate(group.name)[0])
+    if hears(group.name):
+        for_experts(act, group.count)
     if isinstance(act, OwnedActivation):
-        act.configure(GluConfig(mix=mix), width)
+        act.configure(options, width)
     return act

@@ -19,6 +19,7 @@ from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.errors import TrainingError
+from hf_glu.ffn.experts.copies import Copies, full_linear
 
 STD = 0.02
 
@@ -29,11 +30,13 @@ class Routing:
 
     Attributes:
         weights: ``[T, k]`` in float32, each row sums to 1.
+        scores: ``[T, k]`` in float32, of the chosen experts, as they were before that.
         experts: ``[T, k]``, the best first; equal scores in the experts' order.
-        logits: ``[T, E]`` in float32.
+        logits: ``[T, E]`` in float32; of copies, their expert's + log q, so that their softmax is its share times q.
     """
 
     weights: Tensor
+    scores: Tensor
     experts: Tensor
     logits: Tensor
 
@@ -42,6 +45,7 @@ class Router(Reader, OwnedModule):
     """Scores = softmax(W x) or sigmoid(W x) in float32; the k best are renormalised to sum to 1.
 
     With a ``bias_rate`` the k best of scores + bias_rate * steps are taken, and their weights are those of the scores.
+    Where the experts have copies, each token goes to one copy of each of its experts (`hf_glu.ffn.experts.copies`).
 
     Args:
         hidden: H.
@@ -55,16 +59,17 @@ class Router(Reader, OwnedModule):
     def __init__(self, hidden: int, options: ExpertOptions) -> None:
         super().__init__()
         self.options, self.label = options, ""
-        self.weight = nn.Parameter(torch.empty(options.count, hidden))
+        self.weight = nn.Parameter(torch.empty(options.originals, hidden))
         for name in ("steps", "load"):  # whole numbers, which no dtype of the model rounds
-            self.register_buffer(name, torch.empty(options.count, dtype=torch.long) if options.bias_rate else None)
+            self.register_buffer(name, torch.empty(options.originals, dtype=torch.long) if options.bias_rate else None)
+        self.copies = Copies(hidden, options.originals, options.copies) if options.copies > 1 else None
         if self.weight.device.type != "meta":
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Small random weights: experts that are copies need different tokens to become different."""
         init.normal_(self.weight, std=STD)
-        for buffer in self.buffers():
+        for buffer in self.buffers(recurse=False):
             init.zeros_(buffer)
 
     def forward(self, x: Tensor) -> Routing:
@@ -76,12 +81,7 @@ class Router(Reader, OwnedModule):
         if self.training and self.options.jitter:
             low, high = 1 - self.options.jitter, 1 + self.options.jitter
             x = x * torch.empty_like(x).uniform_(low, high)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                logits = functional.linear(x.to(dtype), self.weight.to(dtype))
-        else:
-            logits = functional.linear(x.to(dtype), self.weight.to(dtype))
+        logits = full_linear(x, self.weight)
         scores = logits.softmax(-1) if self.options.router == "softmax" else logits.sigmoid()
         if not torch.compiler.is_compiling() and logits.device.type == "cpu" and _has_nan(logits.detach()):
             where = self.label or "of an expert FFN"
@@ -92,9 +92,18 @@ class Router(Reader, OwnedModule):
         if self.steps is not None:
             best = scores.gather(-1, experts)
         if self.options.weights == "ones":  # x / x is 1, and has a gradient that the router learns from
-            best = best.clamp_min(1e-20)
-            return Routing(best / best.detach(), experts, logits)
-        return Routing(best / best.sum(-1, keepdim=True).clamp_min(1e-20), experts, logits)
+            positive = best.clamp_min(1e-20)
+            return self._spread(x, Routing(positive / positive.detach(), best, experts, logits))
+        weights = best / best.sum(-1, keepdim=True).clamp_min(1e-20)
+        return self._spread(x, Routing(weights, best, experts, logits))
+
+    def _spread(self, x: Tensor, routing: Routing) -> Routing:
+        """Send tokens to copies of their experts, where there are some; logits are the experts' + log q then."""
+        if self.copies is None:
+            return routing
+        chosen, factor, shares = self.copies(x, routing.experts)
+        logits = routing.logits.index_select(1, self.copies.owner) + shares
+        return Routing(routing.weights * factor, routing.scores, chosen, logits)
 
     def loss(self, routing: Routing) -> Tensor:
         """Return balance * E sum_e f_e P_e + z * mean(logsumexp(logits)^2).
@@ -121,10 +130,11 @@ class Router(Reader, OwnedModule):
         return reading.valid.reshape(-1).float()
 
     def loads(self, routing: Routing) -> Tensor | None:
-        """Return how many tokens use each expert, ``[E]``, for `rebalance`; None: there is no bias to balance."""
+        """Return how many tokens use each expert, ``[E]``, whatever copy; None: there is no bias to balance."""
         if self.load is None:
             return None
-        used = functional.one_hot(routing.experts, routing.logits.shape[1]).sum(1)
+        experts = routing.experts if self.copies is None else self.copies.owner[routing.experts]
+        used = functional.one_hot(experts, len(self.load)).sum(1)
         counts = self.counts(len(used))
         return used.sum(0) if counts is None else (counts.long().unsqueeze(1) * used).sum(0)
 

@@ -46,7 +46,7 @@ def modulation(
         model: the model.
         preset: ``strict`` (threshold 0.3, slope 1.2) or ``loose`` (-0.3, 0.9).
         threshold, slope: numbers, or one for each sequence of the batch, ``[B]``.
-        layers: which layers (see :mod:`hf_glu.config.layers`); None: all.
+        layers: which layers (see `hf_glu.config.layers`); None: all.
         vector: what `context_vector` gave for another text, to be used instead of this one's: ``[1 or B, 1 or T, R]``.
 
     Raises:

@@ -29,7 +29,7 @@ def gate_places(model: nn.Module, layers: Any = None) -> dict[str, Site]:
 
     Args:
         model: the model.
-        layers: which (see :mod:`hf_glu.config.layers`); None: all.
+        layers: which (see `hf_glu.config.layers`); None: all.
 
     Raises:
         NoSiteError: there is none.

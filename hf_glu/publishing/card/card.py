@@ -137,8 +137,9 @@ def _metadata(facts: Facts, title: str) -> ModelCardData:
     tags += ["moe"] if wording.options_of(facts).experts else []
     tags += [SEQ2SEQ] if auto_class == "AutoModelForSeq2SeqLM" else []
     tags += ["sentence-transformers"] if facts["sentence_transformers"] else []
+    bases = [each["name"] for each in facts.get("merged") or [base] if each and wording.is_repository(each)]
     known: JsonObject = {
-        "base_model": base["name"] if base and wording.is_repository(base) else None,
+        "base_model": (bases if len(bases) > 1 else bases[0]) if bases else None,
         "library_name": "transformers",
         "pipeline_tag": "sentence-similarity" if facts["sentence_transformers"] else task,
         "tags": list(dict.fromkeys(tags)),
@@ -146,6 +147,8 @@ def _metadata(facts: Facts, title: str) -> ModelCardData:
     }
     if known["base_model"] and run:  # the Hub has no word for a conversion: neither quantized, nor adapted, nor merged
         known["base_model_relation"] = "finetune"
+    elif known["base_model"] and facts.get("merged"):
+        known["base_model_relation"] = "merge"
     if run:
         datasets = dict.fromkeys(entry["repository"] for entry in run["datasets"].values())
         results = _eval_results(facts)

@@ -96,6 +96,7 @@ def read_facts(folder: Path) -> Facts:
         "tokenizer": any(path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)),
         "sentence_transformers": (folder / SENTENCE_TRANSFORMERS_FILE).is_file(),
         "base": cast(BaseFacts, _chosen(base, ("name", "repository"))),
+        "merged": [cast(BaseFacts, _chosen(each, ("name", "repository"))) for each in _merged(report, base)],
         "carried": cast(Carried, {**carried(folder), **_chosen(base, CARRIED)}),
         "conversion": _conversion(_with(found, _MEASURED, f"the conversion's report in {folder}")) if found else None,
         "healing": _healing(results, found or {}),
@@ -104,6 +105,14 @@ def read_facts(folder: Path) -> Facts:
         "dense": _results(dense) if (dense := report.get("dense")) else None,
         "comparison": _comparison(folder, run.get("task")),
     }
+
+
+def _merged(report: JsonObject, base: JsonObject) -> list[JsonObject]:
+    """Return the models that a checkpoint, or its base that was nothing but merged, was merged from."""
+    found = report.get("merged") or (base.get("conversion") or {}).get("merged") or []
+    if not isinstance(found, list) or not all(isinstance(each, dict) and "name" in each for each in found):
+        raise DataError("the report's 'merged' isn't a list of models: it isn't what hf_glu writes")
+    return found
 
 
 def _optional(path: Path, keys: Iterable[str] = ()) -> JsonObject:
@@ -161,7 +170,7 @@ def _conversion(report: JsonObject) -> ConversionFacts:
     sites = [site for site in report["sites"] if site["route"] != "none"]
     summed = {
         name: list(dict.fromkeys(site[key] for site in sites if site.get(key)))
-        for name, key in (("from", "from"), ("routes", "route"), ("notes", "note"))
+        for name, key in (("from", "from"), ("routes", "route"), ("notes", "note"), ("made", "change"))
     }
     mixers = bool(sites) and all(site["site"].endswith("mixer") for site in sites)
     found = {**_chosen(report, _OF_CONVERSION), "sites": len(sites), "mixers": mixers, **summed}

@@ -35,6 +35,7 @@ ConversionFacts = TypedDict(
         "from": list[str],
         "routes": list[str],
         "notes": list[str],
+        "made": NotRequired[list[str]],
     },
 )
 
@@ -129,6 +130,7 @@ class Facts(TypedDict):
         banks: whether its family has experts of its own.
         tokenizer, sentence_transformers: whether it has the files of a tokenizer, of that library.
         base: the model that it was made from.
+        merged: the models that it was merged from, that one the first; none: it wasn't.
         carried: license and language of that one.
         conversion, healing, run, results, dense, comparison: what the files of these say; None: there are none.
     """
@@ -139,6 +141,7 @@ class Facts(TypedDict):
     tokenizer: bool
     sentence_transformers: bool
     base: BaseFacts
+    merged: NotRequired[list[BaseFacts]]
     carried: Carried
     conversion: ConversionFacts | None
     healing: NotRequired[CardHealing | None]

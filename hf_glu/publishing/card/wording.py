@@ -72,8 +72,11 @@ def architecture(facts: Facts) -> str:
 
 def summary(facts: Facts) -> str:
     """Return the sentence that says what the model is."""
-    base, trained = facts["base"], facts["run"]
+    base, trained, merged = facts["base"], facts["run"], facts.get("merged")
     what = _link(base) if base else f"A `{architecture(facts) or facts['config'].get('model_type', 'model')}`"
+    if merged:
+        *most, last = map(_link, merged)
+        what = f"A mixture of {', '.join(most)} and {last}"
     if facts["conversion"]:
         clause = f", whose {_conversion(facts)}"
     else:
@@ -111,8 +114,12 @@ def _conversion(facts: Facts) -> str:
     source = " and ".join(f"`{name}`" for name in conversion["from"])
     if not conversion.get("changes", True):
         return "feed-forward networks were left as they were"
+    if "grow" in conversion.get("made", ()):
+        return f"experts, {source} before, were copied: {'; '.join(conversion['routes'])}"
     if options.expert_options and facts["banks"]:
         return f"experts, all {source} before, got activations of their own: {_experts(facts)}"
+    if facts.get("merged"):
+        return f"feed-forward networks{_where(options)}, one model's each, became experts: {_experts(facts)}"
     if options.expert_options:
         return f"feed-forward networks, {source} before, became mixtures of experts{_where(options)}: {_experts(facts)}"
     parts = "mixers' gates" if conversion["mixers"] else "feed-forward networks"
@@ -203,6 +210,6 @@ def limits(facts: Facts) -> list[str]:
         f"Longer texts than {length} tokens were cut in training.": length and not language,
         f"It was trained on blocks of {length} tokens.": length and language,
         "No results are beside it: nothing is known of its quality.": not run and not facts.get("healing"),
-        "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"],
+        "Whatever the base model can't do or gets wrong, this one inherits.": facts["base"] and not facts.get("merged"),
     }
     return [text for text, holds in cases.items() if holds]

@@ -13,6 +13,8 @@ from hf_glu.publishing.hub.source import Place
 Stubs = Mapping[Place, str]
 # attributes and methods that only choose another kernel; and GluConfig's short ways to its sections
 OFF = frozenset({"saves_memory", "kernels", "_is_few", "not TYPE_CHECKING"})
+# conditions of what hears a router
+UNHEARD = frozenset({"hears", "confidence is not None", "given is not None"})
 
 _BUILD, _SITES, _CONFIG = "hf_glu.ffn.build", "hf_glu.ffn.sites", "hf_glu.config.glu"
 _CONTEXT, _KINDS = "hf_glu.ffn.context_sites", "hf_glu.config.kinds"
@@ -118,6 +120,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     read = read if kept is None else read * kept
     return torch.addcmul(torch.addcmul(g, n, beta), read, alpha - beta).to(gate.dtype), states""",
     (_LOOP, "ExpertLoop"): "",
+    ("hf_glu.activation.kernels.sharpening", "Sharpen"): "",
     (_LOOP, "Dispatch"): "",
     (_LOOP, "Combine"): "",
     (_SITES, "Site.to_dict"): "",
@@ -131,6 +134,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     (_CONFIG, "check_mix"): "",
     (_CONFIG, "check_by_layer"): "",
     ("hf_glu.config.experts", "ExpertOptions.__post_init__"): "",
+    ("hf_glu.config.experts", "ExpertOptions._check_sources"): "",
     ("hf_glu.config.experts", "check_size"): "",
     ("hf_glu.config.state", "StateOptions.__post_init__"): "",
     ("hf_glu.config.context", "ContextOptions.__post_init__"): "",
@@ -138,6 +142,10 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     ("hf_glu.config.smear", "SmearOptions.__post_init__"): "",
     ("hf_glu.config.section", "Entry.to_dict"): "",
     ("hf_glu.config.experts", "ExpertOptions.to_dict"): "",
+    # so was where an activation may be
+    (_CONTEXT, "check_routed"): "",
+    ("hf_glu.ffn.experts.group", "check_shared"): "",
+    ("hf_glu.activation.kappa", "response_of"): "",
     # router logits are for trainers; the losses and their coefficient are there
     (_ASKED, "ask"): '''\
 def ask(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +177,10 @@ def build_experts(model: nn.Module, config: Any, sites: list[Site], options: Glu
         raise ConversionError("the code of this checkpoint has no experts: install hf_glu")
     return sites''',
 }  # fmt: skip
+WITHOUT_COPIES: Stubs = {
+    ("hf_glu.ffn.experts.copies", "Copies"): """def Copies(*sizes: int) -> Any:
+    raise OptionError("the code of this checkpoint has no copies of experts: install hf_glu")""",
+}
 WITHOUT_BANKS: Stubs = {
     (_NATIVE, "MixedBank"): "MixedBank = ()",
     (_BUILD, "mix_banks"): "",
@@ -207,6 +219,10 @@ def gated_width(width: int | str | None, dense: int) -> int:
     return dense''',
 }  # fmt: skip
 WITHOUT_NAMES: Stubs = {(_BUILD, "give_dense_configs"): ""}
+WITHOUT_KAPPA: Stubs = {
+    (_REGISTRY, "hears"): "def hears(name: str) -> bool: return False",
+    ("hf_glu.activation.kappa", "for_experts"): "",
+}
 WITHOUT_KINDS: Stubs = {
     ("hf_glu.ffn.completeness", "refuse_losses"): '''\
 def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
@@ -227,4 +243,5 @@ def refuse_losses(model: Any, load_config: Any, loading_info: Any) -> None:
         )''',
     (_REGISTRY, "Registry"): _REGISTRY_OF_NAMES.replace(_READ, "").replace(_READINGS, ""),
     (_REGISTRY, "unwrapped"): "def unwrapped(name: str) -> str:\n    return name",
+    (_REGISTRY, "reads_text"): "def reads_text(name: str) -> bool: return False",
 }  # fmt: skip

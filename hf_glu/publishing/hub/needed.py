@@ -6,11 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from hf_glu.activation.context import Reader
+from hf_glu.activation.kappa import Sharpness
 from hf_glu.activation.kinds import FAMILIES
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.kinds import allow, no_parts
 from hf_glu.ffn.config_fields import configs_of
 from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.copies import Copies
 from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.families import DERIVED_FIELDS, SiteRow
 from hf_glu.ffn.mixers import GatedMixer
@@ -35,9 +37,11 @@ def program_for(model: Any, stock: Stock) -> str:
     kinds |= {family.home for family in FAMILIES if family.kind in sections}
     experts, banks = bool(find_experts(model)), any(isinstance(part, MixedBank) for part in parts)
     mixers = any(isinstance(part, GatedMixer) for part in parts)
+    hears = any(isinstance(part, Sharpness) for part in parts)
     there = (
         (experts, absent.WITHOUT_EXPERTS),
         (banks, absent.WITHOUT_BANKS),
+        (any(isinstance(part, Copies) for part in parts), absent.WITHOUT_COPIES),
         (experts or banks, absent.WITHOUT_OPTIONS),
         (mixers, absent.WITHOUT_MIXERS),
         (any(isinstance(part, Reader) for part in parts), absent.WITHOUT_READERS),
@@ -48,13 +52,15 @@ def program_for(model: Any, stock: Stock) -> str:
         (any(entry.layers is not None or entry.by_layer for entry in options), absent.WITHOUT_LAYERS),
         (any(entry.width is not None for entry in options), absent.WITHOUT_WIDTH),
         (stock.names, absent.WITHOUT_NAMES),
+        (hears, absent.WITHOUT_KAPPA),
         (bool(kinds), absent.WITHOUT_KINDS),
     )
     stubs = {**absent.ALWAYS, ("hf_glu.ffn.families", "SITE_TABLE"): _table(layouts)}
     for is_there, more in there:
         stubs |= {} if is_there else more
     layout_kinds = {row.kind for row in layouts} | ({"mixer"} if mixers else set()) | ({"experts"} if banks else set())
-    program = Program(stubs, absent.OFF | conditions_of(layouts, layout_kinds), every - kinds, {"hf_glu.errors"})
+    off = absent.OFF | conditions_of(layouts, layout_kinds) | (frozenset() if hears else absent.UNHEARD)
+    program = Program(stubs, off, every - kinds, {"hf_glu.errors"})
     program.need([ROOT, *entries.needed])
     source = program.write()
     return f"{source}\n{entries.source(program.names)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from hf_glu.publishing.report import adaptive, adaptive_tables, curves, experts, plots, tables
+from hf_glu.publishing.report import adaptive, adaptive_tables, curves, experts, plots, tables, watched
 from hf_glu.publishing.report.adaptive_rows import by_place
 from hf_glu.publishing.report.collect import Data, Run, mapping, number
 from hf_glu.publishing.report.drawing import Drawing
@@ -86,6 +86,7 @@ def sections_of(run: Run, prefix: str = "") -> list[Section]:
         section("Activations", _activations(run.activations, prefix), [tables.activations(run.activations)]),
         _adaptive(run.adaptive, f"{prefix} adaptive"),
         section("Experts", experts.heat_maps(f"{prefix} experts", run.experts), experts.loads(run.experts)),
+        section("While training", watched.figures(f"{prefix} watched", run.steps), [watched.events(run.steps)]),
         section("Conversion", [], [tables.conversion(mapping(run.outcome.get("conversion")))]),
         section("Parameters and speed", [], [tables.costs(run), tables.training(run)]),
     ]

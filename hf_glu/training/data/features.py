@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.config.traits import longest_text
-from hf_glu.errors import OptionError
+from hf_glu.errors import DataError, OptionError, shown
 from hf_glu.tasks.answers import from_texts
+from hf_glu.tasks.checking import LABEL
 from hf_glu.tasks.inputs import Row, unique_entities
 from hf_glu.tasks.prompts import rounded
 from hf_glu.tasks.table import TASKS, Task
@@ -106,6 +107,13 @@ def check_answers(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
+def check_scores(split: str, features: Features) -> None:
+    """Raise DataError if the scores of a validation split can't be correlated with any predictions."""
+    if features.task.form == "regression" and len(set(features.raw[LABEL])) < 2:
+        where = f"{features.task.name}, split {split}"
+        raise DataError(f"{where}: the rows to validate on have one score only, so that no prediction can be scored")
+
+
 def check_length(
     max_length: int, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_target: int = 0
 ) -> None:
@@ -141,6 +149,9 @@ def make_features(
         labeled: whether there are labels to train on or to score.
         joined: for a decoder that writes texts.
         max_target: tokens after which a text to write is cut.
+
+    Raises:
+        DataError: a row of which the tokenizer makes nothing.
     """
     if task.form == "text":
         data = tokenize_pairs(task, raw, tokenizer, max_length, max_target, joined=joined)
@@ -157,6 +168,12 @@ def make_features(
     tokenized = Dataset.from_list(rows).map(
         lambda batch: _tokenize(batch, tokenizer, max_length), batched=True, remove_columns=list(rows[0])
     )
+    for owner, ids in zip(owners, tokenized["input_ids"], strict=True):
+        if not ids:
+            given = "".join(task.inputs(raw[owner])[0])
+            raise DataError(
+                f"{task.name}: the tokenizer makes nothing of row {owner + 1}, {shown(given)}: leave it out"
+            )
     return Features(task=task, raw=raw, data=tokenized, owners=owners, text=text)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from hf_glu.checkpoint.config_file import check_config, reading
 from hf_glu.checkpoint.hub import resolve
@@ -16,9 +16,11 @@ from hf_glu.compat.of_models import INIT_WEIGHTS, INITIALIZED
 from hf_glu.config.traits import text_config, token_id, vocabulary
 from hf_glu.conversion import Report, convert, plan
 from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.experts.native import UNGATED
 from hf_glu.ffn.forward import projections
-from hf_glu.ffn.sites import find_sites
+from hf_glu.ffn.sites import Site, find_sites
 from hf_glu.instruments.probe import CHARACTERS, give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.data.features import is_text_to_text
@@ -101,7 +103,11 @@ def convert_for(
     if job.experts:
         fitted = job.width != "keep" or UNGATED in job.experts
         fit = {"calibration": texts(), "tokenizer": tokenizer, "distill_steps": job.distill_steps} if fitted else {}
-        return convert(model, job.to, experts=job.experts, top_k=job.top_k, **choice, **fit)
+        spread = {site.name: [part.weight.std() for part in projections(site)] for site in _alone(model)}
+        report = convert(model, job.to, experts=job.experts, top_k=job.top_k, **choice, **fit)
+        if job.random:
+            _part_experts(model, [spread[step.site.name] for step in report.plan.steps if step.site.name in spread])
+        return report
     assert job.to
     if job.random:
         return _random(model, job, choice)
@@ -124,6 +130,29 @@ def _random(model: PreTrainedModel, job: ModelOptions, choice: SiteChoice) -> Re
     names = {step.site.name for step in report.plan.steps if step.changes}
     initialise_anew(model, [part for site in find_sites(model) if site.name in names for part in projections(site)])
     return report
+
+
+def _alone(model: PreTrainedModel) -> list[Site]:
+    return [site for site in find_sites(model) if site.kind not in ("experts", "mixer")]
+
+
+@torch.no_grad()
+def _part_experts(model: PreTrainedModel, spread: list[list[Tensor]]) -> None:
+    """Draw the weights of every expert anew, as wide spread as its FFN's were; biases are 0.
+
+    From scratch, copies of one random FFN would be no better a start than one, and only the router could part them.
+
+    Args:
+        model: with experts.
+        spread: the standard deviations of the projections of each FFN that has become experts, the out-projection last.
+    """
+    for experts, (first, *_, last) in zip(find_experts(model).values(), spread, strict=True):
+        for bank in (*banks_of(experts.banks), *banks_of(experts.shared)):
+            bank.in_proj.normal_(0, float(first))
+            bank.out_proj.normal_(0, float(last))
+            for bias in (bank.in_bias, bank.out_bias):
+                if bias is not None:
+                    bias.zero_()
 
 
 def initialise_anew(model: PreTrainedModel, modules: Sequence[nn.Module]) -> None:

@@ -63,7 +63,7 @@ class LanguageRun(TrainingRun):
         self, job: LanguageOptions, options: TrainingOptions, *, resume: bool = False, made_of: Record | None = None
     ) -> None:
         job.check()
-        if job.config and job.to and not job.experts:
+        if job.config and job.conversion:
             job = replace(job, random=True)  # there are no weights to keep
         if job.stream and not (options.max_steps and job.validation):
             raise OptionError("a stream has no end and no share to validate on: give max_steps and validation")

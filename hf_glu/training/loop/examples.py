@@ -62,3 +62,9 @@ class Examples(Protocol):
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """Return the mean loss of a batch."""
         ...
+
+
+def with_labels(batch: Batch) -> Batch:
+    """Return a batch without weight whose loss is a number: the mean over no label at all is NaN, and so is 0 NaN."""
+    labels = batch.get("labels")
+    return batch if labels is None else {**batch, "labels": labels.clamp(min=0)}

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,11 +20,13 @@ from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.loop.accelerating import is_sharded
+from hf_glu.training.loop.alerts import Alerts
 from hf_glu.training.loop.batches import share
-from hf_glu.training.loop.examples import Examples
+from hf_glu.training.loop.examples import Examples, with_labels
 from hf_glu.training.loop.interrupt import Interrupted, interruptible
 from hf_glu.training.loop.progress import Progress, TrainingResult
 from hf_glu.training.loop.schedules import make_schedule
+from hf_glu.training.loop.watching import Watcher, is_wanted, metrics
 from hf_glu.training.options import TrainingOptions
 from hf_glu.training.parameters.annealing import anneal
 from hf_glu.training.parameters.groups import parameter_groups
@@ -65,13 +68,17 @@ class TrainingLoop:
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self.shown: dict[str, str] = {}
+        self._norms: list[Tensor] = []  # of the gradients of steps whose losses aren't fetched yet
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if options.compile:
             model.compile(dynamic=True)
         groups = parameter_groups(model, options.lr, options.weight_decay, options.activation_lr)
         optimizer = torch.optim.AdamW(groups)
-        self.plain = model
+        self.plain, self.watcher = model, None
+        if is_wanted(model, options):
+            main = accelerator.is_main_process
+            self.watcher = Watcher(model, tracker=options.tracker, main=main, alerts=Alerts())
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = make_schedule(self.optimizer, options, self.steps)
 
@@ -79,13 +86,15 @@ class TrainingLoop:
         """Train to the end.
 
         Raises:
-            DivergedError: the loss is NaN or infinite.
+            DivergedError: the loss, or the gradient, is NaN or infinite.
             CheckpointError: nothing to resume from, or another run's.
             Interrupted: by Ctrl-C, after the step was finished and a checkpoint written.
         """
         if resume and self.folder:
             self.progress = checkpoints.load(self, self.folder)
         self.log = checkpoints.Log(self.folder if self.accelerator.is_main_process else None, self.progress.lines)
+        if self.watcher is not None:
+            self.watcher.alerts.active = self.progress.alerts
         bar = progress_bar(
             total=self.steps,
             initial=self.progress.step,
@@ -94,7 +103,8 @@ class TrainingLoop:
             disable=not self.accelerator.is_main_process,
         )
         stopped = False
-        with interruptible() as interrupted, bar:
+        watching = nullcontext() if self.watcher is None else self.watcher.watching()
+        with interruptible() as interrupted, bar, watching:
             pending: list[Tensor] = []
             while self.progress.step < self.steps and not stopped:
                 begin = time.perf_counter()
@@ -132,12 +142,18 @@ class TrainingLoop:
             rows = self.examples.rows(part or batch[:1])  # without an example of its own, a process still takes part
             weight = self.examples.items(rows, epoch) / total if part and total else 0.0
             inputs = self.examples.batch(rows, epoch, self.accelerator.device)
+            if not weight:
+                inputs = with_labels(inputs)
+            if self.watcher is not None:
+                self.watcher.count(bool(part))  # another process counts the example that it takes part with
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
                 loss = with_router_losses(self.examples.loss(self.model, inputs), self.model) * weight
                 self.accelerator.backward(loss * processes)  # the processes' gradients are averaged
             losses.append(loss.detach().float())
         self.progress.tokens += self.examples.tokens(self.examples.rows(batch))
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        if norm is not None and self.accelerator.scaler is None:  # which leaves such steps out, and goes on
+            self._norms.append(norm.detach())
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -158,29 +174,40 @@ class TrainingLoop:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
     def _flush(self, pending: list[Tensor], bar: Any) -> None:
-        """Fetch the losses of the last steps from the device, check that they are finite, and log their mean."""
+        """Fetch losses and gradients' norms of the last steps, check that they are finite, and log the mean loss."""
         if not pending:
             return
         losses = self.accelerator.reduce(torch.stack(pending), reduction="sum").tolist()
+        norms = torch.stack(list(map(_whole, self._norms))).tolist() if self._norms else []
         first = self.progress.step - len(losses) + 1
         pending.clear()
-        for step, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, or "
-                    f"precision=no (now {self.options.mixed_precision()})"
-                )
+        self._norms.clear()
+        for step, values in enumerate(zip_longest(losses, norms, fillvalue=0.0), first):
+            for name, value in zip(("loss", "gradient's norm"), values, strict=True):
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"the {name} is {value} at step {step}: try a lower lr (now {self.options.lr:g}), more warmup, "
+                        f"or precision=no (now {self.options.mixed_precision()})"
+                    )
         self.progress.losses += losses
         speed = self.progress.tokens / max(self.progress.seconds, 1e-9)
         rate = float(self.schedule.get_last_lr()[0])
-        line = {"loss": sum(losses) / len(losses), "lr": rate, "tokens_per_second": speed}
+        line: JsonObject = {"loss": sum(losses) / len(losses), "lr": rate, "tokens_per_second": speed}
+        if self.watcher is not None:
+            line["watched"], alerts = self.watcher.take()
+            line |= {"alerts": alerts} if alerts else {}
         self._log(line)
+        if self.watcher is not None:
+            self.watcher.tell()
         bar.set_postfix(loss=f"{line['loss']:.3f}", **self.shown, tokens=f"{speed:,.0f}/s")
 
     def _log(self, values: JsonObject) -> None:
         epoch = self.progress.step / self.plan.steps_per_epoch
         self.log.write({"step": self.progress.step, "epoch": epoch, "tokens": self.progress.tokens, **values})
-        flat = {**{key: value for key, value in values.items() if key != "evaluation"}, **values.get("evaluation", {})}
+        flat = {key: value for key, value in values.items() if key not in ("evaluation", "watched", "alerts")}
+        flat |= values.get("evaluation", {})
+        if "watched" in values:
+            flat |= metrics(values["watched"])
         self.accelerator.log(flat, step=self.progress.step)
 
     def _evaluate(self, bar: Any) -> bool:
@@ -202,9 +229,7 @@ class TrainingLoop:
 
     def _state(self) -> dict[str, Tensor]:
         state = self.accelerator.get_state_dict(self.model)
-        # shards that Accelerate leaves as they are are put together here
-        whole = {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
-        return {key: value.detach().cpu().clone() for key, value in whole.items()}
+        return {key: _whole(value).detach().cpu().clone() for key, value in state.items()}
 
     def whole_state(self) -> dict[str, Tensor]:
         """Return the weights that training ends with; if they are sharded, all processes must call it."""
@@ -228,3 +253,9 @@ class TrainingLoop:
             stopped_early=stopped,
             tokens=self.progress.tokens,
         )
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Put together what is sharded, where Accelerate leaves it so; all processes must."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole

@@ -27,7 +27,10 @@ class TrainingResult:
 
 @dataclass
 class Progress:
-    """The progress of a training loop, which a checkpoint keeps beside weights, optimizer and random states."""
+    """The progress of a training loop, which a checkpoint keeps beside weights, optimizer and random states.
+
+    ``alerts`` are the events that have been told and aren't over, where the training is watched.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -37,3 +40,4 @@ class Progress:
     waited: int = 0
     lines: int = 0
     losses: list[float] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
