@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from hf_glu.instruments.gates import record_gates as record_gates
     from hf_glu.instruments.routing import active_parameters as active_parameters
     from hf_glu.instruments.routing import expert_statistics as expert_statistics
-    from hf_glu.instruments.steering import context_vector as context_vector
-    from hf_glu.instruments.steering import modulation as modulation
+    from hf_glu.instruments.steering.by_hand import context_vector as context_vector
+    from hf_glu.instruments.steering.by_hand import modulation as modulation
     from hf_glu.publishing.export import export as export
     from hf_glu.publishing.hub.push import push as push
+    from hf_glu.publishing.modulations import GateModulation as GateModulation
+    from hf_glu.publishing.modulations import fit_modulation as fit_modulation
     from hf_glu.tasks import metrics as metrics
     from hf_glu.training.language.heal import heal as heal
     from hf_glu.training.language.pretraining import perplexity as perplexity
@@ -60,12 +62,13 @@ if TYPE_CHECKING:
 _LAZY = {
     "Activation": "hf_glu.config.registry",
     "GluConfig": "hf_glu.activation",  # which registers the kinds that have sections in it
+    "GateModulation": "hf_glu.publishing.modulations",
     "AnnealCallback": "hf_glu.training.parameters.annealing",
     "WatchCallback": "hf_glu.training.watch",
     "activations": "hf_glu.activation.listing",
     "active_parameters": "hf_glu.instruments.routing",
     "anneal": "hf_glu.training.parameters.annealing",
-    "context_vector": "hf_glu.instruments.steering",
+    "context_vector": "hf_glu.instruments.steering.by_hand",
     "convert": "hf_glu.conversion",
     "convert_checkpoint": "hf_glu.checkpoint.convert",
     "count_parameters": "hf_glu.training.parameters.gates",
@@ -73,6 +76,7 @@ _LAZY = {
     "expert_statistics": "hf_glu.instruments.routing",
     "export": "hf_glu.publishing.export",
     "find_sites": "hf_glu.ffn.sites",
+    "fit_modulation": "hf_glu.publishing.modulations",
     "freeze_mix": "hf_glu.conversion",
     "frozen_activations": "hf_glu.training.parameters.parts",
     "fuse": "hf_glu.ffn.lean",
@@ -80,8 +84,8 @@ _LAZY = {
     "heal": "hf_glu.training.language.heal",
     "homeostasis": "hf_glu.training.parameters.homeostasis",
     "lora_config": "hf_glu.training.parameters.peft",
+    "modulation": "hf_glu.instruments.steering.by_hand",
     "merge_experts": "hf_glu.conversion",
-    "modulation": "hf_glu.instruments.steering",
     "parameter_groups": "hf_glu.training.parameters.groups",
     "perplexity": "hf_glu.training.language.pretraining",
     "plan": "hf_glu.conversion",

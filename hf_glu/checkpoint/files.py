@@ -29,6 +29,10 @@ RECORD_FILE = "made_of.json"
 MANIFEST_FILE = "hf_glu_push.json"
 EXPORT_FILE = "hf_glu_export.json"
 
+# A modulation of a model's gates: its numbers, and what it is.
+MODULATION_WEIGHTS_FILE = "modulation.safetensors"
+MODULATION_FILE = "modulation.json"
+
 # A fine-tuning run: what it is, what happened, what came of it; its page with figures; predictions for a leaderboard.
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"

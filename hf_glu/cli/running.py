@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> int:
         language,
         merging,
         publishing,
+        steering,
         training,
     )  # fmt: skip
     from hf_glu.cli.commands import app

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.states import load_state
-from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.kernels.scan import decays, stateful
-from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stateful import Memory
 from hf_glu.config.showing import Shown, ShownTable, number
 from hf_glu.errors import DataError, NoSiteError
 from hf_glu.ffn.identify import describe_site
-from hf_glu.ffn.mixers import gate_begin
 from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.instruments.pre_activations import watch_gate
 from hf_glu.instruments.recorder import Call, Watch, watching
 from hf_glu.instruments.tokens import Tokens
 
@@ -131,27 +129,16 @@ class _WatchedGate:
 
     def watches(self) -> Iterator[Watch]:
         """Yield the watches of the modules that see the gate's pre-activation."""
-        act = self.site.act
         if self.memory is not None:
             yield Watch(module=self.memory, see=self.before_memory)
             yield Watch(module=self.memory, after=True, see=lambda call: self.add(call, call.x, call.output))
-        elif self.site.kind == "mixer":  # whose activation is its convolution's, too
-            yield Watch(module=self.site.in_proj, after=True, see=lambda call: self.add(call, self.of_mixer(call)))
-        elif isinstance(act, OwnedActivation) and act.gated:
-            yield Watch(module=act, see=lambda call: self.add(call, split_gate_up(call.x)[0]))
         else:
-            yield Watch(module=act, see=lambda call: self.add(call, call.x))
+            yield watch_gate(self.site, self.add)
 
     def before_memory(self, call: Call) -> None:
         """Keep the state that the memory is about to go on from."""
         assert self.memory is not None
         self.start = load_state(self.memory.cache(), self.memory.slot)
-
-    def of_mixer(self, call: Call) -> Tensor:
-        """Return g from what a mixer's in-projection gives."""
-        begin, projected = gate_begin(self.site.anchor), call.output
-        gate: Tensor = projected[..., begin : begin + self.site.width]
-        return gate
 
     @torch.no_grad()
     def add(self, call: Call, g: Tensor, z: Tensor | None = None) -> None:

@@ -80,12 +80,12 @@ def watching(model: nn.Module, watches: Iterable[Watch]) -> Iterator[None]:
     watches = list(watches)
     with ExitStack() as hooks:
         given = threading.local()  # by thread: two may run one model at once
-        for stack, decoder in _stacks(model, watches):
+        for stack, decoder in stacks_around(model, [watch.module for watch in watches]):
             hooks.callback(end_carrying, stack)
             begin = partial(_begin, given=given, decoder=decoder)
             _take_out(hooks, stack.register_forward_pre_hook(begin, with_kwargs=True))
             _take_out(hooks, stack.register_forward_hook(after_stack, always_call=True))
-        for outer in _outermost(model):
+        for outer in outermost(model):
             # before the stack's own, where it is one
             note = outer.register_forward_pre_hook(partial(_note, given=given), with_kwargs=True, prepend=True)
             _take_out(hooks, note)
@@ -100,9 +100,9 @@ def _take_out(hooks: ExitStack, handle: RemovableHandle) -> None:
     hooks.callback(handle.remove)
 
 
-def _stacks(model: nn.Module, watches: Sequence[Watch]) -> list[tuple[nn.Module, bool]]:
-    """Return the stacks around the watched modules, and whether each is the decoder of an encoder-decoder."""
-    watched, whole = {id(watch.module) for watch in watches}, _is_encoder_decoder(model)
+def stacks_around(model: nn.Module, modules: Iterable[nn.Module]) -> list[tuple[nn.Module, bool]]:
+    """Return the stacks around ``modules``, and whether each is the decoder of an encoder-decoder."""
+    watched, whole = {id(module) for module in modules}, _is_encoder_decoder(model)
     found: dict[int, tuple[nn.Module, bool]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) in watched:
@@ -126,7 +126,7 @@ def _chunking(model: nn.Module) -> dict[int, list[nn.Module]]:
     return found
 
 
-def _outermost(model: nn.Module) -> list[nn.Module]:
+def outermost(model: nn.Module) -> list[nn.Module]:
     """Return the outermost models of Transformers in ``model``: what they are given tells of their stacks' padding."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():

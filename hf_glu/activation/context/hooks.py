@@ -23,8 +23,8 @@ from hf_glu.activation.context.reader import Reader
 from hf_glu.activation.context.reading import read
 from hf_glu.activation.context.states import self_attention, tokens_seen
 from hf_glu.compat.of_models import CHECKPOINTING, PAGED
-from hf_glu.compat.of_torch import ALWAYS_CALLED, FORWARD_HOOKS, FORWARD_PRE_HOOKS, WITH_KWARGS
-from hf_glu.errors import OptionError
+from hf_glu.compat.of_torch import ALWAYS_CALLED, FORWARD_HOOKS, FORWARD_PRE_HOOKS, GRAPH_TASK, WITH_KWARGS
+from hf_glu.errors import OptionError, TrainingError
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
 
@@ -239,6 +239,11 @@ class Carrying:
 def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: Any, **kwargs: Any) -> Any:
     if known is None:
         return function(*args, **kwargs)
+    if any(held.ended for held in known.held.values()) and GRAPH_TASK.find()() != -1:
+        raise TrainingError(
+            f"{type(known.stack).__name__} was changed for its forward pass by a block that has ended, and its layers "
+            "are computed again in the backward pass: call backward() inside of the block"
+        )
     reading = None if known.reading is None else replace(known.reading, vector=vector)
     with within(replace(known, reading=reading, cache=None)):
         return function(*args, **kwargs)

@@ -19,6 +19,15 @@ from hf_glu.activation.context.reading import Reading
 _local = threading.local()
 
 
+class Held:
+    """Base of what whoever changes a model for a while keeps of a pass that runs meanwhile."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the change has been undone, so that no layer of the pass can be computed again as it was."""
+        raise NotImplementedError
+
+
 @dataclass
 class Pass:
     """One forward pass of a stack.
@@ -29,6 +38,7 @@ class Pass:
         cache: the cache of the layer that runs; None: there is none.
         outer: the pass within which it runs.
         balance: the coefficient of its routers' own balance losses; None: each has its own.
+        held: what others keep of it, by whom.
     """
 
     stack: nn.Module
@@ -36,6 +46,7 @@ class Pass:
     cache: Any = None
     outer: Pass | None = None
     balance: float | None = None
+    held: dict[Any, Held] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,9 +80,12 @@ def current_pass() -> Pass | None:
 def enter(stack: nn.Module, reading: Reading | None) -> None:
     """Begin a pass."""
     outer = current_pass()
+    held: dict[Any, Held] = {}
+    if outer is not None and outer.stack is stack:  # others have begun this pass, too
+        held = {owner: each for owner, each in outer.held.items() if not each.ended}
     while outer is not None and outer.stack is stack:  # it was interrupted and never left
         outer = outer.outer
-    _local.now = Pass(stack, reading, None, outer, _balance(asking()))
+    _local.now = Pass(stack, reading, None, outer, _balance(asking()), held)
 
 
 def asking() -> Asking | None:

@@ -6,33 +6,30 @@ Shapes: B sequences, T tokens, R size of the context vector.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hf_glu.activation.context import Reading
 from hf_glu.activation.modulated import ContextSource
-from hf_glu.activation.module import GatedActivation
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
 from hf_glu.errors import NoSiteError, OptionError, nearest
 from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import banks_of
-from hf_glu.ffn.mixers import gate_begin
-from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.ffn.sites import convertible_sites
+from hf_glu.instruments.pre_activations import Handle, hook_activation, hook_gate
 from hf_glu.instruments.probe import evaluating
 from hf_glu.instruments.recorder import Call, Watch, watching
 
 # preset -> threshold, slope
 PRESETS = {"strict": (0.3, 1.2), "loose": (-0.3, 0.9)}
 Amount: TypeAlias = float | Tensor
-Shift: TypeAlias = Callable[[Tensor], Tensor]  # from a gate's pre-activations to those that it gets
 
 
 @contextmanager
@@ -64,7 +61,7 @@ def modulation(
         if isinstance(amount, Tensor) and amount.ndim > 1:
             raise OptionError(f"threshold and slope are numbers or [batch], got {list(amount.shape)}")
     sources = _sources(model) if vector is not None else []
-    handles = _hooks(model, threshold, slope, layers)
+    handles: list[Handle] = _hooks(model, threshold, slope, layers)
     handles += [source.register_forward_hook(lambda *_: vector) for source in sources]
     try:
         yield
@@ -114,7 +111,7 @@ def _sources(model: nn.Module) -> list[ContextSource]:
     return found
 
 
-def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> list[RemovableHandle]:
+def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> list[Handle]:
     neutral = not isinstance(threshold, Tensor) and not isinstance(slope, Tensor) and (threshold, slope) == (0.0, 1.0)
     if neutral:
         return []
@@ -125,31 +122,11 @@ def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> l
         check_selection(sites, GluConfig(layers=check_layers(layers)))
     chosen = [site for site in sites if selected(check_layers(layers), site.layer, site.stack)]
     shift = partial(_shift, threshold=threshold, slope=slope)
-    handles = [_hook(site, shift) for site in chosen]
+    handles = [hook_gate(site, shift) for site in chosen]
     for ffn in experts.values() if layers is None else ():
         for bank in banks_of(ffn.banks):
-            handles += [act.register_forward_pre_hook(partial(_before, shift=shift)) for act in bank.acts]
+            handles += [hook_activation(act, shift) for act in bank.acts]
     return handles
-
-
-def _hook(site: Site, shift: Shift) -> RemovableHandle:
-    if site.kind == "mixer":
-        begin, width = gate_begin(site.anchor), site.width
-        return site.in_proj.register_forward_hook(partial(_after_projection, shift=shift, begin=begin, width=width))
-    return site.act.register_forward_pre_hook(partial(_before, shift=shift))
-
-
-def _before(act: nn.Module, args: tuple[Any, ...], *, shift: Shift) -> tuple[Any, ...]:
-    x = args[0]
-    if isinstance(act, GatedActivation):
-        gate, up = x.chunk(2, dim=-1)
-        return (torch.cat([shift(gate), up], dim=-1), *args[1:])
-    return (shift(x), *args[1:])
-
-
-def _after_projection(module: nn.Module, args: Any, out: Tensor, *, shift: Shift, begin: int, width: int) -> Tensor:
-    before, gate, after = out.split([begin, width, out.shape[-1] - begin - width], dim=-1)
-    return torch.cat([before, shift(gate), after], dim=-1)
 
 
 def _shift(gate: Tensor, *, threshold: Amount, slope: Amount) -> Tensor:
