@@ -15,7 +15,7 @@ from hf_glu.ffn.sites import Site
 from hf_glu.instruments.recorder import inputs_of
 
 SEED = 0
-AHEAD = 8  # sites whose inputs are taken from the same passes
+PASSES = 4  # how often about a deep model is run on all calibration data
 HELD = 2**29  # numbers of them that are kept at a time
 
 
@@ -67,16 +67,18 @@ class Work:
     _ahead: dict[str, Tensor | None] = field(default_factory=dict)
 
     def inputs_ahead(self, site: Site) -> Tensor:
-        """Return what a site is given, as `site_inputs`; the passes serve the next sites, too, `AHEAD` in all.
+        """Return what a site is given, as `site_inputs`; the passes serve the next sites, too.
 
-        So a model of 30 layers is run 4 times, not 30; what these few are given is without each other's conversion.
+        So a model of 30 layers is run 5 times, not 30; what these few are given is without each other's conversion.
 
         Raises:
             OptionError: the model never runs the site on the calibration data.
         """
         if site.name not in self._ahead:
-            names = [each.name for each in self.sites]
-            coming = self.sites[names.index(site.name) :][: min(AHEAD, max(1, HELD // (MAX_TOKENS * site.hidden)))]
+            alone = [each for each in self.sites if each.kind not in ("experts", "mixer")]
+            begin = [each.name for each in alone].index(site.name)
+            count = max(1, min(len(alone) // PASSES, HELD // (MAX_TOKENS * site.hidden)))
+            coming = alone[begin : begin + count]
             modules = [each.in_proj for each in coming]
             found = inputs_of(self.model, modules, self.batches or [], limit=MAX_TOKENS)
             self._ahead = {each.name: inputs for each, inputs in zip(coming, found, strict=True)}

@@ -18,7 +18,6 @@ from hf_glu.config.registry import GATED, LEARNABLE, adds_wrappers, core, reads_
 from hf_glu.conversion.changes.parts import PARTS
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.config_entries import config_entries
-from hf_glu.conversion.fit.calibration import site_inputs
 from hf_glu.conversion.fit.fitting import Fit, FitOptions, fit_change
 from hf_glu.conversion.forms import ConfigEntry, size
 from hf_glu.conversion.routes import (
@@ -128,7 +127,7 @@ class Gate(Change):
         if work.batches is None or step.route.promise != APPROXIMATE or not alone:
             self._make(step, None)
             return None
-        x = site_inputs(work.model, step.site, work.batches)
+        x = work.inputs_ahead(step.site)
         few = FitOptions.steps if step.needs_fit else 0
         options = FitOptions(steps=few if work.distill_steps is None else work.distill_steps)
         return fit_change(step.site, x, lambda: self._make(step, x), options)

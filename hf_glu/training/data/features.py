@@ -124,7 +124,7 @@ def check_length(
         lengths = {" and ".join(lengths): max_length + max_target}
     for name, length in lengths.items() if known else ():
         if length > min(known):
-            raise OptionError(f"{name} is too long for the model, which reads {min(known)} tokens")
+            raise OptionError(f"{name} is too long for the model, which reads {min(known)} tokens: give at most that")
 
 
 def make_features(

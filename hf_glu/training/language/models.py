@@ -175,7 +175,9 @@ def block_length(asked: int | None, config: PreTrainedConfig, tokenizer: PreTrai
     known = [limit for limit in (tokenizer.model_max_length, longest_text(config)) if limit]
     limit = min(known) if known else LONGEST_BLOCK
     if asked is not None and asked > limit:
-        raise OptionError(f"max_length={asked} is too long for the model, which reads {limit} tokens")
+        raise OptionError(
+            f"max_length={asked} is too long for the model, which reads {limit} tokens: give at most that"
+        )
     return asked or min(limit, LONGEST_BLOCK)
 
 
