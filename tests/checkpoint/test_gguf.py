@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_glu
 from hf_glu import cli
 from hf_glu.checkpoint.loading import load_model, load_skeleton
-from hf_glu.conversion import transaction
+from hf_glu.conversion import engine
 from hf_glu.conversion.gguf import forget_gguf, is_from_gguf, is_unpacked
 from hf_glu.errors import CheckpointError, ConversionError
 
@@ -86,7 +86,7 @@ def test_a_conversion_that_fails_leaves_the_quantizer(file, monkeypatch):
         forget_gguf(model)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transaction, "forget_gguf", break_off)
+    monkeypatch.setattr(engine, "forget_gguf", break_off)
     with pytest.raises(KeyboardInterrupt):
         hf_glu.convert(model, "learnable_swiglu")
     assert (dict(vars(model)), dict(vars(model.config))) == known

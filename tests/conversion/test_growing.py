@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_utility_is_the_squared_effect_of_each_tokens_experts(name):
 
         def after(module, args, routing):
             seen.append(routing.experts)
-            return type(routing)(scaled(routing.weights), routing.experts, routing.logits)
+            return dataclasses.replace(routing, weights=scaled(routing.weights))
 
         def before(module, args):
             seen.append(args[1])
