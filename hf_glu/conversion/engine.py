@@ -182,7 +182,7 @@ def _carry_out(
 def _convert_sites(work: Work, stage: Plan) -> dict[str, Fit]:
     """Let the change convert each site, from the first layer on; return how well each was fitted."""
     steps = [step for step in stage.steps if step.changes]
-    work.sites = [step.site for step in steps]
+    work.begin([step.site for step in steps])
     shown = progress_bar(steps, desc="fitting FFNs", disable=work.batches is None, leave=False)
     return {step.site.name: fit for step in shown if (fit := step.change.apply(work, step)) is not None}
 

@@ -66,6 +66,10 @@ class Work:
     sites: list[Site] = field(default_factory=list)
     _ahead: dict[str, Tensor | None] = field(default_factory=dict)
 
+    def begin(self, sites: list[Site]) -> None:
+        """Begin a stage: what sites were given in the one before, they aren't any more."""
+        self.sites, self._ahead = sites, {}
+
     def inputs_ahead(self, site: Site) -> Tensor:
         """Return what a site is given, as `site_inputs`; the passes serve the next sites, too.
 

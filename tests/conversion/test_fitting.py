@@ -18,6 +18,7 @@ from hf_glu.conversion.fit.fitting import (
     solve_out_projection,
     token_sizes,
 )
+from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.forward import ffn_output, ffn_units
 
@@ -234,3 +235,26 @@ def test_units_with_parameters_of_their_own_are_cut_before_they_get_them(name):
 
 def find_width(model):
     return hf_glu.find_sites(model)[0].width
+
+
+def test_passes_serve_several_sites_and_a_stage_begins_with_its_own(monkeypatch):
+    model = FAMILIES["gpt2"].make()
+    work = Work(model=model, batches=make_batches(model, IDS))
+    first, last = sites = hf_glu.find_sites(model)
+    runs = []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    work.begin(sites)
+    work.inputs_ahead(first)
+    assert work.inputs_ahead(last).equal(site_inputs(model, last, work.batches))
+    assert len(runs) == 3 * len(work.batches)  # so few sites are run one by one
+    runs.clear()
+    monkeypatch.setattr("hf_glu.conversion.work.PASSES", 1)
+    work.begin(sites)
+    assert work.inputs_ahead(first).equal(site_inputs(model, first, work.batches))
+    first.out_proj.weight.data.zero_()
+    before = site_inputs(model, last, work.batches)
+    assert not work.inputs_ahead(last).equal(before)  # of the same pass as the first's
+    work.begin(sites)
+    work.inputs_ahead(first)
+    work.begin(sites)
+    assert work.inputs_ahead(last).equal(before)
