@@ -338,6 +338,7 @@ def test_gradient_checkpointing(flag, reentrant):
     assert_same(gradients(model), expected, "trained")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", READING)
 def test_compiled_training_is_one_graph(flag):
     model = without_dropout(awake(flag, "llama"))

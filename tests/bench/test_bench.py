@@ -380,6 +380,7 @@ def test_the_ffns_compute_the_same_and_the_mean_has_a_verdict():
     assert not mean.met
 
 
+@pytest.mark.slow
 def test_a_run_beside_a_committed_one(tmp_path, capsys):
     file, small = tmp_path / "ratios.json", [*SIZES, "--rounds", "1"]
     assert cli.run(["bench", "experts", *small, "--save", str(file)]) == 0

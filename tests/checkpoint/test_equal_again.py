@@ -128,6 +128,7 @@ def test_dora_on_rows_of_zeros_is_refused(how):
 EXPERTS = {"experts": "geglu*2,gelu*2", "top_k": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("case", ["geglu", "learnable_geglu", "moa_geglu", "experts"])

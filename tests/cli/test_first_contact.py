@@ -331,6 +331,7 @@ def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
     assert read_yaml(find_config(Path("bert-geglu-glue"))) == {"model": "mine"}
 
 
+@pytest.mark.slow
 def test_nothing_but_the_answer_is_printed(tmp_path):
     FAMILIES["bert"].make("BertForSequenceClassification").save_pretrained(tmp_path / "dense")
     done = process(

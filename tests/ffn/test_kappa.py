@@ -198,6 +198,7 @@ def test_gradient_checkpointing(prefix, reentrant):
     assert_same(trained(model), expected, "trained")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_and_under_autocast():
     model = converted("llama")

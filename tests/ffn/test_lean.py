@@ -396,6 +396,7 @@ def test_a_graph_that_is_used_twice_gives_the_same_twice():
         assert_same(found, expected, "bitwise")
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", ["swiglu", "geglu", "geglu_new", "reglu"])
 def test_fused_gates_keep_their_values_and_their_gradients(name):

@@ -184,6 +184,7 @@ def test_nothing_is_imported_that_isnt_needed():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_every_order_of_imports_works():
     orders = [name for name in IMPORTS if not name.startswith("neither")]

@@ -229,6 +229,7 @@ def sorted_texts(tmp_path_factory):
     return {"dataset": str(folder / "train.csv"), "validation": str(folder / "validation.csv")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", ["none", "lora"])
 def test_a_run_keeps_what_its_activations_were_and_are(peft, base, sorted_texts, tmp_path, monkeypatch):
     monkeypatch.setattr(job_module, "reloads_equal", lambda *given: True)
@@ -373,6 +374,7 @@ def few():
     return [[panel] * 6, [replace(panel, lines={"a": [0, 1, 2], "b": [2, 1, 0]})]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_figure_is_written_by_its_suffix(suffix, start, tmp_path):
     path = tmp_path / f"out{suffix}"

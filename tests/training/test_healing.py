@@ -250,6 +250,7 @@ def test_micro_batches_add_up_to_the_whole(objective, match, folders, corpus):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6 * largest, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["clm", "hidden"])
 def test_a_run_heals_and_is_resumed_bitwise(objective, folders, corpus, tmp_path, monkeypatch):
     job = job_of(folders, corpus, objective, match="hidden", teacher="base")

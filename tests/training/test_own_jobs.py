@@ -71,6 +71,7 @@ def test_every_problem_with_every_family(family, problem, bases, data):
     assert results["training"]["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", OWN_ROWS)
 def test_the_whole_job_learns_saves_and_reloads_in_a_fresh_process(problem, bases, data, tmp_path):
     output = tmp_path / "run"
