@@ -15,6 +15,7 @@ import transformers
 from footprint import Small
 
 import hf_glu
+from hf_glu import cli
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -34,3 +35,15 @@ def _small():
     """Fail a test that takes the process above what every machine has."""
     with Small():
         yield
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """Run the command line in this process: the exit code, standard output and standard error."""
+
+    def runs(*arguments):
+        code = cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return runs

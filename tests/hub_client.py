@@ -25,7 +25,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import hf_glu
-from hf_glu import cli
 from hf_glu.instruments.probe import run
 from hf_glu.publishing.hub import flat, upload
 from hf_glu.publishing.hub.push import push
@@ -123,13 +122,3 @@ def environment(hub, tmp_path, **more):
         "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": OWNER,
         "NO_PROXY": "127.0.0.1", **more,
     }  # fmt: skip
-
-
-@pytest.fixture
-def run_cli(capsys):
-    def runs(*arguments):
-        code = cli.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return runs

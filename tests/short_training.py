@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from pico import FAMILIES
 from torch import Tensor
 
 import hf_glu
+from hf_glu.training.loop import loop as loop_module
 
 # family -> class, Auto class, the parts that are trained in full
 MODELS = {
@@ -46,3 +49,15 @@ def train(model: Any, inputs: dict[str, Tensor], steps: int = 5, groups: Any = N
         losses.append(loss.item())
     model.eval()
     return losses
+
+
+def interrupt_at(monkeypatch, step):
+    """Let Ctrl-C come in the middle of a step."""
+    plain = loop_module.TrainingLoop._step
+
+    def stepping(self):
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self)
+
+    monkeypatch.setattr(loop_module.TrainingLoop, "_step", stepping)

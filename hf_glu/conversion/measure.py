@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_glu.conversion.routes import APPROXIMATE
 from hf_glu.errors import ConversionError, OptionError
-from hf_glu.ffn.forward import ffn_output
+from hf_glu.ffn.forward import ffn_output, is_alone
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.probe import max_abs_difference, probe_inputs, run, try_run
 from hf_glu.instruments.recorder import Kept, Watch, watching
@@ -28,7 +28,7 @@ class SiteProbe:
     """Records the inputs of FFNs during a forward pass, and compares the FFNs on them before and after a change."""
 
     def __init__(self, sites: list[Site]) -> None:
-        self._sites = [site for site in sites if site.kind not in ("experts", "mixer")]
+        self._sites = [site for site in sites if is_alone(site)]
         self._kept = {site.name: Kept(TOKENS) for site in self._sites}
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches, reached
+from hf_glu.ffn.forward import is_alone
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.recorder import inputs_of
 
@@ -79,7 +80,7 @@ class Work:
             OptionError: the model never runs the site on the calibration data.
         """
         if site.name not in self._ahead:
-            alone = [each for each in self.sites if each.kind not in ("experts", "mixer")]
+            alone = [each for each in self.sites if is_alone(each)]
             begin = [each.name for each in alone].index(site.name)
             count = max(1, min(len(alone) // PASSES, HELD // (MAX_TOKENS * site.hidden)))
             coming = alone[begin : begin + count]

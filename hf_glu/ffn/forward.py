@@ -28,6 +28,11 @@ def ffn_output(site: Site, x: Tensor) -> Tensor:
     return out_proj(ffn_units(site, x).to(out_proj.weight.dtype))  # T5 keeps its out-projection in float32
 
 
+def is_alone(site: Site) -> bool:
+    """Return whether a site is one FFN by itself, with one in-projection and one out-projection."""
+    return site.kind not in ("experts", "mixer")
+
+
 def projections(site: Site) -> list[AnyLinear]:
     """Return the gate projection (where it is one by itself), the in-projection and the out-projection."""
     gate = [site.anchor.get_submodule(site.row.gate)] if site.row.gate is not None else []

@@ -13,7 +13,6 @@ from comparing import assert_same
 from taskdata import save_base
 
 import hf_glu
-from hf_glu import cli
 from hf_glu.bench.steering.curves import Dose, area, breaks, spent
 from hf_glu.bench.steering.judging import load_judge
 from hf_glu.bench.steering.measuring import SteeringBench, stretch
@@ -137,16 +136,6 @@ def files(tmp_path_factory):
     (folder / "few.txt").write_text("fine\n")
     (folder / "empty.txt").write_text("\n")
     return folder
-
-
-@pytest.fixture
-def run_cli(capsys):
-    def runs(*arguments):
-        code = cli.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return runs
 
 
 def arguments(files, **more):

@@ -13,48 +13,30 @@ from banks import SOURCE
 from banks import make as make_banked
 from comparing import assert_same, outputs
 from contexts import make, target_of
+from hearing import MODELS, awake, converted
 from peft import get_peft_model
 from pico import FAMILIES
 from short_training import snapshot
-from states import batch, ids, without_dropout
+from states import batch, ids
 from torch import Tensor
 
 import hf_glu
 from hf_glu import cli
 from hf_glu.activation import registry
 from hf_glu.activation.elementwise import build_elementwise
-from hf_glu.activation.kappa import Sharpness
 from hf_glu.activation.wrapped import shifts
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.errors import ConversionError, OptionError
-from hf_glu.ffn.experts import ExpertFFN, find_experts
+from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.sites import find_banks
 from hf_glu.publishing.card.wording import traits
 
-MODELS = ("bert", "gpt2", "t5", "llama")
 # at widths that torch's vectors divide a view of a tensor has the bits of a copy
 EVEN = {
     name: {next(key for key in ("moe_intermediate_size", "intermediate_size") if key in sizes): 64}
     for name, sizes in BANKS.items()
 }
-
-
-def awake(model: Any) -> Any:
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for shift in shifts(model):
-            if isinstance(shift, Sharpness):
-                shift.response.copy_(3 * torch.randn(shift.response.shape, generator=generator))
-        for ffn in find_experts(model).values():
-            ffn.router.weight.mul_(20)
-    return model
-
-
-def converted(name: str = "gpt2", prefix: str = "kappa_", **more: Any) -> Any:
-    model = make(name)
-    hf_glu.convert(model, f"{prefix}{target_of(name)}", check=False, **{"experts": 3, **more})
-    return without_dropout(awake(model))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from comparing import assert_same
-from contexts import make, target_of
-from states import batch, ids, without_dropout
+from hearing import converted
+from states import batch, ids
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +26,6 @@ from hf_glu.ffn.experts import ExpertFFN, find_experts
 from hf_glu.ffn.experts.group import banks_of
 
 TOKENS, HIDDEN, WIDTH = 13, 8, 16
-MODELS = ("bert", "gpt2", "t5", "llama")
 
 
 def experts(groups: str = "kappa_swiglu*3", *, bias: bool = True, **options: Any) -> ExpertFFN:
@@ -164,23 +163,6 @@ def test_a_formula_of_its_own_hears():
     g, u = x.chunk(2, -1)
     expected = registry["swiglu_oss"].factory()(torch.cat([g * (1 + r.unsqueeze(1) * sharpness.response), u], -1))
     assert_same(act(x, Confidence(r, 0)), expected.detach(), "formula")
-
-
-def awake(model: Any) -> Any:
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for shift in shifts(model):
-            if isinstance(shift, Sharpness):
-                shift.response.copy_(3 * torch.randn(shift.response.shape, generator=generator))
-        for ffn in find_experts(model).values():
-            ffn.router.weight.mul_(20)
-    return model
-
-
-def converted(name: str = "gpt2", prefix: str = "kappa_", **more: Any) -> Any:
-    model = make(name)
-    hf_glu.convert(model, f"{prefix}{target_of(name)}", check=False, **{"experts": 3, **more})
-    return without_dropout(awake(model))
 
 
 def trained(model: Any, run: Any = None) -> dict[str, Tensor]:

@@ -489,4 +489,6 @@ found = torch.empty_like(x)
 fused.gradient(x.detach(), d, found)
 torch.testing.assert_close(found, expected)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comparing import assert_same
 from datasets import Dataset
+from short_training import interrupt_at
 from taskdata import make_rows, save_base, write_dataset
 from transformers import AutoModelForSequenceClassification
 from typed import untyped
@@ -155,21 +156,6 @@ def test_the_check_of_the_reload_can_fail(bases, datasets, tmp_path):
 
 
 DROPOUT = {"bert": {"hidden_dropout_prob": 0.2}, "t5": {"dropout_rate": 0.2}, "gpt2": {"resid_pdrop": 0.2}}
-
-
-def interrupt_at(monkeypatch, step):
-    """Let Ctrl-C come in the middle of a step."""
-    import os
-    import signal
-
-    plain = loop_module.TrainingLoop._step
-
-    def stepping(self):
-        if self.progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(self)
-
-    monkeypatch.setattr(loop_module.TrainingLoop, "_step", stepping)
 
 
 @pytest.mark.parametrize("family", EXACT)

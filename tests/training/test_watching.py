@@ -16,6 +16,7 @@ import pytest
 import torch
 from comparing import assert_same
 from pico import FAMILIES, make_native
+from short_training import interrupt_at
 from taskdata import save_base, write_dataset
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -96,20 +97,6 @@ def test_dense_models_are_watched_where_that_is_asked_for(family, bases, tmp_pat
     assert not untyped(line, StepLine)
     assert line["watched"]["experts"] == []
     assert len(line["watched"]["gates"]) == {"bert": 2, "t5": 4}[family]
-
-
-def interrupt_at(monkeypatch, step):
-    import os
-    import signal
-
-    plain = loop_module.TrainingLoop._step
-
-    def stepping(self):
-        if self.progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(self)
-
-    monkeypatch.setattr(loop_module.TrainingLoop, "_step", stepping)
 
 
 def told(records: Any) -> list[str]:

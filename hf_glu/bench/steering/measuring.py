@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from hf_glu.bench.steering.curves import Dose
 from hf_glu.bench.steering.judging import Judge
 from hf_glu.bench.steering.ways import PROMPT, SteeringWay
+from hf_glu.instruments.perplexity import next_token_perplexity
 from hf_glu.instruments.probe import evaluating, same_randomness
+from hf_glu.instruments.steering.contrast import padded
 
 MOST_UNIT = 64.0
 TEMPERATURE, TOP_K = 0.7, 50
@@ -86,28 +86,12 @@ class SteeringBench:
 
     def perplexity(self, texts: Sequence[Ids], skipped: Sequence[int]) -> float:
         """Return exp of the mean -log p of tokens, of each text those after the first ``skipped``; inf of NaN."""
-        total, count = 0.0, 0
-        with evaluating(self.model):
-            for begin in range(0, len(texts), self.batch_size):
-                part = texts[begin : begin + self.batch_size]
-                ids, mask = self._padded(part, left=False)
-                logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-                kept = mask[:, 1:].bool()
-                for row, skip in enumerate(skipped[begin : begin + self.batch_size]):
-                    kept[row, : max(0, skip - 1)] = False
-                total += float(cross_entropy(logits[kept].float(), ids[:, 1:][kept], reduction="sum").double())
-                count += int(kept.sum())
-        mean = total / max(1, count)
-        return math.exp(mean) if mean < 700 else math.inf
+        parts = (self._padded(texts[at : at + self.batch_size]) for at in range(0, len(texts), self.batch_size))
+        given = ({"input_ids": ids, "attention_mask": mask} for ids, mask in parts)
+        return next_token_perplexity(self.model, given, skipped=skipped)[0]
 
-    def _padded(self, texts: Sequence[Ids], *, left: bool) -> tuple[Tensor, Tensor]:
-        """Return ids and mask of texts, ``[N, T]``."""
-        length, device = max(map(len, texts)), next(self.model.parameters()).device
-        ids, mask = (torch.zeros(len(texts), length, dtype=torch.long) for _ in range(2))
-        for row, text in enumerate(texts):
-            place = slice(length - len(text), None) if left else slice(len(text))
-            ids[row, place], mask[row, place] = torch.tensor(text), 1
-        return ids.to(device), mask.to(device)
+    def _padded(self, texts: Sequence[Ids], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        return padded(texts, next(self.model.parameters()).device, left=left)
 
 
 def stretch(bench: SteeringBench, way: SteeringWay, strengths: Sequence[float], budget: float) -> SteeringWay:

@@ -43,6 +43,7 @@ from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.build import gated_width, give_dense_configs, native_gate
 from hf_glu.ffn.context_sites import Flagged, check_kinds, check_routed, place_parts
 from hf_glu.ffn.experts.group import build_activation
+from hf_glu.ffn.forward import is_alone
 from hf_glu.ffn.identify import source_activation
 from hf_glu.ffn.linear import out_features
 from hf_glu.ffn.sites import Site
@@ -123,8 +124,7 @@ class Gate(Change):
 
     def apply(self, work: Work, step: Step) -> Fit | None:
         """Convert one site, and fit it where its route is approximate and there are calibration data."""
-        alone = step.site.kind not in ("experts", "mixer")  # one FFN by itself, of which there is an output to fit
-        if work.batches is None or step.route.promise != APPROXIMATE or not alone:
+        if work.batches is None or step.route.promise != APPROXIMATE or not is_alone(step.site):
             self._make(step, None)
             return None
         x = work.inputs_ahead(step.site)
@@ -232,7 +232,7 @@ def _target_width(site: Site, width: int | str) -> int:
     """Return the width that a site is to have; one that is gated already has equal parameters as it is."""
     if width in ("keep", "iso") and (width == "keep" or site.native or site.widened):
         return site.width
-    if site.kind in ("experts", "mixer"):
+    if not is_alone(site):
         raise ConversionError(f"{site.name}: the width of a {site.kind} can't be changed")
     wanted = gated_width(width, site.width)
     if wanted > site.width:

@@ -186,8 +186,13 @@ def _copied(source: Source, bank: Bank, route: Route) -> tuple[Tensor, Tensor | 
 def _drop(bank: Bank, share: float, generator: torch.Generator) -> None:
     """Re-initialise a share of each expert's units (Drop-Upcycling, https://arxiv.org/abs/2502.19261)."""
     for expert in range(bank.count) if int(share * bank.width) else ():
-        halves = bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2])
-        drop_units([*halves], bank.out_proj[expert], share, generator)
+        drop_from(bank, expert, share, generator)
+
+
+def drop_from(bank: Bank, expert: int, share: float, generator: torch.Generator) -> None:
+    """Draw a share of the units of one of a bank's experts anew, see `drop_units`."""
+    halves = bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2])
+    drop_units([*halves], bank.out_proj[expert], share, generator)
 
 
 def drop_units(halves: list[Tensor], out: Tensor, share: float, generator: torch.Generator) -> None:

@@ -22,7 +22,7 @@ from hf_glu.conversion.experts.banks import bank_source
 from hf_glu.conversion.experts.copying import drop_units
 from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
 from hf_glu.conversion.experts.same_layer import SAME, compare_layers, sample
-from hf_glu.conversion.experts.utility import owners
+from hf_glu.conversion.experts.utility import owners, owners_in_layer
 from hf_glu.conversion.foresight import skeleton_of
 from hf_glu.conversion.forms import ConfigEntry, governed, size
 from hf_glu.conversion.routes import exact_targets
@@ -30,7 +30,7 @@ from hf_glu.conversion.steps import Step
 from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.build import mix_banks
-from hf_glu.ffn.experts.native import MixedBank, bank_width, copy_experts
+from hf_glu.ffn.experts.native import MixedBank, bank_width, copy_experts, put_rows
 from hf_glu.ffn.identify import enclosing_configs
 from hf_glu.ffn.sites import Site, find_banks
 
@@ -192,9 +192,9 @@ def apply_one(change: Growth, work: Work, step: Step, utility: Tensor | None) ->
     before = sample(layer, site)
     mix_banks([site], GluConfig(experts=ExpertOptions(groups=write_groups(groups), top_k=1).to_dict()))
     bank.groups = _grown(groups, change.times)  # type: ignore[assignment]
-    starts = torch.tensor([0, *(group.count for group in groups)]).cumsum(0)
-    whose = owners([group.count for group in groups], change.times, utility)
-    owner = torch.cat([own + start for own, start in zip(whose, starts, strict=False)])
+    sizes = [group.count for group in groups]
+    whose = owners(sizes, change.times, utility)
+    owner = owners_in_layer(whose, sizes)
     copy_experts(bank, change.times, owner)
     for act, own in zip(bank.acts, whose, strict=True):  # type: ignore[arg-type]
         copy_responses(act, own)
@@ -227,9 +227,7 @@ def _repeat(module: nn.Module, like: nn.Module, times: int) -> None:
         theirs = dict(_tensors(like.get_submodule(name)))
         for key, tensor in _tensors(part):
             if theirs[key].shape != tensor.shape:
-                rows = tensor.detach().repeat_interleave(times, 0)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                setattr(part, key, nn.Parameter(rows, requires_grad=tensor.requires_grad) if is_parameter else rows)
+                put_rows(part, key, tensor, tensor.detach().repeat_interleave(times, 0))
 
 
 def follow(module: nn.Module, like: nn.Module, times: int) -> None:

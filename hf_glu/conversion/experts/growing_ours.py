@@ -13,9 +13,9 @@ from hf_glu.activation.kappa import copy_responses
 from hf_glu.config.experts import ExpertOptions, write_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.router_fields import router_fields
-from hf_glu.conversion.experts.copying import drop_units
+from hf_glu.conversion.experts.copying import drop_from
 from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
-from hf_glu.conversion.experts.utility import owners
+from hf_glu.conversion.experts.utility import owners, owners_in_layer
 from hf_glu.conversion.forms import ConfigEntry, governed, size
 from hf_glu.conversion.steps import Step
 from hf_glu.conversion.work import Work
@@ -23,6 +23,7 @@ from hf_glu.errors import ConversionError
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import Bank, banks_of
 from hf_glu.ffn.experts.losses import watch
+from hf_glu.ffn.experts.native import put_rows
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.routing import active_parameters
@@ -89,7 +90,8 @@ def apply(change: Growth, work: Work, step: Step, utility: Tensor | None) -> Non
         made = _built(work.model, step.site, grown(old.options, change))
     made.to(dtype=weight.dtype).train(old.training)
     made.router.label = old.router.label
-    whose = owners([group.count for group in old.options.experts], change.times, utility)
+    sizes = [group.count for group in old.options.experts]
+    whose = owners(sizes, change.times, utility)
     for bank, new, own in zip(banks_of(old.banks), banks_of(made.banks), whose, strict=True):
         _copy_bank(bank, new, own.to(weight.device))
         if change.active == "all" and old.options.weights == "ones":  # each copy adds its part of the sum
@@ -99,16 +101,14 @@ def apply(change: Growth, work: Work, step: Step, utility: Tensor | None) -> Non
         _drop_copies(new, own, change.drop, work.generator)
     for bank, new in zip(banks_of(old.shared), banks_of(made.shared), strict=True):
         _copy_bank(bank, new, torch.arange(bank.count, device=weight.device))
-    starts = torch.tensor([0, *(group.count for group in old.options.experts)]).cumsum(0)
-    every = torch.cat([own + start for own, start in zip(whose, starts, strict=False)]).to(weight.device)
-    _copy_router(old.router, made.router, every)
+    _copy_router(old.router, made.router, owners_in_layer(whose, sizes).to(weight.device))
     owner, _, attribute = step.site.name.rpartition(".")
     setattr(work.model.get_submodule(owner), attribute, made)
 
 
 def _copy_bank(old: Bank, new: Bank, owner: Tensor) -> None:
     for name, part in old.named_parameters(recurse=False):
-        setattr(new, name, nn.Parameter(part.detach()[owner], requires_grad=part.requires_grad))
+        put_rows(new, name, part, part.detach()[owner])
     for number, act in enumerate(new.acts):  # one of each expert, or one of all
         source = old.acts[int(owner[number]) if old.reads else 0]
         act.to(next((part.dtype for part in source.parameters()), old.in_proj.dtype))
@@ -124,8 +124,7 @@ def _copy_router(old: Any, new: Any, owner: Tensor) -> None:
     """Give the new router the old one's rows: as they are where a second one chooses the copy, else each repeated."""
     for name, part in [*old.named_parameters(recurse=False), *old.named_buffers(recurse=False)]:
         values = part.detach().clone() if new.copies is not None else part.detach()[owner]
-        is_parameter = isinstance(part, nn.Parameter)
-        setattr(new, name, nn.Parameter(values, requires_grad=part.requires_grad) if is_parameter else values)
+        put_rows(new, name, part, values)
     if new.copies is not None:
         new.copies.owner = owner
         new.copies.weight.requires_grad_(old.weight.requires_grad)
@@ -134,8 +133,7 @@ def _copy_router(old: Any, new: Any, owner: Tensor) -> None:
 def _drop_copies(bank: Bank, owner: Tensor, share: float, generator: torch.Generator) -> None:
     for expert, first in enumerate(first_of_each(owner)):
         if share and not first:
-            halves = bank.in_proj[expert].view(-1, bank.width, bank.in_proj.shape[2])
-            drop_units([*halves], bank.out_proj[expert], share, generator)
+            drop_from(bank, expert, share, generator)
 
 
 def finish(model: nn.Module) -> None:

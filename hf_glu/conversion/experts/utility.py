@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import heapify, heapreplace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -136,3 +137,9 @@ def owners(sizes: Sequence[int], copies: int, utility: Tensor | None) -> list[Te
     parts = [None] * len(sizes) if utility is None else utility.cpu().split(list(sizes))
     counts = [even(size) if part is None else deal(part, copies) for size, part in zip(sizes, parts, strict=True)]
     return [torch.arange(len(count)).repeat_interleave(count) for count in counts]
+
+
+def owners_in_layer(whose: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Return `owners` as places in the layer, whose groups had ``sizes`` experts, and not in their groups."""
+    starts = accumulate(sizes, initial=0)
+    return torch.cat([own + start for own, start in zip(whose, starts, strict=False)])

@@ -261,8 +261,13 @@ def repeat_rows(module: nn.Module, count: int, copies: int, owner: Tensor | None
         if old.ndim and len(old) == count:
             rows = old.detach()
             new = rows.repeat_interleave(copies, 0) if owner is None else rows[owner.to(rows.device)]
-            whole = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-            setattr(module, name, whole)
+            put_rows(module, name, old, new)
+
+
+def put_rows(module: nn.Module, name: str, old: Tensor, rows: Tensor) -> None:
+    """Give a module ``rows`` under a name: a parameter, trained or not, as ``old`` is one; else a buffer."""
+    is_parameter = isinstance(old, nn.Parameter)
+    setattr(module, name, nn.Parameter(rows, requires_grad=old.requires_grad) if is_parameter else rows)
 
 
 def build_gate(group: Group, width: int, options: GluConfig) -> nn.Module:

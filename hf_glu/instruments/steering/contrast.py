@@ -107,13 +107,18 @@ def batches(model: nn.Module, texts: Mapping[int, Sequence[int]], size: int) -> 
     order = sorted(texts, key=lambda at: len(texts[at]))
     for begin in range(0, len(order), size):
         numbers = order[begin : begin + size]
-        length = max(len(texts[at]) for at in numbers)
-        ids, mask = (torch.zeros(len(numbers), length, dtype=torch.long) for _ in range(2))
-        for row, at in enumerate(numbers):
-            ids[row, : len(texts[at])] = torch.tensor(list(texts[at]))
-            mask[row, : len(texts[at])] = 1
-        inputs = {"input_ids": ids.to(device)}
-        yield numbers, inputs | ({"attention_mask": mask.to(device)} if "attention_mask" in names else {})
+        ids, mask = padded([texts[at] for at in numbers], device)
+        yield numbers, {"input_ids": ids} | ({"attention_mask": mask} if "attention_mask" in names else {})
+
+
+def padded(texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the ids of texts and which are no padding, both ``[n, T]``; padding is on the right, or ``left``."""
+    length = max(map(len, texts))
+    ids, mask = (torch.zeros(len(texts), length, dtype=torch.long) for _ in range(2))
+    for row, text in enumerate(texts):
+        place = slice(length - len(text), None) if left else slice(len(text))
+        ids[row, place], mask[row, place] = torch.tensor(list(text)), 1
+    return ids.to(device), mask.to(device)
 
 
 class TextMeans:

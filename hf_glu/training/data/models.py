@@ -19,8 +19,8 @@ from hf_glu.errors import CheckpointError, OptionError
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.experts.native import UNGATED
-from hf_glu.ffn.forward import projections
-from hf_glu.ffn.sites import Site, find_sites
+from hf_glu.ffn.forward import is_alone, projections
+from hf_glu.ffn.sites import find_sites
 from hf_glu.instruments.probe import CHARACTERS, give_pad_token
 from hf_glu.tasks.table import Task
 from hf_glu.training.data.features import is_text_to_text
@@ -103,7 +103,8 @@ def convert_for(
     if job.experts:
         fitted = job.width != "keep" or UNGATED in job.experts
         fit = {"calibration": texts(), "tokenizer": tokenizer, "distill_steps": job.distill_steps} if fitted else {}
-        spread = {site.name: [part.weight.std() for part in projections(site)] for site in _alone(model)}
+        sites = [site for site in find_sites(model) if is_alone(site)] if job.random else []
+        spread = {site.name: [part.weight.std() for part in projections(site)] for site in sites}
         report = convert(model, job.to, experts=job.experts, top_k=job.top_k, **choice, **fit)
         if job.random:
             _part_experts(model, [spread[step.site.name] for step in report.plan.steps if step.site.name in spread])
@@ -130,10 +131,6 @@ def _random(model: PreTrainedModel, job: ModelOptions, choice: SiteChoice) -> Re
     names = {step.site.name for step in report.plan.steps if step.changes}
     initialise_anew(model, [part for site in find_sites(model) if site.name in names for part in projections(site)])
     return report
-
-
-def _alone(model: PreTrainedModel) -> list[Site]:
-    return [site for site in find_sites(model) if site.kind not in ("experts", "mixer")]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hf_glu.activation.context.passes import Pass, current_pass, within
 from hf_glu.errors import OptionError
-from hf_glu.ffn.forward import ffn_output
+from hf_glu.ffn.forward import ffn_output, is_alone
 from hf_glu.ffn.sites import Site, find_sites
 from hf_glu.instruments.probe import with_decoder
 from hf_glu.instruments.recorder import Call, Watch, watching
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 LABELS = "labels"
 STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
-_ALONE = ("experts", "mixer")  # kinds of sites without one in-projection and one out-projection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,8 +75,8 @@ class Seen:
 
 def pair_sites(model: PreTrainedModel, teacher: PreTrainedModel) -> list[Pair]:
     """Return the FFNs that two models have in the same places, in so far as each is one."""
-    others = {site.name: site for site in find_sites(teacher) if site.kind not in _ALONE}
-    own = (site for site in find_sites(model) if site.kind not in _ALONE)
+    others = {site.name: site for site in find_sites(teacher) if is_alone(site)}
+    own = (site for site in find_sites(model) if is_alone(site))
     return [Pair(own=site, other=others[site.name]) for site in own if site.name in others]
 
 
