@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from hf_glu.training.parameters.gates import train_only_gates as train_only_gates
     from hf_glu.training.parameters.groups import parameter_groups as parameter_groups
     from hf_glu.training.parameters.homeostasis import homeostasis as homeostasis
+    from hf_glu.training.parameters.muon import muon as muon
     from hf_glu.training.parameters.parts import frozen_activations as frozen_activations
     from hf_glu.training.parameters.peft import lora_config as lora_config
     from hf_glu.training.watch import WatchCallback as WatchCallback
@@ -86,6 +87,7 @@ _LAZY = {
     "lora_config": "hf_glu.training.parameters.peft",
     "modulation": "hf_glu.instruments.steering.by_hand",
     "merge_experts": "hf_glu.conversion",
+    "muon": "hf_glu.training.parameters.muon",
     "parameter_groups": "hf_glu.training.parameters.groups",
     "perplexity": "hf_glu.training.language.pretraining",
     "plan": "hf_glu.conversion",

@@ -54,6 +54,8 @@ GROUPED_MM = Private(
     where="torch.nn.functional", name="grouped_mm", seen="2.10 to 2.14",
     need="experts with backend='grouped'", otherwise="experts are a loop",
 )  # fmt: skip
+MUON = Private(where="torch.optim", name="Muon", seen="2.9 to 2.14", need="hf_glu.muon")
+MUON_GROUP = Private(where="torch.optim:Muon", name="_init_group", seen="2.9 to 2.14", need="hf_glu.muon")
 IS_EXPORTING = Private(
     where="torch.compiler", name="is_exporting", seen="2.7 to 2.14", need="exporting a graph of stateful gates"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.modulated import ContextSource
@@ -21,7 +22,12 @@ WIDE: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, weight_decay: float, activation_lr: float | None = None
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    activation_lr: float | None = None,
+    *,
+    without: Optimizer | None = None,
 ) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: weight decay for matrices, none for vectors, norms and our scalars.
 
@@ -37,6 +43,7 @@ def parameter_groups(
         activation_lr: learning rate of what activations have of their own (mixes, alpha, beta and decays of a state,
             thresholds and slopes), but for the matrices that choose a token's mix or make a context vector; None: as
             all others.
+        without: another optimizer, such as `hf_glu.muon`'s, whose parameters are left out.
 
     Returns:
         Groups as `torch.optim` takes them, with a ``name`` each; for a Trainer:
@@ -46,11 +53,12 @@ def parameter_groups(
     wide = {id(p) for module in model.modules() for p in _wide(module)}
     norms = {id(p) for module in model.modules() if is_norm(module) for p in module.parameters()}
     masked = masked_parameters(model)
+    others = {id(p) for group in (without.param_groups if without else ()) for p in group["params"]}
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "masked": [], "activation": []}
     for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
         key = id(parameter)
+        if not parameter.requires_grad or key in others:
+            continue
         decays = parameter.ndim >= 2 and key not in own and key not in norms
         apart = key in own and key not in wide and activation_lr is not None
         name = "masked" if key in masked else "activation" if apart else "decay" if decays else "no_decay"
