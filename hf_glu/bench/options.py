@@ -15,6 +15,7 @@ BENCHES = {
     "experts": "hf_glu.bench.experts",
     "ffn": "hf_glu.bench.ffn",
     "scan": "hf_glu.bench.scan",
+    "tiles": "hf_glu.bench.tiles",
     "sparsity": "hf_glu.bench.sparsity",
     "start": "hf_glu.bench.start",
     "training": "hf_glu.bench.training",

@@ -125,8 +125,8 @@ class TrainingRun(ABC):
         self.report = convert_for(self.model, self.job, self.texts, self.tokenizer)
         self.converted = snapshot(self.model)
         self.wrap()
-        if self.options.save_memory:
-            save_memory(self.model)
+        if self.options.save_memory or self.options.tile is not None:
+            save_memory(self.model, tile=self.options.tile)
         if self.options.fuse:
             fuse(self.model, device=self.accelerator.device.type)
         if self.options.anneal is not None and not mixes(self.model):

@@ -42,7 +42,7 @@ OTHER = {
     "epochs": 2.0, "max_steps": 2, "batch_size": 8, "accumulate": 2, "eval_batch_size": 8, "lr": 1e-3,
     "schedule": "cosine", "warmup": 0.1, "weight_decay": 0.1, "activation_lr": 1e-3, "clip": 2.0, "max_length": 16,
     "precision": "bf16", "evaluate_every": 5, "patience": 3, "anneal": 0.5, "gradient_checkpointing": True,
-    "save_memory": True, "fuse": True, "compile": True, "deterministic": True,
+    "save_memory": True, "tile": 64, "fuse": True, "compile": True, "deterministic": True,
 }  # fmt: skip
 OTHER_JOB = {
     "to": "swiglu", "width": "iso", "layers": "0", "exclude": "1", "calibration": 9, "form": "classes", "peft": "gates",
