@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.kernels.compiled import has_kernels
 from hf_glu.activation.kernels.mixture import mix, recomputed_mix
 from hf_glu.activation.module import OwnedActivation, reset_elementwise
 from hf_glu.config.registry import ADAPTIVE, registry, unmixed, unwrapped
@@ -88,8 +89,13 @@ class LearnableMix(OwnedActivation):
         """Apply the mix."""
         rows = x.reshape(-1, x.shape[-1])
         channel, row = self.weights(rows)
-        combine = recomputed_mix if self.saves_memory else mix
-        return combine(tuple(self.functions), rows, channel, row).view(x.shape)
+        if not self.saves_memory and not self.is_fused:
+            return mix(tuple(self.functions), rows, channel, row).view(x.shape)
+        return recomputed_mix(tuple(self.functions), rows, channel, row, fused=self.is_fused).view(x.shape)
+
+    def is_fusible(self, device: str) -> bool:
+        """Return whether there is a kernel for all of its functions."""
+        return has_kernels(self.functions, device)
 
     def weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the coefficients of each channel ``[K, W]`` and of each row of ``x``: ``[N, K]``; or None."""

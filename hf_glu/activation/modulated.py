@@ -23,7 +23,7 @@ from hf_glu.activation.context import Reader
 from hf_glu.activation.context.hooks import SOURCE
 from hf_glu.activation.context.reading import read_mask
 from hf_glu.activation.context.states import load_state, store_states
-from hf_glu.activation.kernels.modulation import modulate, recomputed_modulation
+from hf_glu.activation.kernels.modulation import fused_modulation, modulate, recomputed_modulation
 from hf_glu.activation.kernels.scan import decays, spread_decays, stateful
 from hf_glu.activation.module import OwnedModule
 from hf_glu.activation.wrapped import TextShift
@@ -61,16 +61,31 @@ class Modulation(TextShift):
 
     def forward(self, gate: Tensor) -> Tensor:
         """Return the modulated gate."""
-        reading = self.current()
         if self.options is None:
             return gate
-        if reading is None or reading.vector is None:  # a layer before the one that makes the vector
+        rows = self._vectors(gate)
+        if rows is None:
             return _with_no_gradient(gate, self.threshold, self.slope)
-        x = gate.unsqueeze(0) if reading.rows is not None else self.sequences(gate)
-        rows = reading.vectors(*x.shape[:2])
-        assert rows is not None
         shift = recomputed_modulation if self.saves_memory else modulate
-        return shift(x.flatten(0, 1), rows.to(gate.dtype), self.threshold, self.slope).reshape(gate.shape)
+        return shift(gate.reshape(-1, gate.shape[-1]), rows, self.threshold, self.slope).reshape(gate.shape)
+
+    def then(self, phi: nn.Module, gate: Tensor) -> Tensor | None:
+        """Return phi of the modulated gate in one pass; None where there is no context vector."""
+        rows = None if self.options is None else self._vectors(gate)
+        if rows is None:
+            return None
+        return fused_modulation(phi, gate.reshape(-1, gate.shape[-1]), rows, self.threshold, self.slope).view(
+            gate.shape
+        )
+
+    def _vectors(self, gate: Tensor) -> Tensor | None:
+        """Return c of each row of ``gate``, ``[N, R]``; None in a layer before the one that makes the vector."""
+        reading = self.current()
+        if reading is None or reading.vector is None:
+            return None
+        rows = reading.vectors(*((1, len(gate)) if reading.rows is not None else self.sequences(gate).shape[:2]))
+        assert rows is not None
+        return rows.to(gate.dtype)
 
     def neutral(self) -> bool:
         """Return whether it does nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
 from hf_glu.activation.kernels.autodiff import needs_formula
 from hf_glu.activation.kernels.formulas import gated, split_gate_up, swiglu_oss
+from hf_glu.activation.kernels.fused import find_fused
 from hf_glu.activation.kernels.known import is_bare, is_known
-from hf_glu.activation.kernels.product import Fused, by_layout, recomputed_gate
+from hf_glu.activation.kernels.product import by_layout, recomputed_gate
 from hf_glu.config.registry import registry
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ class OwnedModule(nn.Module):
 
     Attributes:
         saves_memory: whether the backward pass computes again what need not be kept (`hf_glu.save_memory`).
+        is_fused: whether kernels of one pass are used while it trains, where there are such (`hf_glu.fuse`).
     """
 
     saves_memory: bool = False
+    is_fused: bool = False
 
     def reset_parameters(self) -> None:
         """Write the initial value of every parameter and buffer below this module."""
@@ -53,6 +56,10 @@ class OwnedActivation(OwnedModule):
     def configure(self, options: GluConfig, width: int) -> None:
         """Take the model's options, and make what is per channel ``width`` wide; called before the initialisation."""
 
+    def is_fusible(self, device: str) -> bool:
+        """Return whether there are kernels of one pass for it on a type of device (`hf_glu.fuse`)."""
+        return False
+
 
 class GatedActivation(OwnedActivation):
     """phi(g) * u, or the entry's own formula.
@@ -65,7 +72,6 @@ class GatedActivation(OwnedActivation):
     """
 
     gated = True
-    kernels: Callable[[nn.Module, str], Fused | None] | None = None  # finds those of one pass (`hf_glu.fuse`)
 
     def __init__(self, name: str, phi: nn.Module | None = None) -> None:
         super().__init__()
@@ -86,8 +92,8 @@ class GatedActivation(OwnedActivation):
         if confidence is not None:  # what the innermost shift gives is no view
             return gated(x, partial(self.phi, confidence=confidence))
         contiguous = self.contiguous and by_layout(self.phi, x)
-        if (self.saves_memory or self.kernels) and self.recomputes(x):
-            fused = self.kernels(self.phi, x.device.type) if self.kernels else None
+        if (self.saves_memory or self.is_fused) and self.recomputes(x):
+            fused = find_fused(self.phi, x.device.type) if self.is_fused else None
             if fused or self.saves_memory:
                 return recomputed_gate(self.phi, x, contiguous=contiguous, fused=fused, stamped=self.saves_memory)
         return gated(x, self.phi, contiguous=contiguous)
@@ -97,6 +103,10 @@ class GatedActivation(OwnedActivation):
         assert self.phi is not None
         graded = torch.is_grad_enabled() and x.requires_grad and x.numel() > 0 and x.shape[-1] % 2 == 0
         return graded and not needs_formula(x) and is_known(self.phi)
+
+    def is_fusible(self, device: str) -> bool:
+        """Return whether it is phi(g) u with a phi that has kernels."""
+        return self.phi is not None and find_fused(self.phi, device) is not None
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Hand the options on to the elementwise part."""

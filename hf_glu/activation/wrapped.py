@@ -18,6 +18,7 @@ from hf_glu.activation.context import Reader, Reading
 from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.context.states import Trail, trail_of
 from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.kernels.compiled import has_kernels
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
 from hf_glu.config.registry import registry
@@ -42,6 +43,10 @@ class Shift(OwnedModule):
     def neutral(self) -> bool:
         """Return whether it does nothing."""
         raise NotImplementedError
+
+    def then(self, phi: nn.Module, gate: Tensor) -> Tensor | None:
+        """Return phi of the shifted gate in one pass; None where there is no kernel for that."""
+        return None
 
 
 class TextShift(Reader, Shift):
@@ -74,6 +79,8 @@ class WrappedGate(OwnedActivation):
 
     def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
         """Apply the activation to the shifted gate; ``confidence`` is what the router says, in an expert."""
+        if self.is_fused and (made := self.shift.then(self.phi, x)) is not None:
+            return made
         x = self.shift(x, confidence) if self.shift.hears else self.shift(x)
         if confidence is not None and isinstance(self.phi, WrappedGate):
             return self.phi(x, confidence)
@@ -84,6 +91,10 @@ class WrappedGate(OwnedActivation):
         """Return the gate after all shifts, outside of experts."""
         x = self.shift(x)
         return self.phi.shifted(x) if isinstance(self.phi, WrappedGate) else x
+
+    def is_fusible(self, device: str) -> bool:
+        """Return whether there is a kernel for the shift and N."""
+        return type(self.shift).then is not Shift.then and has_kernels((self.phi,), device)
 
     def reset_parameters(self) -> None:
         """Give a parametric N its own values."""

@@ -15,6 +15,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.context import Reading
 from hf_glu.activation.context.passes import enter, leave
 from hf_glu.activation.elementwise import build_elementwise
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.activation.modulated import Modulation
 from hf_glu.activation.module import OwnedActivation
 from hf_glu.bench.options import Shape
@@ -22,7 +23,7 @@ from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
 from hf_glu.config.context import ContextOptions
 from hf_glu.config.glu import GluConfig
-from hf_glu.ffn.lean import keep_less
+from hf_glu.ffn.lean import fuse, keep_less
 
 TOKENS, HIDDEN, WIDTH = 1024, 768, 2048
 FUNCTIONS = ("silu", "gelu", "relu", "tanh")
@@ -36,6 +37,9 @@ CONTENDERS = {
     "modulated_swiglu, save_memory": ("modulated_silu", 1.10, None),
     "learnable_swiglu, save_memory": ("learnable_silu", 1.15, None),
     "moa_swiglu, save_memory": ("moa_silu", 1.30, 1.5),
+    "modulated_swiglu, fused": ("modulated_silu", 1.05, None),
+    "learnable_swiglu, fused": ("learnable_silu", 1.08, None),
+    "moa_swiglu, fused": ("moa_silu", 1.15, None),
 }
 
 
@@ -90,6 +94,8 @@ def ffns(shape: Shape) -> dict[str, Contender]:
     for name, act in gates.items():
         if name.endswith("save_memory"):
             keep_less(act, None)
+        if name.endswith("fused") and has_compiler("cpu"):
+            fuse(act, device="cpu")
     dtype, made = DTYPES[shape["dtype"]], llama_ffns(gates, shape["hidden"], shape["width"])
     x = torch.randn(1, shape["tokens"], shape["hidden"]).to(dtype).requires_grad_()
     return trained({name: module.to(dtype) for name, module in made.items()}, x)

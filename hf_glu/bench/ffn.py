@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.bench.steps import llama_ffns, trained
-from hf_glu.ffn.fused import has_compiler
 from hf_glu.ffn.lean import fuse, keep_less
 
 WIDTHS, TOKENS = ((384, 1024), (768, 2048), (2048, 5504)), (256, 1024, 4096)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import hf_glu
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.compat.of_models import EXPERTS_IMPLEMENTATION
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.group import banks_of
-from hf_glu.ffn.fused import has_compiler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.activation.kernels.product import Product, product_of
-from hf_glu.activation.module import GatedActivation, OwnedModule
+from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.errors import NoSiteError, OptionError
-from hf_glu.ffn.fused import find_fused, is_standard
 from hf_glu.ffn.sites import convertible_sites
+from hf_glu.ffn.tiled import tile_ffns
 from hf_glu.inplace import InPlace, become
 
 
-def save_memory(model: nn.Module) -> int:
+def save_memory(model: nn.Module, *, tile: int | None = None) -> int:
     """Make the FFNs of ``model`` keep less for the backward pass; return how many do.
 
     A gate keeps ``[g | u]`` only, a third less than the formula; a mix of activations, or a modulation, its input only.
@@ -29,15 +30,23 @@ def save_memory(model: nn.Module) -> int:
     might give anything else (an activation that isn't known exactly, hooks, transforms of torch), the formula is kept.
     Values stay the same bit by bit, gradients up to rounding. Calling it again changes nothing.
 
+    Args:
+        model: whose FFNs.
+        tile: for long texts: FFNs that are a module by themselves (Llama's, GPT-2's, T5's), stock ones, too, compute so
+            many tokens at a time, in both passes, and keep their input only. Values are then the same up to rounding.
+
     Raises:
-        NoSiteError: there is no FFN with an activation of hf_glu's.
+        NoSiteError: there is no FFN with an activation of hf_glu's; with ``tile``, no FFN at all.
+        OptionError: ``tile`` is no number of tokens, or there is no FFN that can be computed so.
     """
-    sites = [site for site in convertible_sites(model) if site.activation]
-    if not sites:
+    every = [site for site in convertible_sites(model) if site.activation or tile is not None]
+    tiled = [] if tile is None or not every else tile_ffns(every, tile)
+    sites = [site for site in every if site.activation and site not in tiled]
+    if not every:
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     for site in sites:
         keep_less(site.act, site.out_proj if site.widened else None)
-    return len(sites)
+    return len(sites) + len(tiled)
 
 
 def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
@@ -50,36 +59,33 @@ def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
 
 
 def fuse(model: nn.Module, *, device: str | None = None) -> int:
-    """Compute the gates of ``model`` in one pass while it trains; return how many are.
+    """Compute the activations of ``model`` in one pass while it trains; return how many are.
 
-    Kernels are Liger's on an accelerator, where ``liger-kernel`` is installed and has the activation (SiLU, tanh GELU),
-    else made by torch's compiler when they are first needed. On a CPU values stay the same bit by bit, gradients up to
-    rounding. Experts, and gates with parameters of their own, go on as they are. Calling it again changes nothing.
+    Those are gates phi(g) u, mixes (``learnable_N``, ``moa_N``) and modulated gates, in FFNs and in experts of ours,
+    whose functions are known exactly. Kernels are made by torch's compiler when they are first needed; of gates on an
+    accelerator they are Liger's, where ``liger-kernel`` is installed and has the activation (SiLU, tanh GELU). On a CPU
+    a gate's values stay the same bit by bit; a mix's and a modulation's do up to rounding, as gradients do. Calling it
+    again changes nothing.
 
     Args:
-        model: whose gates.
+        model: whose activations.
         device: the type of device that it will train on; None: where it is.
 
     Raises:
-        NoSiteError: there is no such gate.
-        OptionError: there are neither such kernels nor a compiler.
+        NoSiteError: there is no activation of hf_glu's.
+        OptionError: there are no kernels for any of them, or no compiler.
     """
-    gates = [module for module in model.modules() if isinstance(module, GatedActivation) and is_fusible(module)]
-    if not gates:
-        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     device = device or next(iter(model.parameters())).device.type
-    for act in gates:
-        assert act.phi is not None
-        if find_fused(act.phi, device) is None:
-            raise OptionError(f"hf_glu.fuse has no kernels for {act.name} on {device}, and torch finds no compiler")
-    for act in gates:
-        act.kernels = find_fused
-    return len(gates)
-
-
-def is_fusible(act: GatedActivation) -> bool:
-    """Return whether an activation is phi(g) u with a phi that is known exactly."""
-    return act.phi is not None and is_standard(act.phi)
+    acts = [module for module in model.modules() if isinstance(module, OwnedActivation)]
+    fusible = [act for act in acts if act.is_fusible(device)]
+    if not acts:
+        raise NoSiteError(f"{type(model).__name__} has no FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
+    if not fusible:
+        why = f"no kernels for {acts[0].name} on {device}" if has_compiler(device) else f"no compiler for {device}"
+        raise OptionError(f"hf_glu.fuse has {why}: leave it out")
+    for act in fusible:
+        act.is_fused = True
+    return len(fusible)
 
 
 class LeanOut(InPlace):

@@ -21,12 +21,13 @@ from transformers.activations import ACT2FN
 
 import hf_glu
 from hf_glu.activation import registry
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.activation.kernels.formulas import gated
+from hf_glu.activation.kernels.fused import _kernels, find_fused
 from hf_glu.activation.kernels.product import RecomputedGate, fingerprint, product_of
 from hf_glu.bench.ffn import FusedFFN
 from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.errors import NoSiteError, OptionError
-from hf_glu.ffn.fused import _kernels, find_fused, has_compiler
 from hf_glu.ffn.lean import LeanOut, keep_less
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="torch finds no C++ compiler")
@@ -60,7 +61,7 @@ def test_the_recomputed_product_is_the_plain_one(name, dtype):
 
 def test_only_an_out_projection_that_asks_pays_for_the_fingerprint():
     act, x = make_act("swiglu", saves=False), inputs(torch.float32)
-    act.kernels = find_fused
+    act.is_fused = True
     assert product_of(act(x)) is None
     keep_less(act, None)
     assert product_of(act(x)) is not None
@@ -419,7 +420,7 @@ def test_fused_gates_keep_their_values_and_their_gradients(name):
 @needs_compiler
 def test_fused_gates_leave_memory_alone_and_see_what_was_changed():
     act = make_act("swiglu", saves=False)
-    act.kernels = find_fused
+    act.is_fused = True
     x = torch.randn(5, 16, requires_grad=True)
     found, (expected,) = ways_to_share(act, x), torch.autograd.grad(act(x * 1).square().sum(), x)
     torch.testing.assert_close(found["storage"], expected)
@@ -435,21 +436,21 @@ def test_fuse_refuses_what_has_no_gates_and_no_compiler(monkeypatch):
     with pytest.raises(NoSiteError, match="convert"):
         hf_glu.fuse(FAMILIES["bert"].make())
     _kernels.cache_clear()
-    monkeypatch.setattr("hf_glu.ffn.fused.has_compiler", lambda device: False)
+    monkeypatch.setattr("hf_glu.activation.kernels.fused.has_compiler", lambda device: False)
     ffn = make_ffn()
     with pytest.raises(OptionError, match="compiler"):
         hf_glu.fuse(ffn)
     _kernels.cache_clear()
-    assert not ffn.act.kernels
+    assert not ffn.act.is_fused
 
 
 def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
     ffn = make_ffn()
-    ffn.act.kernels = find_fused
+    ffn.act.is_fused = True
     x = torch.randn(2, HIDDEN)
     torch.save(ffn, tmp_path / "ffn.pt")
     loaded = torch.load(tmp_path / "ffn.pt", weights_only=False)
-    assert loaded.act.kernels is find_fused
+    assert loaded.act.is_fused
     assert_same(loaded(x), ffn(x), "bitwise")
     assert_same(copy.deepcopy(ffn)(x), ffn(x), "bitwise")
     assert not any("fused" in key for key in ffn.state_dict())
@@ -458,7 +459,7 @@ def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_compiled_model_has_the_formula(fused):
     ffn, x = make_ffn(), torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
-    ffn.act.kernels = find_fused if fused else None
+    ffn.act.is_fused = fused
     compiled = torch.compile(ffn, backend="eager", fullgraph=True)
     assert_same(compiled(x), ffn(x), "exact")
 
@@ -479,7 +480,7 @@ def test_ligers_kernels_in_the_interpreter():
     pytest.importorskip("liger_kernel")
     code = """
 import torch
-from hf_glu.ffn.fused import liger_silu
+from hf_glu.activation.kernels.fused import liger_silu
 from hf_glu.activation.kernels.formulas import gated
 fused, x = liger_silu(), torch.randn(3, 5, 128, requires_grad=True)
 y, d = gated(x, torch.nn.functional.silu), torch.randn(3, 5, 64)

@@ -19,11 +19,11 @@ from typed import untyped
 
 import hf_glu
 from hf_glu.activation import registry
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.checkpoint.carrying import without_paths
 from hf_glu.checkpoint.files import REPORT_FILE, RUN_FILE, SUITE_FILE
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, DataError, NoSiteError, OptionError, TrainingError, UnknownNameError
-from hf_glu.ffn.fused import has_compiler
 from hf_glu.publishing.card.card import write_card
 from hf_glu.publishing.report import write_report
 from hf_glu.tasks import SUITES, TASKS

@@ -10,7 +10,7 @@ Shapes: N rows, W channels, K functions; x and y ``[N, W]``, channel ``[K, W]``,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,16 @@ from torch import Tensor, nn
 
 from hf_glu.activation.kernels.autodiff import differentiable, needs_formula
 from hf_glu.activation.kernels.blocks import exact, rows_of, split
+from hf_glu.activation.kernels.compiled import (
+    SLOPES,
+    Compiled,
+    Kind,
+    compile_formula,
+    detached,
+    has_kernels,
+    kind_of,
+    wide,
+)
 from hf_glu.activation.kernels.elementwise import Kernel, kernel_of
 from hf_glu.activation.kernels.known import is_known
 
@@ -37,11 +47,17 @@ def _coefficients(channel: Tensor | None, row: Tensor | None) -> Iterator[Any]:
         yield from (a + b for a, b in zip(channel, columns, strict=True))
 
 
-def recomputed_mix(functions: Sequence[nn.Module], x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
-    """Return the same, block by block; the backward pass computes the functions again where all are known exactly."""
+def recomputed_mix(
+    functions: Sequence[nn.Module], x: Tensor, channel: Tensor | None, row: Tensor | None, *, fused: bool = False
+) -> Tensor:
+    """Return the same, block by block; the backward pass computes the functions again where all are known exactly.
+
+    ``fused`` has it in one pass each way, where there are kernels.
+    """
     if not x.numel() or needs_formula(x, channel, row) or not all(is_known(function) for function in functions):
         return mix(functions, x, channel, row)
-    y: Tensor = RecomputedMix.apply(tuple(functions), x, channel, row)
+    kernels = find_mix(functions, x.device.type) if fused else None
+    y: Tensor = RecomputedMix.apply(tuple(functions), kernels, x, channel, row)
     return y
 
 
@@ -50,11 +66,15 @@ class RecomputedMix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, functions: tuple[nn.Module, ...], x: Tensor, channel: Tensor | None, row: Tensor | None
-    ) -> Tensor:
+        ctx: Any, functions: tuple[nn.Module, ...], kernels: Compiled | None,
+        x: Tensor, channel: Tensor | None, row: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """Return y, and keep x and the coefficients."""
-        ctx.functions = functions
+        ctx.functions, ctx.kernels = functions, kernels
         ctx.save_for_backward(x, channel, row)
+        if kernels:
+            made: Tensor = kernels.value(*detached(x, channel, row))
+            return made
         y, worker = torch.empty_like(x, memory_format=torch.contiguous_format), _Worker(functions, x, channel)
         for block in split(worker.rows, x, row, y):
             worker.value(*block)
@@ -66,13 +86,43 @@ class RecomputedMix(torch.autograd.Function):
         (d,), (x, channel, row) = gradients, ctx.saved_tensors
         if torch.is_grad_enabled() or needs_formula(x, d):
             formula = partial(mix, ctx.functions)
-            return None, *differentiable(formula, (x, channel, row), ctx.needs_input_grad[1:], (d,))
+            return None, None, *differentiable(formula, (x, channel, row), ctx.needs_input_grad[2:], (d,))
+        if ctx.kernels:
+            return None, None, *ctx.kernels.gradient(*detached(x, channel, row, d))
         worker, dx = _Worker(ctx.functions, x, channel), torch.empty_like(x, memory_format=torch.contiguous_format)
         drow = None if row is None else torch.empty_like(row, memory_format=torch.contiguous_format)
         dchannel = None if channel is None else torch.zeros_like(channel)
         for parts in split(worker.rows, x, row, d, dx, drow):
             worker.gradients(dchannel, *parts)
-        return None, dx, dchannel, drow
+        return None, None, dx, dchannel, drow
+
+
+def find_mix(functions: Sequence[nn.Module], device: str) -> Compiled | None:
+    """Return the kernels of a mix of these functions on a type of device, None where there are none."""
+    if not has_kernels(functions, device):
+        return None
+    return _compiled_mix(tuple(kind_of(function) for function in functions))
+
+
+@cache
+def _compiled_mix(kinds: tuple[Kind, ...]) -> Compiled:
+    functions, slopes = [kind() for kind in kinds], [SLOPES[kind] for kind in kinds]
+
+    def value(x: Tensor, channel: Tensor | None, row: Tensor | None) -> Tensor:
+        return mix(functions, wide(x), channel, row).to(x.dtype)
+
+    def gradient(
+        x: Tensor, channel: Tensor | None, row: Tensor | None, d: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        (g, d), coefficients = (wide(x), wide(d)), _coefficients(channel, row)
+        dx = sum(a * slope(d, g) for a, slope in zip(coefficients, slopes, strict=True))
+        products = [d * function(g) for function in functions]
+        dchannel = None if channel is None else torch.stack([each.sum(0) for each in products]).to(channel.dtype)
+        drow = None if row is None else torch.stack([each.sum(1) for each in products], 1).to(row.dtype)
+        assert isinstance(dx, Tensor)
+        return dx.to(x.dtype), dchannel, drow
+
+    return Compiled(compile_formula(value), compile_formula(gradient))
 
 
 class _Worker:

@@ -9,21 +9,36 @@ Shapes: N rows, W channels, R size of c; x and y ``[N, W]``, c ``[N, R]``, T and
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_glu.activation.kernels.autodiff import differentiable, needs_formula
 from hf_glu.activation.kernels.blocks import exact, put, rows_of, split
+from hf_glu.activation.kernels.compiled import SLOPES, Compiled, Kind, compile_formula, has_kernels, kind_of, wide
 
 
 def modulate(x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
     """Return the modulated x."""
     shifted = x - functional.linear(vector, threshold.to(x.dtype))
     return torch.addcmul(shifted, shifted, functional.linear(vector, slope.to(x.dtype)))
+
+
+def fused_modulation(phi: nn.Module, x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
+    """Return phi of the modulated x in one pass, and with a gradient in one pass, where there are kernels."""
+    kernels = _compiled_modulation(kind_of(phi)) if has_kernels((phi,), x.device.type) else None
+    if kernels is None or not x.numel() or needs_formula(x, vector, threshold, slope):
+        return _then(phi, x, vector, threshold, slope)
+    y: Tensor = FusedModulation.apply(phi, kernels, x, vector, threshold, slope)
+    return y
+
+
+def _then(phi: nn.Module, *given: Tensor) -> Tensor:
+    y: Tensor = phi(modulate(*given))
+    return y
 
 
 def recomputed_modulation(x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
@@ -61,10 +76,65 @@ class RecomputedModulation(torch.autograd.Function):
             d_b = exact(d_b, free)
             put(dx_b, partial(torch.addcmul, d_b, d_b, f), f)
             put(p_b, partial(torch.mul, e, d_b), e)
-        down, up = (parameter.to(x.dtype) for parameter in (threshold, slope))
-        dvector = torch.addmm(p @ up, dx, down, alpha=-1) if ctx.needs_input_grad[1] else None
-        dthreshold, dslope = (vector.T @ dx).neg_(), vector.T @ p  # in this order: three times as fast
-        return dx, dvector, dthreshold.T.to(threshold.dtype), dslope.T.to(slope.dtype)
+        return dx, *_of_the_rest(dx, p, vector, threshold, slope, ctx.needs_input_grad[1])
+
+
+def _of_the_rest(
+    dx: Tensor, p: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor, needs_vector: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of c, T and S."""
+    down, up = (parameter.to(dx.dtype) for parameter in (threshold, slope))
+    dvector = torch.addmm(p @ up, dx, down, alpha=-1) if needs_vector else None
+    dthreshold, dslope = (vector.T @ dx).neg_(), vector.T @ p  # in this order: three times as fast
+    return dvector, dthreshold.T.to(threshold.dtype), dslope.T.to(slope.dtype)
+
+
+class FusedModulation(torch.autograd.Function):
+    """phi of the modulation z, one pass each way: with d the gradient of phi(z), that of z is d phi'(z)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, phi: nn.Module, kernels: Compiled, x: Tensor, vector: Tensor, threshold: Tensor, slope: Tensor
+    ) -> Tensor:
+        """Return phi(z), and keep the inputs."""
+        ctx.phi, ctx.kernels = phi, kernels
+        ctx.save_for_backward(x, vector, threshold, slope)
+        y: Tensor = kernels.value(x.detach(), *_rows(vector, threshold, slope))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients; where they are to have gradients themselves, by autograd."""
+        (d,), (x, vector, threshold, slope) = gradients, ctx.saved_tensors
+        if torch.is_grad_enabled() or needs_formula(x, d):
+            formula = partial(_then, ctx.phi)
+            return None, None, *differentiable(formula, ctx.saved_tensors, ctx.needs_input_grad[2:], (d,))
+        dx, p = ctx.kernels.gradient(x.detach(), *_rows(vector, threshold, slope), d.detach())
+        return None, None, dx, *_of_the_rest(dx, p, vector, threshold, slope, ctx.needs_input_grad[3])
+
+
+def _rows(vector: Tensor, threshold: Tensor, slope: Tensor) -> list[Tensor]:
+    """Return T c and S c of each row, ``[N, W]``, without a graph."""
+    c = wide(vector.detach())
+    with torch.autocast(vector.device.type, enabled=False):
+        return [functional.linear(c, wide(each.detach())) for each in (threshold, slope)]
+
+
+@cache
+def _compiled_modulation(kind: Kind) -> Compiled:
+    phi, phi_slope = kind(), SLOPES[kind]
+
+    def value(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        e = wide(x) - t
+        y: Tensor = phi(e + e * s)
+        return y.to(x.dtype)
+
+    def gradient(x: Tensor, t: Tensor, s: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        e = wide(x) - t
+        dz = phi_slope(wide(d), e + e * s)
+        return (dz + dz * s).to(x.dtype), (dz * e).to(x.dtype)
+
+    return Compiled(compile_formula(value), compile_formula(gradient))
 
 
 class _Parts:

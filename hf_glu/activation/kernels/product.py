@@ -26,7 +26,7 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by t
 
 @dataclass(frozen=True)
 class Fused:
-    """A gated activation's kernels, each one pass (`hf_glu.ffn.fused`).
+    """A gated activation's kernels, each one pass (`hf_glu.activation.kernels.fused`).
 
     Attributes:
         gradient: fills its last argument ``[dg | du]``, given x and d.

@@ -12,7 +12,7 @@ from hf_glu.publishing.hub.source import Place
 
 Stubs = Mapping[Place, str]
 # attributes and methods that only choose another kernel; and GluConfig's short ways to its sections
-OFF = frozenset({"saves_memory", "kernels", "_is_few", "not TYPE_CHECKING"})
+OFF = frozenset({"saves_memory", "is_fused", "_is_few", "not TYPE_CHECKING"})
 # conditions of what hears a router
 UNHEARD = frozenset({"hears", "confidence is not None", "given is not None"})
 
