@@ -1,11 +1,13 @@
 # `make demo`: the main job on real input, from a fresh machine. `make test`, `make quality`, `make style`, `make fuzz`,
 # `make docs`: the documentation's site, into site/.
+# `make gpu`: tests and measurements on a GPU, in about eight minutes.
 # `make matrix`: the fast tests beside old and new versions (environments of up to 6 GB each, kept under .nox).
 #
 # PYTHON      the Python (>= 3.11) that the virtual environment is made from; a torch that it has is reused
 # TORCH_SPEC  what to install where there is no torch, such as torch==2.13.0
 # PIP_ARGS    further options of pip install, such as an index with CPU builds of torch
 # DEMO_ARGS   options of the demo, such as --to swiglu --full
+# DEVICE      where `make gpu` measures; cpu tries it without a GPU
 # MATRIX_ARGS options of nox, such as -s floor
 # FUZZ_ARGS   options of the random cases, such as conversions --scale 0.1 --seed 7
 
@@ -17,11 +19,13 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?= -n 2
 FUZZ_ARGS ?=
 MATRIX_ARGS ?=
+DEVICE ?= cuda
+GPU_RESULTS ?= runs/gpu.json
 BIN := $(VENV)/bin
 TELLING = $(shell $(BIN)/python -c "import noxfile; print(*noxfile.TELLING)")
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test test-slow test-telling fuzz matrix quality style docs clean
+.PHONY: demo gpu test test-slow test-telling fuzz matrix quality style docs clean
 
 demo: $(VENV)/.train
 	@rm -rf runs/demo
@@ -35,6 +39,13 @@ test-slow: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m recipes.fuzz $(FUZZ_ARGS)
+
+# the tests that need a GPU, then all that one can tell in eight minutes; neither loses the other what it found
+gpu: $(VENV)/.dev
+	@mkdir -p $(dir $(GPU_RESULTS))
+	@$(BIN)/python -m pytest -m gpu tests/house/test_cuda.py tests/ffn -n 0 -rs; tests=$$?; \
+		$(BIN)/hf-glu bench --device $(DEVICE) --preset 8min --save $(GPU_RESULTS); bench=$$?; \
+		exit $$((tests ? tests : bench))
 
 # what tells soonest that other versions of torch or Transformers lack something
 test-telling: $(VENV)/.dev

@@ -42,6 +42,13 @@ Shape = TypedDict(
     },
     total=False,
 )
+# preset -> the benches, and options in the place of the defaults; for a GPU that is lent for a while
+PRESETS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "8min": (
+        ("ffn", "experts", "scan", "activations", "whole", "tiles"),
+        {"rounds": 3, "warmup": 1, "dtype": "bfloat16", "seconds": 400.0},
+    ),
+}
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -72,9 +79,10 @@ class BenchOptions:
     text: str | None = option(None, "Of carving: text to fit experts on: the first of --tokens 16384,8192.")
     held_out: str | None = option(None, "Of carving: text to measure on, the second of --tokens: the end of --text.")
     rows: int | None = option(None, "Of devices: validation examples that count: all.")
+    seconds: float | None = option(None, "For all benches: no cell is begun after them, and what fails is left out.")
 
     def __post_init__(self) -> None:
-        for key in ("threads", "rounds", "warmup", "hidden", "width", "rows"):
+        for key in ("threads", "rounds", "warmup", "hidden", "width", "rows", "seconds"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise OptionError(f"{key} must be at least 1, got {value!r}")
@@ -93,6 +101,17 @@ class BenchOptions:
         if not all(part.isdecimal() and int(part) for part in parts):
             raise OptionError(f"tokens must be numbers such as 512,2048, got {self.tokens!r}")
         return tuple(map(int, parts))
+
+
+def preset(name: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the benches and the options of a preset.
+
+    Raises:
+        UnknownNameError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]
 
 
 def check_name(name: str) -> None:

@@ -116,6 +116,21 @@ def mean_ratios(rows: Iterable[BenchRow], targets: Mapping[str, float]) -> tuple
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What couldn't be measured in a run that goes on without it.
+
+    Attributes:
+        cell: its shapes, dtype and pass.
+        contender: which; None: none of the cell.
+        why: in a line.
+    """
+
+    cell: Shape
+    contender: str | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchResult:
     """The results of a bench.
 
@@ -124,12 +139,14 @@ class BenchResult:
         machine: what it ran on.
         rows: in the order in which they were measured.
         means: over all cells, of those contenders that claim one.
+        failures: what is missing.
     """
 
     bench: str
     machine: dict[str, int | str]
     rows: tuple[BenchRow, ...]
     means: tuple[Mean, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -142,7 +159,10 @@ class BenchResult:
         """Return the result as plain data."""
         rows = [row.to_dict() for row in self.rows]
         means = [mean.to_dict() for mean in self.means]
-        return {"bench": self.bench, "summary": self.summary, "machine": self.machine, "rows": rows, "means": means}
+        failures = [asdict(failure) for failure in self.failures]
+        more = {"failures": failures} if failures else {}
+        found = {"bench": self.bench, "summary": self.summary, "machine": self.machine, "rows": rows, "means": means}
+        return {**found, **more}
 
 
 def physical_cores() -> int:

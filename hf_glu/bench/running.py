@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.bench.options import BENCHES, DTYPE_NAMES, BenchOptions, Shape, check_name
-from hf_glu.bench.result import BenchResult, BenchRow, machine, mean_ratios, physical_cores
+from hf_glu.bench.result import BenchResult, BenchRow, Failure, machine, mean_ratios, physical_cores
 from hf_glu.bench.timing import Timing, interleave
+from hf_glu.checkpoint.config_file import first_line
 from hf_glu.errors import OptionError, nearest
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -74,8 +76,19 @@ class Cell:
     claims: Mapping[str, Claim]
 
 
-def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell], object] | None = None) -> BenchResult:
-    """Run a bench; ``on_cell`` is told of each cell before it is measured.
+def run(
+    name: str,
+    options: BenchOptions | None = None,
+    on_cell: Callable[[Cell], object] | None = None,
+    until: float | None = None,
+) -> BenchResult:
+    """Run a bench.
+
+    Args:
+        name: the bench.
+        options: its options.
+        on_cell: is told of each cell before it is measured.
+        until: the time of ``time.monotonic`` after which no cell is begun; what fails is then left out, and said.
 
     Raises:
         UnknownNameError: there is no such bench.
@@ -85,14 +98,22 @@ def run(name: str, options: BenchOptions | None = None, on_cell: Callable[[Cell]
     options = options or BenchOptions()
     check_device(options.device)
     rows: list[BenchRow] = []
+    failures: list[Failure] = []
     module = import_module(BENCHES[name])
     with _threads(options.threads or physical_cores()):
         for cell in module.cells(options):
+            if until is not None and time.monotonic() > until:
+                failures.append(Failure(cell=cell.shape, contender=None, why="not begun: the time was up"))
+                continue
             if on_cell:
                 on_cell(cell)
-            rows += measure(name, cell, options)
+            if until is None:
+                rows += measure(name, cell, options)
+            else:
+                rows += measure_what_works(name, cell, options, failures)
         means = mean_ratios(rows, getattr(module, "MEANS", {}))
-        return BenchResult(bench=name, machine=machine(options.device), rows=tuple(rows), means=means)
+        found: dict[str, Any] = {"rows": tuple(rows), "means": means, "failures": tuple(failures)}
+        return BenchResult(bench=name, machine=machine(options.device), **found)
 
 
 def check_device(name: str) -> None:
@@ -112,6 +133,26 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def measure_what_works(bench: str, cell: Cell, options: BenchOptions, failures: list[Failure]) -> list[BenchRow]:
+    """Measure the contenders that a call of each has not shown to fail; add the others to ``failures``."""
+
+    def build() -> dict[str, Contender]:
+        working = {}
+        for name, contender in cell.build().items():
+            try:
+                contender.call()
+                working[name] = contender
+            except Exception as error:  # of any kind: the rest is still worth its time
+                failures.append(Failure(cell=cell.shape, contender=name, why=first_line(error)))
+        return working
+
+    try:
+        return measure(bench, replace(cell, build=build), options)
+    except Exception as error:
+        failures.append(Failure(cell=cell.shape, contender=None, why=first_line(error)))
+        return []
 
 
 def measure(bench: str, cell: Cell, options: BenchOptions) -> list[BenchRow]:

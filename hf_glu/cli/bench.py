@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from hf_glu.bench.guard import TOLERANCE, compare, read_results
 from hf_glu.bench.options import BENCHES, BenchOptions, check_name
+from hf_glu.bench.options import preset as find_preset
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.writing import check_file, user_path
 from hf_glu.cli import tables
@@ -31,13 +33,18 @@ CLAIMED = ["#target", "", "#MB", "#ratio", "#target", ""]
 @with_flags(BenchOptions)
 def bench(
     given: dict[str, Any],
-    name: Annotated[list[str], typer.Argument(help="One or more of: " + ", ".join(BENCHES) + ".")],
+    name: Annotated[list[str] | None, typer.Argument(help="One or more of: " + ", ".join(BENCHES) + ".")] = None,
+    preset: Annotated[str | None, typer.Option(help="8min: what a GPU can tell in eight minutes.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the results to this JSON file, too.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare the ratios with those of such a file.")] = None,
     tolerance: Annotated[float, typer.Option(help="Share by which a ratio may grow; more is exit code 1.")] = TOLERANCE,
     json: Json = False,
 ) -> int:
     """Measure claims about speed or memory against their targets."""
+    presets: tuple[tuple[str, ...], dict[str, Any]] = find_preset(preset) if preset else ((), {})
+    name, given = [*(name or presets[0])], {**presets[1], **given}
+    if not name:
+        raise OptionError("which bench? one or more of " + ", ".join(BENCHES) + "; or --preset 8min")
     before = read_results(against) if against else None
     for each in name:
         check_name(each)
@@ -51,14 +58,20 @@ def bench(
 
     from hf_glu.bench.running import run as run_bench
 
-    results: dict[str, Any] = {"benches": [run_bench(each, options, on_cell=_tell).to_dict() for each in name]}
+    until = None if options.seconds is None else time.monotonic() + options.seconds
+    results: dict[str, Any] = {"benches": []}
+    for each in name:
+        results["benches"].append(run_bench(each, options, on_cell=_tell, until=until).to_dict())
+        if save:  # one that fails later loses nothing
+            write_json(user_path(save), results)
     guarded = compare(before, results, tolerance) if before else None
     if guarded:
         results["against"] = guarded.to_dict()
     if save:
         write_json(user_path(save), results)
     tables.emit(results if len(name) > 1 or guarded else results["benches"][0], show_all, json=json)
-    return 0 if guarded is None or guarded.same else EXIT_DIFFERENT
+    lost = any(result.get("failures") for result in results["benches"])
+    return EXIT_DIFFERENT if lost or (guarded and not guarded.same) else 0
 
 
 def show_all(data: tables.Data, console: Console) -> None:
@@ -106,6 +119,8 @@ def show(data: tables.Data, console: Console) -> None:
         console.print(
             f"{mean['contender']}: {mean['ratio']:.3f} on the mean of all cells (target {mean['target']}): {verdict}"
         )
+    for failure in data.get("failures", ()):
+        console.print(f"MISSING: {failure['contender'] or 'all'} of {describe(failure['cell'])}: {failure['why']}")
     if not any(row["facts"] for row in data["rows"]):
         console.print(data["summary"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -402,3 +403,46 @@ def test_a_run_beside_a_committed_one(tmp_path, capsys):
     for bad in (["--against", str(file)], ["--against", str(tmp_path / "none")], ["--save", str(tmp_path / "a" / "b")]):
         assert cli.run(["bench", "experts", *small, *bad]) == 2
     assert cli.run(["bench", "experts", "expert", *small]) == 2
+
+
+def test_a_run_of_limited_time_says_what_is_missing(monkeypatch, tmp_path, capsys):
+    def broken():
+        raise RuntimeError("no kernel image\nmore of it")
+
+    def cells(options):
+        works, fails = running.Contender(call=lambda: None), running.Contender(call=broken)
+        claims = {"ours": running.Claim(peers=("theirs",), target=1.0)}
+        yield running.Cell(shape={"of": "first"}, build=lambda: {"theirs": works, "ours": fails}, claims=claims)
+        yield running.Cell(shape={"of": "second"}, build=broken, claims={})
+        yield running.Cell(shape={"of": "third"}, build=lambda: {"theirs": works}, claims={})
+
+    monkeypatch.setattr(scan, "cells", cells)
+    found = running.run("scan", BenchOptions(rounds=1), until=time.monotonic() + 60)
+    assert [row.contender for row in found.rows] == ["theirs", "theirs"]
+    missing = [(failure.cell["of"], failure.contender, failure.why) for failure in found.failures]
+    assert missing == [("first", "ours", "no kernel image"), ("second", None, "no kernel image")]
+    late = running.run("scan", BenchOptions(rounds=1), until=time.monotonic() - 1)
+    assert (late.rows, len(late.failures)) == ((), 3)
+    with pytest.raises(RuntimeError, match="no kernel"):  # without a limit nothing is left out
+        running.run("scan", BenchOptions(rounds=1))
+    saved = tmp_path / "found.json"
+    assert cli.run(["bench", "scan", "--seconds", "60", "--rounds", "1", "--save", str(saved)]) == 1
+    assert "MISSING: ours of first: no kernel image" in capsys.readouterr().out
+    assert len(json.loads(saved.read_text())["benches"][0]["failures"]) == 2
+
+
+def test_a_preset_names_benches_and_options(monkeypatch, capsys):
+    seen = []
+
+    def run(name, options, **more):
+        seen.append((name, options))
+        return running.BenchResult(bench=name, machine={}, rows=())
+
+    monkeypatch.setattr(running, "run", run)
+    assert cli.run(["bench", "--preset", "8min", "--rounds", "2", "--json"]) == 0
+    assert [name for name, _ in seen] == ["ffn", "experts", "scan", "activations", "whole", "tiles"]
+    assert all(options.rounds == 2 and options.dtype == "bfloat16" and options.seconds == 400 for _, options in seen)
+    capsys.readouterr()
+    for command in (["bench"], ["bench", "--preset", "9min"]):
+        assert cli.run(command) == 2
+    assert "8min" in capsys.readouterr().err

@@ -464,6 +464,7 @@ def test_a_compiled_model_has_the_formula(fused):
     assert_same(compiled(x), ffn(x), "exact")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["swiglu", "geglu_new", "geglu"])
 def test_fused_gates_on_a_gpu(name):
@@ -476,6 +477,7 @@ def test_fused_gates_on_a_gpu(name):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
 def test_ligers_kernels_in_the_interpreter():
     pytest.importorskip("liger_kernel")
     code = """

@@ -12,7 +12,7 @@ from pico import FAMILIES, make_native
 
 import hf_glu
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 MODELS = ("bert", "gpt2", "t5", "llama")
 NAMES = (
