@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.cli.inspection import label
 from hf_glu.errors import DataError, NoSiteError
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.sites import convertible_sites
+from hf_glu.publishing.report.formats import label
 from hf_glu.publishing.report.heat import heat_map
 
 MASK = torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
