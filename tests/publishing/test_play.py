@@ -22,7 +22,7 @@ from hf_glu.publishing.play.playing import Playground
 from hf_glu.publishing.play.reading import StackGates, TextGates, difference
 from hf_glu.publishing.play.serving import choose_port, is_loopback
 from hf_glu.publishing.play.settings import PlaySettings
-from hf_glu.publishing.play.tables import Scale, difference_html, reading_html
+from hf_glu.publishing.play.tables import Shades, difference_html, reading_html
 
 TEXT = "the film was good"
 needs_gradio = pytest.mark.skipif(
@@ -184,7 +184,7 @@ def test_differences_are_of_the_tokens_that_both_have_read():
 
 def test_colours_are_distances_from_the_middle_and_broken_numbers_are_empty_cells():
     read = made_of([[0.5, float("nan")], [0.75, 0.25]], [5, 6])
-    scale = Scale.of([read], "openness")
+    scale = Shades.of([read], "openness")
     assert (scale.middle, scale.span) == (0.5, 0.25)
     html = reading_html(read, "m", "openness", scale)
     assert html.count("<td></td>") == 1

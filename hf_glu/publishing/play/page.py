@@ -126,7 +126,7 @@ def _results(gradio: Any) -> list[Any]:
 
 
 def _wire(gradio: Any, page: Any, ground: Playground, controls: _Controls, shown: list[Any]) -> None:
-    """Say what happens when something is clicked, moved or typed."""
+    """Connect the controls: what is clicked, moved or typed runs the model, and shows what it gives."""
     parts = list(controls.parts.values())
     defaults = [controls.parts[name].value for name in controls.moved]
 

@@ -11,7 +11,7 @@ from hf_glu.errors import DataError, OptionError
 from hf_glu.publishing.modulations import GateModulation
 from hf_glu.publishing.play.reading import SHOWN, Player, TextGates, difference
 from hf_glu.publishing.play.settings import PlaySettings
-from hf_glu.publishing.play.tables import Scale, difference_html, figures_html, reading_html
+from hf_glu.publishing.play.tables import Shades, difference_html, figures_html, reading_html
 
 NOTHING, AS_IT_IS, ALIKE = "nothing", "{} as it is", "{}, steered alike"
 EXPORTED = "play.safetensors"
@@ -115,7 +115,7 @@ class Playground:
         if chosen is not None:
             names.append(self._named(chosen[0], chosen[1] and steered is not None))
         reads = [main] + ([other] if other else [])
-        scale = Scale.of(reads, measure)
+        scale = Shades.of(reads, measure)
         return Played(
             figures=figures_html(reads, names, parts),
             model=reading_html(main, names[0], measure, scale),

@@ -57,27 +57,27 @@ CSS = f"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
+class Shades:
     """What the colours of heat maps mean: no colour is ``middle``, the strongest one ``span`` away from it."""
 
     middle: float
     span: float
 
     @classmethod
-    def of(cls, reads: Sequence[TextGates], measure: str) -> Scale:
+    def of(cls, reads: Sequence[TextGates], measure: str) -> Shades:
         """Return the one scale of several models' maps: the middle is the mean of the first that has the measure."""
         means = [mean for read in reads if (mean := read.mean(measure)) is not None]
         middle = means[0] if means else 0.0
         return cls.around(middle, [stack for read in reads for stack in read.stacks], measure)
 
     @classmethod
-    def around(cls, middle: float, stacks: Sequence[StackGates], measure: str) -> Scale:
+    def around(cls, middle: float, stacks: Sequence[StackGates], measure: str) -> Shades:
         """Return the scale of maps with that middle."""
         far = [(stack.measures[measure] - middle).abs().nan_to_num() for stack in stacks if measure in stack.measures]
         return cls(middle=middle, span=max([FULL, *(float(each.max()) for each in far)]))
 
 
-def reading_html(read: TextGates, name: str, measure: str, scale: Scale) -> str:
+def reading_html(read: TextGates, name: str, measure: str, scale: Shades) -> str:
     """Return the model's name, what it wrote, and a heat map for each of its stacks."""
     parts = [f"<h3>{escape(name)}</h3>"]
     if read.written:
@@ -94,7 +94,7 @@ def difference_html(parts: Sequence[StackGates], measure: str, one: str, other: 
         return _box([title, "<p>They have no tokens, gates and measure alike.</p>"])
     if not any(bool(stack.measures[measure].nan_to_num().any()) for stack in shown):
         return _box([title, f"<p>None: {measure} is the same at every gate and token, bit by bit.</p>"])
-    scale = Scale.around(0.0, shown, measure)
+    scale = Shades.around(0.0, shown, measure)
     return _box([title, *(_map(stack, measure, scale, "the difference", signed=True) for stack in shown)])
 
 
@@ -126,7 +126,7 @@ def _perplexity(value: float | None) -> str:
     return f"{value:,.4g}" if math.isfinite(value) else "infinite"
 
 
-def _map(stack: StackGates, measure: str, scale: Scale, whose: str, *, signed: bool = False) -> str:
+def _map(stack: StackGates, measure: str, scale: Shades, whose: str, *, signed: bool = False) -> str:
     """Return a heat map: tokens down, layers across."""
     values = stack.measures[measure]
     known = values[~values.isnan()]
@@ -148,7 +148,7 @@ def _map(stack: StackGates, measure: str, scale: Scale, whose: str, *, signed: b
     return f'{box}<p class="how">{how} Orange: more. Blue: less.</p>'
 
 
-def _cells(row: Tensor, scale: Scale, names: Sequence[str], signed: bool) -> str:
+def _cells(row: Tensor, scale: Shades, names: Sequence[str], signed: bool) -> str:
     found = []
     for name, value in zip(names, row.tolist(), strict=True):
         if math.isnan(value):
