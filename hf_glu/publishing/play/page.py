@@ -98,7 +98,9 @@ class _Controls:
 
     def read(self, values: tuple[Any, ...]) -> tuple[PlaySettings, dict[str, Any]]:
         """Return the settings, and what else was asked for, of the controls' values."""
-        given = dict(zip(self.parts, values, strict=True))
+        usual = (part.value for part in self.parts.values())  # where a number was taken out and none put in
+        filled = (known if value is None else value for value, known in zip(values, usual, strict=True))
+        given = dict(zip(self.parts, filled, strict=True))
         strengths = {name: float(given.pop(f"preset {name}")) for name in self.ground.presets}
         own = {name: given.pop(name) for name in ("threshold", "slope", "first", "last") if name in given}
         whole = {name: int(own.pop(name)) for name in ("first", "last") if name in own}
