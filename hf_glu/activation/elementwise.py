@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN, ClippedGELUActivation, GELUActivati
 from hf_glu.activation.stock import is_elementwise
 from hf_glu.compat.of_models import ACTIVATION_TABLE
 from hf_glu.config.registry import registry
+from hf_glu.inplace import stock_class
 
 
 def build_elementwise(name: str) -> nn.Module:
@@ -37,9 +38,10 @@ SAME_VALUE = 2e-6
 def name_of(act: nn.Module, candidates: tuple[str, ...]) -> str | None:
     """Return the first of ``candidates`` whose module is of the same class as ``act``, else one of the same values."""
     built: dict[str, nn.Module] = {}
+    kind = stock_class(act)  # under a hook of ours, too
     for name in filter(is_elementwise, dict.fromkeys(candidates)):
         built[name] = build_elementwise(name)
-        if type(built[name]) is type(act):  # no more are built than need be: xIELU warns where its kernels are missing
+        if type(built[name]) is kind:  # no more are built than need be: xIELU warns where its kernels are missing
             return name
     return _name_by_value(act, built)
 

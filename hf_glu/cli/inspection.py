@@ -12,6 +12,7 @@ from rich.console import Console
 from hf_glu.cli import tables
 from hf_glu.cli.commands import Json, app
 from hf_glu.errors import DataError, OptionError
+from hf_glu.publishing.report.formats import label
 
 MAX_TOKENS = 256  # more would not be seen
 _MEASURES = ("openness", "state", "shift")
@@ -71,12 +72,6 @@ def read_gates(source: str, text: str) -> dict[str, Any]:
     rows = [{**record.to_dict(), "mean": record.means()} for record in recorded.layers]
     tokens = [label(tokenizer.decode([token])) for token in encoded["input_ids"][0].tolist()]
     return {"model": source, "text": text, "tokens": tokens, "html": None, "rows": rows}
-
-
-def label(token: str) -> str:
-    """Return a token as it can be read: spaces at its ends left out, line breaks and their like as escapes."""
-    shown = token.strip(" ") or token
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
 
 
 def show(data: tables.Data, console: Console) -> None:

@@ -41,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         inspection,
         language,
         merging,
+        playing,
         publishing,
         steering,
         training,

@@ -25,6 +25,7 @@ EXTRAS = {
     "onnxscript": "export",
     "torchao": "quantize",
     "gguf": "gguf",
+    "gradio": "play",
     "trl": "trl",
 }
 OF_TRAINING = ("datasets", "evaluate", "sklearn")  # that every task needs

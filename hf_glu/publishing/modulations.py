@@ -5,6 +5,7 @@ Shapes: W channels.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from hf_glu.checkpoint.files import CARD_FILE, MANIFEST_FILE, MODULATION_FILE, MODULATION_WEIGHTS_FILE
 from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.hub import resolve
-from hf_glu.checkpoint.jsonio import JsonObject, read_object, write_json
-from hf_glu.checkpoint.writing import reason_of, scratch_folder, write_text
+from hf_glu.checkpoint.jsonio import JsonObject, read_object, to_json, write_json
+from hf_glu.checkpoint.writing import check_file, reason_of, scratch_folder, user_path, whole_file, write_text
 from hf_glu.errors import CheckpointError, HfGluError
 from hf_glu.instruments.steering.contrast import BATCH
 from hf_glu.instruments.steering.detecting import Detector
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 FORMAT = 1
+ONE_FILE, MODULATION_ENTRY = ".safetensors", "modulation"  # how such a file ends; what its metadata call the JSON
 # a tensor's kind, before its gate's name in the file
 THRESHOLD, LOG_SLOPE, SAMPLE, DETECTOR = "threshold", "log_slope", "sample", "detector"
 CARD = """---
@@ -68,18 +70,40 @@ class GateModulation(GateSteering):
         """Return ``made`` as one that can be saved and pushed."""
         return cls(**{each.name: getattr(made, each.name) for each in fields(made)})
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, target: str | os.PathLike[str]) -> None:
         """Write it into a new folder, whole or not at all: its numbers as safetensors, what it is as JSON.
 
+        Where ``target`` ends in ``.safetensors`` it becomes one new file, which has both.
+
         Raises:
-            CheckpointError: the folder exists and isn't empty, or can't be written.
+            CheckpointError: the folder exists and isn't empty, the file exists, or it can't be written.
         """
-        with staged_folder(folder) as stage:
-            self._write(stage)
+        if not is_one_file(target):
+            with staged_folder(target) as stage:
+                self._write(stage)
+            return
+        final = check_file(target)
+        if os.path.lexists(final):
+            raise CheckpointError(f"{target} exists already: choose another destination")
+        with whole_file(final) as partial:
+            partial.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return it as the content of one ``.safetensors`` file, which `load` reads."""
+        from safetensors.torch import save
+
+        tensors, about = self._parts()
+        return save(tensors, {MODULATION_ENTRY: to_json(about)})
 
     def _write(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
+        tensors, about = self._parts()
+        save_file(tensors, folder / MODULATION_WEIGHTS_FILE)
+        write_json(folder / MODULATION_FILE, about)
+
+    def _parts(self) -> tuple[dict[str, Tensor], JsonObject]:
+        """Return its numbers, and what it is."""
         tensors = {f"{THRESHOLD}.{name}": value for name, value in self.thresholds.items()}
         tensors |= {f"{LOG_SLOPE}.{name}": value for name, value in self.log_slopes.items()}
         tensors |= {f"{SAMPLE}.{name}": value for name, value in self.samples.items()}
@@ -93,19 +117,17 @@ class GateModulation(GateSteering):
             about["detector"] = {
                 "gate": self.detector.place, "bias": self.detector.bias, "accuracy": self.detector.accuracy,
             }  # fmt: skip
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                  folder / MODULATION_WEIGHTS_FILE)  # fmt: skip
-        write_json(folder / MODULATION_FILE, about)
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, about
 
     @classmethod
     def load(
         cls, source: str | os.PathLike[str], *, model: nn.Module | None = None, revision: str | None = None,
         token: str | None = None,
     ) -> GateModulation:  # fmt: skip
-        """Load one from a folder, or from a repository on the Hub.
+        """Load one from a folder, a ``.safetensors`` file, or a repository on the Hub.
 
         Args:
-            source: the folder; or ``user/name``, ``user/name@REVISION``.
+            source: the folder or file; or ``user/name``, ``user/name@REVISION``.
             model: the model that it is for, which is checked now, and not only when it is steered.
             revision, token: of the repository.
 
@@ -113,8 +135,8 @@ class GateModulation(GateSteering):
             CheckpointError: there is none, or it can't be read.
             OptionError: it is of another model.
         """
-        folder = resolve(source, revision=revision, token=token)
-        made = _read(cls, folder, str(source))
+        found = user_path(source) if is_one_file(source) else resolve(source, revision=revision, token=token)
+        made = _read(cls, found, str(source))
         if model is not None:
             made.check(model)
         return made
@@ -146,15 +168,17 @@ class GateModulation(GateSteering):
             return commit(stage, target, message=commit_message or "Push a modulation with hf_glu")[0]
 
 
-def _read(kind: type[GateModulation], folder: Path, source: str) -> GateModulation:
-    """Return the modulation in a folder, whose files are checked against each other."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def is_one_file(source: str | os.PathLike[str]) -> bool:
+    """Return whether a modulation of that name is one file, and no folder or repository."""
+    return str(source).endswith(ONE_FILE)
 
-    if not (folder / MODULATION_FILE).is_file() or not (folder / MODULATION_WEIGHTS_FILE).is_file():
-        raise CheckpointError(f"{source} is no modulation: it has no {MODULATION_FILE} and {MODULATION_WEIGHTS_FILE}")
+
+def _read(kind: type[GateModulation], path: Path, source: str) -> GateModulation:
+    """Return the modulation in a folder or a file, whose parts are checked against each other."""
+    from safetensors import SafetensorError
+
     try:
-        about, tensors = read_object(folder / MODULATION_FILE), load_file(folder / MODULATION_WEIGHTS_FILE)
+        about, tensors = _read_parts(path, source)
         if about.get("format") != FORMAT:
             raise CheckpointError(f"{source} has format {about.get('format')!r}, and this hf_glu reads {FORMAT}")
         parts = {part: _under(tensors, part) for part in (THRESHOLD, LOG_SLOPE, SAMPLE)}
@@ -176,6 +200,27 @@ def _read(kind: type[GateModulation], folder: Path, source: str) -> GateModulati
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source} can't be read as a modulation: {reason_of(error)}") from error
+
+
+def _read_parts(path: Path, source: str) -> tuple[JsonObject, dict[str, Tensor]]:
+    """Return what a modulation says of itself, and its numbers."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if is_one_file(source):
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {source}")
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(MODULATION_ENTRY)
+        if told is None:
+            raise CheckpointError(f"{source} is no modulation: its metadata has no entry {MODULATION_ENTRY!r}")
+        about = json.loads(told)
+        if not isinstance(about, dict):
+            raise CheckpointError(f"{source} is broken: its entry {MODULATION_ENTRY!r} is no object")
+        return about, load_file(path)
+    if not (path / MODULATION_FILE).is_file() or not (path / MODULATION_WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{source} is no modulation: it has no {MODULATION_FILE} and {MODULATION_WEIGHTS_FILE}")
+    return read_object(path / MODULATION_FILE), load_file(path / MODULATION_WEIGHTS_FILE)
 
 
 def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -47,6 +47,19 @@ def test_a_folder_holds_all_of_it(made, tmp_path):
     assert hf_glu.GateModulation.load(tmp_path / "sum").detector is None
 
 
+def test_one_file_holds_all_of_it(made, tmp_path):
+    made.save(tmp_path / "glad.safetensors")
+    same(hf_glu.GateModulation.load(tmp_path / "glad.safetensors", model=steered.make("gpt2")), made)
+    assert [path.name for path in tmp_path.iterdir()] == ["glad.safetensors"]
+    with pytest.raises(CheckpointError, match="exists already"):
+        made.save(tmp_path / "glad.safetensors")
+    save_file({"a": made.thresholds["layers.0"]}, tmp_path / "weights.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"1234567890")
+    for name, says in (("none", "no file"), ("weights", "no entry 'modulation'"), ("broken", "can't be read")):
+        with pytest.raises(CheckpointError, match=says):
+            hf_glu.GateModulation.load(tmp_path / f"{name}.safetensors")
+
+
 def edit(folder, change):
     about = json.loads((folder / "modulation.json").read_text())
     change(about)

@@ -24,6 +24,25 @@ SAMPLE = 16  # weights of a gate by which a model is known again
 ROUNDING = 2**-7  # relative: bfloat16 and int8 keep a weight that well, another model's is another number
 
 
+def named_sites(model: nn.Module) -> dict[str, Site]:
+    """Return the gates of ``model`` by their names, without those of experts, which may be none."""
+    need_model(model)
+    found: dict[str, Site] = {}
+    for site in convertible_sites(model):
+        if site.kind == EXPERTS or EXPERTS in site.path.split("."):
+            continue  # which are given the tokens that a router sends there, in an order of its own
+        name = layer = place_of(site)
+        while name in found:
+            name = f"{layer}.{int(name.removeprefix(layer).strip('.') or 0) + 1}"
+        found[name] = site
+    return found
+
+
+def place_of(site: Site) -> str:
+    """Return the name of a site's gate, where its layer has no other."""
+    return f"{site.stack}.layers.{site.layer}" if site.stack else f"layers.{site.layer}"
+
+
 def gate_places(model: nn.Module, layers: Any = None) -> dict[str, Site]:
     """Return the gates of ``model`` by their names, in the order of its modules; those of experts aren't among them.
 
@@ -35,15 +54,7 @@ def gate_places(model: nn.Module, layers: Any = None) -> dict[str, Site]:
         NoSiteError: there is none.
         OptionError: a layer that the model doesn't have.
     """
-    need_model(model)
-    found: dict[str, Site] = {}
-    for site in convertible_sites(model):
-        if site.kind == "experts" or EXPERTS in site.path.split("."):
-            continue  # which are given the tokens that a router sends there, in an order of its own
-        name = layer = f"{site.stack}.layers.{site.layer}" if site.stack else f"layers.{site.layer}"
-        while name in found:
-            name = f"{layer}.{int(name.removeprefix(layer).strip('.') or 0) + 1}"
-        found[name] = site
+    found = named_sites(model)
     if not found:
         raise NoSiteError(
             f"{type(model).__name__} has no gate that hf_glu knows (those of experts see other tokens each, and are "

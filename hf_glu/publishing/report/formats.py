@@ -101,3 +101,9 @@ def scale(name: str, values: Iterable[float | None]) -> tuple[float, str, Callab
     known = list(values)
     fraction = is_fraction(name, known)
     return 100.0 if fraction else 1.0, " (%)" if fraction else "", lambda value: metric(name, value, known) or "-"
+
+
+def label(token: str) -> str:
+    """Return a token as it can be read: spaces at its ends left out, line breaks and their like as escapes."""
+    shown = token.strip(" ") or token
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)
