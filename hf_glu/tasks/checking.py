@@ -54,7 +54,12 @@ def _tag_numbers(where: str, data: Dataset, words: str, reader: Callable[[object
     """
     found = []
     for number, (row, tags) in enumerate(zip(data[words], data[LABEL], strict=True), start=1):
-        if not isinstance(tags, list) or not row or len(row) != len(tags) or UNLABELED in (read := [*map(reader, tags)]):
+        if (
+            not isinstance(tags, list)
+            or not row
+            or len(row) != len(tags)
+            or UNLABELED in (read := [*map(reader, tags)])
+        ):
             raise DataError(f"{where}, row {number}: there must be words in {words!r}, and a tag in {LABEL!r} for each")
         found.append(read)
     return found

@@ -171,7 +171,10 @@ _OPEN_TASKS = (
 
 TASKS = {task.name: task for task in (*_GLUE_TASKS, *_SUPERGLUE_TASKS, *_OPEN_TASKS)}
 MOVIES = TASKS["movie_reviews"]
-SUITES = {suite: tuple(task.name for task in TASKS.values() if task.suite == suite) for suite in ("glue", "superglue", OPEN_NLU)}
+SUITES = {
+    suite: tuple(task.name for task in TASKS.values() if task.suite == suite)
+    for suite in ("glue", "superglue", OPEN_NLU)
+}
 
 
 def find_task(name: str) -> Task:

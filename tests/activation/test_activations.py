@@ -13,6 +13,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.kernels.formulas import split_gate_up
 from hf_glu.activation.module import GatedActivation
 from hf_glu.activation.stock import elementwise_names
+from hf_glu.config.registry import GATED
 from hf_glu.errors import DuplicateNameError, OptionError, UnknownNameError
 
 
@@ -33,7 +34,7 @@ FORMULAS = {
         torch.where(g > 7, 7.0, g) / (1 + torch.exp(-1.702 * torch.where(g > 7, 7.0, g))) * (u.clip(-7, 7) + 1)
     ),
 }
-NAMES = [entry.name for entry in registry]
+NAMES = [entry.name for entry in registry if GATED in entry.flags]
 
 
 def _input(*shape, scale=3.0):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
+from hf_glu.config.registry import GATED
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kinds import SUFFIX
 from hf_glu.activation.learnable import LearnableMix
@@ -83,7 +84,10 @@ def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
 
 def _gated(name: str, g: Tensor = GRID) -> Tensor:
     """Compute a gated activation at the gates ``g``, ``[G]``, with u = 1."""
-    value: Tensor = registry[name].factory()(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
+    act = registry[name].factory()
+    if GATED not in registry[name].flags:
+        return act(g)  # as the channels of one token
+    value: Tensor = act(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
     return value
 
 
