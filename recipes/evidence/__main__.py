@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,7 @@ def run(
         if preset not in PRESETS:
             raise OptionError(f"there is no preset {preset!r}; {nearest(preset, list(PRESETS))}")
         quieten()
-        run_study(study, preset, size, data.expanduser(), output.expanduser(), print)
+        run_study(study, preset, size, data.expanduser(), output.expanduser(), partial(print, flush=True))
 
     guarded(work)
 

@@ -19,6 +19,7 @@ from recipes.evidence.fetch import SOURCES
 from recipes.evidence.language import STUDIES as OF_TEXT
 from recipes.evidence.language import run_language
 from recipes.evidence.presets import PRESETS, Preset
+from recipes.evidence.recall import run_recall
 
 Tell = Callable[[str], object]
 Run = Callable[[Preset, str, Path, Path, Tell], Any]
@@ -31,7 +32,10 @@ def _of_text(study: str) -> Run:
 
 
 # study -> what runs it; whether there is a run for each size of language models
-STUDIES: dict[str, tuple[Run, bool]] = {name: (_of_text(name), True) for name in OF_TEXT}
+STUDIES: dict[str, tuple[Run, bool]] = {
+    **{name: (_of_text(name), True) for name in OF_TEXT},
+    "memory-recall": (run_recall, False),
+}
 
 
 def run_study(study: str, preset: str, size: str | None, data: Path, output: Path, tell: Tell) -> None:
