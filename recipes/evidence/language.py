@@ -10,7 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hf_glu.checkpoint.files import RUN_FILE
+import numpy as np
+
+from hf_glu.checkpoint.files import COMPARISON_FILE, RUN_FILE
+from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.errors import HfGluError, OptionError
 from hf_glu.training.comparing import engine
 from hf_glu.training.comparing.kinds import PlannedRun, Search
@@ -18,11 +21,12 @@ from hf_glu.training.comparing.language import ComparedLanguageModels, curve_of
 from hf_glu.training.comparing.shapes import EQUAL
 from hf_glu.training.comparing.statistics import interval, tokens_to
 from hf_glu.training.comparing.variants import Variant
+from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.models import language_skeleton
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.results import ComparisonTable, Results
 from recipes.evidence import rows
-from recipes.evidence.presets import BLOCK, TUNED, Preset, Size
+from recipes.evidence.presets import BASE, BLOCK, TUNED, Preset, Size
 
 Tell = Callable[[str], object]
 # study -> its rows; whether all of them get the first one's learning rate
@@ -35,7 +39,22 @@ STUDIES: dict[str, tuple[Callable[[Size], dict[str, rows.Config]], bool]] = {
 EQUAL_PARAMETERS = ("gates", "modulation-text")
 
 
-class ComparedConfigs(ComparedLanguageModels):
+class ComparedTrials(ComparedLanguageModels):
+    """Language models of which results are kept, and no weights."""
+
+    def carry_out(self, run: PlannedRun) -> Results:
+        """Train a variant.
+
+        Raises:
+            HfGluError: training diverges with a seed that results are of.
+        """
+        results = super().carry_out(replace(run, tried=True))
+        if not run.tried and "score" not in results:
+            raise HfGluError(f"{run.variant.name} diverges with seed {run.options.seed} at lr {run.options.lr:g}")
+        return results
+
+
+class ComparedConfigs(ComparedTrials):
     """New language models, a variant of which is a config; no model is kept.
 
     Args:
@@ -70,17 +89,6 @@ class ComparedConfigs(ComparedLanguageModels):
         job = replace(run.job, output=str(run.folder).replace(" ", "-"))
         return replace(run, job=job, made_of=made_of)
 
-    def carry_out(self, run: PlannedRun) -> Results:
-        """Train a variant.
-
-        Raises:
-            HfGluError: training diverges with a seed that results are of.
-        """
-        results = super().carry_out(replace(run, tried=True))
-        if not run.tried and "score" not in results:
-            raise HfGluError(f"{run.variant.name} diverges with seed {run.options.seed} at lr {run.options.lr:g}")
-        return results
-
     def complete(
         self, table: ComparisonTable, runs: Mapping[str, Sequence[PlannedRun]], found: Mapping[str, list[Results]]
     ) -> None:
@@ -94,6 +102,32 @@ class ComparedConfigs(ComparedLanguageModels):
             row["tokens_mean"] = fmean(known) if len(known) == count else None
             row["tokens_interval"] = interval(known) if len(known) == count else None
             row["curve"] = mean_curve(curves[row["name"]])  # type: ignore[typeddict-unknown-key]
+
+
+class Continued(ComparedTrials):
+    """A trained model that goes on, converted or not: losses are compared at equal FLOPs, too.
+
+    Training costs 6 FLOPs for each parameter and token, those of tied embeddings as the head's: a variant with more
+    parameters is read off its curve where the baseline's last FLOPs are.
+    """
+
+    def complete(
+        self, table: ComparisonTable, runs: Mapping[str, Sequence[PlannedRun]], found: Mapping[str, list[Results]]
+    ) -> None:
+        """Add curves, and the losses at the FLOPs that the baseline ends at."""
+        super().complete(table, runs, found)
+        first: Any = table["variants"][0]
+        for each in table["variants"]:
+            row: Any = each
+            curves = [curve_of(run) for run in runs[row["name"]][: len(table["seeds"])]]
+            share = min(1.0, first["parameters"] / row["parameters"])
+            row["curve"] = mean_curve(curves)
+            row["equal_flops"] = [loss_at(curve, share * curve[-1][0]) for curve in curves]
+
+
+def loss_at(curve: Sequence[tuple[float, float]], tokens: float) -> float:
+    """Return the loss after so many tokens, by lines between evaluations."""
+    return float(np.interp(tokens, *zip(*curve, strict=True)))
 
 
 def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[list[float]]:
@@ -151,6 +185,17 @@ def run_language(study: str, preset: Preset, size: str, data: Path, output: Path
     return table
 
 
-def begun(output: Path) -> bool:
-    """Return whether a run was begun in a folder."""
-    return any(output.glob(f"*/{RUN_FILE}"))
+def run_continued(preset: Preset, size: str, data: Path, output: Path, tell: Tell) -> ComparisonTable:
+    """Train a dense model, then go on with it, converted or not, for as many tokens again."""
+    shape, base = preset.sizes[size], output / "base"
+    job = job_of(rows.dense(shape), shape, data, base)
+    options = options_of(preset, shape, lr=sorted(preset.lrs)[len(preset.lrs) // 2], seed=BASE, evaluate_every=0)
+    tell(f"the dense model, seed {BASE}")
+    LanguageRun(job, options, resume=(base / RUN_FILE).is_file()).run()
+    job = replace(job, config=None, train_tokenizer=None, model=str(base), base_model="the dense model",
+                  output=str(output / "runs"))  # fmt: skip
+    kind = Continued(job, options_of(preset, shape, schedule="constant", weight_decay=0.01))
+    search = Search(lrs=tuple(lr / 2 for lr in preset.lrs), seed=TUNED)
+    table = engine.compare(kind, ["dense", "geglu", "swiglu:iso"], range(preset.seeds), search=search, on_run=tell)
+    write_json(output / COMPARISON_FILE, table)
+    return table

@@ -17,9 +17,10 @@ from hf_glu.tasks.files import hash_file
 from hf_glu.training.record import versions
 from recipes.evidence.fetch import SOURCES
 from recipes.evidence.language import STUDIES as OF_TEXT
-from recipes.evidence.language import run_language
+from recipes.evidence.language import run_continued, run_language
 from recipes.evidence.presets import PRESETS, Preset
 from recipes.evidence.recall import run_recall
+from recipes.evidence.tasks import run_conversions, run_modulations
 
 Tell = Callable[[str], object]
 Run = Callable[[Preset, str, Path, Path, Tell], Any]
@@ -34,7 +35,10 @@ def _of_text(study: str) -> Run:
 # study -> what runs it; whether there is a run for each size of language models
 STUDIES: dict[str, tuple[Run, bool]] = {
     **{name: (_of_text(name), True) for name in OF_TEXT},
+    "conversion-text": (run_continued, True),
     "memory-recall": (run_recall, False),
+    "conversion-tasks": (run_conversions, False),
+    "modulation-tasks": (run_modulations, False),
 }
 
 
