@@ -74,7 +74,7 @@ class Mixes:
         )  # fmt: skip
 
     def derive(self, name: str, inner: str, entry: Activation | None) -> Activation | None:
-        """Return the activation ``name``, a mix that ends as ``inner``; None where that is no N(g) * u of its channel."""
+        """Return the activation ``name``, a mix that ends as ``inner``; None where there is no such N(g) * u."""
         if entry is not None and NORMED in entry.flags:
             return None
         if entry is None or GATED not in entry.flags:

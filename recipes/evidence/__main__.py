@@ -18,6 +18,7 @@ import typer
 from hf_glu.cli.quiet import quieten
 from hf_glu.errors import HfGluError, OptionError, nearest
 from recipes.evidence.fetch import main as fetch
+from recipes.evidence.pages import DOCUMENT, RESULTS, write_pages
 from recipes.evidence.presets import PRESETS
 from recipes.evidence.studies import STUDIES, run_study
 
@@ -54,6 +55,16 @@ def run(
         run_study(study, preset, size, data.expanduser(), output.expanduser(), partial(print, flush=True))
 
     guarded(work)
+
+
+@app.command()
+def page(
+    folder: Annotated[Path, typer.Argument(help="Where evidence.html goes.")],
+    results: Annotated[Path, typer.Option(help="Folder of the results' JSON files.")] = RESULTS,
+    document: Annotated[Path, typer.Option(help="Where the documentation's page goes.")] = DOCUMENT,
+) -> None:
+    """Write the page with curves and forest plots, and the documentation's page, from the results alone."""
+    guarded(lambda: print(write_pages(folder, document, results)))
 
 
 if __name__ == "__main__":

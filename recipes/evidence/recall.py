@@ -111,24 +111,32 @@ class Runs:
 
 
 def run_recall(preset: Preset, size: str, data: Path, output: Path, tell: Callable[[str], object]) -> dict[str, Any]:
-    """Train every activation on every task, each with its best learning rate; return rows as a comparison has them."""
+    """Train every activation on every task, each with its best learning rate; return rows as a comparison has them.
+
+    The table's seeds are those that all tasks are finished with.
+    """
     runs = Runs(output, preset, tell)
-    rates = {(name, act): {lr: runs.result(name, act, lr, TUNED)["score"] for lr in LRS}
-             for name in TASKS for act in memory.ACTIVATIONS}  # fmt: skip
-    best = {key: max(tried, key=lambda lr: tried[lr]) for key, tried in rates.items()}
-    found: dict[tuple[str, str], list[dict[str, float]]] = {key: [] for key in rates}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS}
     table: dict[str, Any] = {}
-    for seed in range(preset.seeds):
-        for key in rates:
-            found[key].append(runs.result(*key, best[key], seed))
-        table = {
-            "metric": "accuracy", "seeds": list(range(seed + 1)), "lr_seed": TUNED, "chance": {"two hops": 1 / CHAINS},
-            "variants": [{
-                "name": f"{key[0]}: {key[1]}", "scores": [each["score"] for each in each_seed],
-                "mean": fmean(each["score"] for each in each_seed), "lr": best[key],
-                "rates": {f"{lr:g}": score for lr, score in rates[key].items()},
-                "parameters": each_seed[0]["parameters"], "seconds": fmean(each["seconds"] for each in each_seed),
-            } for key, each_seed in found.items()],
-        }  # fmt: skip
-        write_json(output / COMPARISON_FILE, table)
+    for name in TASKS:
+        rates = {act: {lr: runs.result(name, act, lr, TUNED)["score"] for lr in LRS} for act in memory.ACTIVATIONS}
+        best = {act: max(tried, key=lambda lr: tried[lr]) for act, tried in rates.items()}
+        found: dict[str, list[dict[str, float]]] = {act: [] for act in rates}
+        for seed in range(preset.seeds):
+            for act, each in found.items():
+                each.append(runs.result(name, act, best[act], seed))
+            rows[name] = [_row(f"{name}: {act}", each, best[act], rates[act]) for act, each in found.items()]
+            finished = min(len(some[0]["scores"]) if some else 0 for some in rows.values())
+            table = {"metric": "accuracy", "seeds": list(range(finished)), "lr_seed": TUNED,
+                     "variants": [row for some in rows.values() for row in some]}  # fmt: skip
+            write_json(output / COMPARISON_FILE, table)
     return table
+
+
+def _row(name: str, results: list[dict[str, float]], lr: float, rates: dict[float, float]) -> dict[str, Any]:
+    scores = [each["score"] for each in results]
+    return {
+        "name": name, "scores": scores, "mean": fmean(scores), "lr": lr,
+        "rates": {f"{tried:g}": score for tried, score in rates.items()},
+        "parameters": results[0]["parameters"], "seconds": fmean(each["seconds"] for each in results),
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fine-tuning a converted model on the tasks of ``open_nlu``, by themselves and all in one: `hf-glu compare`, by rows."""
+"""Fine-tuning a converted model on the tasks of ``open_nlu``, one by one and all at once: `hf-glu compare`, by rows."""
 
 from __future__ import annotations
 
@@ -221,6 +221,7 @@ def join_tasks(preset: Preset, data: Path, output: Path) -> Path:
     """Return a data set of all tasks with classes in one: the task's name before the text, and in the label."""
     target = output / "joined"
     names = [name for name in preset.tasks or SUITES[OPEN_NLU] if TASKS[name].form == "classes"]
+    known: set[str] = set()
     if not target.is_dir():
         with staged_folder(target) as stage:
             for split, count in zip(("train", "validation"), preset.own_rows, strict=True):
@@ -229,10 +230,8 @@ def join_tasks(preset: Preset, data: Path, output: Path) -> Path:
                     rows = (data / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
                     lines += [{"text": f"{name}: {row['text']}", "label": f"{name}/{row['label']}"}
                               for row in map(json.loads, rows)]  # fmt: skip
-                kept = {line["label"] for line in lines} if split == "train" else kept
-                lines = [
-                    line for line in lines if line["label"] in kept
-                ]  # a label that was never seen can't be learned
+                known = known or {line["label"] for line in lines}  # what was never seen can't be learned
+                lines = [line for line in lines if line["label"] in known]
                 (stage / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return target
 
