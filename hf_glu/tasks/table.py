@@ -1,4 +1,4 @@
-"""All tasks of GLUE (https://arxiv.org/abs/1804.07461), SuperGLUE (https://arxiv.org/abs/1905.00537), open_nlu, as data.
+"""All tasks of GLUE (https://arxiv.org/abs/1804.07461), SuperGLUE (https://arxiv.org/abs/1905.00537), open_nlu: data.
 
 ``open_nlu`` is made of what package registries hold; ``python -m recipes.evidence.fetch DIR`` writes it to a folder.
 """

@@ -35,8 +35,8 @@ TITLES = {
 }
 _HEAD = """# The evidence
 
-What gates, experts, memory and modulation bring at a size that two cores can train, with paired seeds. Claims, tests and
-the rules of a verdict were [written down]({protocol}) before the first run. This page is made of the results' files
+What gates, experts, memory and modulation bring at a size that two cores can train, with paired seeds. Claims, tests
+and rules of a verdict were [written down]({protocol}) before the first run. This page is made of the results' files
 (`python -m recipes.evidence page`); a claim that no study was run for is *{not_run}*.
 
 ```

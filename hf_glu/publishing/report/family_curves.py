@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation import registry
-from hf_glu.config.registry import GATED
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kinds import SUFFIX
 from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.stock import elementwise_names
 from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import GATED
 from hf_glu.publishing.report.family import Panel, write_family
 
 BASE, INNER = "swiglu", "silu"  # what the families are drawn with
