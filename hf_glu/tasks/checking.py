@@ -39,7 +39,7 @@ def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Data
         return data
     reader = label_reader(task, where)
     if task.form == "tokens":
-        return with_labels(data, _tag_numbers(where, data, task.columns[0], reader))
+        return data if not labeled else with_labels(data, _tag_numbers(where, data, task.columns[0], reader))
     labels = [reader(value) for value in named_labels(data)]
     if labeled and UNLABELED in labels and task.form != "regression":
         raise DataError(f"{where}: it is unlabeled (-1), as leaderboards' test data are: it can't be trained or scored")
