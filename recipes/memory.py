@@ -44,7 +44,7 @@ ACTIVATIONS = (PLAIN, STATEFUL, CANON, SMEAR)
 # of the model, its training and its test
 SIZES: Data = {
     "hidden": 32, "layers": 2, "heads": 4, "width": 64, "window": 4, "state": {"decay": [0.5, 0.999], "alpha": 8.0},
-    "batch_size": 32, "steps": 500, "lr": 1e-2, "factor": 10.0, "test": 1000,
+    "vocabulary": VOCABULARY, "batch_size": 32, "steps": 500, "lr": 1e-2, "factor": 10.0, "test": 1000,
 }  # fmt: skip
 QUICK = {"hidden": 16, "width": 32, "batch_size": 8, "steps": 10, "test": 64}
 
@@ -61,10 +61,10 @@ def make_batch(count: int, distance: int, seed: int) -> dict[str, Tensor]:
 
 
 def make_model(activation: str, sizes: Any, seed: int) -> MistralForCausalLM:
-    """Return a fresh Mistral; the plain one is wider by as many parameters as a state has."""
+    """Return a fresh Mistral; the plain one is wider by as many parameters as a state has. No window: it sees all."""
     more = -(-sizes.width // sizes.hidden) if activation == PLAIN else 0
     config = MistralConfig(
-        vocab_size=VOCABULARY, hidden_size=sizes.hidden, intermediate_size=sizes.width + more,
+        vocab_size=sizes.vocabulary, hidden_size=sizes.hidden, intermediate_size=sizes.width + more,
         num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.heads,
         sliding_window=sizes.window, hidden_act=activation, initializer_range=sizes.hidden**-0.5, use_cache=False,
         tie_word_embeddings=False,

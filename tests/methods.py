@@ -147,6 +147,7 @@ METHODS = {
     "swiglu": Method(target="swiglu", models=("gpt2:silu", "t5:silu")),
     "relu2glu": Method(target="relu2glu", models=("gpt2:relu2",)),
     "swiglu_oss": Method(target="swiglu_oss", models=("bert",), start=None),
+    "polynorm": Method(target="polynorm", models=("bert",), start=None, reverts=ConversionError),
     "gated already": Method(target="{base}", models=("llama",), start="bitwise", reverts=NoSiteError),
     "any": Method(target="{dense}_glu", models=("gpt2:mish", "bert:tanh")),
     "approximate": Method(target="swiglu", models=("bert", "gpt2"), start=None, back="exact"),

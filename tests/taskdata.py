@@ -67,7 +67,12 @@ def _wsc(text, label, number, generator):
             "span2_text": "it", "label": label, "idx": number}  # fmt: skip
 
 
-SPECIAL = {"copa": _copa, "multirc": _multirc, "record": _record, "wic": _wic, "wsc": _wsc}
+def _brown_pos(text, label, number, generator):
+    tags = TASKS["brown_pos"].labels
+    return {"tokens": text.split(), "label": [tags[(label + at) % 2] for at in range(len(text.split()))]}
+
+
+SPECIAL = {"brown_pos": _brown_pos, "copa": _copa, "multirc": _multirc, "record": _record, "wic": _wic, "wsc": _wsc}
 
 
 def make_rows(name: str, count: int, *, labeled: bool = True, seed: int = 0) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from hf_glu.config.kinds import Activation, Derived, Kind
-from hf_glu.config.registry import GATED
+from hf_glu.config.registry import GATED, NORMED
 
 
 class Later:
@@ -74,7 +74,9 @@ class Mixes:
         )  # fmt: skip
 
     def derive(self, name: str, inner: str, entry: Activation | None) -> Activation | None:
-        """Return the activation ``name``, a mix that ends as ``inner``; None where that is no N(g) * u."""
+        """Return the activation ``name``, a mix that ends as ``inner``; None where there is no such N(g) * u."""
+        if entry is not None and NORMED in entry.flags:
+            return None
         if entry is None or GATED not in entry.flags:
             equation, factory = self.equation("x"), partial(self.make, name)
             return Activation(name=name, equation=equation, paper=self.paper, flags=self.flags, factory=factory)

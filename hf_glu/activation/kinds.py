@@ -6,6 +6,7 @@ Transformers: what computes is named as ``module:name``, and imported when one i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from hf_glu.activation.families import Later, Mixes, Wrapper, gated
@@ -13,7 +14,7 @@ from hf_glu.activation.kernels.special import swiglu_oss
 from hf_glu.config.canon import CanonOptions
 from hf_glu.config.context import ContextOptions
 from hf_glu.config.kinds import Activation, Derived, Formula, Kind, refuse_lookahead
-from hf_glu.config.registry import ADAPTIVE, GATED, KAPPA, LEARNABLE, MODULATED, registry
+from hf_glu.config.registry import ADAPTIVE, GATED, KAPPA, LEARNABLE, MODULATED, NORMED, registry
 from hf_glu.config.smear import SmearOptions
 from hf_glu.config.state import StateOptions
 
@@ -22,6 +23,7 @@ _DAUPHIN = "Dauphin et al. 2016, https://arxiv.org/abs/1612.08083"
 _SHAZEER = "Shazeer 2020, https://arxiv.org/abs/2002.05202"
 _PRIMER = "So et al. 2021 (Primer), https://arxiv.org/abs/2109.08668"
 _GPT_OSS = "OpenAI 2025 (gpt-oss), https://arxiv.org/abs/2508.10925"
+_POLYCOM = "Zhuo et al. 2024 (PolyCom), https://arxiv.org/abs/2411.03884"
 _MIXES = "Learnable Activations, https://arxiv.org/abs/2605.26647"
 
 # name, equation, elementwise part, source
@@ -130,13 +132,20 @@ def _entry(name: str, equation: str, gate: str | None, paper: str, formula: Form
     )  # fmt: skip
 
 
-def _derive(name: str, gate: str, _: Activation | None) -> Activation:
-    """Return ``N_glu``: N(g) * u for any elementwise N that Transformers has now."""
-    return _entry(name, f"{gate}(g) * u", gate, _SHAZEER)
+def _derive(name: str, gate: str, entry: Activation | None) -> Activation:
+    """Return ``N_glu``: N(g) * u for any N without a gate that Transformers, or the registry, has now."""
+    made = _entry(name, f"{gate}(g) * u", gate, _SHAZEER)
+    return replace(made, flags=made.flags | {NORMED}) if entry is not None and NORMED in entry.flags else made
 
 
 for _row in _GATED:
     registry.add(_entry(*_row))
+registry.add(
+    Activation(
+        name="polynorm", equation="a_1 x / rms(x) + a_2 x^2 / rms(x^2) + a_3 x^3 / rms(x^3) + b", paper=_POLYCOM,
+        flags=frozenset({NORMED}), factory=Later("hf_glu.activation.polynorm:PolyNorm"),
+    )
+)  # fmt: skip
 registry.add_family(
     Derived(
         pattern=f"N{SUFFIX}", place="suffix", equation="N(g) * u for any elementwise N in ACT2FN", paper=_SHAZEER,

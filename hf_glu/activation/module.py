@@ -48,10 +48,12 @@ class OwnedActivation(OwnedModule):
     Attributes:
         name: its name in the registry.
         gated: whether it takes ``[g | u]`` rather than ``x``.
+        elementwise: whether a channel's value depends on that channel alone.
     """
 
     name: str
     gated: bool
+    elementwise: bool = True
 
     def configure(self, options: GluConfig, width: int) -> None:
         """Take the model's options, and make what is per channel ``width`` wide; called before the initialisation."""

@@ -54,7 +54,9 @@ def _check_flags(job: JobOptions, *, suite: str | None, only: list[str] | None, 
 def finetune(
     given: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
-    suite: Annotated[str | None, typer.Option(help="All tasks of glue or superglue; resumes where it stopped.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="All tasks of glue, superglue or open_nlu; resumes where it stopped.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A task of the suite (again for more).")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Fine-tune the dense model the same way, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,

@@ -25,6 +25,7 @@ from hf_glu.config.kinds import Kind
 from hf_glu.errors import DuplicateNameError, UnknownNameError, nearest, shown
 
 GATED, LEARNABLE, ADAPTIVE, MODULATED, KAPPA = "gated", "learnable", "adaptive", "modulated", "kappa"
+NORMED = "normed"  # a channel's value depends on all channels of its token
 LONGEST = 128  # characters of a name
 _local = threading.local()  # undo: what takes a thread's changes back
 

@@ -121,6 +121,8 @@ def _curves(act: nn.Module, mix: Mixing | None, vectors: Tensor | None) -> Tenso
     inner = copy.deepcopy(innermost(act)[1]).float().cpu()
     functions: list[Any] = [inner] if mix is None else list(inner.functions)  # type: ignore[arg-type]
     coefficients = torch.ones(1) if mix is None else mix.mean().float()
+    if not getattr(inner, "elementwise", True):  # the grid is then the channels of one token
+        return inner(z.mT).mT
     return torch.stack([a * phi(z) for a, phi in zip(coefficients, functions, strict=True)]).sum(0)
 
 

@@ -38,10 +38,31 @@ def check_split(task: Task, split: str, data: Dataset, *, labeled: bool) -> Data
     if LABEL not in data.column_names or task.form == "entity":
         return data
     reader = label_reader(task, where)
+    if task.form == "tokens":
+        return data if not labeled else with_labels(data, _tag_numbers(where, data, task.columns[0], reader))
     labels = [reader(value) for value in named_labels(data)]
     if labeled and UNLABELED in labels and task.form != "regression":
         raise DataError(f"{where}: it is unlabeled (-1), as leaderboards' test data are: it can't be trained or scored")
     return with_labels(data, labels)
+
+
+def _tag_numbers(where: str, data: Dataset, words: str, reader: Callable[[object], Label]) -> list[list[Label]]:
+    """Return the tags of each row as class numbers.
+
+    Raises:
+        DataError: a row without words, or without a tag for each.
+    """
+    found = []
+    for number, (row, tags) in enumerate(zip(data[words], data[LABEL], strict=True), start=1):
+        if (
+            not isinstance(tags, list)
+            or not row
+            or len(row) != len(tags)
+            or UNLABELED in (read := [*map(reader, tags)])
+        ):
+            raise DataError(f"{where}, row {number}: there must be words in {words!r}, and a tag in {LABEL!r} for each")
+        found.append(read)
+    return found
 
 
 def check_columns(where: str, data: Dataset, needed: Iterable[str]) -> None:

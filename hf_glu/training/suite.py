@@ -38,7 +38,7 @@ def run_suite(
     ``results.csv``, ``results.md`` and, with ``job.predict``, the leaderboard's zip file.
 
     Args:
-        suite: ``glue`` or ``superglue``.
+        suite: ``glue``, ``superglue`` or ``open_nlu``.
         job: without a task.
         options: of every task.
         only: names of tasks; None: all that can be trained.

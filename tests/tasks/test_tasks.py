@@ -28,6 +28,8 @@ SUPERGLUE = {"boolq", "cb", "copa", "multirc", "record", "superglue_rte", "wic",
 def test_the_suites_are_whole():
     assert set(SUITES["glue"]) == GLUE
     assert set(SUITES["superglue"]) == SUPERGLUE
+    assert {"newsgroups", "brown_pos", "quartz", "movie_ratings"} < set(SUITES["open_nlu"])
+    assert len(SUITES["open_nlu"]) == 10
     files = [name for task in TASKS.values() for name in task.files]
     assert len(files) == len(set(files)) == 21
     assert {task.name for task in TASKS.values() if task.suite and not task.averaged} == {"wnli", "ax", "axb", "axg"}
@@ -36,7 +38,7 @@ def test_the_suites_are_whole():
         assert len(task.files) in (0, len(task.test))
         assert task.model_of is None or task.model_of in TASKS
         assert task.spelling is None or len(task.spelling) == len(task.labels)
-        assert not task.suite or len(str(task.revision)) == 40
+        assert not task.dataset or len(str(task.revision)) == 40
 
 
 def test_unknown_names():
@@ -78,9 +80,20 @@ def test_loading_from_a_folder(name, tmp_path):
     task = TASKS[name]
     splits = load_task(task, write_dataset(tmp_path, name))
     assert set(splits) == {*(() if task.model_of else ("train",)), *task.validation, *task.test}
-    if task.labels and task.form != "entity" and not task.model_of:
-        assert set(splits["train"]["label"]) == set(range(len(task.labels)))
+    if task.labels and task.form not in ("entity", "tokens") and not task.model_of:
+        assert set(splits["train"]["label"]) == set(range(min(len(task.labels), len(splits["train"]))))
         assert set(splits[task.test[0]]["label"]) == {-1}
+
+
+def test_tags_are_read_by_name_or_number(tmp_path):
+    rows = [{"tokens": ["a", "b"], "label": ["NOUN", 9]}, {"tokens": ["c"], "label": ["X"]}]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_task(TASKS["brown_pos"], tmp_path)["train"]["label"] == [[5, 9], [11]]
+    for label in (["NOUN"], ["NOUN", "?"], "NOUN", ["NOUN", -1]):
+        (tmp_path / "train.jsonl").write_text(json.dumps({**rows[0], "label": label}))
+        with pytest.raises(DataError, match=r"row 1|is none of ADJ"):
+            load_task(TASKS["brown_pos"], tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])

@@ -18,6 +18,7 @@ from hf_glu.activation.learnable import LearnableMix
 from hf_glu.activation.moa import TokenMix
 from hf_glu.activation.stock import elementwise_names
 from hf_glu.config.glu import GluConfig
+from hf_glu.config.registry import GATED
 from hf_glu.publishing.report.family import Panel, write_family
 
 BASE, INNER = "swiglu", "silu"  # what the families are drawn with
@@ -83,7 +84,10 @@ def _panel(name: str, lines: Mapping[str, Tensor]) -> Panel:
 
 def _gated(name: str, g: Tensor = GRID) -> Tensor:
     """Compute a gated activation at the gates ``g``, ``[G]``, with u = 1."""
-    value: Tensor = registry[name].factory()(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
+    act = registry[name].factory()
+    if GATED not in registry[name].flags:
+        return act(g)  # as the channels of one token
+    value: Tensor = act(torch.stack([g, torch.ones_like(g)], dim=1))[:, 0]
     return value
 
 

@@ -10,7 +10,7 @@ from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import DataError, OptionError
 from hf_glu.tasks.checking import Splits
 from hf_glu.tasks.files import find_splits, hash_file
-from hf_glu.tasks.loading import head, load_task
+from hf_glu.tasks.loading import check_source, head, load_task
 from hf_glu.tasks.movies import fetch_reviews
 from hf_glu.tasks.own import own_files, own_task
 from hf_glu.tasks.table import TASKS, Task, find_suite, find_task
@@ -31,7 +31,7 @@ def chosen_tasks(job: JobOptions) -> list[Task]:
     """Return the tasks that a job names; none if it has a user's own data.
 
     Raises:
-        UnknownNameError, OptionError: there is no such task, or it can't be trained.
+        UnknownNameError, DataError, OptionError: there is no such task, or it can't be had or trained.
     """
     if job.mixture is not None:
         return [task for task in find_suite(job.mixture) if not task.model_of]
@@ -42,6 +42,7 @@ def chosen_tasks(job: JobOptions) -> list[Task]:
     task = find_task(job.task)
     if task.model_of:
         raise OptionError(f"{task.name} has no training data: predict with {task.model_of} writes its predictions")
+    check_source(task, job.dataset)
     return [task]
 
 

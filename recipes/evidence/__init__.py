@@ -1,0 +1,1 @@
+"""What gates, experts, memory and modulation bring: studies with paired seeds. PROTOCOL.md says what is claimed."""

@@ -1,0 +1,142 @@
+"""What memory in the gate brings where something must be recalled: a flag beyond attention's reach, and two hops."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_glu.checkpoint.files import COMPARISON_FILE
+from hf_glu.checkpoint.jsonio import read_object, write_json
+from recipes.evidence.presets import TUNED, Preset
+
+sys.path.append(str(Path(__file__).parents[1]))  # the recipes import each other by their own names
+
+import memory
+from small_training import train
+
+LRS = (3e-3, 1e-2, 3e-2)
+CHAINS, SYMBOLS = 3, 32  # chains a -> b -> c, and tokens, the first of which asks
+Batch = dict[str, Tensor]
+Make = Callable[[int, int], Batch]  # so many sequences, of a seed
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A recall task.
+
+    Attributes:
+        make: makes its sequences.
+        sizes: changes to those of `memory.SIZES`.
+        steps: the entry of a preset's ``recall`` that says how many.
+    """
+
+    make: Make
+    sizes: dict[str, Any]
+    steps: str = "steps"
+
+
+def _flag(distance: int) -> Recall:
+    return Recall(lambda count, seed: memory.make_batch(count, distance, seed), {})
+
+
+def two_hops(count: int, seed: int) -> Batch:
+    """Return ``count`` sequences ``[count, 4 * CHAINS + 3]``: pairs in any order, the query, an ``a``, and its ``c``.
+
+    Each chain is two pairs, ``a b`` and ``b c``, of symbols that no other chain has; the label is the ``c`` alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    symbols = 1 + torch.rand(count, SYMBOLS - 1, generator=generator).argsort(-1)[:, : 3 * CHAINS]
+    a, b, c = symbols.view(count, 3, CHAINS).unbind(1)
+    pairs = torch.cat([torch.stack([a, b], -1), torch.stack([b, c], -1)], 1)  # [count, 2 CHAINS, 2]
+    order = torch.rand(count, 2 * CHAINS, generator=generator).argsort(-1)
+    pairs = pairs.gather(1, order.unsqueeze(-1).expand_as(pairs)).flatten(1)
+    asked = torch.randint(CHAINS, (count, 1), generator=generator)
+    query = torch.zeros_like(asked)
+    ids = torch.cat([pairs, query, a.gather(1, asked), c.gather(1, asked)], 1)
+    labels = torch.full_like(ids, memory.IGNORED)
+    labels[:, -1] = ids[:, -1]
+    return {"input_ids": ids, "labels": labels}
+
+
+TASKS = {
+    "flag 16": _flag(16),
+    "flag 32": _flag(32),
+    "two hops": Recall(two_hops, {"window": None, "vocabulary": SYMBOLS}, "hops"),
+}
+
+
+def run_once(task: Recall, activation: str, lr: float, seed: int, preset: Preset) -> dict[str, float]:
+    """Train and test one model; an odd seed makes the test, even ones the steps, whatever the model."""
+    more = {key: value for key, value in preset.recall.items() if key != "hops"}
+    sizes = SimpleNamespace(**memory.SIZES | more | task.sizes | {"steps": preset.recall[task.steps]})
+    model, start, first = memory.make_model(activation, sizes, seed), time.perf_counter(), 2 * seed * 10**6
+    batch = lambda step: task.make(sizes.batch_size, first + 2 * step)  # noqa: E731
+    train(model, batch, sizes.steps, lr=lr, factor=sizes.factor, title=f"{activation}, seed {seed}")
+    accuracy = memory.accuracy(model, task.make(sizes.test, first + 1))
+    return {"score": accuracy, "parameters": model.num_parameters(), "seconds": time.perf_counter() - start}
+
+
+class Runs:
+    """Runs whose results are kept in one small file each, so that none is run twice.
+
+    Args:
+        folder: theirs.
+        preset: of all of them.
+        tell: is told of each that begins.
+    """
+
+    def __init__(self, folder: Path, preset: Preset, tell: Callable[[str], object]) -> None:
+        self.folder, self.preset, self.tell = folder, preset, tell
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def result(self, name: str, activation: str, lr: float, seed: int) -> dict[str, float]:
+        """Return the result of a run, from its file or from training."""
+        path = self.folder / f"{name.replace(' ', '-')}-{activation}-lr{lr:g}-seed{seed}.json"
+        if path.is_file():
+            known: dict[str, float] = read_object(path)
+            return known
+        self.tell(f"{name}: {activation}, lr {lr:g}, seed {seed}")
+        found = run_once(TASKS[name], activation, lr, seed, self.preset)
+        write_json(path, found)
+        return found
+
+
+def run_recall(preset: Preset, size: str, data: Path, output: Path, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Train every activation on every task, each with its best learning rate; return rows as a comparison has them.
+
+    The table's seeds are those that all tasks are finished with.
+    """
+    runs = Runs(output, preset, tell)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS}
+    table: dict[str, Any] = {}
+    for name in TASKS:
+        rates = {act: {lr: runs.result(name, act, lr, TUNED)["score"] for lr in LRS} for act in memory.ACTIVATIONS}
+        best = {act: max(tried, key=lambda lr: tried[lr]) for act, tried in rates.items()}
+        found: dict[str, list[dict[str, float]]] = {act: [] for act in rates}
+        for seed in range(preset.seeds):
+            for act, each in found.items():
+                each.append(runs.result(name, act, best[act], seed))
+            rows[name] = [_row(f"{name}: {act}", each, best[act], rates[act]) for act, each in found.items()]
+            finished = min(len(some[0]["scores"]) if some else 0 for some in rows.values())
+            table = {"metric": "accuracy", "seeds": list(range(finished)), "lr_seed": TUNED,
+                     "variants": [row for some in rows.values() for row in some]}  # fmt: skip
+            write_json(output / COMPARISON_FILE, table)
+    return table
+
+
+def _row(name: str, results: list[dict[str, float]], lr: float, rates: dict[float, float]) -> dict[str, Any]:
+    scores = [each["score"] for each in results]
+    return {
+        "name": name, "scores": scores, "mean": fmean(scores), "lr": lr,
+        "rates": {f"{tried:g}": score for tried, score in rates.items()},
+        "parameters": results[0]["parameters"], "seconds": fmean(each["seconds"] for each in results),
+    }  # fmt: skip

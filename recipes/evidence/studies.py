@@ -1,0 +1,84 @@
+"""The studies as a table, and their results as plain data."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_glu.checkpoint.files import COMPARISON_FILE
+from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.errors import OptionError, nearest
+from hf_glu.tasks.files import hash_file
+from hf_glu.training.record import versions
+from recipes.evidence.fetch import SOURCES
+from recipes.evidence.language import STUDIES as OF_TEXT
+from recipes.evidence.language import run_continued, run_language
+from recipes.evidence.presets import PRESETS, Preset
+from recipes.evidence.recall import run_recall
+from recipes.evidence.tasks import run_conversions, run_modulations
+
+Tell = Callable[[str], object]
+Run = Callable[[Preset, str, Path, Path, Tell], Any]
+PROTOCOL = Path(__file__).with_name("PROTOCOL.md")
+ONE = "all"  # the size of a study whose model is always the same
+
+
+def _of_text(study: str) -> Run:
+    return lambda preset, size, data, output, tell: run_language(study, preset, size, data, output, tell)
+
+
+# study -> what runs it; whether there is a run for each size of language models
+STUDIES: dict[str, tuple[Run, bool]] = {
+    **{name: (_of_text(name), True) for name in OF_TEXT},
+    "conversion-text": (run_continued, True),
+    "memory-recall": (run_recall, False),
+    "conversion-tasks": (run_conversions, False),
+    "modulation-tasks": (run_modulations, False),
+}
+
+
+def run_study(study: str, preset: str, size: str | None, data: Path, output: Path, tell: Tell) -> None:
+    """Run a study at its sizes, and write its results after each seed.
+
+    Raises:
+        HfGluError: bad input, before anything is run; a run that diverges; Ctrl-C.
+    """
+    work, sized = STUDIES[study]
+    chosen = PRESETS[preset]
+    sizes = list(chosen.sizes) if sized else [ONE]
+    if size is not None and size not in sizes:
+        raise OptionError(f"{study} has no size {size!r} in {preset}; {nearest(size, sizes)}")
+    if not (data / SOURCES).is_file():
+        raise OptionError(f"{data} has no {SOURCES}: python -m recipes.evidence fetch {data} writes it")
+    torch.set_num_threads(1 if chosen.precision == "no" else torch.get_num_threads())
+    for each in [size] if size else sizes:
+        folder = output / f"{study}-{each}"
+
+        def told(line: str, folder: Path = folder, each: str = each) -> None:
+            tell(line)
+            write_results(study, preset, each, data, folder)
+
+        work(chosen, each, data, folder, told)
+        write_results(study, preset, each, data, folder)
+
+
+def write_results(study: str, preset: str, size: str, data: Path, folder: Path) -> None:
+    """Write what a study at a size has given so far to a JSON file, where there is anything."""
+    if not (folder / COMPARISON_FILE).is_file():
+        return
+    table = read_object(folder / COMPARISON_FILE)
+    target = folder.parent / "results" / f"{study}-{size}.json"
+    target.parent.mkdir(exist_ok=True)
+    if target.is_file() and read_object(target)["table"] == table:
+        return
+    write_json(target, {
+        "study": study, "preset": preset, "size": size, "planned_seeds": PRESETS[preset].seeds,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"), "table": table,
+        "protocol": hash_file(PROTOCOL), "data": read_object(data / SOURCES), "versions": versions(),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+    })  # fmt: skip
