@@ -48,6 +48,14 @@ DORA = Private(
     where="peft.tuners.lora.dora", name="DoraLinearLayer", seen="0.20 to 0.21",
     need="refusing DoRA where it would be NaN", otherwise="it isn't refused",
 )  # fmt: skip
+_KERNELS = "keeping kernels for SwiGLU away from gates that are none"
+KERNELIZE_LAYER = Private(
+    where="kernels.layer.kernelize", name="kernelize_layer", seen="0.17", need=_KERNELS, otherwise="none is kept away"
+)
+LIGER_BIND = Private(
+    where="liger_kernel.transformers.monkey_patch", name="_bind_method_to_module", seen="0.8", need=_KERNELS,
+    otherwise="none is kept away",
+)  # fmt: skip
 ACCELERATOR_STATE = Private(
     where="accelerate.state:AcceleratorState", name="_shared_state", seen="1.12 to 1.15",
     need="a second run in one process",

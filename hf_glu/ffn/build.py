@@ -34,7 +34,8 @@ from hf_glu.ffn.forward import projections
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.linear import out_features, resize
 from hf_glu.ffn.mixers import own_gate
-from hf_glu.ffn.sites import Site, convertible_sites, find_banks
+from hf_glu.ffn.replaced import names_another, refuse_replaced
+from hf_glu.ffn.sites import Site, convertible_sites, find_banks, find_sites
 
 
 def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
@@ -62,12 +63,16 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     Raises:
         NoSiteError: the model uses one of our activations but has no FFN site that the table knows.
         OptionError: the options select layers that the model doesn't have.
-        ConversionError: the activation can't be the gate of a natively gated family.
+        ConversionError: the activation can't be the gate of a natively gated family, or somebody's kernel would
+            compute an FFN without it.
     """
     if not names_ours(config) and not owned_activations(model):
+        if names_another(config):  # as a converted Llama's does, which is stock otherwise
+            refuse_replaced(model, [site for site in find_sites(model) if site.native])
         return []
     options = GluConfig.of(config)
     sites, banks = convertible_sites(model), find_banks(model)
+    refuse_replaced(model, sites)
     if not sites and not banks and not find_experts(model):
         if not owned_activations(model) and options.activation is None and options.experts is None:
             return []  # a part without FFNs, which was given the whole model's config
