@@ -25,7 +25,6 @@ CONVERSION_OPS = Private(where="transformers.core_model_loading", name="Conversi
 EXPORT_BACKENDS = Private(where="transformers.exporters.auto", name="EXPORT_BACKENDS", seen=_EXPORTERS, need=_EXPORT)
 EXPORTER_CLASS = Private(where="transformers.exporters.auto", name="get_exporter_class", seen=_EXPORTERS, need=_EXPORT)
 EXPORTED = Private(where="transformers.exporters.base", name="ExportedModel", seen=_EXPORTERS, need=_EXPORT)
-PATCHED = Private(where="transformers.exporters.utils", name="patch_attributes", seen="5.14 to 5.24", need=_EXPORT)
 QUANTIZER = Private(
     where="transformers.exporters.quantizers", name="OnnxRuntimeQuantizer", seen=_EXPORTERS, need="int8 graphs"
 )

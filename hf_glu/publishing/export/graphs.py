@@ -29,7 +29,6 @@ from hf_glu.errors import ConversionError
 from hf_glu.ffn.sites import find_mixers
 from hf_glu.instruments.probe import evaluating
 from hf_glu.publishing.export.samples import no_cache, on_samples, sample
-from hf_glu.publishing.export.tracing import traceable
 
 TRACED = (2, 12)  # sequences, tokens
 
@@ -87,7 +86,7 @@ def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
             "number of tokens, so that the graph would be of no use; run it in torch"
         )
     inputs = sample(model, *TRACED)
-    with evaluating(model), quiet(), traceable(), at_most(longest(model)):
+    with evaluating(model), quiet(), at_most(longest(model)):
         try:
             _trace(model, kind, inputs, options).save_pretrained(folder)
         except Exception as error:  # whatever the tracer met
