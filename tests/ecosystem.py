@@ -1,4 +1,4 @@
-"""The kinds of FFNs that every tool around Transformers is tried on, and what is asked of a model: one pico model each."""
+"""The kinds of FFNs that every tool around Transformers is tried on, a pico model each, and what is asked of one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import hf_glu
 from hf_glu.activation.module import OwnedModule
+from hf_glu.config.experts import ExpertOptions
 from hf_glu.ffn.experts.native import MixedBank
 
 # kind -> family, target, options: a decoder each, since some tools know nothing else
@@ -23,7 +24,7 @@ KINDS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "stateful": ("llama", "stateful_swiglu", {}),
     "canon": ("llama", "canon_swiglu", {}),
     "modulated": ("llama", "modulated_swiglu", {}),
-    "experts": ("llama", "swiglu", {"experts": "swiglu*2,reglu*2"}),
+    "experts": ("llama", "swiglu", {"experts": ExpertOptions(groups="swiglu*2,reglu*2", balance=0.5, z=0.1)}),
     "native bank": ("mixtral", None, {"experts": "silu,relu"}),
 }
 Make = Callable[[], Any]

@@ -21,7 +21,7 @@ def exported(make: Make, folder: Path) -> tuple[Any, Any]:
     expected = answers(model := make())
     model.config.use_cache = False
     batch, length = torch.export.Dim("batch", max=64), torch.export.Dim("length", min=2, max=64)
-    shapes = dict.fromkeys(("input_ids", "attention_mask"), {0: batch, 1: length})
+    shapes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask")}
     program = torch.export.export(model, (), inputs(*TRACED), dynamic_shapes=shapes, strict=False)
     return answers(program.module()), expected
 

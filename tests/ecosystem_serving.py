@@ -105,7 +105,9 @@ def _served(model: Any, head: nn.Module, state: dict[str, Any]) -> dict[str, tor
     fresh = [list(prompt) for prompt in PROMPTS]
     for _ in range(NEW):
         row = [token for tokens in fresh for token in tokens]
-        positions = [len(text) - len(new) + at for text, new in zip(texts, fresh, strict=True) for at in range(len(new))]
+        positions = [
+            len(text) - len(new) + at for text, new in zip(texts, fresh, strict=True) for at in range(len(new))
+        ]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0).tolist()
         starts = [0, *ends[:-1]]
         state["rows"] = {number: slice(*each) for number, each in enumerate(zip(starts, ends, strict=True))}

@@ -157,7 +157,7 @@ def _before_building(make: Make, folder: Path, other: type[nn.Module]) -> tuple[
 
 
 def liger_classes(make: Make, folder: Path) -> tuple[Any, Any]:
-    """``apply_liger_kernel_to_llama()`` before a model is built: another class, which looks at the activation's name."""
+    """``apply_liger_kernel_to_llama()`` before building: another class, which looks at the activation's name."""
     return _before_building(make, folder, LigerSwiGLUMLP)
 
 
