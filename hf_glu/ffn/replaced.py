@@ -14,7 +14,6 @@ from types import CodeType
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.module import OwnedModule
@@ -37,7 +36,7 @@ def no_kernel_for(module: nn.Module) -> bool:
     They are ours, or a stock activation that isn't the one that a natively gated family has by default (of a converted
     Llama, say).
     """
-    if isinstance(module, PreTrainedModel):
+    if hasattr(module, "post_init"):  # a whole model, whose forward loses and heads may take
         return False
     if any(isinstance(part, (OwnedModule, MixedBank)) for part in module.modules()):
         return True

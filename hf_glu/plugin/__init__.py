@@ -25,6 +25,7 @@ HOOKED = {
     "transformers.trainer": "hf_glu.plugin.trainers",
     "peft.tuners.lora.dora": "hf_glu.plugin.dora",
     "peft.tuners.tuners_utils": "hf_glu.plugin.merging",
+    "lm_eval.models": "hf_glu.plugin.lm_eval_names",
     "kernels.layer.kernelize": "hf_glu.plugin.kernels",
     "liger_kernel.transformers.monkey_patch": "hf_glu.plugin.kernels",
 }

@@ -271,6 +271,31 @@ def test_natively_gated_families(name, act, plain, saved, tmp_path):
     assert getattr(stock.config, field) == plain
 
 
+@pytest.mark.parametrize(("act", "read"), [("gelu", "geglu"), ("stateful_silu", "swiglu"), ("relu", "reglu")])
+def test_what_llama_cpp_reads_of_modernbert(act, read, saved, tmp_path):
+    source = saved(make_native("modernbert", hidden_activation=act))
+    result = export(source, tmp_path / "gguf", format="gguf")
+    assert result.same
+    assert json.loads((tmp_path / "gguf" / "config.json").read_text())["hidden_activation"] == read
+    assert_same(outputs(load_model(tmp_path / "gguf")), outputs(load_model(source)), "exact")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "act", "says"),
+    [
+        ("modernbert", "hidden_activation", "mish", "doesn't know for GeGLU, .* has mish"),
+        ("llama", "hidden_act", "relu", "every llama for silu.* this one has relu"),
+        ("llama", "hidden_act", "stateful_gelu", "every llama for silu.* this one has gelu"),
+    ],
+)
+def test_what_llama_cpp_would_misread(name, field, act, says, saved, tmp_path):
+    source = saved(make_native(name, **{field: act}))
+    with pytest.raises(ConversionError, match=says):
+        export(source, tmp_path / "gguf", format="gguf")
+    assert not (tmp_path / "gguf").exists()
+    export(saved(make_native("llama"), "silu"), tmp_path / "gguf", format="gguf")
+
+
 def trained_wrapper():
     return awake(make_native("llama", hidden_act="stateful_silu"))
 

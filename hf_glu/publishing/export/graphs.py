@@ -25,7 +25,7 @@ from hf_glu.compat.of_torch import IS_EXPORTING
 from hf_glu.config.extras import need
 from hf_glu.config.traits import longest_text
 from hf_glu.conversion.checks import check_convertible
-from hf_glu.errors import ConversionError
+from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.sites import find_mixers
 from hf_glu.instruments.probe import evaluating
 from hf_glu.publishing.export.samples import no_cache, on_samples, sample
@@ -49,6 +49,8 @@ class Runtime:
 RUNTIMES = {
     "onnx": Runtime(backend="onnx", packages=("onnx", "onnxscript", "onnxruntime")),
     "program": Runtime(backend="dynamo"),
+    "openvino": Runtime(backend="openvino", packages=("openvino",)),
+    "executorch": Runtime(backend="executorch", packages=("executorch",)),
 }
 
 
@@ -58,9 +60,12 @@ def check_packages(kind: str) -> None:
     Raises:
         MissingPackageError: a package isn't installed.
         IncompatibleTransformersError: Transformers or torch is too old for graphs.
+        OptionError: Transformers has graphs, but none of this kind.
     """
     for name in (EXPORT_BACKENDS, EXPORTER_CLASS, EXPORTED, IS_EXPORTING):
         name.find()
+    if RUNTIMES[kind].backend not in EXPORT_BACKENDS.find():
+        raise OptionError(f"the installed Transformers has no exporter {RUNTIMES[kind].backend!r}")
     need(*RUNTIMES[kind].packages, what=f"export as {kind}")
 
 
