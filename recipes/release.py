@@ -2,9 +2,9 @@
 
 python recipes/release.py [--torch torch==2.13.0] [--folder dist]
 
-Builds the wheel and the source distribution, has twine check both, renders both READMEs, and installs the wheel, with no
-extras, into an environment of its own: there it is imported, does a small job by its commands, and says in a line which
-extra is missing. 0.3 GB to download (a CPU build of torch), a few minutes.
+Builds the wheel and the source distribution, has twine check both, renders both READMEs, and installs the wheel,
+with no extras, into an environment of its own: there it is imported, does a small job by its commands, and says in a
+line which extra is missing. 0.3 GB to download (a CPU build of torch), a few minutes.
 """
 
 from __future__ import annotations
