@@ -28,6 +28,7 @@ class Tool:
         needs: packages without which the row is skipped.
         fake: whether what runs is a stand-in that does what the tool does.
         refused: kind -> a part of the message.
+        measured: the kinds that it has been run with; of the others the table says nothing.
         close: the most that numbers may differ by.
         fast: whether it runs with the fast tests.
     """
@@ -37,11 +38,14 @@ class Tool:
     needs: tuple[str, ...] = ()
     fake: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+    measured: tuple[str, ...] = KINDS
     close: float = 0.0
     fast: bool = False
 
     def outcome(self, kind: str) -> str:
         """Return what the table says."""
+        if kind not in self.measured:
+            return "-"
         return "refused" if kind in self.refused else "same"
 
 
@@ -82,8 +86,14 @@ TOOLS = (
     Tool(title="Transformers' Dynamo exporter", where="graphs.dynamo", close=GRAPH),
     Tool(title="Transformers' ONNX exporter", where="graphs.onnx", needs=("onnx", "onnxscript", "onnxruntime"),
          close=GRAPH),
-    Tool(title="Transformers' OpenVINO exporter", where="graphs.openvino", needs=("openvino",), close=GRAPH),
-    Tool(title="Transformers' ExecuTorch exporter", where="graphs.executorch", needs=("executorch",), close=GRAPH),
+    Tool(
+        title="Transformers' OpenVINO exporter", where="graphs.openvino", needs=("openvino",), measured=("geglu",),
+        close=GRAPH,
+    ),
+    Tool(
+        title="Transformers' ExecuTorch exporter", where="graphs.executorch", needs=("executorch",), measured=(),
+        close=GRAPH,
+    ),
     Tool(title="torchao, int8 on load", where="loading.torchao", needs=("torchao",), close=GRAPH),
     Tool(title="bitsandbytes, 4 bits on load", where="loading.bitsandbytes", needs=("bitsandbytes",), close=GRAPH),
     Tool(title="layers on the disk, `device_map`", where="loading.offloaded"),
@@ -115,7 +125,7 @@ compute something else without a word is a bug; please report it.
 Each cell is a test on a tiny decoder whose gates, states and routers do something, against the same model without the
 tool: logits of several lengths and numbers of texts, padding left out; gradients where a tool trains; generated tokens
 where it serves. Rows marked * run a stand-in that does what the tool does (a layer that hard-codes SiLU in the place of
-a hub kernel), since the tool itself needs a GPU or isn't what tests install.
+a hub kernel), since the tool itself needs a GPU or isn't what tests install. A dash is a cell that wasn't run.
 
 {table}
 
