@@ -14,7 +14,7 @@ import typer
 from hf_glu.errors import OptionError
 
 
-class Form(StrEnum):
+class Printing(StrEnum):
     """What is printed on standard output: ``auto`` is a table, as wide as the terminal where there is one."""
 
     auto = "auto"
@@ -24,7 +24,7 @@ class Form(StrEnum):
 
 
 _HELP = "What is printed: auto (a table), human (the same), json (as --json) or quiet (nothing)."
-Format = Annotated[Form, typer.Option("--format", help=_HELP)]
+Format = Annotated[Printing, typer.Option("--format", help=_HELP)]
 _quiet: list[bool] = []
 
 
@@ -54,22 +54,22 @@ def _with_format(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
     @wraps(function)
-    def call(*args: Any, format: Form = Form.auto, **kwargs: Any) -> Any:
-        if kwargs.get("json") and format not in (Form.auto, Form.json):
+    def call(*args: Any, format: Printing = Printing.auto, **kwargs: Any) -> Any:
+        if kwargs.get("json") and format not in (Printing.auto, Printing.json):
             raise OptionError(f"one form at a time, got --json and --format {format}")
-        kwargs["json"] = bool(kwargs.get("json")) or format is Form.json
+        kwargs["json"] = bool(kwargs.get("json")) or format is Printing.json
         with _printing(format):
             return function(*args, **kwargs)
 
-    own = inspect.Parameter("format", inspect.Parameter.KEYWORD_ONLY, default=Form.auto, annotation=Format)
+    own = inspect.Parameter("format", inspect.Parameter.KEYWORD_ONLY, default=Printing.auto, annotation=Format)
     call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
     call.__annotations__ = {**function.__annotations__, "format": Format}
     return call
 
 
 @contextmanager
-def _printing(format: Form) -> Iterator[None]:
-    quiet = format is Form.quiet
+def _printing(format: Printing) -> Iterator[None]:
+    quiet = format is Printing.quiet
     if quiet:
         _quiet.append(True)
     try:

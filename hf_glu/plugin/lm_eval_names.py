@@ -12,7 +12,7 @@ TARGET = "hf_glu.plugin.lm_eval:GatedLM"
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    """Tell lm-eval's registry where the model is, which it imports when it is asked for."""
+    """Register the model in lm-eval by its place, which is imported when it is asked for."""
     from lm_eval.api import registry
 
     known: Any = getattr(registry, "model_registry", None)
