@@ -34,8 +34,7 @@ from hf_glu.ffn.forward import projections
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.linear import out_features, resize
 from hf_glu.ffn.mixers import own_gate
-from hf_glu.ffn.replaced import names_another, refuse_replaced
-from hf_glu.ffn.sites import Site, convertible_sites, find_banks, find_sites
+from hf_glu.ffn.sites import Site, convertible_sites, find_banks
 
 
 def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
@@ -64,16 +63,12 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     Raises:
         NoSiteError: the model uses one of our activations but has no FFN site that the table knows.
         OptionError: the options select layers that the model doesn't have.
-        ConversionError: the activation can't be the gate of a natively gated family, or somebody's kernel would
-            compute an FFN without it.
+        ConversionError: the activation can't be the gate of a natively gated family.
     """
     if not names_ours(config) and not owned_activations(model):
-        if names_another(config):  # as a converted Llama's does, which is stock otherwise
-            refuse_replaced(model, [site for site in find_sites(model) if site.native])
         return []
     options = GluConfig.of(config)
     sites, banks = convertible_sites(model), find_banks(model)
-    refuse_replaced(model, sites)
     if not sites and not banks and not find_experts(model):
         if not owned_activations(model) and options.activation is None and options.experts is None:
             return []  # a part without FFNs, which was given the whole model's config
@@ -104,12 +99,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         settle_kinds(model, [(site, registry[str(site.activation)].flags)], options_of(model, site))
     watch_context(model)
     give_dense_configs(model, dense)
-    return [site for site in ours if site.widened or has_channels(site)]
-
-
-def has_channels(site: Site) -> bool:
-    """Return whether the activation of a site has parameters of each of its units."""
-    return any(site.width in parameter.shape for parameter in site.act.parameters())
+    return [s for s in ours if s.widened or any(s.width in p.shape for p in s.act.parameters())]
 
 
 def options_of(model: nn.Module, site: Site) -> GluConfig:

@@ -19,7 +19,7 @@ from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.module import OwnedModule
 from hf_glu.activation.stock import SAME_FUNCTION, same_function
 from hf_glu.errors import ConversionError
-from hf_glu.ffn.config_fields import activation_fields, configs_of, field_default, plain_name
+from hf_glu.ffn.config_fields import activation_fields, configs_of, field_default, names_ours, plain_name
 from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.families import NO_FFN, SITE_TABLE, SiteRow
 from hf_glu.ffn.linear import LINEAR
@@ -60,6 +60,18 @@ def names_another(config: Any) -> bool:
             if not same_function(str(plain_name(getattr(part, field))), field_default(part, field)):
                 return True
     return False
+
+
+def check_forwards(model: nn.Module, config: Any) -> None:
+    """Check the FFNs of a model that is being built, where its config names another activation than its class has.
+
+    Raises:
+        ConversionError: see `refuse_replaced`.
+    """
+    if names_ours(config):
+        refuse_replaced(model, find_sites(model))
+    elif names_another(config):  # as a converted Llama's does, which is stock otherwise
+        refuse_replaced(model, [site for site in find_sites(model) if site.native])
 
 
 def refuse_replaced(model: nn.Module, sites: Iterable[Site]) -> None:

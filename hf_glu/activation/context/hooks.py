@@ -184,7 +184,8 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Pass on to the readers of a stack which tokens come."""
     inputs = by_name(stack, args, kwargs)
-    server = ATTENTION.of(getattr(stack, "config", None), None)
+    config = getattr(stack, "config", None)
+    server = ATTENTION.of(config, None)
     paged = type(inputs.get("cache")).__name__ == PAGED.name
     if paged or server in SERVERS:  # all texts in one row
         refuse_rows(stack, "a paged cache doesn't keep: generate without continuous batching" if paged else
