@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 TELLING = $(shell $(BIN)/python -c "import noxfile; print(*noxfile.TELLING)")
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo gpu test test-slow test-telling fuzz matrix quality style docs clean
+.PHONY: demo gpu test test-slow test-telling fuzz matrix quality style docs clean release-check
 
 demo: $(VENV)/.train
 	@rm -rf runs/demo
@@ -53,6 +53,10 @@ test-telling: $(VENV)/.dev
 
 matrix: $(VENV)/.dev
 	$(BIN)/nox -f noxfile.py $(MATRIX_ARGS)
+
+# wheel and source distribution as a stranger meets them; 0.3 GB to download
+release-check: $(VENV)/.dev
+	$(BIN)/python recipes/release.py --torch "$(TORCH_SPEC)"
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .

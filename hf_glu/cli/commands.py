@@ -18,10 +18,11 @@ from hf_glu.cli.convert_options import (
     target_of,
     way,
 )
+from hf_glu.cli.forms import Commands
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.version import __version__
 
-app = typer.Typer(
+app = Commands(
     help="Gated feed-forward networks for stock Transformers models.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,

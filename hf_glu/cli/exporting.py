@@ -18,8 +18,13 @@ def export(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="A graph for ONNX Runtime and others (the default).")] = False,
     program: Annotated[bool, typer.Option("--program", help="A program of torch.export, model.pt2.")] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="A graph for OpenVINO.")] = False,
+    executorch: Annotated[bool, typer.Option("--executorch", help="A program for ExecuTorch.")] = False,
     native: Annotated[
         bool, typer.Option("--native", help="A stock architecture, where one computes the same, for all that reads it.")
+    ] = False,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="The same for llama.cpp's converter, if that computes the activation.")
     ] = False,
     tolerance: Annotated[
         float | None, typer.Option(help="The most that outputs may differ by, relative where they are above 1: 1e-4.")
@@ -27,7 +32,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint for runtimes without hf_glu, and compare what they compute with the model."""
-    chosen = [name for name, given in {"onnx": onnx, "program": program, "native": native}.items() if given]
+    given = {"onnx": onnx, "program": program, "openvino": openvino, "executorch": executorch}
+    chosen = [name for name, asked in {**given, "native": native, "gguf": gguf}.items() if asked]
     if len(chosen) > 1:
         raise OptionError(f"one format at a time, got --{' and --'.join(chosen)}")
 

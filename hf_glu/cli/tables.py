@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hf_glu.activation.listing import notes
 from hf_glu.checkpoint.jsonio import to_json
+from hf_glu.cli.forms import is_quiet
 from hf_glu.config.showing import change, number
 from hf_glu.tasks.metrics.shown import show_metric, show_metrics
 
@@ -18,8 +19,10 @@ PIPE_WIDTH = 160
 
 
 def emit(result: Any, show: Callable[[Data, Console], None], *, json: bool) -> None:
-    """Print ``result`` (plain data, or something with ``to_dict``) as one JSON object or as ``show`` does."""
+    """Print ``result`` (plain data, or what has ``to_dict``) as one JSON object or as ``show`` does, or not at all."""
     data = result if isinstance(result, dict) else result.to_dict()
+    if is_quiet():
+        return
     if json:
         print(to_json(data))
     else:

@@ -25,7 +25,6 @@ CONVERSION_OPS = Private(where="transformers.core_model_loading", name="Conversi
 EXPORT_BACKENDS = Private(where="transformers.exporters.auto", name="EXPORT_BACKENDS", seen=_EXPORTERS, need=_EXPORT)
 EXPORTER_CLASS = Private(where="transformers.exporters.auto", name="get_exporter_class", seen=_EXPORTERS, need=_EXPORT)
 EXPORTED = Private(where="transformers.exporters.base", name="ExportedModel", seen=_EXPORTERS, need=_EXPORT)
-PATCHED = Private(where="transformers.exporters.utils", name="patch_attributes", seen="5.14 to 5.24", need=_EXPORT)
 QUANTIZER = Private(
     where="transformers.exporters.quantizers", name="OnnxRuntimeQuantizer", seen=_EXPORTERS, need="int8 graphs"
 )
@@ -47,6 +46,14 @@ TRAINED_COPY = Private(
 DORA = Private(
     where="peft.tuners.lora.dora", name="DoraLinearLayer", seen="0.20 to 0.21",
     need="refusing DoRA where it would be NaN", otherwise="it isn't refused",
+)  # fmt: skip
+_KERNELS = "keeping kernels for SwiGLU away from gates that are none"
+KERNELIZE_LAYER = Private(
+    where="kernels.layer.kernelize", name="kernelize_layer", seen="0.17", need=_KERNELS, otherwise="none is kept away"
+)
+LIGER_BIND = Private(
+    where="liger_kernel.transformers.monkey_patch", name="_bind_method_to_module", seen="0.8", need=_KERNELS,
+    otherwise="none is kept away",
 )  # fmt: skip
 ACCELERATOR_STATE = Private(
     where="accelerate.state:AcceleratorState", name="_shared_state", seen="1.12 to 1.15",

@@ -94,6 +94,11 @@ def is_exporting() -> bool:
     return bool(torch.compiler.is_exporting()) if hasattr(torch.compiler, "is_exporting") else False
 
 
+def is_traced() -> bool:
+    """Return whether a graph is being written down: control flow would be that of the example."""
+    return bool(torch.jit.is_tracing()) or is_exporting()
+
+
 def has_operators() -> bool:
     """Return whether torch has all the `OPERATORS`."""
     return all(operator.is_present() for operator in OPERATORS)

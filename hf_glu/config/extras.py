@@ -23,6 +23,8 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "openvino": "openvino",
+    "executorch": "executorch",
     "torchao": "quantize",
     "gguf": "gguf",
     "gradio": "play",

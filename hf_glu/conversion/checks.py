@@ -17,6 +17,7 @@ from hf_glu.errors import ConversionError, NoSiteError, shown
 from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import projections
+from hf_glu.ffn.replaced import refuse_replaced
 from hf_glu.ffn.sites import Site, convertible_sites
 
 
@@ -47,7 +48,9 @@ def check_convertible(model: Any) -> None:
             raise ConversionError("the model's parameters are sharded (FSDP, DeepSpeed, TP): convert before sharding")
         if not parameter.is_floating_point():
             raise ConversionError(f"{name} is {parameter.dtype}: convert the unquantized checkpoint, then quantize")
-    for site in convertible_sites(model):
+    sites = convertible_sites(model)
+    refuse_replaced(model, sites)
+    for site in sites:
         for linear in projections(site) if site.kind != "experts" else ():
             if not {"weight", "bias"} <= set(OWN_PARAMETERS.of(linear)):
                 raise ConversionError(

@@ -54,7 +54,8 @@ def is_ours(model: nn.Module) -> bool:
 
 
 def build_ffns(model: nn.Module, config: Any) -> list[Site]:
-    """Build the FFN sites of ``model`` in place, before its weights are initialised; return those that are widened.
+    """Build the FFN sites of ``model`` in place, before its weights are initialised; return those that no plan
+    of tensor parallelism may split: widened ones, and those whose activation has parameters of each unit.
 
     Does nothing where neither the config nor the model names an activation of ours, and nothing to sites that have been
     built already. A site follows the config that governs it, which may be one inside of ``config``.
@@ -98,7 +99,7 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         settle_kinds(model, [(site, registry[str(site.activation)].flags)], options_of(model, site))
     watch_context(model)
     give_dense_configs(model, dense)
-    return [site for site in ours if site.widened]
+    return [s for s in ours if s.widened or any(s.width in p.shape for p in s.act.parameters())]
 
 
 def options_of(model: nn.Module, site: Site) -> GluConfig:

@@ -1,9 +1,10 @@
-"""Tensor parallelism of widened sites and of experts.
+"""Tensor parallelism of widened sites, of activations with parameters of each unit, and of experts.
 
 A column-wise split of ``[gate | up]`` would give each device rows of one half only. Transformers' packed split handles
-the weight but not a bias, and no split of a dense FFN fits the experts in its place: both are left out of the plan,
-that is replicated, which is right on any number of devices, and saves no memory there. So is an FFN whose activation
-reads all channels of a token (``polynorm``).
+the weight but not a bias, no plan splits an activation's own parameters (``stateful_``, ``canon_``, ``modulated_``),
+and no split of a dense FFN fits the experts in its place: all are left out of the plan, that is replicated, which is
+right on any number of devices, and saves no memory there. So is an FFN whose activation reads all channels of a token
+(``polynorm``).
 """
 
 from __future__ import annotations

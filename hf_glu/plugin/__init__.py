@@ -1,4 +1,4 @@
-"""The only part of hf_glu that touches Transformers' and PEFT's globals, reversibly.
+"""The only part of hf_glu that touches the globals of Transformers, PEFT and kernels for them, reversibly.
 
 `register` imports neither: it hooks the modules that it patches as they are imported, or at once if they
 already are.
@@ -17,7 +17,7 @@ import wrapt
 
 from hf_glu.plugin.patching import Patches
 
-# a module of Transformers' or PEFT's -> ours, whose `install(module, patches)` patches it
+# a module of another library -> ours, whose `install(module, patches)` patches it
 HOOKED = {
     "transformers.activations": "hf_glu.plugin.names",
     "transformers.configuration_utils": "hf_glu.plugin.configs",
@@ -25,6 +25,9 @@ HOOKED = {
     "transformers.trainer": "hf_glu.plugin.trainers",
     "peft.tuners.lora.dora": "hf_glu.plugin.dora",
     "peft.tuners.tuners_utils": "hf_glu.plugin.merging",
+    "lm_eval.models": "hf_glu.plugin.lm_eval_names",
+    "kernels.layer.kernelize": "hf_glu.plugin.kernels",
+    "liger_kernel.transformers.monkey_patch": "hf_glu.plugin.kernels",
 }
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()

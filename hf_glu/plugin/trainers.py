@@ -8,7 +8,7 @@ one. The last is to multiply a loss that is divided by the items of all processe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from types import ModuleType
@@ -39,12 +39,15 @@ def install(module: ModuleType, patches: Patches) -> None:
             return plain(self, model, inputs, num_items_in_batch, **kwargs)
         _tell_coefficient(self)
         items = None if num_items_in_batch is None else traced(num_items_in_batch)
-        labels, shifted = inputs.get("shift_labels"), False
+        given = inputs if isinstance(inputs, Mapping) else {}  # TRL's GRPO makes its inputs of a list of prompts
+        labels, shifted = given.get("shift_labels"), False
         if labels is None:
-            labels, shifted = inputs.get("labels"), shifts(self.model)
+            labels, shifted = given.get("labels"), shifts(self.model)
 
         def accompany(copies: int, loss: Any) -> Any:
             part = share(loss, items, labels, shifted=shifted)
+            if not isinstance(part, Tensor) and getattr(self, "loss_is_scaled_for_ga", None):
+                part = 1 / self.current_gradient_accumulation_steps  # it has divided by that itself
             return with_router_losses(loss, model, copies * part if isinstance(part, Tensor) else part)
 
         known = {name: getattr(self, name, None) for name in LOSSES}

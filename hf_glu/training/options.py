@@ -16,7 +16,7 @@ from hf_glu.tasks.choices import OF_OWN_DATA, OwnOptions
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
-TRACKERS = ("none", "tensorboard", "trackio", "wandb")
+TRACKERS = ("none", "trackio", "tensorboard", "wandb")
 FORMS = ("auto", "classes", "text")
 PEFTS = ("none", "lora", "gates")
 
@@ -84,7 +84,7 @@ class TrainingOptions:
     compile: bool = option(False, "Train with torch.compile.")
     watch: bool | None = option(None, "Watch experts and gates while training; by itself where there are experts.")
     deterministic: bool = option(False, "Deterministic algorithms only.")
-    tracker: str = option("none", "none, tensorboard, trackio or wandb.")
+    tracker: str = option("none", "none, trackio, tensorboard or wandb.")
     seed: int = option(0, "Of the head, the order of data and dropout.")
 
     def __post_init__(self) -> None:

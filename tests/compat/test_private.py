@@ -19,7 +19,10 @@ from hf_glu.errors import IncompatibleTransformersError
 PACKAGE = Path(__file__).resolve().parents[2] / "hf_glu"
 COMPAT = PACKAGE / "compat"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if COMPAT not in path.parents)
-LIBRARIES = ("torch", "transformers", "accelerate", "peft", "evaluate", "datasets", "torchao", "onnxruntime")
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "peft", "evaluate", "datasets", "torchao", "onnxruntime", "kernels",
+    "liger_kernel",
+)  # fmt: skip
 # modules without an underscore that are nobody's public ones either
 UNPROMISED = (
     "torch.ops", "torch.nn.modules.module", "transformers.core_model_loading", "transformers.exporters",

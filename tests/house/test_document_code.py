@@ -14,7 +14,7 @@ import pytest
 from command_reference import commands, flags
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SKILL.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 PARTS = re.compile(r"^<!-- python\n(.*?)^-->$|" + FENCED.pattern, flags=FENCED.flags)
 INLINE = re.compile(r"`(hf-glu [^`]+)`")

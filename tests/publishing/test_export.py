@@ -23,7 +23,6 @@ from hf_glu.instruments.probe import run
 from hf_glu.publishing import export as exporting
 from hf_glu.publishing.export import export, folding, graphs
 from hf_glu.publishing.export.samples import distances, expected_outputs, sample
-from hf_glu.publishing.export.tracing import traceable
 
 CLASSIFIER = "BertForSequenceClassification"
 # what starts without effect, or alike in all experts: it must not when it is exported
@@ -106,11 +105,13 @@ def test_enough_doublings(tokens):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "expert" in name or name in ("mixtral", "moa_geglu")])
-def test_what_is_traced_computes_the_same(name):
+def test_what_is_traced_computes_the_same(name, monkeypatch):
     model = MODELS[name]()
     batch = sample(model, 3, 11)
     before = run(model, batch)
-    with traceable():
+    with monkeypatch.context() as tracing:
+        tracing.setattr("hf_glu.ffn.experts.ffn.is_traced", lambda: True)
+        tracing.setattr("hf_glu.ffn.experts.native.is_traced", lambda: True)
         assert_same(run(model, batch), before, "exact up to rounding")
     assert_same(run(model, batch), before, "bitwise")
 
@@ -268,6 +269,31 @@ def test_natively_gated_families(name, act, plain, saved, tmp_path):
         hf_glu.anneal(model, 1.0)
     stock, _ = stock_equal(saved(model), tmp_path, "exact")
     assert getattr(stock.config, field) == plain
+
+
+@pytest.mark.parametrize(("act", "read"), [("gelu", "geglu"), ("stateful_silu", "swiglu"), ("relu", "reglu")])
+def test_what_llama_cpp_reads_of_modernbert(act, read, saved, tmp_path):
+    source = saved(make_native("modernbert", hidden_activation=act))
+    result = export(source, tmp_path / "gguf", format="gguf")
+    assert result.same
+    assert json.loads((tmp_path / "gguf" / "config.json").read_text())["hidden_activation"] == read
+    assert_same(outputs(load_model(tmp_path / "gguf")), outputs(load_model(source)), "exact")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "act", "says"),
+    [
+        ("modernbert", "hidden_activation", "mish", "doesn't know for GeGLU, .* has mish"),
+        ("llama", "hidden_act", "relu", "every llama for silu.* this one has relu"),
+        ("llama", "hidden_act", "stateful_gelu", "every llama for silu.* this one has gelu"),
+    ],
+)
+def test_what_llama_cpp_would_misread(name, field, act, says, saved, tmp_path):
+    source = saved(make_native(name, **{field: act}))
+    with pytest.raises(ConversionError, match=says):
+        export(source, tmp_path / "gguf", format="gguf")
+    assert not (tmp_path / "gguf").exists()
+    export(saved(make_native("llama"), "silu"), tmp_path / "gguf", format="gguf")
 
 
 def trained_wrapper():

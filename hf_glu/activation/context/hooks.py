@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.activation.context.finding import find
 from hf_glu.activation.context.passes import Pass, current_pass, enter, leave, within
 from hf_glu.activation.context.reader import Reader
 from hf_glu.activation.context.reading import read
 from hf_glu.activation.context.states import self_attention, tokens_seen
-from hf_glu.compat.of_models import CHECKPOINTING, PAGED
+from hf_glu.compat.of_models import ATTENTION, CHECKPOINTING, PAGED
 from hf_glu.compat.of_torch import ALWAYS_CALLED, FORWARD_HOOKS, FORWARD_PRE_HOOKS, GRAPH_TASK, WITH_KWARGS
 from hf_glu.errors import OptionError, TrainingError
 
@@ -32,6 +33,7 @@ CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "ca
 PADDING = ("longformer", "led", "big_bird", "bigbird_pegasus")  # model types that pad texts to whole windows
 TIME_FIRST = ("fsmt", "xlnet")  # model types that hand their layers [T, B, H]
 REVERSIBLE = ("reformer",)  # model types that compute their layers once more in the backward pass
+SERVERS = ("vllm", "sglang", "tgi")  # attentions of servers that have one row of all texts, and caches of their own
 SOURCE, CHUNKS = "context_source", "chunk_size_feed_forward"  # attributes of blocks: ours, and Transformers' own
 
 
@@ -182,14 +184,27 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Pass on to the readers of a stack which tokens come."""
     inputs = by_name(stack, args, kwargs)
-    if type(inputs.get("cache")).__name__ == PAGED.name:  # of continuous batching: all texts in one row
-        raise OptionError(
-            f"{type(stack).__name__} has activations that read the text, whose states a paged cache doesn't keep: "
-            "generate without continuous batching"
-        )
-    enter(stack, read(inputs, partial(tokens_seen, cache_of(inputs))))
+    config = getattr(stack, "config", None)
+    server = ATTENTION.of(config, None)
+    paged = type(inputs.get("cache")).__name__ == PAGED.name
+    if paged or server in SERVERS:  # all texts in one row
+        refuse_rows(stack, "a paged cache doesn't keep: generate without continuous batching" if paged else
+                    f"{server} doesn't keep: serve the model with Transformers' own generate")  # fmt: skip
+        enter(stack, None)
+    else:
+        enter(stack, read(inputs, partial(tokens_seen, cache_of(inputs))))
     if stack.training:
         _carry(stack)
+
+
+def refuse_rows(stack: nn.Module, why: str) -> None:
+    """Raise OptionError where a stack whose texts come in one row, token by token, has activations that read them."""
+    if find(stack, _needs_texts):
+        raise OptionError(f"{type(stack).__name__} has activations that read the text, whose states {why}")
+
+
+def _needs_texts(module: nn.Module) -> bool:
+    return isinstance(module, Reader) and module.needs_sequences
 
 
 def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.module import OwnedModule
+from hf_glu.compat.of_torch import is_traced
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.experts import tracing
@@ -90,7 +91,7 @@ class ExpertFFN(OwnedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the experts."""
-        if torch.jit.is_tracing():
+        if is_traced():
             return self.traced(x)
         tokens = x.reshape(-1, x.shape[-1])
         routing = self.router(tokens)

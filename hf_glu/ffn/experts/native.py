@@ -32,7 +32,7 @@ from hf_glu.compat.of_models import (
     POST_NORM,
     is_concatenated,
 )
-from hf_glu.compat.of_torch import grouped_mm
+from hf_glu.compat.of_torch import grouped_mm, is_traced
 from hf_glu.config.experts import Group
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import hears, reads_text, unwrapped
@@ -101,7 +101,7 @@ class MixedBank(InPlace, nn.Module):
         Raises:
             ConversionError: the experts are spread over several processes.
         """
-        if torch.jit.is_tracing():
+        if is_traced():
             return tracing.native_experts(self, hidden_states, top_k_index, top_k_weights)
         if EXPERT_PARALLEL.of(self, False):
             raise ConversionError("experts with activations of their own can't be spread over processes")

@@ -1,4 +1,4 @@
-"""Checkpoints for other runtimes: as ONNX, as a program of torch.export, or folded into a stock architecture."""
+"""Checkpoints for other runtimes: as graphs by Transformers' exporters, or folded into a stock architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import ConversionError, OptionError, nearest
 from hf_glu.publishing.export.folding import write_folded
-from hf_glu.publishing.export.graphs import check_packages, graph_outputs, load_graph, write_graph
+from hf_glu.publishing.export.gguf import write_for_gguf
+from hf_glu.publishing.export.graphs import RUNTIMES, check_packages, graph_outputs, load_graph, write_graph
 from hf_glu.publishing.export.samples import distances, expected_outputs
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "export", "load_graph", "write_graph"]
@@ -65,8 +66,9 @@ def export(
 
     Args:
         source, destination: the folders.
-        format: ``onnx`` and ``program`` (torch.export) are graphs in float32, of one forward pass without a cache;
-            ``native`` is a checkpoint of a stock architecture.
+        format: ``onnx``, ``program`` (torch.export), ``openvino`` and ``executorch`` are graphs in float32, of one
+            forward pass without a cache; ``native`` is a checkpoint of a stock architecture, ``gguf`` one whose
+            activation llama.cpp's converter reads right.
         tolerance: the most that an output may differ by, relative to the largest, if that is above 1.
 
     Raises:
@@ -105,9 +107,14 @@ def _native(source: Path, stage: Path) -> tuple[str, dict[str, float]]:
     return f"stock {note}", distances(before, after)
 
 
+def _gguf(source: Path, stage: Path) -> tuple[str, dict[str, float]]:
+    note, before, after = write_for_gguf(source, stage)
+    return f"stock {note}, for llama.cpp's converter", distances(before, after)
+
+
 # format -> writes a checkpoint into a folder; returns what it is and how far from the model
 FORMATS: dict[str, Callable[[Path, Path], tuple[str, dict[str, float]]]] = {
-    "onnx": partial(_graph, "onnx"),
-    "program": partial(_graph, "program"),
+    **{kind: partial(_graph, kind) for kind in RUNTIMES},
     "native": _native,
+    "gguf": _gguf,
 }

@@ -25,11 +25,10 @@ from hf_glu.compat.of_torch import IS_EXPORTING
 from hf_glu.config.extras import need
 from hf_glu.config.traits import longest_text
 from hf_glu.conversion.checks import check_convertible
-from hf_glu.errors import ConversionError
+from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.sites import find_mixers
 from hf_glu.instruments.probe import evaluating
 from hf_glu.publishing.export.samples import no_cache, on_samples, sample
-from hf_glu.publishing.export.tracing import traceable
 
 TRACED = (2, 12)  # sequences, tokens
 
@@ -50,6 +49,8 @@ class Runtime:
 RUNTIMES = {
     "onnx": Runtime(backend="onnx", packages=("onnx", "onnxscript", "onnxruntime")),
     "program": Runtime(backend="dynamo"),
+    "openvino": Runtime(backend="openvino", packages=("openvino",)),
+    "executorch": Runtime(backend="executorch", packages=("executorch",)),
 }
 
 
@@ -59,9 +60,12 @@ def check_packages(kind: str) -> None:
     Raises:
         MissingPackageError: a package isn't installed.
         IncompatibleTransformersError: Transformers or torch is too old for graphs.
+        OptionError: Transformers has graphs, but none of this kind.
     """
     for name in (EXPORT_BACKENDS, EXPORTER_CLASS, EXPORTED, IS_EXPORTING):
         name.find()
+    if RUNTIMES[kind].backend not in EXPORT_BACKENDS.find():
+        raise OptionError(f"the installed Transformers has no exporter {RUNTIMES[kind].backend!r}")
     need(*RUNTIMES[kind].packages, what=f"export as {kind}")
 
 
@@ -87,7 +91,7 @@ def write_graph(model: Any, kind: str, folder: Path, **options: Any) -> None:
             "number of tokens, so that the graph would be of no use; run it in torch"
         )
     inputs = sample(model, *TRACED)
-    with evaluating(model), quiet(), traceable(), at_most(longest(model)):
+    with evaluating(model), quiet(), at_most(longest(model)):
         try:
             _trace(model, kind, inputs, options).save_pretrained(folder)
         except Exception as error:  # whatever the tracer met
