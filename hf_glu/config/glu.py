@@ -10,6 +10,7 @@ from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.layers import LayerSpec, check_layers, selected
 from hf_glu.config.registry import registry
 from hf_glu.config.section import MAX_LAYERS, MAX_WIDTH, Entry, is_count, is_name
+from hf_glu.config.sparsity import SparsityOptions
 from hf_glu.errors import OptionError, refuse_unknown, shown
 
 Section = TypeVar("Section", bound=Entry)
@@ -122,6 +123,7 @@ class GluConfig:
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
         experts: the FFNs are experts (see `hf_glu.config.experts.ExpertOptions`); ``width`` is that of an expert. None:
             one FFN.
+        sparsity: which small entries the FFNs leave out (see `hf_glu.config.sparsity.SparsityOptions`). None: none.
         sections: those of the kinds by their keys, as far as they have one.
 
     Raises:
@@ -138,6 +140,7 @@ class GluConfig:
     mix: dict[str, Any] | None = None
     width: int | str | None = None
     experts: dict[str, Any] | None = None
+    sparsity: dict[str, Any] | None = None
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __init__(self, **options: Any) -> None:
@@ -158,6 +161,7 @@ class GluConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
+        SparsityOptions.from_dict(self.sparsity)
         check_sections(self)
 
     @classmethod
