@@ -27,7 +27,7 @@ def sparsify(
     exclude: Exclude = None,
     json: Json = False,
 ) -> None:
-    """Have the FFNs of a model leave small entries out, so that decoding reads fewer weights, and say what it costs."""
+    """Make the FFNs of a model leave small entries out, so that decoding reads fewer weights, and say what it costs."""
     from hf_glu.cli import early
 
     check_sparsity(method, keep)

@@ -97,7 +97,7 @@ def sparsify(
     model: Any, calibration: Any = None, *, keep: float = 0.7, method: str = "wina", tokenizer: Any = None,
     layers: Any = None, exclude: str | None = None,
 ) -> SparsityReport | None:  # fmt: skip
-    """Have the FFNs of ``model`` leave out the small entries of their inputs and units, whatever their activation.
+    """Make the FFNs of ``model`` leave out the small entries of their inputs and units, whatever their activation.
 
     While a token is decoded on a CPU, the weights of what is left out aren't read. A text is read as it would be token
     by token, and trains so, with gradients straight through. Thresholds are made on ``calibration``, from which a tenth

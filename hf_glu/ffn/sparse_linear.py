@@ -114,7 +114,7 @@ def _is_linear(projection: nn.Module) -> bool:
 
 
 def put_cuts(site: Site, options: SparsityOptions) -> None:
-    """Have the projections of a site leave out what the options say.
+    """Make the projections of a site leave out what the options say.
 
     Raises:
         OptionError: there aren't as many thresholds as projections.
@@ -143,7 +143,7 @@ def take_off(sites: Iterable[Site]) -> int:
 
 
 def resume_sparsity(model: nn.Module, config: Any) -> None:
-    """Have a freshly built model leave out what its config says."""
+    """Make a freshly built model leave out what its config says."""
     entry = GluConfig.of(config).sparsity
     if entry is None:
         return
