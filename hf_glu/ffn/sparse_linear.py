@@ -53,7 +53,7 @@ class SparseLinear(InPlace):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Apply the projection to what isn't left out of ``x``."""
         linear: Any = self
-        cut, one = self.hf_glu_cut, x.numel() == x.shape[-1]
+        cut, one = self.hf_glu_cut, x.numel() == x.shape[-1] and not torch.compiler.is_compiling()
         scale = norms_of(linear, fresh=not one) if cut.weighed else None
         if one and not args and not kwargs and _is_readable(linear, x):
             rows = input_rows(linear)
@@ -71,13 +71,17 @@ def norms_of(linear: Any, *, fresh: bool) -> Tensor:
 
     A text that is read goes before its continuation is written, so that no norm is older than the text.
     """
+    if torch.compiler.is_compiling():
+        return _norms(linear)
     place, norms = linear.__dict__.get("hf_glu_norms", (None, None))
-    if fresh or place != linear.weight.data_ptr() or torch.compiler.is_compiling():
-        norms = weight_rows(linear).detach().float().norm(dim=0)
-        if not torch.compiler.is_compiling():
-            linear.__dict__["hf_glu_norms"] = linear.weight.data_ptr(), norms
-    assert norms is not None
+    if norms is None or fresh or place != linear.weight.data_ptr():
+        norms = _norms(linear)
+        linear.__dict__["hf_glu_norms"] = linear.weight.data_ptr(), norms
     return norms
+
+
+def _norms(linear: AnyLinear) -> Tensor:
+    return weight_rows(linear).detach().float().norm(dim=0)
 
 
 def input_rows(linear: AnyLinear) -> Tensor:

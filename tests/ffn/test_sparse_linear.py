@@ -150,6 +150,14 @@ def test_weights_that_change_are_seen():
         torch.testing.assert_close(model(text[:, :1]).logits[:, 0], whole, rtol=1e-3, atol=1e-3)
 
 
+def test_compiled_it_is_masked():
+    model, _ = make("llama")
+    with torch.no_grad():
+        expected = model(IDS[:2], use_cache=False).logits
+        found = torch.compile(model, backend="eager", fullgraph=True)(IDS[:2], use_cache=False).logits
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
 def test_beside_other_changes_in_place():
     model, _ = make("gpt2, gated")
     before = outputs(model)
