@@ -10,7 +10,6 @@ from hf_glu.config.experts import ExpertOptions
 from hf_glu.config.layers import LayerSpec, check_layers, selected
 from hf_glu.config.registry import registry
 from hf_glu.config.section import MAX_LAYERS, MAX_WIDTH, Entry, is_count, is_name
-from hf_glu.config.sparsity import SparsityOptions
 from hf_glu.errors import OptionError, refuse_unknown, shown
 
 Section = TypeVar("Section", bound=Entry)
@@ -161,7 +160,8 @@ class GluConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
-        SparsityOptions.from_dict(self.sparsity)
+        if self.sparsity is not None and not isinstance(self.sparsity, Mapping):  # read where it is put on a model
+            raise OptionError(f"config.hf_glu sparsity must be a dict, got {shown(self.sparsity)}")
         check_sections(self)
 
     @classmethod

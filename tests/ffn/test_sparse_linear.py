@@ -214,9 +214,11 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_a_config_that_cannot_be_is_refused():
+    with pytest.raises(OptionError, match="dict"):
+        GluConfig(sparsity=3)
     for sparsity in ({"method": "best"}, {"cuts": {"0": [1.0]}}, {"cuts": {"0": ["a", None]}}, {"cuts": 3}):
         with pytest.raises(OptionError):
-            GluConfig(sparsity=sparsity)
+            make_native("llama", hf_glu={"sparsity": sparsity})
     with pytest.raises(OptionError, match="projections"):
         make_native("llama", hf_glu={"sparsity": {"cuts": {"0": [1.0, 1.0]}}})
     model = make_native("llama", hf_glu={"sparsity": {"cuts": {"1": [None, 1.0, 1.0]}}})
