@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.compat.of_torch import COMPILER
-from hf_glu.ffn.fused import has_compiler
 
 _log = logging.getLogger(__name__)
 FOLDER = "HF_GLU_KERNELS"
