@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_glu.conversion import revert as revert
     from hf_glu.conversion import split_experts as split_experts
     from hf_glu.conversion import to_native as to_native
+    from hf_glu.conversion.sparsify import sparsify as sparsify
     from hf_glu.ffn.experts.losses import with_router_losses as with_router_losses
     from hf_glu.ffn.lean import fuse as fuse
     from hf_glu.ffn.lean import save_memory as save_memory
@@ -98,6 +99,7 @@ _LAZY = {
     "register_activation": "hf_glu.activation",
     "save_memory": "hf_glu.ffn.lean",
     "skip_zeros": "hf_glu.ffn.sparse",
+    "sparsify": "hf_glu.conversion.sparsify",
     "split_experts": "hf_glu.conversion",
     "to_native": "hf_glu.conversion",
     "train_all": "hf_glu.training.parameters.gates",

@@ -31,11 +31,18 @@ def stock_class(item: Any, mixin: type[InPlace] = InPlace) -> type:
 
 
 def become_stock(item: Any, mixin: type[InPlace]) -> None:
-    """Undo `become`: give ``item`` its own class back, without what the mixin's attributes were; else do nothing."""
-    if isinstance(item, mixin):
-        item.__class__ = type(item).__bases__[1]
-        for name in mixin.__annotations__:
-            vars(item).pop(name, None)
+    """Undo `become`: take ``mixin`` and its attributes from ``item``; what else it became stays."""
+    if not isinstance(item, mixin):
+        return
+    others, kind = [], type(item)
+    while issubclass(kind, InPlace):
+        outer, kind = kind.__bases__
+        others += [] if outer is mixin else [outer]
+    for outer in reversed(others):
+        kind = _joined(outer, kind)
+    item.__class__ = kind
+    for name in mixin.__annotations__:
+        vars(item).pop(name, None)
 
 
 _CLASSES: dict[tuple[type, type], type] = {}

@@ -25,9 +25,9 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.context.confidence import Confidence
-from hf_glu.activation.kernels.formulas import swiglu_oss
 from hf_glu.activation.kernels.known import is_bare, is_known
 from hf_glu.activation.kernels.sharpening import sharpen
+from hf_glu.activation.kernels.special import FORMULAS
 from hf_glu.activation.module import GatedActivation
 from hf_glu.activation.wrapped import Shift, WrappedFormula, WrappedGate, shifts
 from hf_glu.errors import OptionError
@@ -111,7 +111,7 @@ def response_of(act: nn.Module) -> Tensor | None:
     if len(found) != 1 or not isinstance(found[0], Sharpness) or not isinstance(act, _PURE):
         return None
     formula = getattr(act, "formula", None)
-    known = formula in (None, swiglu_oss) and all(map(_is_pure, act.modules()))
+    known = formula in (None, *FORMULAS) and all(map(_is_pure, act.modules()))
     return found[0].response if known else None
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from hf_glu.activation.families import Later, Mixes, Wrapper, gated
-from hf_glu.activation.kernels.special import swiglu_oss
+from hf_glu.activation.kernels.special import dreglu, swiglu_oss
 from hf_glu.config.canon import CanonOptions
 from hf_glu.config.context import ContextOptions
 from hf_glu.config.kinds import Activation, Derived, Formula, Kind, refuse_lookahead
@@ -24,6 +24,7 @@ _SHAZEER = "Shazeer 2020, https://arxiv.org/abs/2002.05202"
 _PRIMER = "So et al. 2021 (Primer), https://arxiv.org/abs/2109.08668"
 _GPT_OSS = "OpenAI 2025 (gpt-oss), https://arxiv.org/abs/2508.10925"
 _POLYCOM = "Zhuo et al. 2024 (PolyCom), https://arxiv.org/abs/2411.03884"
+_TURBO = "Song et al. 2024 (TurboSparse), https://arxiv.org/abs/2406.05955"
 _MIXES = "Learnable Activations, https://arxiv.org/abs/2605.26647"
 
 # name, equation, elementwise part, source
@@ -35,6 +36,7 @@ _GATED = (
     ("geglu_new", "gelu_new(g) * u (tanh form)", "gelu_new", _SHAZEER),
     ("swiglu", "silu(g) * u", "silu", _SHAZEER),
     ("relu2glu", "relu(g)^2 * u", "relu2", _PRIMER),
+    ("dreglu", "relu(g) * relu(u)", None, _TURBO, dreglu),
     ("swiglu_oss", "g * sigmoid(1.702 g) * (u + 1), g and u clamped at 7", None, _GPT_OSS, swiglu_oss),
 )
 

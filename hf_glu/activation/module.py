@@ -13,10 +13,11 @@ from transformers import initialization as init
 from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.elementwise import LAYOUT_FREE, build_elementwise
 from hf_glu.activation.kernels.autodiff import needs_formula
-from hf_glu.activation.kernels.formulas import gated, split_gate_up, swiglu_oss
+from hf_glu.activation.kernels.formulas import gated, split_gate_up
 from hf_glu.activation.kernels.fused import find_fused
 from hf_glu.activation.kernels.known import is_bare, is_known
 from hf_glu.activation.kernels.product import by_layout, recomputed_gate
+from hf_glu.activation.kernels.special import FORMULAS
 from hf_glu.config.registry import registry
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def is_recomputable(act: nn.Module) -> bool:
     """Return whether an activation is known exactly, has no parameters, and may be computed again."""
     if type(act) is not GatedActivation:
         return is_known(act)
-    formula = act.formula is swiglu_oss if act.phi is None else is_known(act.phi)
+    formula = act.formula in FORMULAS if act.phi is None else is_known(act.phi)
     return formula and is_bare(act)
 
 

@@ -72,24 +72,7 @@ class Divided:
     @cached_property
     def texts(self) -> tuple[Tensor, Tensor]:
         """Blocks of tokens ``[blocks, 512]`` to calibrate on, and held-out ones."""
-        sizes = (*self.options.sizes(TOKENS), *TOKENS[1:])[:2]
-        wanted = [max(1, size // BLOCK) for size in sizes]
-        tokenizer = load_tokenizer(str(self.options.model))
-        cutter = Cutter(tokenizer=tokenizer, length=BLOCK, framed=False)
-
-        def blocks(name: str | None, count: int) -> list[list[int]]:
-            documents = read_documents([str(name)], column=None)
-            cut = cutter.cut(documents.select(range(min(len(documents), DOCUMENTS))))
-            if len(found := [ids for ids in cut[IDS] if len(ids) == BLOCK]) < count:
-                raise OptionError(f"{name} has too few tokens: {count * BLOCK:,} are needed")
-            return found
-
-        if self.options.held_out:
-            first, last = blocks(self.options.text, wanted[0]), blocks(self.options.held_out, wanted[1])
-        else:
-            both = blocks(self.options.text, sum(wanted))
-            first, last = both[: -wanted[1]], both[-wanted[1] :]
-        return _spread(first, wanted[0]), _spread(last, wanted[1])
+        return texts_of(self.options, TOKENS)
 
     def contenders(self, top_k: int, share: float) -> dict[str, Contender]:
         """Return dense model, ours, CMoE and the limit, each with its perplexity."""
@@ -110,6 +93,32 @@ class Divided:
             facts = {"perplexity": found, "of dense": found / dense}
             made[name] = Contender(call=partial(_prefill, model, self.texts[1][:1]), tokens=PREFILL, facts=facts)
         return made
+
+
+def texts_of(options: BenchOptions, default: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return blocks of tokens ``[blocks, 512]`` to calibrate on, and held-out ones, ``default`` tokens unless asked.
+
+    Raises:
+        OptionError: the text is too short.
+    """
+    sizes = (*options.sizes(default), *default[1:])[:2]
+    wanted = [max(1, size // BLOCK) for size in sizes]
+    tokenizer = load_tokenizer(str(options.model))
+    cutter = Cutter(tokenizer=tokenizer, length=BLOCK, framed=False)
+
+    def blocks(name: str | None, count: int) -> list[list[int]]:
+        documents = read_documents([str(name)], column=None)
+        cut = cutter.cut(documents.select(range(min(len(documents), DOCUMENTS))))
+        if len(found := [ids for ids in cut[IDS] if len(ids) == BLOCK]) < count:
+            raise OptionError(f"{name} has too few tokens: {count * BLOCK:,} are needed")
+        return found
+
+    if options.held_out:
+        first, last = blocks(options.text, wanted[0]), blocks(options.held_out, wanted[1])
+    else:
+        both = blocks(options.text, sum(wanted))
+        first, last = both[: -wanted[1]], both[-wanted[1] :]
+    return _spread(first, wanted[0]), _spread(last, wanted[1])
 
 
 def _spread(blocks: list[list[int]], count: int) -> Tensor:

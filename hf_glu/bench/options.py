@@ -73,11 +73,15 @@ class BenchOptions:
     tokens: str | None = option(None, "Numbers of tokens, such as 512,2048: the bench's own.")
     hidden: int | None = option(None, "Hidden size: the bench's own.")
     width: int | None = option(None, "Hidden units of an FFN: the bench's own.")
-    model: str | None = option(None, "Folder of a model: of devices a converted one, of start and carving a dense.")
+    model: str | None = option(
+        None, "Folder of a model: of devices a converted one, else a dense (start, carving, sparsity)."
+    )
     task: str | None = option(None, "Of devices: the task that it answers, such as movie_reviews.")
     dataset: str | None = option(None, "Of devices: the task's dataset, a local folder.")
-    text: str | None = option(None, "Of carving: text to fit experts on: the first of --tokens 16384,8192.")
-    held_out: str | None = option(None, "Of carving: text to measure on, the second of --tokens: the end of --text.")
+    text: str | None = option(None, "Of carving, sparsity: text to fit on, the first of --tokens such as 4096,4096.")
+    held_out: str | None = option(
+        None, "Of carving, sparsity: text to measure on, the second of --tokens; end of --text."
+    )
     rows: int | None = option(None, "Of devices: validation examples that count: all.")
     seconds: float | None = option(None, "For all benches: no cell is begun after them, and what fails is left out.")
 

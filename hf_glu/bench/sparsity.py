@@ -1,4 +1,4 @@
-"""Decoding with ReLU gates: an FFN that skips closed units beside one that doesn't.
+"""Decoding with ReLU gates: an FFN that skips closed units beside one that doesn't; or a whole model, see `decoding`.
 
 One token, one FFN of (H, W); the gate's bias is set so that a given share of the units is closed.
 """
@@ -23,7 +23,12 @@ TARGETS = {0.5: 1.05, 0.8: 1.0, 0.9: 1.0, 0.95: 1.0}
 
 
 def cells(options: BenchOptions) -> Iterator[Cell]:
-    """Yield a cell for each share of closed units."""
+    """Yield a cell for each share of closed units; with ``--model`` that of the model instead."""
+    if options.model:
+        from hf_glu.bench.decoding import model_cells
+
+        yield from model_cells(options)
+        return
     for closed in CLOSED:
         shape: Shape = {
             "of": "reglu FFN",

@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         merging,
         playing,
         publishing,
+        sparsity,
         steering,
         training,
     )  # fmt: skip

@@ -44,7 +44,10 @@ IGNORED_BY_DDP = Private(
     where="torch.nn.parallel.distributed", name="_ddp_params_and_buffers_to_ignore", seen=SEEN, mark=True,
     need="counting experts' loads in each process", otherwise="DDP gives all processes the first one's counts",
 )  # fmt: skip
-COMPILER = Private(where="torch._inductor.cpp_builder", name="get_cpp_compiler", seen=SEEN, need="hf_glu.fuse on a CPU")
+COMPILER = Private(
+    where="torch._inductor.cpp_builder", name="get_cpp_compiler", seen=SEEN,
+    need="kernels on a CPU (hf_glu.fuse, hf_glu.sparsify)",
+)  # fmt: skip
 NO_COMPILER = Private(where="torch._inductor.exc", name="InvalidCxxCompiler", seen=SEEN, need="hf_glu.fuse on a CPU")
 FAST_BF16 = Private(
     where="torch:ops.mkldnn", name="_is_mkldnn_bf16_supported", seen=SEEN,

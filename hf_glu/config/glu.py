@@ -122,6 +122,7 @@ class GluConfig:
         width: units of a gated FFN: a number, or ``iso`` (see `iso_width`). None: as many as the dense one has.
         experts: the FFNs are experts (see `hf_glu.config.experts.ExpertOptions`); ``width`` is that of an expert. None:
             one FFN.
+        sparsity: which small entries the FFNs leave out (see `hf_glu.config.sparsity.SparsityOptions`). None: none.
         sections: those of the kinds by their keys, as far as they have one.
 
     Raises:
@@ -138,6 +139,7 @@ class GluConfig:
     mix: dict[str, Any] | None = None
     width: int | str | None = None
     experts: dict[str, Any] | None = None
+    sparsity: dict[str, Any] | None = None
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __init__(self, **options: Any) -> None:
@@ -158,6 +160,8 @@ class GluConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
+        if self.sparsity is not None and not isinstance(self.sparsity, Mapping):  # read where it is put on a model
+            raise OptionError(f"config.hf_glu sparsity must be a dict, got {shown(self.sparsity)}")
         check_sections(self)
 
     @classmethod

@@ -19,6 +19,7 @@ from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.replaced import refuse_replaced
 from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.ffn.sparse_linear import SparseLinear
 
 
 def check_convertible(model: Any) -> None:
@@ -58,6 +59,12 @@ def check_convertible(model: Any) -> None:
                     "spectral_norm or another parametrization): make it permanent first (prune.remove, "
                     "remove_weight_norm, parametrize.remove_parametrizations)"
                 )
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise ConversionError where FFNs leave entries out: thresholds are of the FFNs that they were made for."""
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        raise ConversionError("the model is sparse: hf_glu.sparsify(model, keep=1) takes it off; then convert it")
 
 
 def is_part(model_class: type) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_glu.activation.context import unwatch_context, watch_context
 from hf_glu.config.showing import progress_bar
-from hf_glu.conversion.checks import check_convertible, check_values
+from hf_glu.conversion.checks import check_convertible, check_dense, check_values
 from hf_glu.conversion.fit.calibration import make_batches
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.foresight import check_comes_back
@@ -108,6 +108,7 @@ def make_plan(
     """
     if change.rewrites:
         check_convertible(model)
+    check_dense(model)
     if change.of_all and (layers is not None or exclude):
         raise OptionError(f"{change.name} is of all FFNs or none: leave layers and exclude out")
     steps = change.rows(model, change.choose(model, layers, exclude))

@@ -123,6 +123,8 @@ def _exactly(route: Route, promise: str = ROUNDING, name: str | None = None) -> 
 # (dense, gated) -> route, beside the general one: phi -> phi-GLU by `UNIT_UP`
 _TABLE: dict[tuple[str, str], Route] = {
     ("silu", "glu"): Route(name="gate = up = x", promise=ROUNDING, up_scale=1.0),
+    ("relu", "dreglu"): UNIT_UP,
+    ("relu2", "dreglu"): Route(name="gate = up = x", promise=EXACT, up_scale=1.0),
     ("relu2", "reglu"): Route(name="gate = up = x", promise=EXACT, up_scale=1.0),
     ("quick_gelu", "glu"): _exactly(SELF_GATE),
     ("quick_gelu", "swiglu"): _exactly(SIGMOID_SLOPE),

@@ -14,6 +14,7 @@ from hf_glu.ffn.config_fields import sync_derived
 from hf_glu.ffn.naming import unname
 from hf_glu.ffn.pretrained import initialize
 from hf_glu.ffn.replaced import check_forwards
+from hf_glu.ffn.sparse_linear import resume_sparsity
 from hf_glu.ffn.tensor_parallel import replicate
 from hf_glu.instruments.equality import align
 from hf_glu.plugin.loading import check_source, converters, forget_converters, is_as_stored
@@ -41,6 +42,7 @@ def install(module: ModuleType, patches: Patches) -> None:
         check_forwards(self, self.config)
         built = build_ffns(self, self.config)
         plain_post_init(self)
+        resume_sparsity(self, self.config)
         replicate(self, built)
 
     @wraps(plain_initialize)

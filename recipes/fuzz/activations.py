@@ -86,12 +86,12 @@ def draw_name(random: Random, *, hearing: bool = False) -> Name:
     """Return any name that the registry is to know, but for those of Transformers; ``hearing``: of an expert's, too."""
     known = (*formulas.WRAPPERS, *formulas.HEARING) if hearing else formulas.WRAPPERS
     wrappers = tuple(wrapper for wrapper in known if random.random() < 0.3)
-    bases = [*formulas.GATES, "swiglu_oss", *(f"{name}_glu" for name in formulas.ELEMENTWISE)]
+    bases = [*formulas.GATES, *formulas.FORMULAS, *(f"{name}_glu" for name in formulas.ELEMENTWISE)]
     mix = random.choice(("", "", *formulas.MIXES))
     if wrappers or mix:
         bases += formulas.ELEMENTWISE
     base = random.choice(bases)
-    if base == "swiglu_oss":
+    if base in formulas.FORMULAS:
         return Name(base, wrappers)
     functions = tuple(random.sample(sorted(formulas.ELEMENTWISE), random.randint(1, 3)))
     return Name(base, wrappers, mix, functions if mix and random.random() < 0.5 else ())

@@ -101,6 +101,7 @@ KINKS = {
     "mish": (20.0,),
     "xielu": (0.0,),
     "swiglu_oss": (-7.0, 7.0),
+    "dreglu": (0.0,),
 }
 GATES = {
     "glu": "sigmoid",
@@ -113,10 +114,17 @@ GATES = {
 }
 
 
+def _dreglu(g: Tensor, u: Tensor) -> Tensor:
+    return torch.where((g > 0) & (u > 0), g * u, 0)
+
+
 def _oss(g: Tensor, u: Tensor) -> Tensor:
     g = torch.where(g > 7, 7, g)
     u = torch.where(u > 7, 7, torch.where(u < -7, -7, u))
     return g * _sigmoid(1.702 * g) * (u + 1)
+
+
+FORMULAS = {"dreglu": _dreglu, "swiglu_oss": _oss}  # which are no N(g) * u
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ class Name:
     """An activation's name, made rather than parsed.
 
     Attributes:
-        base: one of `GATES`, ``swiglu_oss``, ``N_glu`` or an elementwise N.
+        base: one of `GATES`, of `FORMULAS`, ``N_glu`` or an elementwise N.
         wrappers: from the outside in.
         mix: one of `MIXES`, or nothing.
         functions: the mix's dictionary, as its options have it (empty: the default).
@@ -141,11 +149,11 @@ class Name:
     @property
     def gated(self) -> bool:
         """Whether it takes ``[g | u]``."""
-        return self.base in GATES or self.base == "swiglu_oss" or self.base.endswith("_glu")
+        return self.base in GATES or self.base in FORMULAS or self.base.endswith("_glu")
 
     @property
     def elementwise(self) -> str:
-        """N; of ``swiglu_oss`` itself."""
+        """N; of `FORMULAS` the name itself."""
         return GATES.get(self.base) or self.base.removesuffix("_glu")
 
     @property
@@ -199,9 +207,9 @@ def evaluate(
             g = remember(g, own["alpha"], own["beta"], _sigmoid(own["decay"]), direction, valid)
         else:
             g = beside(g, partial(RECENT[wrapper], **own), direction, valid)
-    if name.base == "swiglu_oss":
+    if name.base in FORMULAS:
         assert u is not None
-        return _oss(g, u), torch.cat([g, u], -1)
+        return FORMULAS[name.base](g, u), torch.cat([g, u], -1)
     y = mixed(name, g, constants, kind) if name.mix else plain(name.elementwise, g, constants, "own.")
     return y if u is None else y * u, g
 

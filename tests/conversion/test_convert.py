@@ -16,7 +16,15 @@ from hf_glu.conversion.routes import HALF_INVERSE, HALF_SLOPE, find_route
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
 
 # dense -> gated, exact (up to rounding)
-EXACT = [("silu", "glu"), ("relu2", "reglu"), ("quick_gelu", "glu"), ("quick_gelu", "swiglu"), ("swish", "swiglu")]
+EXACT = [
+    ("silu", "glu"),
+    ("relu2", "reglu"),
+    ("relu", "dreglu"),
+    ("relu2", "dreglu"),
+    ("quick_gelu", "glu"),
+    ("quick_gelu", "swiglu"),
+    ("swish", "swiglu"),
+]
 EXACT += [("gelu_pytorch_tanh", "geglu_new"), ("sigmoid", "glu"), ("linear", "bilinear"), ("relu2", "relu2glu")]
 EXACT += [(name, f"{name}_glu") for name in ("relu", "gelu", "mish", "relu6", "prelu", "leaky_relu", "laplace")]
 

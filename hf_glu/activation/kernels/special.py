@@ -19,3 +19,11 @@ def swiglu_oss(gate: Tensor, up: Tensor) -> Tensor:
     gate = gate.clamp(max=OSS_LIMIT)
     up = up.clamp(min=-OSS_LIMIT, max=OSS_LIMIT)
     return gate * (OSS_SLOPE * gate).sigmoid() * (up + 1)
+
+
+def dreglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return relu(g) relu(u): a unit is closed where either half is (TurboSparse, https://arxiv.org/abs/2406.05955)."""
+    return gate.relu() * up.relu()
+
+
+FORMULAS = (swiglu_oss, dreglu)

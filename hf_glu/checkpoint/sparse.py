@@ -1,0 +1,48 @@
+"""Write a checkpoint whose FFNs leave small entries out into a new folder, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_glu.checkpoint.files import REPORT_FILE
+from hf_glu.checkpoint.folders import copy_other_files
+from hf_glu.checkpoint.gguf import gguf_file, is_gguf
+from hf_glu.checkpoint.hub import resolve
+from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.checkpoint.loading import load_model, load_tokenizer
+from hf_glu.checkpoint.provenance import base_of
+from hf_glu.conversion.gguf import forget_gguf
+from hf_glu.conversion.sparsify import SparsityReport, sparsify
+
+
+def sparsify_checkpoint(
+    source: str | os.PathLike[str], stage: Path, texts: Sequence[str], **options: Any
+) -> SparsityReport:
+    """Make ``source`` (local folder, Hub id or GGUF file) sparse, and write it into the empty folder ``stage``.
+
+    Weights, config, tokenizer and other files are there afterwards, and the report, added to that of an earlier
+    conversion, as ``hf_glu_report.json``.
+
+    Args:
+        source, stage: the checkpoint, and an empty folder, such as `staged_folder` gives.
+        texts: the calibration.
+        options: as in `hf_glu.sparsify`.
+
+    Raises:
+        CheckpointError: it can't be read.
+        HfGluError: as `hf_glu.sparsify`.
+    """
+    folder, base = gguf_file(source) if is_gguf(source) else resolve(source), base_of(source)
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    report = sparsify(model, texts, tokenizer=tokenizer, **options)
+    assert report is not None  # keep=1 is refused before
+    forget_gguf(model)
+    model.save_pretrained(stage)
+    copy_other_files(folder, stage)
+    earlier = Path(folder).parent / REPORT_FILE if is_gguf(source) else Path(folder) / REPORT_FILE
+    known = read_object(earlier) if earlier.is_file() and not is_gguf(source) else {"base": base}
+    write_json(stage / REPORT_FILE, {**known, "sparsity": report.to_dict()})
+    return report

@@ -1,0 +1,249 @@
+"""`hf_glu.sparsify`: FFNs that leave out the small entries of their inputs and units, with what that costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.layers import check_layers, read_exclude, selected
+from hf_glu.config.showing import Shown, ShownTable
+from hf_glu.config.sparsity import METHODS, Method, SparsityOptions, check_sparsity
+from hf_glu.conversion.allocating import LEAST, choose_shares, scores, square_error, threshold
+from hf_glu.conversion.checks import check_convertible, check_values
+from hf_glu.conversion.fit.calibration import make_batches
+from hf_glu.conversion.held_out import hold_out
+from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.ffn.forward import ffn_output, ffn_units, projections
+from hf_glu.ffn.identify import governing_configs
+from hf_glu.ffn.sites import Site
+from hf_glu.ffn.sparse import lay_out
+from hf_glu.ffn.sparse_kernel import DTYPES, find_kernel
+from hf_glu.ffn.sparse_linear import cuttable_sites, place_of, put_cuts, take_off
+from hf_glu.instruments.recorder import inputs_of
+
+GATHERED = 2048  # tokens of calibration, of which so many are taken
+TOKENS = 256
+HELD_OUT_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseSite:
+    """What one FFN leaves out.
+
+    Attributes:
+        name: of the FFN.
+        inputs, units: shares that are kept.
+        relative_error: of its output on held-out tokens, a root mean square.
+    """
+
+    name: str
+    inputs: float
+    units: float
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SparsityReport(Shown):
+    """What `hf_glu.sparsify` did.
+
+    Attributes:
+        method, keep: as asked for.
+        read: share of the FFNs' weights that a token reads, on the calibration.
+        sites: of each FFN, its shares and error.
+        perplexity: of a causal language model on held-out calibration texts, ``before`` and ``after``, on so many
+            ``tokens``; None: the calibration was no text, or the model another.
+        kernel: how one token is computed here: ``compiled``, ``torch`` (no compiler; slower) or ``dense`` (zeros are
+            multiplied: not on a CPU, or in another dtype than float32 and bfloat16).
+        prefill: how a text is read: ``masked``, as it would be token by token, at a dense FFN's cost.
+    """
+
+    method: str
+    keep: float
+    read: float
+    sites: tuple[SparseSite, ...]
+    perplexity: dict[str, float] | None
+    kernel: str
+    prefill: str = "masked"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {**asdict(self), "sites": [asdict(site) for site in self.sites]}
+
+    def _table(self) -> ShownTable:
+        rows = [
+            (each.name, f"{each.inputs:.0%}", f"{each.units:.0%}", f"{each.relative_error:.1%}") for each in self.sites
+        ]
+        notes = [
+            f"a token reads {self.read:.0%} of the FFNs' weights; one token: {self.kernel}, a text: {self.prefill}"
+        ]
+        if found := self.perplexity:
+            change = found["after"] / found["before"] - 1
+            notes.append(
+                f"perplexity {found['before']:.2f} -> {found['after']:.2f} ({change:+.1%}) on {found['tokens']:,} "
+                "held-out tokens"
+            )
+        return ShownTable(
+            title=f"{len(self.sites)} FFNs, {self.method}", rows=rows, notes=tuple(notes),
+            columns=("site", "#inputs kept", "#units kept", "#relative error"),
+        )  # fmt: skip
+
+
+def sparsify(
+    model: Any, calibration: Any = None, *, keep: float = 0.7, method: str = "wina", tokenizer: Any = None,
+    layers: Any = None, exclude: str | None = None,
+) -> SparsityReport | None:  # fmt: skip
+    """Make the FFNs of ``model`` leave out the small entries of their inputs and units, whatever their activation.
+
+    While a token is decoded on a CPU, the weights of what is left out aren't read. A text is read as it would be token
+    by token, and trains so, with gradients straight through. Thresholds are made on ``calibration``, from which a tenth
+    of the texts is held out; how much of inputs and units is chosen so that each FFN errs least.
+
+    The config says it (``config.hf_glu["sparsity"]``): the model is saved and loaded as it is, and without hf_glu loads
+    with dense FFNs. ``keep=1`` takes it off again. Calling it again begins anew.
+
+    Args:
+        model: a Transformers model of any head.
+        calibration: texts (with ``tokenizer``), token ids or batches, as in `hf_glu.convert`.
+        keep: share of the FFNs' weights that a token reads.
+        method: what an entry's score is: ``wina``, |x_i| times the norm of its weights
+            (https://arxiv.org/abs/2505.19427); ``teal``, |x_i| (https://arxiv.org/abs/2408.14690); ``spark``, of units
+            alone, as ``wina``, with a threshold in standard deviations above the token's mean score
+            (https://arxiv.org/abs/2506.06644).
+        tokenizer: of the texts.
+        layers, exclude: as in `hf_glu.plan`.
+
+    Returns:
+        What was measured; None where it was taken off.
+
+    Raises:
+        OptionError: an option out of range, no calibration, or more is to be left out than the method can.
+        NoSiteError: the model has no FFN that can leave anything out.
+        ConversionError: as `hf_glu.convert`.
+    """
+    check_sparsity(method, keep)
+    check_convertible(model)
+    if keep == 1:
+        _forget(model)
+        return None
+    check_values(model)
+    if calibration is None:
+        raise OptionError("sparsify needs calibration: texts (with tokenizer=), token ids or batches")
+    sites = _chosen(model, layers, exclude)
+    _forget(model)
+    text, calibration = hold_out(model, calibration, tokenizer)
+    inputs = _inputs(model, sites, make_batches(model, calibration, tokenizer))
+    _check_least(sites, METHODS[method], keep)
+    found = [_cut(site, x, method, keep) for site, x in zip(sites, inputs, strict=True)]
+    options = SparsityOptions(
+        method=method, keep=keep, cuts={place_of(site): cuts for site, (_, cuts) in zip(sites, found, strict=True)}
+    )
+    _write(model, sites, options)
+    measured = []
+    for site, x, (shares, _) in zip(sites, inputs, found, strict=True):
+        measured.append(_put(site, x[:HELD_OUT_TOKENS], shares, options))
+    return SparsityReport(
+        method=method, keep=keep, read=_read(sites, [shares for shares, _ in found]), sites=tuple(measured),
+        perplexity=None if text is None else text.finish(model), kernel=_kernel(model),
+    )  # fmt: skip
+
+
+def _chosen(model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
+    chosen, pattern = check_layers(layers), read_exclude(exclude)
+    sites = [
+        site
+        for site in cuttable_sites(model)
+        if selected(chosen, site.layer, site.stack) and not (pattern and pattern.search(site.name))
+    ]
+    if not sites:
+        raise NoSiteError(f"{type(model).__name__} has no FFN of linear projections that is chosen")
+    places = [place_of(site) for site in sites]
+    if double := next((site for site in sites if places.count(place_of(site)) > 1), None):
+        raise OptionError(f"{double.name}: its layer has several FFNs, which the config can't tell apart: exclude some")
+    return sites
+
+
+def _inputs(model: nn.Module, sites: list[Site], batches: Any) -> list[Tensor]:
+    """Return what each FFN is given, ``[N, H]``, from all over the texts; the first tokens are for measuring errors."""
+    found = inputs_of(model, [projections(site)[0] for site in sites], batches, limit=GATHERED)
+    for site, x in zip(sites, found, strict=True):
+        if x is None or len(x) < 2 * HELD_OUT_TOKENS:
+            count = 0 if x is None else len(x)
+            raise OptionError(
+                f"the calibration data give {site.name} {count} tokens, and sparsify needs {2 * HELD_OUT_TOKENS}"
+            )
+    return [x[:: max(1, len(x) // (TOKENS + HELD_OUT_TOKENS))] for x in found if x is not None]
+
+
+def _check_least(sites: list[Site], method: Method, keep: float) -> None:
+    """Raise OptionError where less is to be kept than a method can."""
+    for site in sites:
+        whole, own = (0, _weights(site)) if method.inputs else (_weights(site) - (out := _out(site)), out)
+        least = (whole + LEAST * own) / _weights(site)
+        if keep < least:
+            why = "" if method.inputs else ": it reads the in-projections whole"
+            raise OptionError(f"keep={keep} is less than this method can, which is {least:.2f} at least{why}")
+
+
+@torch.no_grad()
+def _cut(site: Site, x: Tensor, method: str, keep: float) -> tuple[tuple[float, float], list[float | None]]:
+    """Return an FFN's shares of inputs and units, and the threshold of each projection."""
+    how, known = METHODS[method], x[HELD_OUT_TOKENS:]
+    shares = choose_shares(site, known, how, keep)
+    *ins, out = projections(site)
+    units = ffn_units(site, known)
+    cuts = [threshold(scores(known, linear, how), shares[0]) for linear in ins]
+    return shares, [*cuts, threshold(scores(units, out, how), shares[1])]
+
+
+@torch.no_grad()
+def _put(site: Site, x: Tensor, shares: tuple[float, float], options: SparsityOptions) -> SparseSite:
+    """Make one FFN sparse, and measure it on held-out tokens."""
+    before = ffn_output(site, x)
+    put_cuts(site, options)
+    for linear in projections(site):
+        lay_out(linear, by_input=True)
+    error = math.sqrt(square_error(before, ffn_output(site, x)))
+    return SparseSite(name=site.name, inputs=shares[0], units=shares[1], relative_error=error)
+
+
+def _weights(site: Site) -> int:
+    return sum(linear.weight.numel() for linear in projections(site))
+
+
+def _out(site: Site) -> int:
+    return site.out_proj.weight.numel()
+
+
+def _read(sites: list[Site], shares: list[tuple[float, float]]) -> float:
+    parts = zip(sites, shares, strict=True)
+    read = sum(first * (_weights(site) - _out(site)) + second * _out(site) for site, (first, second) in parts)
+    return read / sum(map(_weights, sites))
+
+
+def _kernel(model: nn.Module) -> str:
+    weight = next(model.parameters())
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return "dense"
+    return "torch" if find_kernel(weight.dtype) is None else "compiled"
+
+
+def _write(model: nn.Module, sites: list[Site], options: SparsityOptions | None) -> None:
+    """Let the configs that govern the sites say it; None: that there is nothing."""
+    entry = None if options is None else {"method": options.method, "keep": options.keep, "cuts": dict(options.cuts)}
+    for config in {id(each): each for site in sites for each in governing_configs(model, site)}.values():
+        given = GluConfig.of(config)
+        if given.sparsity is None and entry is None:
+            continue
+        written = replace(given, sparsity=entry).to_dict()
+        config.hf_glu = written if written.keys() != {"version"} else None
+
+
+def _forget(model: nn.Module) -> None:
+    sites = cuttable_sites(model)
+    take_off(sites)
+    _write(model, sites, None)

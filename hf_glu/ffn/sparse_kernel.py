@@ -1,0 +1,182 @@
+"""y = sum of x_i W_i over the entries i whose score is above a threshold: read where they lie, nothing is copied.
+
+A compiler makes the kernel when it is first needed, in a second, and keeps it on disk (``HF_GLU_KERNELS``, else the
+user's cache). Without a compiler torch's `embedding_bag` adds the rows, on one thread.
+
+Shapes: x ``[inputs]``, scale ``[inputs]``, W ``[inputs, outputs]`` (each input's weights next to each other), y
+``[outputs]``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hf_glu.activation.kernels.compiled import has_compiler
+from hf_glu.compat.of_torch import COMPILER
+
+_log = logging.getLogger(__name__)
+FOLDER = "HF_GLU_KERNELS"
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-x", "c++")
+SECONDS = 120
+SOURCE = r"""
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+struct bfloat { uint16_t bits; };
+static inline float wide(float x) { return x; }
+static inline float wide(bfloat x) { uint32_t u = (uint32_t)x.bits << 16; float r; memcpy(&r, &u, 4); return r; }
+static inline void put(float v, float *y) { *y = v; }
+static inline void put(float v, bfloat *y) {
+  uint32_t u; memcpy(&u, &v, 4);
+  y->bits = v != v ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+template <class T> static inline float score(const T *x, const float *scale, int64_t i) {
+  return std::fabs(wide(x[i])) * (scale ? scale[i] : 1.0f);
+}
+template <class T> static int64_t run(const T *x, int64_t inputs, float cut, int relative, const float *scale,
+                                      const T *w, int64_t outputs, const T *bias, T *y, int threads) {
+  static thread_local std::vector<int64_t> kept;
+  static thread_local std::vector<float> factors, sums;
+  kept.clear(); factors.clear(); sums.resize(outputs);
+  if (relative) {
+    double first = 0, second = 0;
+    for (int64_t i = 0; i < inputs; i++) { double s = score(x, scale, i); first += s; second += s * s; }
+    first /= inputs; second = second / inputs - first * first;
+    cut = first + cut * std::sqrt(second > 0 ? second : 0);
+  }
+  for (int64_t i = 0; i < inputs; i++)
+    if (!(score(x, scale, i) <= cut)) { kept.push_back(i); factors.push_back(wide(x[i])); }
+  const int64_t n = kept.size(), *at = kept.data(), part = ((outputs + threads - 1) / threads + 31) / 32 * 32;
+  const float *v = factors.data(); float *s = sums.data();
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+  for (int64_t p = 0; p < threads; p++) {
+    const int64_t begin = p * part, end = begin + part < outputs ? begin + part : outputs;
+    for (int64_t j = begin; j < end; j++) s[j] = bias ? wide(bias[j]) : 0.0f;
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+      const T *a = w + at[i] * outputs, *b = w + at[i + 1] * outputs;
+      const T *c = w + at[i + 2] * outputs, *d = w + at[i + 3] * outputs;
+      const float k = v[i], l = v[i + 1], m = v[i + 2], o = v[i + 3];
+      for (int64_t j = begin; j < end; j++) s[j] += k * wide(a[j]) + l * wide(b[j]) + m * wide(c[j]) + o * wide(d[j]);
+    }
+    for (; i < n; i++) {
+      const T *a = w + at[i] * outputs; const float k = v[i];
+      for (int64_t j = begin; j < end; j++) s[j] += k * wide(a[j]);
+    }
+    for (int64_t j = begin; j < end; j++) put(s[j], y + j);
+  }
+  return n;
+}
+#define ENTRY(name, T) \
+  extern "C" int64_t name(const T *x, int64_t h, float c, int r, const float *q, const T *w, int64_t n, const T *b, \
+                          T *y, int t) { return run(x, h, c, r, q, w, n, b, y, t); }
+ENTRY(sparse_float32, float)
+ENTRY(sparse_bfloat16, bfloat)
+"""
+DTYPES = {torch.float32: "sparse_float32", torch.bfloat16: "sparse_bfloat16"}
+_POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
+_TYPES = (_POINTER, _LONG, ctypes.c_float, ctypes.c_int, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_int)
+
+
+def multiply_kept(
+    x: Tensor, rows: Tensor, bias: Tensor | None, cut: float, *, relative: bool, scale: Tensor | None
+) -> Tensor:
+    """Return the sum of x_i W_i over the i with |x_i| scale_i above the cut, and the bias.
+
+    Args:
+        x: ``[inputs]``, contiguous, float32 or bfloat16 like all others, on a CPU.
+        rows: W, contiguous.
+        bias: ``[outputs]``, or None.
+        cut: the threshold; ``relative``: in standard deviations above the mean of the scores.
+        relative: see there.
+        scale: in float32; None: 1.
+    """
+    kernel = find_kernel(x.dtype)
+    if kernel is None:
+        return _by_bags(x, rows, bias, kept(x, cut, relative=relative, scale=scale))
+    y = x.new_empty(rows.shape[1])
+    places = [None if each is None else each.data_ptr() for each in (scale, rows, bias)]
+    kernel(
+        x.data_ptr(), len(x), cut, relative, *places[:2], rows.shape[1], places[2], y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def kept(x: Tensor, cut: float, *, relative: bool, scale: Tensor | None) -> Tensor:
+    """Return which entries of ``x`` ``[..., inputs]`` are above the cut: booleans; NaN is."""
+    score = x.detach().float().abs()
+    score = score if scale is None else score * scale
+    if not relative:
+        return ~(score <= cut)
+    mean = score.mean(-1, keepdim=True)
+    return ~(score <= mean + cut * score.var(-1, keepdim=True, correction=0).sqrt())
+
+
+def _by_bags(x: Tensor, rows: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
+    at = mask.nonzero().squeeze(1)
+    y = functional.embedding_bag(at.unsqueeze(0), rows, per_sample_weights=x[at].unsqueeze(0), mode="sum").squeeze(0)
+    return y if bias is None else y + bias
+
+
+def find_kernel(dtype: torch.dtype) -> Callable[..., int] | None:
+    """Return the kernel of a dtype; None: there is no compiler, or it can't make it."""
+    library = _library()
+    if library is None or dtype not in DTYPES:
+        return None
+    found: Callable[..., int] = library[DTYPES[dtype]]
+    return found
+
+
+@cache
+def _library() -> dict[str, Callable[..., int]] | None:
+    if not has_compiler("cpu"):
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_build(COMPILER.find()())))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("no kernel for sparse FFNs, which are slower without: %s", error)
+        return None
+    found = {}
+    for name in DTYPES.values():
+        found[name] = getattr(loaded, name)
+        found[name].argtypes, found[name].restype = _TYPES, _LONG
+    return found
+
+
+def _build(compiler: str) -> Path:
+    """Return the path of the library, compiled once for each processor and source."""
+    made_of = "\n".join((SOURCE, *FLAGS, compiler, _processor()))
+    folder = Path(os.environ.get(FOLDER) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_glu")
+    path = folder / f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / path.name
+            command = [compiler, *FLAGS, "-", "-o", str(made)]
+            subprocess.run(command, input=SOURCE, text=True, check=True, capture_output=True, timeout=SECONDS)
+            os.replace(made, path)  # whole or not there, whoever else builds it
+    return path
+
+
+def _processor() -> str:
+    """Return what -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,157 @@
+"""Projections that leave out the small entries of their input: the weights of these aren't read while decoding.
+
+For one token at inference on a CPU a kernel reads what counts, else the entries are set to 0 and the projection is
+computed as ever, so that a text gives the same whether it is read at once or token by token. Gradients go straight
+through: to all entries, as if none were left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_glu.activation.kernels.autodiff import needs_formula
+from hf_glu.config.glu import GluConfig
+from hf_glu.config.sparsity import METHODS, SparsityOptions
+from hf_glu.errors import OptionError
+from hf_glu.ffn.forward import is_alone, projections
+from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
+from hf_glu.ffn.sites import Site, find_sites
+from hf_glu.ffn.sparse import lay_out
+from hf_glu.ffn.sparse_kernel import DTYPES, kept, multiply_kept
+from hf_glu.inplace import InPlace, become, become_stock, stock_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Which entries of an input are left out.
+
+    Attributes:
+        threshold: of an entry's score.
+        weighed, relative: as of `hf_glu.config.sparsity.Method`.
+    """
+
+    threshold: float
+    weighed: bool
+    relative: bool
+
+    def keeps(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """Return which entries of ``x`` ``[..., inputs]`` stay."""
+        return kept(x, self.threshold, relative=self.relative, scale=scale)
+
+
+class SparseLinear(InPlace):
+    """What a projection becomes."""
+
+    hf_glu_cut: Cut
+    hf_glu_norms: tuple[int, Tensor]  # where the weight was, and |W_i| of each input
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Apply the projection to what isn't left out of ``x``."""
+        linear: Any = self
+        cut, one = self.hf_glu_cut, x.numel() == x.shape[-1] and not torch.compiler.is_compiling()
+        scale = norms_of(linear, fresh=not one) if cut.weighed else None
+        if one and not args and not kwargs and _is_readable(linear, x):
+            rows = input_rows(linear)
+            flat = x.reshape(-1).contiguous()
+            y = multiply_kept(flat, rows, linear.bias, cut.threshold, relative=cut.relative, scale=scale)
+            return y.view(*x.shape[:-1], -1)
+        masked = torch.where(cut.keeps(x, scale), x, 0)
+        if torch.is_grad_enabled() and x.requires_grad:
+            masked = x + (masked - x).detach()  # straight through
+        return super().forward(masked, *args, **kwargs)  # type: ignore[misc]
+
+
+def norms_of(linear: Any, *, fresh: bool) -> Tensor:
+    """Return |W_i| of each input, ``[inputs]`` in float32: as they were for the last text, where not ``fresh``.
+
+    A text that is read goes before its continuation is written, so that no norm is older than the text.
+    """
+    if torch.compiler.is_compiling():
+        return _norms(linear)
+    place, norms = linear.__dict__.get("hf_glu_norms", (None, None))
+    if norms is None or fresh or place != linear.weight.data_ptr():
+        norms = _norms(linear)
+        linear.__dict__["hf_glu_norms"] = linear.weight.data_ptr(), norms
+    return norms
+
+
+def _norms(linear: AnyLinear) -> Tensor:
+    return weight_rows(linear).detach().float().norm(dim=0)
+
+
+def input_rows(linear: AnyLinear) -> Tensor:
+    """Return the weights by input, ``[inputs, outputs]``, laid next to each other in memory if they aren't yet."""
+    rows = weight_rows(linear).T
+    if not rows.is_contiguous():
+        with torch.inference_mode(False):  # whose tensors nobody can train
+            lay_out(linear, by_input=True)
+        rows = weight_rows(linear).T
+    return rows.detach()
+
+
+def _is_readable(linear: Any, x: Tensor) -> bool:
+    """Return whether what a kernel reads is what calling the projection would compute."""
+    weight = linear.weight
+    plain = type(weight) is nn.Parameter and weight.device.type == "cpu" == x.device.type
+    alike = x.dtype == weight.dtype and x.dtype in DTYPES and (linear.bias is None or linear.bias.dtype == x.dtype)
+    free = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return plain and alike and free and not needs_formula(x)
+
+
+def place_of(site: Site) -> str:
+    """Return what ``config.hf_glu["sparsity"]`` calls the layer of an FFN, in a model and in a part of it alike."""
+    return f"{site.stack} {site.layer}" if site.stack in ("encoder", "decoder") else str(site.layer)
+
+
+def cuttable_sites(model: nn.Module) -> list[Site]:
+    """Return the FFNs whose projections can leave entries out."""
+    return [site for site in find_sites(model) if is_alone(site) and all(_is_linear(p) for p in projections(site))]
+
+
+def _is_linear(projection: nn.Module) -> bool:
+    return stock_class(projection) in LINEAR
+
+
+def put_cuts(site: Site, options: SparsityOptions) -> None:
+    """Make the projections of a site leave out what the options say.
+
+    Raises:
+        OptionError: there aren't as many thresholds as projections.
+    """
+    method, cuts, parts = METHODS[options.method], options.cuts[place_of(site)], projections(site)
+    if len(cuts) != len(parts):
+        raise OptionError(f"{site.name} has {len(parts)} projections, and sparsity {len(cuts)} thresholds for it")
+    for linear, threshold in zip(parts, cuts, strict=True):
+        if threshold is None:
+            become_stock(linear, SparseLinear)
+            continue
+        become(linear, SparseLinear)
+        cut = Cut(threshold=threshold, weighed=method.weighed, relative=method.relative)
+        linear.__dict__["hf_glu_cut"] = cut
+
+
+def take_off(sites: Iterable[Site]) -> int:
+    """Give the projections of sites all of their input again; return how many FFNs had left something out."""
+    found = 0
+    for site in sites:
+        parts = [linear for linear in projections(site) if isinstance(linear, SparseLinear)]
+        found += bool(parts)
+        for linear in parts:
+            become_stock(linear, SparseLinear)
+    return found
+
+
+def resume_sparsity(model: nn.Module, config: Any) -> None:
+    """Make a freshly built model leave out what its config says."""
+    entry = GluConfig.of(config).sparsity
+    if entry is None:
+        return
+    options = SparsityOptions.from_dict(entry)
+    for site in cuttable_sites(model):
+        if place_of(site) in options.cuts:
+            put_cuts(site, options)
