@@ -89,9 +89,9 @@ class LearnableMix(OwnedActivation):
         """Apply the mix."""
         rows = x.reshape(-1, x.shape[-1])
         channel, row = self.weights(rows)
-        if not self.saves_memory and not self.is_fused:
-            return mix(tuple(self.functions), rows, channel, row).view(x.shape)
-        return recomputed_mix(tuple(self.functions), rows, channel, row, fused=self.is_fused).view(x.shape)
+        if self.saves_memory or self.is_fused:
+            return recomputed_mix(tuple(self.functions), rows, channel, row, fused=self.is_fused).view(x.shape)
+        return mix(tuple(self.functions), rows, channel, row).view(x.shape)
 
     def is_fusible(self, device: str) -> bool:
         """Return whether there is a kernel for all of its functions."""

@@ -40,6 +40,8 @@ def check_plain(options: GluConfig) -> None:
             raise OptionError(f"config.hf_glu {key} must be an activation's name, got {shown(value)}")
     if options.bias is not None and not isinstance(options.bias, bool):
         raise OptionError(f"config.hf_glu bias must be true, false or null, got {shown(options.bias)}")
+    if options.sparsity is not None and not isinstance(options.sparsity, Mapping):  # read where it is put on a model
+        raise OptionError(f"config.hf_glu sparsity must be a dict, got {shown(options.sparsity)}")
 
 
 def check_sections(options: GluConfig) -> None:
@@ -160,8 +162,6 @@ class GluConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         check_by_layer(self.by_layer)
         ExpertOptions.from_dict(self.experts)
-        if self.sparsity is not None and not isinstance(self.sparsity, Mapping):  # read where it is put on a model
-            raise OptionError(f"config.hf_glu sparsity must be a dict, got {shown(self.sparsity)}")
         check_sections(self)
 
     @classmethod

@@ -55,7 +55,7 @@ def is_ours(model: nn.Module) -> bool:
 
 def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     """Build the FFN sites of ``model`` in place, before its weights are initialised; return those that no plan
-    of tensor parallelism may split: widened ones, and those whose activation has parameters of each unit.
+    of tensor parallelism may split: widened ones, and those whose activation has parameters of each unit, or reads all.
 
     Does nothing where neither the config nor the model names an activation of ours, and nothing to sites that have been
     built already. A site follows the config that governs it, which may be one inside of ``config``.
@@ -86,8 +86,8 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
         options = replace(options, bias=None)  # they have one anyway
         config.hf_glu = options.to_dict()
     sites = sites if banks else build_experts(model, config, sites, options)
-    ours = [site for site in sites if site.activation and _build_site(model, site)]
-    placed = {id(site.act) for site in ours}
+    own = [site for site in sites if site.activation and _build_site(model, site)]
+    placed = {id(site.act) for site in own}
     experts = [*find_experts(model).values(), *(bank.anchor for bank in banks if isinstance(bank.anchor, MixedBank))]
     placed |= {id(part) for each in experts for part in each.modules()}
     for name, module in owned_activations(model):
@@ -95,11 +95,11 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, build_elementwise(dense))
     mix_banks(banks, options)
-    for site in ours:
+    for site in own:
         settle_kinds(model, [(site, registry[str(site.activation)].flags)], options_of(model, site))
     watch_context(model)
     give_dense_configs(model, dense)
-    return [s for s in ours if s.widened or any(s.width in p.shape for p in s.act.parameters())]
+    return [s for s in own if s.widened or not s.act.elementwise or any(s.width in p.shape for p in s.act.parameters())]
 
 
 def options_of(model: nn.Module, site: Site) -> GluConfig:

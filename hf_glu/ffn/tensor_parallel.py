@@ -14,20 +14,13 @@ from typing import Any
 from hf_glu.compat.of_models import TP_PLAN
 from hf_glu.ffn.expert_sites import FirstOnly
 from hf_glu.ffn.experts import ExpertFFN
-from hf_glu.ffn.sites import Site, find_sites
+from hf_glu.ffn.sites import Site
 
 
 def replicate(model: Any, widened: list[Site]) -> None:
     """Drop the entries for the projections that no split fits, and for experts, from a model's tensor-parallel plan."""
     plan = TP_PLAN.of(model, None)
     names = {path for site in widened for path in site.parts}
-    if plan and any(getattr(module, "elementwise", True) is False for module in model.modules()):
-        whole = (
-            site
-            for site in find_sites(model)
-            if any(getattr(part, "elementwise", True) is False for part in site.act.modules())
-        )
-        names |= {path for site in whole for path in site.parts}
     names |= {name for name, module in model.named_modules() if isinstance(module, (ExpertFFN, FirstOnly))}
     if not plan or not names:
         return

@@ -97,6 +97,9 @@ class PieceReader(ast.NodeVisitor):
         self._annotation(node.annotation)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if self._is_off(node.target):
+            self._leave_out(node)
+            return
         self.visit(node.target)
         self._annotation(node.annotation)
         if node.value is not None:
