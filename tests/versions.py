@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Trainer
 
 from hf_glu.compat.private import Private
 
@@ -55,6 +56,12 @@ def needs_whole_graphs() -> None:
         torch.compile(named, backend="eager", fullgraph=True)(torch.ones(1))
     except torch._dynamo.exc.Unsupported:
         pytest.skip("this torch compiles no model of Transformers in one graph")
+
+
+def needs_trainers_parts() -> None:
+    """Skip where Trainer counts labels that nothing predicts, and leaves some losses of micro-batches whole (5.6)."""
+    if "loss_is_scaled_for_ga" not in inspect.getsource(Trainer):
+        pytest.skip("this Transformers' Trainer weighs micro-batches otherwise, whatever the loss")
 
 
 def needs(row: Private) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import TrainerCallback, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from versions import needs_trainers_parts
 
 import hf_glu
 from hf_glu.activation.context.passes import asking
@@ -87,6 +88,7 @@ class Note(TrainerCallback):
 
 
 def trained(model, kind, parts, tmp_path, **more):
+    needs_trainers_parts()
     note = Note()
     rows = [{"input_ids": r, "attention_mask": m, "labels": y} for r, m, y in zip(ROWS, MASK, LABELS, strict=True)]
     arguments = TrainingArguments(

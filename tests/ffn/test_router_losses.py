@@ -11,6 +11,7 @@ from routed import ROWS, WAYS, gradients, made
 from taskdata import save_base, write_dataset
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from versions import needs_trainers_parts
 
 import hf_glu
 from hf_glu.errors import TrainingError
@@ -106,6 +107,7 @@ class Note(TrainerCallback):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("accumulate", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
 def test_trainer(family, kind, accumulate, tmp_path, monkeypatch):
+    needs_trainers_parts()
     trainer_class, options, more = TRAINERS[kind]
     model, note = made(family), Note()
     rows = [{"input_ids": row, "labels": row} for row in ROWS]

@@ -11,6 +11,7 @@ import transformers
 from comparing import assert_same
 from states import CLOSE, GENERATE, without_dropout
 from torch.nn import functional
+from versions import generate
 
 import hf_glu
 from hf_glu.errors import OptionError, TrainingError, UnknownNameError
@@ -148,7 +149,7 @@ def test_generation_is_the_same_without_cache(name, how, tokens):
 
     def generated(**more):
         torch.manual_seed(0)
-        return model.generate(prompt, **shared, **more)
+        return generate(model, prompt, **shared, **more)
 
     plain = generated(**GENERATE[how])
     with made.on(model, strength, tokens=tokens):

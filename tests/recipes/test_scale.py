@@ -13,6 +13,7 @@ import hf_glu
 from hf_glu.bench.ffn import FusedFFN
 from hf_glu.bench.memory import saved_bytes
 from hf_glu.bench.steps import llama_ffns
+from hf_glu.compat.of_models import POST_NORM
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.ffn.lean import keep_less
 from recipes.scale import check as scale_check
@@ -92,6 +93,8 @@ SMALL = {f"{name}-{dtype}": (shape, lean, dtype)
 def test_a_model_keeps_what_the_formula_says(key):
     """Beside it are indices, the routers' scores and the rotary angles, which don't grow with H, W or L."""
     shape, lean, dtype = SMALL[key]
+    if "stock" in key and not POST_NORM.is_present():
+        pytest.skip("this Transformers' stock models keep more")
     measured, said = scale_check.kept(shape, dtype, save_memory=lean)
     assert 1 <= measured / said < 1.025
 

@@ -29,7 +29,8 @@ def same(actual, expected):
     assert actual.keys() == expected.keys()
     assert all(type(value) is float for value in actual.values())
     for key, value in expected.items():
-        assert_same(torch.tensor(actual[key]).double(), torch.tensor(value).double(), "formula")
+        exact = (torch.tensor(each, dtype=torch.float64) for each in (actual[key], value))
+        assert_same(*exact, "formula")
 
 
 def classes(seed, count=2, size=60):

@@ -215,7 +215,7 @@ def after_stack(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Note which cache a layer has, and the context vector of what it is given, where that is made here."""
     now = current_pass()
-    if now is None:
+    if now is None or now.told is block:
         return
     inputs = by_name(block, args, kwargs) if args else kwargs
     now.cache, hidden = cache_of(inputs), inputs.get("hidden_states")
@@ -245,13 +245,24 @@ class Carrying:
 
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call ``function`` as the plain one does, within the present pass each time it runs."""
-        now = current_pass()
+        now, block = current_pass(), _called(function)
+        if block is not None:  # its vector is for later blocks, too: it mustn't be made inside of the checkpoint alone
+            before_block(block, args, getattr(function, "keywords", {}))
         # the vector as an argument, which is how a reentrant checkpoint finds what its gradients belong to
         vector = None if now is None or now.reading is None else now.reading.vector
-        return self.plain(partial(_run_again, function, now), vector, *args, **kwargs)
+        return self.plain(partial(_run_again, function, now, block), vector, *args, **kwargs)
 
 
-def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+def _called(function: Any) -> nn.Module | None:
+    """Return the watched block that ``function`` calls, hooks and all, as layers do before Transformers 5.23."""
+    block = getattr(getattr(function, "func", function), "__self__", None)
+    watched = isinstance(block, nn.Module) and before_block in FORWARD_PRE_HOOKS.of(block).values()
+    return block if watched else None
+
+
+def _run_again(
+    function: Any, known: Pass | None, block: nn.Module | None, vector: Tensor | None, *args: Any, **kwargs: Any
+) -> Any:
     if known is None:
         return function(*args, **kwargs)
     if any(held.ended for held in known.held.values()) and GRAPH_TASK.find()() != -1:
@@ -260,7 +271,7 @@ def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: 
             "are computed again in the backward pass: call backward() inside of the block"
         )
     reading = None if known.reading is None else replace(known.reading, vector=vector)
-    with within(replace(known, reading=reading, cache=None)):
+    with within(replace(known, reading=reading, cache=None, told=block)):
         return function(*args, **kwargs)
 
 

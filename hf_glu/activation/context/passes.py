@@ -39,6 +39,7 @@ class Pass:
         outer: the pass within which it runs.
         balance: the coefficient of its routers' own balance losses; None: each has its own.
         held: what others keep of it, by whom.
+        told: a block that has been told of the pass before it was called.
     """
 
     stack: nn.Module
@@ -47,6 +48,7 @@ class Pass:
     outer: Pass | None = None
     balance: float | None = None
     held: dict[Any, Held] = field(default_factory=dict)
+    told: nn.Module | None = None
 
 
 @dataclass

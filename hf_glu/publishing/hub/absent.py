@@ -95,7 +95,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
         return step(gate, alpha - beta, beta, 1 - decay, state, out), out
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
-    if gate.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if gate.device.type != "cpu" or torch.compiler.is_compiling() or getattr(torch.compiler, "is_exporting", bool)():
         return traced(gate, alpha, beta, decay, start, valid, restart, reverse)
     g = gate.to(torch.promote_types(gate.dtype, torch.float32))
     alpha, beta, decay = (parameter.to(g.dtype) for parameter in (alpha, beta, decay))
