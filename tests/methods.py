@@ -142,6 +142,7 @@ METHODS = {
     "glu of itself": Method(target="glu", models=("bert:silu",), promise="exact up to rounding"),
     "bilinear": Method(target="bilinear", models=("gpt2:linear",)),
     "reglu": Method(target="reglu", models=("t5", "opt", "gpt2:relu2")),
+    "dreglu": Method(target="dreglu", models=("t5", "opt")),
     "geglu": Method(target="geglu", models=("bert", "gpt_neox")),
     "geglu_new": Method(target="geglu_new", models=("gpt2",)),
     "swiglu": Method(target="swiglu", models=("gpt2:silu", "t5:silu")),
@@ -255,6 +256,7 @@ CASES = [(method, model) for method, row in METHODS.items() for model in row.mod
 NO_METHOD = {
     "merge_experts": "makes a new model of several: tests/conversion/test_merging.py",
     "plan": "changes nothing: convert carries it out",
+    "sparsify": "leaves entries out, and converts nothing: tests/ffn/test_sparse_linear.py",
     "verify": "compares two folders",
 }
 ROOMS = ("hf_glu.conversion", "hf_glu.checkpoint")

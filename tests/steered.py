@@ -19,7 +19,7 @@ NATIVE = ("llama", "phi3", "modernbert", "t5_v1_1")
 @cache
 def tokenizer() -> Any:
     """Return the tests' tokenizer."""
-    return make_tokenizer(small=True)
+    return make_tokenizer()
 
 
 def texts(count: int = 16) -> tuple[list[str], list[str]]:
@@ -33,7 +33,7 @@ def texts(count: int = 16) -> tuple[list[str], list[str]]:
 
 def make(name: str, seed: int = 0, **more: Any) -> Any:
     """Return a pico model, loud enough to tell texts apart, whose vocabulary is the tokenizer's."""
-    more = {"vocab_size": len(vocabulary(small=True)), **more}
+    more = {"vocab_size": len(vocabulary()), **more}
     if name in contexts.mixers.MODELS:
         model = contexts.make(name)
     else:

@@ -108,11 +108,11 @@ def write_dataset(folder: Path, name: str) -> Path:
     return folder
 
 
-def vocabulary(*, small: bool = False) -> list[str]:
-    """Return the words that the tests' tokenizer knows; small: without those of the many classes of open_nlu."""
+def vocabulary() -> list[str]:
+    """Return the words that the tests' tokenizer knows; not those of the many classes of open_nlu."""
     words = {"[PAD]": None, "[EOS]": None, "[UNK]": None}
     for task in TASKS.values():
-        if small and task.name in SUITES["open_nlu"] and not task.name.startswith("movie_"):
+        if task.name in SUITES["open_nlu"] and not task.name.startswith("movie_"):
             continue
         words |= dict.fromkeys([task.name, *task.texts])
     words |= dict.fromkeys([*GOOD, *BAD, *FILLER, *NAMES, "*", "#", "by", "sentence:", "sentence1:", "sentence2:"])
@@ -120,8 +120,8 @@ def vocabulary(*, small: bool = False) -> list[str]:
     return list(words)
 
 
-def make_tokenizer(*, end: bool = False, small: bool = False) -> PreTrainedTokenizerFast:
-    numbers = {word: number for number, word in enumerate(vocabulary(small=small))}
+def make_tokenizer(*, end: bool = False) -> PreTrainedTokenizerFast:
+    numbers = {word: number for number, word in enumerate(vocabulary())}
     inner = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if end:

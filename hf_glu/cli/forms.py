@@ -49,7 +49,7 @@ class Commands(typer.Typer):
 
 def _with_format(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command that takes ``--format``, where it takes ``--json``."""
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, eval_str=True)  # by the names of its own module
     if "json" not in signature.parameters:
         return function
 
@@ -62,8 +62,9 @@ def _with_format(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     own = inspect.Parameter("format", inspect.Parameter.KEYWORD_ONLY, default=Printing.auto, annotation=Format)
-    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
-    call.__annotations__ = {**function.__annotations__, "format": Format}
+    parameters = [*signature.parameters.values(), own]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
 
 

@@ -436,7 +436,8 @@ def test_fuse_refuses_what_has_no_gates_and_no_compiler(monkeypatch):
     with pytest.raises(NoSiteError, match="convert"):
         hf_glu.fuse(FAMILIES["bert"].make())
     _kernels.cache_clear()
-    monkeypatch.setattr("hf_glu.activation.kernels.fused.has_compiler", lambda device: False)
+    for place in ("activation.kernels.fused", "ffn.lean"):
+        monkeypatch.setattr(f"hf_glu.{place}.has_compiler", lambda device: False)
     ffn = make_ffn()
     with pytest.raises(OptionError, match="compiler"):
         hf_glu.fuse(ffn)
