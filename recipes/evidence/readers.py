@@ -57,8 +57,9 @@ def read_table(data: bytes) -> list[dict[str, str]]:
 
 
 def classed(data: bytes) -> list[Row]:
-    """Read a table of documents with a class."""
-    return [{"text": row["Text"], "label": row["Category"]} for row in read_table(data)]
+    """Read a table of documents with a class, without rows that lack one of the two."""
+    rows = ({"text": row["Text"].strip(), "label": row["Category"].strip()} for row in read_table(data))
+    return [row for row in rows if row["text"] and row["label"]]
 
 
 def quotes(data: bytes) -> list[str]:
@@ -109,6 +110,12 @@ def quartz(data: bytes) -> list[Row]:
         if match := _CHOICES.fullmatch(text):
             found.append({**match.groupdict(), "label": {"A": "choice1", "B": "choice2"}[ideal]})
     return found
+
+
+def answers(row: Row) -> str:
+    """Return the two answers of a question in any order: those of its twin, whose question says the opposite."""
+    found = (row[name].lower().strip(" .?!") for name in ("choice1", "choice2"))
+    return "\n".join(sorted(found))
 
 
 def _asked(data: bytes) -> Iterator[tuple[str, str]]:

