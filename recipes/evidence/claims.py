@@ -154,11 +154,11 @@ def verdict(claim: Claim, bounds: Sequence[float] | None, mean: float, p: float 
         claim: the claim.
         bounds: the 95 % interval of the gain.
         mean: of the gain.
-        p: corrected, of there being no more than the margin.
+        p: corrected, of there being no more than the margin; None: all gains are the same number, and there is no test.
     """
-    if bounds is None or p is None:
+    if bounds is None:
         return OPEN
-    if p < ALPHA:
+    if p is not None and p < ALPHA:
         return SUPPORTED if mean > claim.margin else NOT
     return NOT if bounds[1] < (claim.margin or claim.outcome.least) else OPEN
 
@@ -171,8 +171,11 @@ def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = [gains(claim, rows) for claim in mine]
     raw = [paired_p(gain, [claim.margin] * len(gain)) if gain else None
            for claim, gain in zip(mine, found, strict=True)]  # fmt: skip
+    # a claim without a p-value is one of the claims, too: it counts as 1
+    corrected = holm([1.0 if p is None else p for p in raw])
     judged = []
-    for claim, gain, p in zip(mine, found, holm(raw), strict=True):
+    for claim, gain, known, holm_p in zip(mine, found, raw, corrected, strict=True):
+        p = None if known is None else holm_p
         several = gain is not None and len(gain) > 1
         bounds = interval(gain) if gain else None
         judged.append({

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from taskdata import make_texts, save_base
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_glu.activation import registry
-from hf_glu.errors import DataError, OptionError
+from hf_glu.errors import CheckpointError, DataError, OptionError
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import OPEN_NLU, SUITES, TASKS, find_task
 from recipes.evidence import claims, fetch, language, pages, readers, recall, rows, studies, tasks
@@ -185,6 +186,21 @@ def test_two_hops_can_be_answered_and_not_from_one():
         assert set(labels[:14]) == {-100}
 
 
+def test_a_recall_of_other_sizes_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(recall, "run_once", lambda *_: {"score": 0.5})
+    smoke, cpu = (recall.Runs(tmp_path, PRESETS[name], lambda _: None) for name in ("smoke", "cpu"))
+    assert smoke.result("flag 16", "swiglu", 1e-2, 0) == smoke.result("flag 16", "swiglu", 1e-2, 0) == {"score": 0.5}
+    with pytest.raises(CheckpointError, match=r"steps=3|batch_size=8"):
+        cpu.result("flag 16", "swiglu", 1e-2, 0)
+
+
+def test_joined_tasks_of_other_rows_are_not_taken_for_these(data, tmp_path):
+    joined = tasks.join_tasks(SMOKE, data, tmp_path)
+    assert tasks.join_tasks(SMOKE, data, tmp_path) == joined
+    with pytest.raises(CheckpointError, match="rows="):
+        tasks.join_tasks(replace(SMOKE, own_rows=(4, 4)), data, tmp_path)
+
+
 def test_the_smallest_visible_effect_has_the_power_that_it_says():
     for count in (5, 8):
         effect = claims.visible(0.007, count)
@@ -219,6 +235,7 @@ def test_judged_beside_scipy():
 
 @pytest.mark.parametrize(("gain", "verdict"), [
     (0.02 + NOISE, claims.SUPPORTED), (-0.02 + NOISE, claims.NOT), (0.1 * NOISE, claims.NOT), (20 * NOISE, claims.OPEN),
+    (np.zeros(5), claims.NOT), (np.full(5, -0.5), claims.NOT), (np.full(5, 0.5), claims.OPEN),
 ])  # fmt: skip
 def test_verdicts(gain, verdict):
     result = _result("memory-text", swiglu=np.full(5, 4.0), canon_swiglu=4 - gain)
@@ -226,6 +243,14 @@ def test_verdicts(gain, verdict):
     assert judged["verdict"] == verdict
     (interim,) = claims.judge({**result, "planned_seeds": 6})
     assert interim["verdict"] == claims.INTERIM
+
+
+def test_a_claim_without_a_test_counts_among_the_tests():
+    base = 4 + NOISE
+    result = _result("memory-text", swiglu=base, canon_swiglu=base, smear_swiglu=base - 0.002 - 2 * NOISE)
+    same, other = claims.judge(result)
+    assert same["p_holm"] is None
+    assert other["p_holm"] == pytest.approx(2 * stats.ttest_1samp(0.002 + 2 * NOISE, 0).pvalue)
 
 
 def test_a_claim_with_a_margin():
