@@ -62,6 +62,11 @@ class Claim:
     margin: float = 0.0
 
     @property
+    def variants(self) -> set[str]:
+        """The names of all variants that it is about."""
+        return {self.better, self.than} if isinstance(self.than, str) else {self.better, *self.than}
+
+    @property
     def text(self) -> str:
         """The claim in words."""
         others = self.than if isinstance(self.than, str) else f"the better of {' and '.join(self.than)}"
@@ -167,7 +172,7 @@ def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a study's results at a size say of each of its claims, as plain data."""
     table, planned = result["table"], result["planned_seeds"]
     rows = {row["name"]: row for row in table["variants"]}
-    mine = [claim for claim in CLAIMS if claim.study == result["study"] and claim.better in rows]
+    mine = [claim for claim in CLAIMS if claim.study == result["study"] and claim.variants <= set(rows)]
     found = [gains(claim, rows) for claim in mine]
     raw = [paired_p(gain, [claim.margin] * len(gain)) if gain else None
            for claim, gain in zip(mine, found, strict=True)]  # fmt: skip

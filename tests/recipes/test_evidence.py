@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -19,9 +20,10 @@ from taskdata import make_texts, save_base
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_glu.activation import registry
-from hf_glu.errors import CheckpointError, DataError, OptionError
+from hf_glu.errors import CheckpointError, DataError, DivergedError, OptionError
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import OPEN_NLU, SUITES, TASKS, find_task
+from hf_glu.training.language.job import LanguageRun
 from recipes.evidence import claims, fetch, language, pages, readers, recall, rows, studies, tasks
 from recipes.evidence.presets import PRESETS
 
@@ -289,6 +291,30 @@ def test_the_pages_say_what_the_results_say(tmp_path):
         pages.read_results(tmp_path / "results")
 
 
+def test_pages_of_an_interim_table_and_of_seeds_that_diverged(tmp_path):
+    result = _result("gates", planned=5, gelu=[4.0, 4.1], swiglu=[3.9, 3.8])
+    gelu, swiglu = result["table"]["variants"]
+    del gelu["lr"]
+    swiglu |= {"scores": [3.9, None], "mean": 3.9}
+    result["table"]["variants"].append({**gelu, "name": "xielu", "scores": [None, None], "mean": None, "curve": []})
+    text = pages.document([result])
+    assert "| gelu | 4.0500 | - |" in text
+    assert "| swiglu | 3.9000 (1 of 2 seeds diverged) |" in text
+    assert "| xielu | diverged | - |" in text
+    assert [each["claim"] for each in claims.judge(result)] == ["a1", "a5", "a6"]
+    assert {each["verdict"] for each in claims.judge({**result, "planned_seeds": 2})} == {claims.OPEN}
+    pages.make_page([result])
+
+
+def test_no_result_holds_a_path_of_a_machine():
+    assert not [path for path in pages.RESULTS.glob("*.json") if _paths(path)]
+
+
+def _paths(path):
+    """Return the absolute paths in a result."""
+    return re.findall(r'"(/[^"]*|[A-Z]:\\[^"]*)"', path.read_text(encoding="utf-8"))
+
+
 def test_the_page_of_the_documentation_is_of_the_results():
     assert pages.DOCUMENT.read_text(encoding="utf-8") == pages.document(pages.read_results())
 
@@ -326,7 +352,29 @@ def test_studies_of_language_models_go_on_where_they_stopped(study, data, tmp_pa
     assert {row["name"] for row in result["table"]["variants"]} == set(language.STUDIES[study][0](TINY))
     assert all(len(row["curve"]) == 4 for row in result["table"]["variants"])
     assert claims.judge(result)
+    assert all(row["lr"] for row in result["table"]["variants"])
+    assert not _paths(tmp_path / "runs" / "results" / f"{study}-tiny.json")
     assert not list((tmp_path / "runs").glob("*/*/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_seed_that_diverges_is_a_result(data, tmp_path, monkeypatch):
+    train = LanguageRun.run
+
+    def diverging(run):
+        results = train(run)
+        if run.options.seed == 1 and "/modulated_swiglu" in run.job.output:
+            raise DivergedError("the loss is NaN")
+        return results
+
+    monkeypatch.setattr(LanguageRun, "run", diverging)
+    for _ in range(2):
+        studies.run_study("modulation-text", "smoke", None, data, tmp_path, lambda _: None)
+        result = json.loads((tmp_path / "results" / "modulation-text-tiny.json").read_text())
+        row = result["table"]["variants"][1]
+        assert row["scores"] == [row["mean"], None]
+        assert len(row["curve"]) == 4
+        assert [each["verdict"] for each in claims.judge(result)] == [claims.OPEN]
 
 
 @pytest.mark.slow
@@ -334,6 +382,7 @@ def test_studies_of_language_models_go_on_where_they_stopped(study, data, tmp_pa
 def test_other_studies_of_new_models(study, data, tmp_path):
     studies.run_study(study, "smoke", None, data, tmp_path, lambda _: None)
     (path,) = (tmp_path / "results").glob("*.json")
+    assert not _paths(path)
     lines: list[str] = []
     studies.run_study(study, "smoke", None, data, tmp_path, lines.append)
     assert all("finished" in line for line in lines if "run " in line)
