@@ -17,12 +17,13 @@ from hf_glu.errors import DataError
 Row = dict[str, Any]
 BROWN_FILE = re.compile(r"(?:.*/)?(c[a-r]\d\d)")
 _CHOICES = re.compile(r"(?P<question>.*?)\s*\n+ *A: (?P<choice1>.*?)\n+ *B: (?P<choice2>.*)", re.DOTALL)
-# a Brown tag without its suffixes (of titles, headlines, cited words) -> the universal part of speech
+# a Brown tag without its suffixes (of titles, headlines, cited words) -> the universal part of speech; the mapping is
+# ours, and isn't the published one (https://arxiv.org/abs/1104.2086)
 _UNIVERSAL = {
-    "ADJ": "jj jjr jjs jjt ap od", "ADP": "in", "ADV": "rb rbr rbt rn ql qlp wrb wql nr nrs", "CONJ": "cc cs",
+    "ADJ": "jj jjr jjs jjt ap od", "ADP": "in", "ADV": "rb rbr rbt rn ql qlp wrb wql nr nrs *", "CONJ": "cc cs",
     "DET": "at dt dti dts dtx abl abn abx wdt", "NOUN": "nn nns np nps", "NUM": "cd",
     "PRON": "pn pp pp$ pp$$ ppl ppls ppo pps ppss wp wp$ wpo wps ex", "PRT": "rp to",
-    "VERB": "vb vbd vbg vbn vbz md be bed bedz beg bem ben ber bez do dod doz hv hvd hvg hvn hvz *",
+    "VERB": "vb vbd vbg vbn vbz md be bed bedz beg bem ben ber bez do dod doz hv hvd hvg hvn hvz",
     "X": "uh nil",
 }  # fmt: skip
 UNIVERSAL = {tag: part for part, tags in _UNIVERSAL.items() for tag in tags.split()}
