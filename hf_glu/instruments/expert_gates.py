@@ -20,6 +20,7 @@ from torch.nn import functional
 from hf_glu.activation.elementwise import name_of
 from hf_glu.activation.stock import elementwise_names
 from hf_glu.compat.of_models import HAS_BIAS, IS_TRANSPOSED, is_concatenated
+from hf_glu.errors import OptionError
 from hf_glu.ffn.experts.ffn import ExpertFFN
 from hf_glu.ffn.experts.group import banks_of, is_gated
 from hf_glu.ffn.experts.native import MixedBank, bank_width, built_in
@@ -33,6 +34,9 @@ def expert_openness(layer: nn.Module, x: Tensor, experts: Tensor) -> Tensor:
         layer: an expert FFN of ours, or one of Transformers' own banks.
         x: what it is given, ``[T, H]``.
         experts: of each token, ``[T, k]``.
+
+    Raises:
+        OptionError: the experts' weights aren't there yet.
     """
     total = torch.zeros(len(x), device=x.device)
     for expert in experts.unique().tolist():
@@ -49,6 +53,9 @@ def expert_gate(layer: Any, x: Tensor, expert: int) -> Tensor:
         layer: as above.
         x: its tokens, ``[N, H]``.
         expert: which.
+
+    Raises:
+        OptionError: its weights aren't there yet.
     """
     if isinstance(layer, ExpertFFN):
         for bank in banks_of(layer.banks):
@@ -72,5 +79,9 @@ def bank_activations(bank: Any) -> str:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.is_meta:  # what is computed with it is whatever lies in memory
+        raise OptionError(
+            "the gates of experts can't be recorded while their weights are offloaded: load the model whole on a device"
+        )
     with torch.autocast(x.device.type, enabled=False):
         return functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))

@@ -142,6 +142,7 @@ def record_gates(model: nn.Module) -> Iterator[RecordedGates]:
 
     Raises:
         NoSiteError: the model has no FFN that hf_glu knows.
+        OptionError: in a forward pass: weights of experts are offloaded.
     """
     watched = _watched(model)
     if not watched:

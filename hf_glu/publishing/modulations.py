@@ -186,7 +186,8 @@ def _read(kind: type[GateModulation], path: Path, source: str) -> GateModulation
         slopes = all(widths.get(name) == len(value) for name, value in parts[LOG_SLOPE].items())
         told = about["detector"]
         detects = told is None or widths.get(told["gate"]) == len(tensors[DETECTOR])
-        if not widths or widths != about["gates"] or not slopes or not detects or not _finite(tensors):
+        known = parts[SAMPLE].keys() == widths.keys()  # a gate without one would be taken for any model's
+        if not widths or widths != about["gates"] or not (slopes and known and detects) or not _finite(tensors):
             raise CheckpointError(f"{source} is broken: its numbers aren't those that {MODULATION_FILE} tells of")
         detector = None if told is None else Detector(
             place=str(told["gate"]), weight=tensors[DETECTOR], bias=float(told["bias"]), accuracy=told["accuracy"]

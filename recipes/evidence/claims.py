@@ -62,6 +62,11 @@ class Claim:
     margin: float = 0.0
 
     @property
+    def variants(self) -> set[str]:
+        """The names of all variants that it is about."""
+        return {self.better, self.than} if isinstance(self.than, str) else {self.better, *self.than}
+
+    @property
     def text(self) -> str:
         """The claim in words."""
         others = self.than if isinstance(self.than, str) else f"the better of {' and '.join(self.than)}"
@@ -154,11 +159,11 @@ def verdict(claim: Claim, bounds: Sequence[float] | None, mean: float, p: float 
         claim: the claim.
         bounds: the 95 % interval of the gain.
         mean: of the gain.
-        p: corrected, of there being no more than the margin.
+        p: corrected, of there being no more than the margin; None: all gains are the same number, and there is no test.
     """
-    if bounds is None or p is None:
+    if bounds is None:
         return OPEN
-    if p < ALPHA:
+    if p is not None and p < ALPHA:
         return SUPPORTED if mean > claim.margin else NOT
     return NOT if bounds[1] < (claim.margin or claim.outcome.least) else OPEN
 
@@ -167,12 +172,15 @@ def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a study's results at a size say of each of its claims, as plain data."""
     table, planned = result["table"], result["planned_seeds"]
     rows = {row["name"]: row for row in table["variants"]}
-    mine = [claim for claim in CLAIMS if claim.study == result["study"] and claim.better in rows]
+    mine = [claim for claim in CLAIMS if claim.study == result["study"] and claim.variants <= set(rows)]
     found = [gains(claim, rows) for claim in mine]
     raw = [paired_p(gain, [claim.margin] * len(gain)) if gain else None
            for claim, gain in zip(mine, found, strict=True)]  # fmt: skip
+    # a claim without a p-value is one of the claims, too: it counts as 1
+    corrected = holm([1.0 if p is None else p for p in raw])
     judged = []
-    for claim, gain, p in zip(mine, found, holm(raw), strict=True):
+    for claim, gain, known, holm_p in zip(mine, found, raw, corrected, strict=True):
+        p = None if known is None else holm_p
         several = gain is not None and len(gain) > 1
         bounds = interval(gain) if gain else None
         judged.append({

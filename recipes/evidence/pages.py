@@ -107,7 +107,7 @@ def variants_table(result: Data) -> Table:
     percent = table["metric"] != "loss"
     columns = ("variant", f"#{table['metric']}", "#lr", "#parameters", "#active", "single seeds")
     rows: list[list[Any]] = [
-        [row["name"], _value(row["mean"], percent), f"{row['lr']:g}", f"{int(row['parameters']):,}",
+        [row["name"], _value(row["mean"], percent), _rate(row), f"{int(row['parameters']):,}",
          f"{row['active_parameters']:,}" if "active_parameters" in row else None,
          ", ".join(_value(score, percent) for score in row["scores"])]
         for row in table["variants"]
@@ -117,7 +117,13 @@ def variants_table(result: Data) -> Table:
     )
 
 
-def _value(value: float, percent: bool) -> str:
+def _rate(row: Data) -> str:
+    return "-" if row.get("lr") is None else f"{row['lr']:g}"
+
+
+def _value(value: float | None, percent: bool) -> str:
+    if value is None:
+        return "diverged"
     return f"{value:.1%}" if percent else f"{value:.4f}"
 
 
@@ -149,7 +155,9 @@ def study_section(result: Data, judged: Sequence[Data]) -> Section:
     title = f"{TITLES[result['study']]}, {result['size']}"
     name = f"{result['study']}-{result['size']}"
     lines = {
-        row["name"]: [[tuple(point) for point in row["curve"]]] for row in result["table"]["variants"] if "curve" in row
+        row["name"]: [[tuple(point) for point in row["curve"]]]
+        for row in result["table"]["variants"]
+        if row.get("curve")
     }
     drawn = curves.overlay(f"curves-{name}", "Loss on the validation text", lines, x="tokens", y="loss", plain=".3f")
     return section(title, [forest(f"forest-{name}", judged), drawn], [claims_table(judged), variants_table(result)])
@@ -206,8 +214,10 @@ def _study(result: Data, judged: Sequence[Data]) -> str:
         rates = {float(rate) for rate in row.get("rates", {})}
         edge = " (the highest tried)" if rates and row["lr"] == max(rates) else ""
         edge = " (the lowest tried)" if rates and row["lr"] == min(rates) else edge
-        parameters = f"{int(row['parameters']):,}"
-        lines.append(f"| {row['name']} | {_value(row['mean'], percent)} | {row['lr']:g}{edge} | {parameters} |")
+        parameters, value = f"{int(row['parameters']):,}", _value(row["mean"], percent)
+        if lost := sum(score is None for score in row["scores"]):
+            value += "" if row["mean"] is None else f" ({lost} of {len(row['scores'])} seeds diverged)"
+        lines.append(f"| {row['name']} | {value} | {_rate(row)}{edge} | {parameters} |")
     lines += ["", *(sentence(each) for each in judged), ""]
     return "\n".join(lines)
 

@@ -17,12 +17,13 @@ from hf_glu.errors import DataError
 Row = dict[str, Any]
 BROWN_FILE = re.compile(r"(?:.*/)?(c[a-r]\d\d)")
 _CHOICES = re.compile(r"(?P<question>.*?)\s*\n+ *A: (?P<choice1>.*?)\n+ *B: (?P<choice2>.*)", re.DOTALL)
-# a Brown tag without its suffixes (of titles, headlines, cited words) -> the universal part of speech
+# a Brown tag without its suffixes (of titles, headlines, cited words) -> the universal part of speech; the mapping is
+# ours, and isn't the published one (https://arxiv.org/abs/1104.2086)
 _UNIVERSAL = {
-    "ADJ": "jj jjr jjs jjt ap od", "ADP": "in", "ADV": "rb rbr rbt rn ql qlp wrb wql nr nrs", "CONJ": "cc cs",
+    "ADJ": "jj jjr jjs jjt ap od", "ADP": "in", "ADV": "rb rbr rbt rn ql qlp wrb wql nr nrs *", "CONJ": "cc cs",
     "DET": "at dt dti dts dtx abl abn abx wdt", "NOUN": "nn nns np nps", "NUM": "cd",
     "PRON": "pn pp pp$ pp$$ ppl ppls ppo pps ppss wp wp$ wpo wps ex", "PRT": "rp to",
-    "VERB": "vb vbd vbg vbn vbz md be bed bedz beg bem ben ber bez do dod doz hv hvd hvg hvn hvz *",
+    "VERB": "vb vbd vbg vbn vbz md be bed bedz beg bem ben ber bez do dod doz hv hvd hvg hvn hvz",
     "X": "uh nil",
 }  # fmt: skip
 UNIVERSAL = {tag: part for part, tags in _UNIVERSAL.items() for tag in tags.split()}
@@ -57,8 +58,9 @@ def read_table(data: bytes) -> list[dict[str, str]]:
 
 
 def classed(data: bytes) -> list[Row]:
-    """Read a table of documents with a class."""
-    return [{"text": row["Text"], "label": row["Category"]} for row in read_table(data)]
+    """Read a table of documents with a class, without rows that lack one of the two."""
+    rows = ({"text": row["Text"].strip(), "label": row["Category"].strip()} for row in read_table(data))
+    return [row for row in rows if row["text"] and row["label"]]
 
 
 def quotes(data: bytes) -> list[str]:
@@ -109,6 +111,12 @@ def quartz(data: bytes) -> list[Row]:
         if match := _CHOICES.fullmatch(text):
             found.append({**match.groupdict(), "label": {"A": "choice1", "B": "choice2"}[ideal]})
     return found
+
+
+def answers(row: Row) -> str:
+    """Return the two answers of a question in any order: those of its twin, whose question says the opposite."""
+    found = (row[name].lower().strip(" .?!") for name in ("choice1", "choice2"))
+    return "\n".join(sorted(found))
 
 
 def _asked(data: bytes) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from hf_glu.checkpoint.files import COMPARISON_FILE
-from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.checkpoint.jsonio import read_object, to_json, write_json
+from hf_glu.errors import CheckpointError
+from hf_glu.training.record import MADE_OF, difference, versions
+from hf_glu.training.results import Record
 from recipes.evidence.presets import TUNED, Preset
 
 sys.path.append(str(Path(__file__).parents[1]))  # the recipes import each other by their own names
@@ -74,10 +78,15 @@ TASKS = {
 }
 
 
+def sizes_of(task: Recall, preset: Preset) -> dict[str, Any]:
+    """Return the sizes of a task's models, their training and their test."""
+    more = {key: value for key, value in preset.recall.items() if key != "hops"}
+    return memory.SIZES | more | task.sizes | {"steps": preset.recall[task.steps]}
+
+
 def run_once(task: Recall, activation: str, lr: float, seed: int, preset: Preset) -> dict[str, float]:
     """Train and test one model; an odd seed makes the test, even ones the steps, whatever the model."""
-    more = {key: value for key, value in preset.recall.items() if key != "hops"}
-    sizes = SimpleNamespace(**memory.SIZES | more | task.sizes | {"steps": preset.recall[task.steps]})
+    sizes = SimpleNamespace(**sizes_of(task, preset))
     model, start, first = memory.make_model(activation, sizes, seed), time.perf_counter(), 2 * seed * 10**6
     batch = lambda step: task.make(sizes.batch_size, first + 2 * step)  # noqa: E731
     train(model, batch, sizes.steps, lr=lr, factor=sizes.factor, title=f"{activation}, seed {seed}")
@@ -99,15 +108,23 @@ class Runs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def result(self, name: str, activation: str, lr: float, seed: int) -> dict[str, float]:
-        """Return the result of a run, from its file or from training."""
+        """Return the result of a run, from its file or from training.
+
+        Raises:
+            CheckpointError: the file is of other sizes or versions.
+        """
         path = self.folder / f"{name.replace(' ', '-')}-{activation}-lr{lr:g}-seed{seed}.json"
+        options = json.loads(to_json(sizes_of(TASKS[name], self.preset)))
+        made_of: Record = {"options": options, "data": {}, "model": {}, "versions": versions()}
         if path.is_file():
-            known: dict[str, float] = read_object(path)
-            return known
+            known = read_object(path)
+            if found := difference(known.get(MADE_OF), made_of, frozenset()):
+                raise CheckpointError(f"{path} is a run with {found}: choose another output, or remove it")
+            return {key: value for key, value in known.items() if key != MADE_OF}
         self.tell(f"{name}: {activation}, lr {lr:g}, seed {seed}")
-        found = run_once(TASKS[name], activation, lr, seed, self.preset)
-        write_json(path, found)
-        return found
+        result = run_once(TASKS[name], activation, lr, seed, self.preset)
+        write_json(path, {**result, MADE_OF: made_of})
+        return result
 
 
 def run_recall(preset: Preset, size: str, data: Path, output: Path, tell: Callable[[str], object]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -15,19 +15,21 @@ import torch
 
 import hf_glu
 from hf_glu.checkpoint.files import COMPARISON_FILE, RESULTS_FILE
-from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.config.context import ContextOptions
 from hf_glu.errors import CheckpointError
+from hf_glu.tasks.files import hash_file
 from hf_glu.tasks.table import OPEN_NLU, SUITES, TASKS
 from hf_glu.training.comparing import engine
 from hf_glu.training.comparing.classifiers import ComparedClassifiers
 from hf_glu.training.comparing.kinds import PlannedRun
+from hf_glu.training.comparing.shared import known_folder, make_folder
 from hf_glu.training.comparing.variants import Variant
 from hf_glu.training.job import Job
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.options import JobOptions, TrainingOptions
-from hf_glu.training.results import ComparisonTable, Results
+from hf_glu.training.record import fingerprint, versions
+from hf_glu.training.results import ComparisonTable, Record, Results
 from recipes.evidence.presets import TUNED, Preset
 
 Tell = Callable[[str], object]
@@ -148,20 +150,37 @@ def find_model() -> str:
 
 
 def heal(model: str, preset: Preset, data: Path, output: Path) -> Path:
-    """Return the model at equal parameters, healed on the text, made once."""
-    target = output / "healed"
-    if not target.is_dir():
-        with staged_folder(target) as stage:
-            hf_glu.pretrain(
-                model, str(data / "text" / "train.jsonl"), validation=str(data / "text" / "validation.jsonl"),
-                to="swiglu", width="iso", teacher=model, match="ffn", objective="hidden", lr=3e-4, batch_size=32,
-                max_length=64, max_steps=preset.healing, weight_decay=0.0, evaluate_every=0, precision=preset.precision,
-                text_column="text", validation_size=64, output=str(stage / "run"), base_model=MODEL,
-            )  # fmt: skip
-            for path in (stage / "run").iterdir():
-                path.rename(stage / path.name)
-            (stage / "run").rmdir()
+    """Return the model at equal parameters, healed on the text, made once.
+
+    Raises:
+        CheckpointError: the one that is there is made of something else, or was changed.
+    """
+    target, text = output / "healed", {split: data / "text" / f"{split}.jsonl" for split in ("train", "validation")}
+    options: Any = {
+        "to": "swiglu", "width": "iso", "match": "ffn", "objective": "hidden", "lr": 3e-4, "batch_size": 32,
+        "max_length": 64, "max_steps": preset.healing, "weight_decay": 0.0, "evaluate_every": 0,
+        "precision": preset.precision, "text_column": "text", "validation_size": 64, "base_model": MODEL,
+    }  # fmt: skip
+    made_of = _made_of(options, text.values(), fingerprint(Path(model)))
+
+    def write(stage: Path) -> None:
+        run = stage / "run"
+        hf_glu.pretrain(
+            model, str(text["train"]), validation=str(text["validation"]), teacher=model, output=str(run), **options
+        )
+        for path in run.iterdir():
+            path.rename(stage / path.name)
+        run.rmdir()
+
+    if not known_folder(target, made_of):
+        make_folder(target, made_of, write)
     return target
+
+
+def _made_of(options: Mapping[str, Any], files: Iterable[Path], model: dict[str, str]) -> Record:
+    """Record what a folder that is made once depends on."""
+    data: dict[str, list[str | None]] = {f"{path.parent.name}/{path.name}": [hash_file(path)] for path in files}
+    return {"options": dict(options), "data": data, "model": model, "versions": versions()}
 
 
 def options_of(preset: Preset, lr: float = LRS[0]) -> TrainingOptions:
@@ -218,21 +237,31 @@ def mean_table(found: Mapping[str, ComparisonTable], lr: float, rates: Mapping[f
 
 
 def join_tasks(preset: Preset, data: Path, output: Path) -> Path:
-    """Return a data set of all tasks with classes in one: the task's name before the text, and in the label."""
+    """Return a data set of all tasks with classes in one: the task's name before the text, and in the label.
+
+    Raises:
+        CheckpointError: the one that is there is made of something else, or was changed.
+    """
     target = output / "joined"
     names = [name for name in preset.tasks or SUITES[OPEN_NLU] if TASKS[name].form == "classes"]
-    known: set[str] = set()
-    if not target.is_dir():
-        with staged_folder(target) as stage:
-            for split, count in zip(("train", "validation"), preset.own_rows, strict=True):
-                lines = []
-                for name in names:
-                    rows = (data / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-                    lines += [{"text": f"{name}: {row['text']}", "label": f"{name}/{row['label']}"}
-                              for row in map(json.loads, rows)]  # fmt: skip
-                known = known or {line["label"] for line in lines}  # what was never seen can't be learned
-                lines = [line for line in lines if line["label"] in known]
-                (stage / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    counts = dict(zip(("train", "validation"), preset.own_rows, strict=True))
+    files = [data / name / f"{split}.jsonl" for split in counts for name in names]
+    made_of = _made_of({"tasks": names, "rows": counts}, files, {})
+
+    def write(stage: Path) -> None:
+        known: set[str] = set()
+        for split, count in counts.items():
+            lines = []
+            for name in names:
+                rows = (data / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+                lines += [{"text": f"{name}: {row['text']}", "label": f"{name}/{row['label']}"}
+                          for row in map(json.loads, rows)]  # fmt: skip
+            known = known or {line["label"] for line in lines}  # what was never seen can't be learned
+            lines = [line for line in lines if line["label"] in known]
+            (stage / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+    if not known_folder(target, made_of):
+        make_folder(target, made_of, write)
     return target
 
 

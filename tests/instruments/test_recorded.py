@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import accelerate
 import banks
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pico import FAMILIES, make_native
 from states import awake, ids
 
 import hf_glu
-from hf_glu.errors import DataError, MissingPackageError, UnknownNameError
+from hf_glu.errors import DataError, MissingPackageError, OptionError, UnknownNameError
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.native import is_bank
 from hf_glu.instruments.recorded import MEASURES
@@ -99,6 +100,13 @@ def test_names_are_those_that_modulations_have():
     for name in ("gpt2", "bert", "t5", "llama", "gpt2 converted"):
         model = MODELS[name][0]()
         assert record(model).places == list(gate_places(model))
+
+
+@pytest.mark.parametrize("make", [partial(make_native, "mixtral"), ours])
+def test_offloaded_experts_are_told_of(make):
+    model = accelerate.cpu_offload(make().eval(), execution_device="cpu")
+    with pytest.raises(OptionError, match="offloaded"):
+        record(model)
 
 
 def of_native(bank: Any, x: Any, expert: int) -> Any:

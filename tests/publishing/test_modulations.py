@@ -72,6 +72,12 @@ def lose_a_gate(folder):
     save_file(tensors, folder / "modulation.safetensors")
 
 
+def lose_samples(folder):
+    tensors = load_file(folder / "modulation.safetensors")
+    save_file({name: each for name, each in tensors.items() if not name.startswith("sample.")},
+              folder / "modulation.safetensors")  # fmt: skip
+
+
 def put_nan(folder):
     tensors = load_file(folder / "modulation.safetensors")
     tensors["threshold.layers.0"][3] = float("nan")
@@ -89,6 +95,7 @@ def put_nan(folder):
         (lambda folder: edit(folder, lambda about: about["detector"].update(gate="layers.7")), "broken"),
         (lose_a_gate, "broken"),
         (put_nan, "broken"),
+        (lose_samples, "broken"),
     ],
 )
 def test_a_broken_folder_is_one_line(made, tmp_path, harm, says):

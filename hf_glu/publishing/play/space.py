@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hf_glu.checkpoint.files import CARD_FILE
 from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.gguf import is_gguf
 from hf_glu.checkpoint.writing import user_path, write_text
+from hf_glu.errors import MissingPackageError
+from hf_glu.publishing.hub.staging import clean_stage, list_files
 from hf_glu.publishing.play.playing import Playground
 from hf_glu.version import __version__
 
@@ -34,7 +36,6 @@ sdk_version: {gradio}
 python_version: "{python}"
 app_file: {app}
 pinned: false
-license: apache-2.0
 ---
 
 # {name}: gates
@@ -50,7 +51,8 @@ from hf_glu.publishing.play.playing import Playground
 from hf_glu.publishing.play.serving import serve
 
 ground = Playground({model!r}, {compare!r}, {modulations!r})
-serve(ground, print, host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), port=int(os.environ.get("PORT", "7860")))
+host = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"  # the Hub sets it: elsewhere the page is this machine's
+serve(ground, print, host=os.environ.get("GRADIO_SERVER_NAME", host), port=int(os.environ.get("PORT", "7860")))
 '''
 
 
@@ -58,8 +60,11 @@ def write_space(ground: Playground, folder: str | os.PathLike[str]) -> Path:
     """Write a playground as a Space into a new folder, whole or not at all; return its path.
 
     Raises:
-        CheckpointError: the folder exists and isn't empty, or can't be written.
+        CheckpointError: the folder exists and isn't empty, or can't be written; a text of the model names a folder of
+            this machine.
+        MissingPackageError: hf_glu isn't installed, so that nobody knows what it requires.
     """
+    wanted = requirements()
     with staged_folder(folder) as stage:
         other = None if ground.other is None else ground.other.source
         told = {
@@ -69,17 +74,25 @@ def write_space(ground: Playground, folder: str | os.PathLike[str]) -> Path:
         }
         shutil.copytree(_package(), stage / "hf_glu", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         write_text(stage / APP, CODE.format(**told))
-        write_text(stage / REQUIREMENTS, "\n".join(requirements()) + "\n")
+        write_text(stage / REQUIREMENTS, "\n".join(wanted) + "\n")
         about: dict[str, Any] = {"name": ground.name, "title": _title(ground.name), "app": APP, "python": PYTHON}
         write_text(stage / CARD_FILE, CARD.format(**about, gradio=version("gradio"), hf_glu=__version__))
     return user_path(folder)
 
 
 def requirements() -> list[str]:
-    """Return what the Space installs: hf_glu's own requirements, torch and Transformers as they are here."""
+    """Return what the Space installs: hf_glu's own requirements, torch and Transformers as they are here.
+
+    Raises:
+        MissingPackageError: hf_glu isn't installed.
+    """
     here = {name: f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers")}
     found = []
-    for line in requires("hf_glu") or []:
+    try:
+        lines = requires("hf_glu") or []
+    except PackageNotFoundError:
+        raise MissingPackageError("a Space lists what hf_glu requires, and it isn't installed: pip install .") from None
+    for line in lines:
         wanted, _, marker = line.partition(";")
         name = re.split(r"[^\w.-]", wanted.strip())[0]
         if ("extra" not in marker or f"'{EXTRA}'" in marker.replace('"', "'")) and name not in IN_IT:
@@ -98,7 +111,10 @@ def _bring(source: str, stage: Path, name: str) -> str:
     if not path.exists():
         return source
     if path.is_dir():
-        shutil.copytree(path, stage / name, ignore=shutil.ignore_patterns(".*"))
+        for file in list_files(path)[0]:  # what a push would take
+            (stage / name / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path / file, stage / name / file)
+        clean_stage(stage / name, path)
         return name
     target = f"{name}{path.suffix}" if is_gguf(source) or path.suffix else name
     (stage / target).parent.mkdir(parents=True, exist_ok=True)

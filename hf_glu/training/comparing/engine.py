@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
-import numpy as np
 from accelerate import PartialState
 
 from hf_glu.checkpoint.files import COMPARISON_FILE, RUN_FILE
@@ -201,19 +200,22 @@ def _table(
 def _row(
     name: str, values: list[float], reference: list[float], results: list[Results], *, apart: bool
 ) -> ComparisonRow:
-    """Return a variant's row; ``apart``: it isn't the baseline."""
-    differences = np.subtract(values, reference).tolist() if apart else []
+    """Return a variant's row; ``apart``: it isn't the baseline. Seeds that diverged are in its scores alone."""
+    pairs = [pair for pair in zip(values, reference, strict=True) if all(map(math.isfinite, pair))] if apart else []
+    differences = [mine - other for mine, other in pairs]
+    known = [value for value in values if math.isfinite(value)]  # the others diverged, which the scores say
+    ended = [each for each in results if "training" in each]
     return {
         "name": name,
         "scores": values,
-        "mean": fmean(values),
-        "std": stdev(values) if len(values) > 1 else None,
-        "interval": interval(values),
-        "difference": fmean(differences) if apart else None,
+        "mean": fmean(known) if known else math.nan,
+        "std": stdev(known) if len(known) > 1 else None,
+        "interval": interval(known),
+        "difference": fmean(differences) if differences else None,
         "difference_interval": interval(differences),
-        "p_value": paired_p(values, reference) if apart else None,
+        "p_value": paired_p(*zip(*pairs, strict=True)) if pairs else None,
         "p_holm": None,
         "parameters": results[0]["parameters"],
         "active_parameters": results[0]["active_parameters"],
-        "seconds": fmean(each["training"]["seconds"] for each in results),
+        "seconds": fmean(each["training"]["seconds"] for each in ended) if ended else math.nan,
     }

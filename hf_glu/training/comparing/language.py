@@ -202,9 +202,9 @@ class ComparedLanguageModels(Compared):
         return replace(job.dense(), model=str(base), base_model=job.title) if base else job
 
     def value(self, results: Results) -> float:
-        """Return the loss."""
+        """Return the loss; infinity where there is none, or it is no number."""
         loss: float | None = results["metrics"].get(results["main"][0])
-        return math.inf if loss is None else loss
+        return math.inf if loss is None or not math.isfinite(loss) else loss
 
     def complete(
         self, table: ComparisonTable, runs: Mapping[str, Sequence[PlannedRun]], found: Mapping[str, list[Results]]
@@ -217,7 +217,9 @@ class ComparedLanguageModels(Compared):
             row["width"], row["ffn_parameters"], row["flops_per_token"] = shape.width, shape.ffn_parameters, shape.flops
         if not self.options.evaluate_every:
             return
-        target = max(table["variants"][0]["scores"]) if self.target_loss is None else self.target_loss
+        target = self.target_loss
+        if target is None:
+            target = max((each for each in table["variants"][0]["scores"] if math.isfinite(each)), default=-math.inf)
         table["target_loss"] = target
         for row in table["variants"]:
             done = runs[row["name"]][: len(table["seeds"])]
@@ -230,7 +232,8 @@ class ComparedLanguageModels(Compared):
 def curve_of(run: PlannedRun) -> list[tuple[float, float]]:
     """Return (tokens, loss) of each evaluation of a run."""
     lines = [line for line in read_lines(run.folder / LOG_FILE) if "evaluation" in line]
-    return [(line["tokens"], line["evaluation"]["loss"]) for line in lines]
+    found = [(line["tokens"], line["evaluation"]["loss"]) for line in lines]
+    return [(tokens, loss) for tokens, loss in found if loss is not None]  # it is null where training diverges
 
 
 def _part(made_of: Record, keys: Sequence[str], **more: Any) -> Record:

@@ -8,6 +8,7 @@ from typing import cast
 from hf_glu.checkpoint.files import RESULTS_FILE
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.errors import DivergedError
+from hf_glu.instruments.routing import active_parameters
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.loop import checkpoints
 from hf_glu.training.results import Results
@@ -21,7 +22,8 @@ class TrialRun(LanguageRun):
         try:
             return super().run()
         except DivergedError:
-            known = cast(Results, {"task": self.entry["task"], "main": ["loss"], "metrics": {}})
+            counts = {"parameters": self.model.num_parameters(), "active_parameters": active_parameters(self.model)}
+            known = cast(Results, {"task": self.entry["task"], "main": ["loss"], "metrics": {}, **counts})
             if self.folder is not None:
                 self.finish(self.folder, known)
             return known
