@@ -126,7 +126,7 @@ def test_what_was_recorded_is_a_table():
         assert len(repr(gates).splitlines()) == 2  # nothing yet
         model(**model.dummy_inputs)
     assert repr(gates).splitlines()[0] == "2 gates"
-    assert repr(gates).splitlines()[-1].split()[:2] == ["encoder.layers.1", "stateful_geglu"]
+    assert repr(gates).splitlines()[-1].split()[:3] == ["encoder.layers.1", "bert.encoder.layer.1", "stateful_geglu"]
     assert "openness" in Cells(gates._repr_html_()).cells
     with hf_glu.record_gates(model) as gates:
         for count in (1, 2):
