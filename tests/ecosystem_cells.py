@@ -133,9 +133,9 @@ a hub kernel), since the tool itself needs a GPU or isn't what tests install. A 
 In words: kernels for SwiGLU are kept away from FFNs that have another gate, whose stock forward stays; everything else
 in the model gets its kernels. A class or a fusion that ignores the activation is refused when the model is built or
 converted; in a model that names nothing of ours (a native reglu) only Liger's and `kernels`' are, since anybody's own
-FFN may compute what it likes there. Gates that read the text are refused by servers that put many texts into one row. Tensor parallelism leaves
-FFNs whole that are widened, or whose gates have parameters of each unit; families without a plan for experts are
-refused by Transformers itself.
+FFN may compute what it likes there. Gates that read the text are refused by servers that put many texts into one row.
+Tensor parallelism leaves FFNs whole that are widened or sparse, or whose gates have parameters of each unit; families
+without a plan for experts are refused by Transformers itself.
 
 Tested elsewhere:
 

@@ -153,38 +153,38 @@ def test_weights_that_change_are_seen():
 @pytest.mark.parametrize("write", ["load_state_dict", "optimizer", "merge", "train"])
 def test_norms_are_those_of_the_weights(write, monkeypatch):
     model, _ = make("llama", method="wina")
-    linear = cut_linears(model)[0]
-    x, times = torch.randn(2, 1, linear.in_features), torch.rand(linear.weight.shape[1]) * 4
+    part = cut_linears(model)[0]
+    x, times = torch.randn(2, 1, part.in_features), torch.rand(part.weight.shape[1]) * 4
     with torch.no_grad():
-        linear(x[:1])
+        part(x[:1])
         if write == "load_state_dict":
-            linear.load_state_dict({"weight": linear.weight * times})
+            part.load_state_dict({"weight": part.weight * times})
         elif write == "optimizer":
-            linear.weight.grad = torch.randn_like(linear.weight)
-            torch.optim.SGD([linear.weight], lr=1.0).step()
+            part.weight.grad = torch.randn_like(part.weight)
+            torch.optim.SGD([part.weight], lr=1.0).step()
         elif write == "merge":
-            linear.weight.data += torch.randn_like(linear.weight)  # as PEFT does
+            part.weight.data += torch.randn_like(part.weight)  # as PEFT does
         else:
-            linear.weight.data[0, 1] += 9
+            part.weight.data[0, 1] += 9
             model.train().eval()
-        scale = linear.weight.norm(dim=0)
-        expected = torch.where(linear.hf_glu_cut.keeps(x, scale), x, 0) @ linear.weight.T
-        torch.testing.assert_close(linear(x[:1]), expected[:1], **CLOSE)
+        scale = part.weight.norm(dim=0)
+        expected = torch.where(part.hf_glu_cut.keeps(x, scale), x, 0) @ part.weight.T
+        torch.testing.assert_close(part(x[:1]), expected[:1], **CLOSE)
         monkeypatch.setattr(sparse_linear, "_norms", None)  # a step of several texts computes none
-        torch.testing.assert_close(linear(x), expected, **CLOSE)
+        torch.testing.assert_close(part(x), expected, **CLOSE)
 
 
 def test_an_input_of_another_size_is_refused():
     model, _ = make("llama")
-    for linear in cut_linears(model)[:3]:
-        for size in (1, linear.in_features + 1):
+    for part in cut_linears(model)[:3]:
+        for size in (1, part.in_features + 1):
             with torch.no_grad(), pytest.raises(RuntimeError, match="shape"):
-                linear(torch.ones(1, 1, size))
+                part(torch.ones(1, 1, size))
 
 
 def test_quantized_weights_and_modules_are_refused(tmp_path, monkeypatch):
     model, _ = make("llama", method="wina")
-    linear = cut_linears(model)[0]
+    part = cut_linears(model)[0]
 
     class Quantized(torch.Tensor):
         @classmethod
@@ -193,10 +193,10 @@ def test_quantized_weights_and_modules_are_refused(tmp_path, monkeypatch):
                 raise NotImplementedError("aten.linalg_vector_norm")
             return super().__torch_function__(function, types, args, kwargs or {})
 
-    del linear._parameters["weight"]
-    linear.weight = torch.randn(linear.out_features, linear.in_features).as_subclass(Quantized)
+    del part._parameters["weight"]
+    part.weight = torch.randn(part.out_features, part.in_features).as_subclass(Quantized)
     with torch.no_grad(), pytest.raises(ConversionError, match="Quantized, whose norms"):
-        linear(torch.randn(1, linear.in_features))
+        part(torch.randn(1, part.in_features))
     model, _ = make("llama")
     model.save_pretrained(tmp_path)
     monkeypatch.setattr("hf_glu.plugin.models.resume_sparsity", lambda model, config: None)
