@@ -173,15 +173,16 @@ def take_off(sites: Iterable[Site]) -> int:
     return found
 
 
-def resume_sparsity(model: nn.Module, config: Any) -> None:
-    """Make a freshly built model leave out what its config says."""
+def resume_sparsity(model: nn.Module, config: Any) -> list[Site]:
+    """Make a freshly built model leave out what its config says; return the sites that do."""
     entry = GluConfig.of(config).sparsity
     if entry is None:
-        return
+        return []
     options = SparsityOptions.from_dict(entry)
-    for site in cuttable_sites(model):
-        if place_of(site) in options.cuts:
-            put_cuts(site, options)
+    sites = [site for site in cuttable_sites(model) if place_of(site) in options.cuts]
+    for site in sites:
+        put_cuts(site, options)
+    return sites
 
 
 def refuse_swapped(model: nn.Module) -> None:

@@ -42,8 +42,7 @@ def install(module: ModuleType, patches: Patches) -> None:
         check_forwards(self, self.config)
         built = build_ffns(self, self.config)
         plain_post_init(self)
-        resume_sparsity(self, self.config)
-        replicate(self, built)
+        replicate(self, [*built, *resume_sparsity(self, self.config)])  # a split would weigh parts of rows
 
     @wraps(plain_initialize)
     def initialize_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:

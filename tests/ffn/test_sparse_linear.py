@@ -199,7 +199,7 @@ def test_quantized_weights_and_modules_are_refused(tmp_path, monkeypatch):
         part(torch.randn(1, part.in_features))
     model, _ = make("llama")
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr("hf_glu.plugin.models.resume_sparsity", lambda model, config: None)
+    monkeypatch.setattr("hf_glu.plugin.models.resume_sparsity", lambda model, config: [])
     with pytest.raises(ConversionError, match="quantizer"):
         type(model).from_pretrained(tmp_path)
 
@@ -265,6 +265,34 @@ def test_what_cannot_be_is_refused(options, message):
         hf_glu.sparsify(model, **given)
     assert not cut_linears(model)
     assert model.config.hf_glu is None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_fails_leaves_the_model_as_it_was(late, monkeypatch):
+    model, _ = make("llama")
+    before, entry = outputs(model), dict(model.config.hf_glu)
+    if late:
+        monkeypatch.setattr("hf_glu.conversion.sparsify.square_error", None)
+    with pytest.raises((OptionError, TypeError)):
+        hf_glu.sparsify(model, IDS if late else IDS[:1], keep=0.5)
+    assert model.config.hf_glu == entry
+    assert_same(outputs(model), before, "exact")
+
+
+def test_a_hooked_projection_is_refused():
+    model = make_native("llama")
+    part = model.model.layers[0].mlp.up_proj
+    part.forward = part.forward
+    with pytest.raises(ConversionError, match="forward of its own"):
+        hf_glu.sparsify(model, IDS)
+
+
+def test_a_tensor_parallel_plan_leaves_sparse_ffns_whole():
+    plan = set(make_native("llama")._tp_plan)
+    model, _ = make("llama")
+    left_out = plan - set(type(model)(model.config)._tp_plan)
+    assert left_out == {name for name in plan if ".mlp." in name}
+    assert left_out
 
 
 def test_a_config_that_cannot_be_is_refused():

@@ -25,8 +25,9 @@ from hf_glu.training.parameters.gates import masked_parameters
 def muon(model: nn.Module, lr: float = 1e-3, weight_decay: float = 0.1, **options: Any) -> torch.optim.Optimizer:
     """Return torch's Muon for a model's matrices, with the halves of each ``[gate | up]`` as two.
 
-    Those are the weights of linear layers within the model's base, as ``[out, in]`` whichever way a layer stores them,
-    in groups by what they hold: no embeddings, no head, no router, no single row, and no projection of which `train_only_gates` trains a half. The rest is for another optimizer:
+    Those are the weights of linear layers within the model's base, as ``[out, in]`` whichever way a layer stores them:
+    no embeddings, no head, no router, no single row, and no projection of which `train_only_gates` trains a half. What
+    an optimizer has to know of them stands in its groups. The rest is for another optimizer:
     ``parameter_groups(model, 3e-4, 0.01, without=optimizer)``.
 
     Args:
