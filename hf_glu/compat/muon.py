@@ -13,7 +13,7 @@ from hf_glu.compat.of_torch import MUON, MUON_GROUP
 _STOCK: Any = MUON.find_or(torch.optim.Optimizer)  # so that the class has a name that it is pickled by in any torch
 
 
-class GatedMuon(_STOCK):  # type: ignore[misc]
+class GatedMuon(_STOCK):
     """Muon; a group's ``halves``: its parameters are two matrices each along that dimension.
 
     ``transposed``: they are stored as ``[in, out]``.
