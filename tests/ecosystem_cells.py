@@ -66,6 +66,7 @@ TOOLS = (
     Tool(
         title="fusion mappings, `fusion_config`", where="swaps.fused", fake=True,
         refused=refused(_IGNORED, *(kind for kind in KINDS if kind not in ("experts", "native bank"))),
+        measured=tuple(kind for kind in KINDS if kind != "reglu, native"),
     ),
     Tool(title="wrappers around each module (TransformerBridge)", where="swaps.bridged", fake=True),
     Tool(title="hooks on each module (nnsight)", where="swaps.traced", fake=True),
@@ -131,9 +132,10 @@ a hub kernel), since the tool itself needs a GPU or isn't what tests install. A 
 
 In words: kernels for SwiGLU are kept away from FFNs that have another gate, whose stock forward stays; everything else
 in the model gets its kernels. A class or a fusion that ignores the activation is refused when the model is built or
-converted. Gates that read the text are refused by servers that put many texts into one row. Tensor parallelism leaves
-FFNs whole that are widened, or whose gates have parameters of each unit; families without a plan for experts are
-refused by Transformers itself.
+converted; in a model that names nothing of ours (a native reglu) only Liger's and `kernels`' are, since anybody's own
+FFN may compute what it likes there. Gates that read the text are refused by servers that put many texts into one row.
+Tensor parallelism leaves FFNs whole that are widened or sparse, or whose gates have parameters of each unit; families
+without a plan for experts are refused by Transformers itself.
 
 Tested elsewhere:
 

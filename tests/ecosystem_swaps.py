@@ -143,6 +143,7 @@ class LigerSwiGLUMLP(nn.Module):
 class LigerGEGLUMLP(LigerSwiGLUMLP):
     """One that doesn't, as Liger's for GeGLU."""
 
+    __module__ = "liger_kernel.transformers.geglu"
     strict = False
 
 

@@ -20,6 +20,7 @@ from hf_glu.activation.context.states import Trail, trail_of
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.compiled import has_kernels
 from hf_glu.activation.kernels.formulas import split_gate_up
+from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import GatedActivation, OwnedActivation, OwnedModule, reset_elementwise
 from hf_glu.config.registry import registry
 
@@ -79,7 +80,7 @@ class WrappedGate(OwnedActivation):
 
     def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
         """Apply the activation to the shifted gate; ``confidence`` is what the router says, in an expert."""
-        if self.is_fused and (made := self.shift.then(self.phi, x)) is not None:
+        if self.is_fused and is_bare(self.shift) and (made := self.shift.then(self.phi, x)) is not None:
             return made
         x = self.shift(x, confidence) if self.shift.hears else self.shift(x)
         if confidence is not None and isinstance(self.phi, WrappedGate):

@@ -42,7 +42,7 @@ def sparsify_checkpoint(
     forget_gguf(model)
     model.save_pretrained(stage)
     copy_other_files(folder, stage)
-    earlier = Path(folder).parent / REPORT_FILE if is_gguf(source) else Path(folder) / REPORT_FILE
-    known = read_object(earlier) if earlier.is_file() and not is_gguf(source) else {"base": base}
+    earlier = Path(folder) / REPORT_FILE  # none where that is a GGUF file
+    known = read_object(earlier) if earlier.is_file() else {"base": base}
     write_json(stage / REPORT_FILE, {**known, "sparsity": report.to_dict()})
     return report

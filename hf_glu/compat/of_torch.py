@@ -28,6 +28,7 @@ GLOBAL_HOOKS = tuple(
     Private(where="torch.nn.modules.module", name=f"_global_{when}_hooks", seen=SEEN, need=_HOOKS)
     for when in ("forward", "forward_pre", "backward", "backward_pre")
 )
+VERSION = Private(where=_TENSOR, name="_version", seen=SEEN, need="sparse FFNs of weights that change")
 TENSOR_HOOKS = Private(where=_TENSOR, name="_backward_hooks", seen=SEEN, need=_GATES)
 GRAPH_TASK = Private(where="torch._C", name="_current_graph_task_id", seen=SEEN, need="telling a recomputation")
 TRANSFORMS = Private(

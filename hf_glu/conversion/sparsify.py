@@ -17,13 +17,14 @@ from hf_glu.conversion.allocating import LEAST, choose_shares, scores, square_er
 from hf_glu.conversion.checks import check_convertible, check_values
 from hf_glu.conversion.fit.calibration import make_batches
 from hf_glu.conversion.held_out import hold_out
-from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.forward import ffn_output, ffn_units, projections
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.sites import Site
 from hf_glu.ffn.sparse import lay_out
 from hf_glu.ffn.sparse_kernel import DTYPES, find_kernel
-from hf_glu.ffn.sparse_linear import cuttable_sites, place_of, put_cuts, take_off
+from hf_glu.ffn.sparse_linear import SparseLinear, cuttable_sites, place_of, put_cuts, take_off
+from hf_glu.inplace import become
 from hf_glu.instruments.recorder import inputs_of
 
 GATHERED = 2048  # tokens of calibration, of which so many are taken
@@ -134,10 +135,22 @@ def sparsify(
     if calibration is None:
         raise OptionError("sparsify needs calibration: texts (with tokenizer=), token ids or batches")
     sites = _chosen(model, layers, exclude)
-    _forget(model)
+    _check_least(sites, METHODS[method], keep)
+    before = _forget(model)
+    try:
+        return _sparsified(model, sites, calibration, keep=keep, method=method, tokenizer=tokenizer)
+    except BaseException:
+        _forget(model)
+        _restore(before)
+        raise
+
+
+def _sparsified(
+    model: Any, sites: list[Site], calibration: Any, *, keep: float, method: str, tokenizer: Any
+) -> SparsityReport:
+    """Make a dense model sparse."""
     text, calibration = hold_out(model, calibration, tokenizer)
     inputs = _inputs(model, sites, make_batches(model, calibration, tokenizer))
-    _check_least(sites, METHODS[method], keep)
     found = [_cut(site, x, method, keep) for site, x in zip(sites, inputs, strict=True)]
     options = SparsityOptions(
         method=method, keep=keep, cuts={place_of(site): cuts for site, (_, cuts) in zip(sites, found, strict=True)}
@@ -161,6 +174,12 @@ def _chosen(model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
     ]
     if not sites:
         raise NoSiteError(f"{type(model).__name__} has no FFN of linear projections that is chosen")
+    for site in sites:
+        if any("forward" in vars(linear) for linear in projections(site)):
+            raise ConversionError(
+                f"a projection of {site.name} has a forward of its own (a hook of Accelerate's, offloading, another "
+                "kernel), which would go past what is left out: take it off first (remove_hook_from_module)"
+            )
     places = [place_of(site) for site in sites]
     if double := next((site for site in sites if places.count(place_of(site)) > 1), None):
         raise OptionError(f"{double.name}: its layer has several FFNs, which the config can't tell apart: exclude some")
@@ -243,7 +262,31 @@ def _write(model: nn.Module, sites: list[Site], options: SparsityOptions | None)
         config.hf_glu = written if written.keys() != {"version"} else None
 
 
-def _forget(model: nn.Module) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    """What a model was before it is made sparse anew."""
+
+    cuts: list[tuple[Any, Any]]
+    configs: list[tuple[Any, Any]]
+
+
+def _forget(model: nn.Module) -> _Before:
+    """Make a model dense; return what it was."""
     sites = cuttable_sites(model)
+    sparse = [linear for site in sites for linear in projections(site) if isinstance(linear, SparseLinear)]
+    configs = {id(each): each for site in sites for each in governing_configs(model, site)}.values()
+    before = _Before(
+        cuts=[(linear, vars(linear)["hf_glu_cut"]) for linear in sparse],
+        configs=[(config, getattr(config, "hf_glu", None)) for config in configs],
+    )
     take_off(sites)
     _write(model, sites, None)
+    return before
+
+
+def _restore(before: _Before) -> None:
+    for linear, cut in before.cuts:
+        become(linear, SparseLinear)
+        vars(linear)["hf_glu_cut"] = cut
+    for config, entry in before.configs:
+        config.hf_glu = entry

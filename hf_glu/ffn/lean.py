@@ -59,7 +59,7 @@ def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:
 
 
 def fuse(model: nn.Module, *, device: str | None = None) -> int:
-    """Compute the activations of ``model`` in one pass while it trains; return how many are.
+    """Compute the activations of ``model`` in one pass, in training and at inference; return how many are.
 
     Those are gates phi(g) u, mixes (``learnable_N``, ``moa_N``) and modulated gates, in FFNs and in experts of ours,
     whose functions are known exactly. Kernels are made by torch's compiler when they are first needed; of gates on an
@@ -69,7 +69,7 @@ def fuse(model: nn.Module, *, device: str | None = None) -> int:
 
     Args:
         model: whose activations.
-        device: the type of device that it will train on; None: where it is.
+        device: the type of device that it will run on; None: where it is.
 
     Raises:
         NoSiteError: there is no activation of hf_glu's.

@@ -8,9 +8,9 @@ activation that the model has, but it has to name it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from inspect import unwrap
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,7 @@ from hf_glu.ffn.sites import Site, find_sites, follow
 
 STOCK = ("transformers", "hf_glu", "torch", "peft", "accelerate")  # whose forwards are known to call what they have
 USUAL = sorted(frozenset().union(*SAME_FUNCTION))  # what there are kernels for
+KERNELS = ("liger_kernel", "kernels")  # whose FFNs have an activation of their own, whatever a config names
 ANOTHER = "super"  # what a forward names that leaves the work to the one it replaces
 
 
@@ -63,15 +64,21 @@ def names_another(config: Any) -> bool:
 
 
 def check_forwards(model: nn.Module, config: Any) -> None:
-    """Check the FFNs of a model that is being built, where its config names another activation than its class has.
+    """Check the FFNs of a model that is being built.
+
+    Where its config names nothing of ours, only those that a library of `KERNELS` computes, in a model of Transformers
+    whose config names another activation than its class has (as a converted Llama's does, which is stock otherwise):
+    what anybody else puts into a stock model may compute what it likes.
 
     Raises:
         ConversionError: see `refuse_replaced`.
     """
     if names_ours(config):
         refuse_replaced(model, find_sites(model))
-    elif names_another(config):  # as a converted Llama's does, which is stock otherwise
-        refuse_replaced(model, [site for site in find_sites(model) if site.native])
+    elif names_another(config) and not _is_foreign(type(model).__module__):
+        for name, other, module in _replaced(model, [site for site in find_sites(model) if site.native]):
+            if _is_kernel(other, module) and names_another(getattr(module, "config", config)):
+                raise _refused(name, other)
 
 
 def refuse_replaced(model: nn.Module, sites: Iterable[Site]) -> None:
@@ -80,13 +87,25 @@ def refuse_replaced(model: nn.Module, sites: Iterable[Site]) -> None:
     Raises:
         ConversionError: one doesn't, or an FFN of somebody else's has no activation that could be changed.
     """
+    for name, other, _ in _replaced(model, sites):
+        raise _refused(name, other)
+
+
+def _replaced(model: nn.Module, sites: Iterable[Site]) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield the FFNs whose forward doesn't use what stands in them: name, what computes them, and module."""
     for site in sites:
         for module, part in _on_the_way(site):
             if other := _ignoring(module, part):
-                raise _refused(site.name, other)
+                yield site.name, other, module
+    own = _package(type(model).__module__)  # a model of somebody else's has FFNs of its own
     for name, module in model.named_modules():
-        if _is_foreign(type(module).__module__) and any(_lacks_activation(module, row) for row in SITE_TABLE):
-            raise _refused(name, f"{type(module).__module__}.{type(module).__name__}")
+        home = type(module).__module__
+        if _is_foreign(home) and _package(home) != own and _lacks_activation(module):
+            yield name, f"{home}.{type(module).__name__}", module
+
+
+def _is_kernel(other: str, module: nn.Module) -> bool:
+    return any(_package(home) in KERNELS for home in (other, *(base.__module__ for base in type(module).__mro__)))
 
 
 def _refused(name: str, other: str) -> ConversionError:
@@ -106,16 +125,42 @@ def _on_the_way(site: Site) -> Iterator[tuple[nn.Module, str]]:
 
 def _ignoring(module: nn.Module, part: str) -> str | None:
     """Return the forward of ``module`` that isn't stock and doesn't name ``part``; None where it is or does."""
-    forward = unwrap(module.forward)  # what Accelerate and others put around it says what is inside
-    forward = getattr(forward, "__func__", forward)
-    home, own = str(getattr(forward, "__module__", None) or type(forward).__module__), type(module)
+    forward, own = _inside(module.forward), type(module)
+    home = str(getattr(forward, "__module__", None) or type(forward).__module__)
     derived = any(not _is_foreign(base.__module__) for base in own.__mro__ if base not in (nn.Module, object))
     if not _is_foreign(home) or (home == own.__module__ and not derived and "forward" not in vars(module)):
         return None  # stock, or of a model that is nobody else's
-    code = getattr(forward, "__code__", None)
-    if isinstance(code, CodeType) and {part, ANOTHER} & set(_names(code)):
-        return None
+    if isinstance(forward, FunctionType):
+        functions = [forward, *_called(forward, own)]
+        if any({part, ANOTHER} & set(_names(function.__code__)) for function in functions):
+            return None
     return f"{home}.{getattr(forward, '__qualname__', type(forward).__name__)}"
+
+
+def _inside(call: Any) -> Any:
+    """Return the function inside of what Accelerate and others put around it, which says what is inside."""
+    while (inner := call.func if isinstance(call, partial) else unwrap(call)) is not call:
+        call = inner
+    return getattr(call, "__func__", call)
+
+
+def _called(function: FunctionType, own: type) -> Iterator[FunctionType]:
+    """Yield the functions that a forward may hand its work to: of its closure, its module, its class and others'."""
+    for cell in function.__closure__ or ():
+        try:
+            found = [cell.cell_contents]
+        except ValueError:  # empty
+            continue
+        yield from filter(_is_function, map(_inside, found))
+    for name in set(_names(function.__code__)) - {"forward"}:  # the class's own is what has been replaced
+        for each in (function.__globals__.get(name), getattr(own, name, None)):
+            call = _inside(getattr(each, "forward", None) if isinstance(each, type) else each)
+            if _is_function(call):
+                yield call
+
+
+def _is_function(call: Any) -> bool:
+    return isinstance(call, FunctionType)
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -127,11 +172,19 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _is_foreign(module: str) -> bool:
-    return module.partition(".")[0] not in STOCK
+    return _package(module) not in STOCK
 
 
-def _lacks_activation(module: nn.Module, row: SiteRow) -> bool:
-    """Return whether a module has the projections of a gated FFN, but no activation."""
-    if row.gate is None or type(module).__name__ in NO_FFN or isinstance(follow(module, row.act), nn.Module):
-        return False
-    return all(isinstance(follow(module, path), LINEAR) for path in (row.gate, row.in_proj, row.out_proj))
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _lacks_activation(module: nn.Module) -> bool:
+    """Return whether a module has the projections of a gated FFN, but no activation under any name that these have."""
+    rows = [row for row in SITE_TABLE if row.gate is not None and _has_projections(module, row)]
+    named = any(isinstance(follow(module, row.act), nn.Module) for row in rows)
+    return bool(rows) and not named and type(module).__name__ not in NO_FFN
+
+
+def _has_projections(module: nn.Module, row: SiteRow) -> bool:
+    return all(isinstance(follow(module, str(path)), LINEAR) for path in (row.gate, row.in_proj, row.out_proj))

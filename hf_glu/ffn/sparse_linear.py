@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.kernels.autodiff import needs_formula
+from hf_glu.compat.of_torch import VERSION
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.sparsity import METHODS, SparsityOptions
-from hf_glu.errors import OptionError
+from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.forward import is_alone, projections
-from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
+from hf_glu.ffn.linear import LINEAR, AnyLinear, in_features, weight_rows
 from hf_glu.ffn.sites import Site, find_sites
 from hf_glu.ffn.sparse import lay_out
 from hf_glu.ffn.sparse_kernel import DTYPES, kept, multiply_kept
@@ -48,13 +49,20 @@ class SparseLinear(InPlace):
     """What a projection becomes."""
 
     hf_glu_cut: Cut
-    hf_glu_norms: tuple[int, Tensor]  # where the weight was, and |W_i| of each input
+    hf_glu_norms: tuple[Any, Tensor, Tensor]  # what the weight was, and its diagonal; |W_i| of each input
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Apply the projection to what isn't left out of ``x``."""
+        """Apply the projection to what isn't left out of ``x``.
+
+        Raises:
+            RuntimeError: ``x`` has another size.
+            ConversionError: a quantizer has put weights here whose norms can't be computed.
+        """
         linear: Any = self
+        if x.shape[-1] != in_features(linear):  # a kernel would read past the weights, and torch's own may, too
+            raise RuntimeError(f"a projection of {in_features(linear)} inputs is given the shape {tuple(x.shape)}")
         cut, one = self.hf_glu_cut, x.numel() == x.shape[-1] and not torch.compiler.is_compiling()
-        scale = norms_of(linear, fresh=not one) if cut.weighed else None
+        scale = norms_of(linear, fresh=x.ndim > 1 and x.shape[-2] > 1) if cut.weighed else None
         if one and not args and not kwargs and _is_readable(linear, x):
             rows = input_rows(linear)
             flat = x.reshape(-1).contiguous()
@@ -65,23 +73,42 @@ class SparseLinear(InPlace):
             masked = x + (masked - x).detach()  # straight through
         return super().forward(masked, *args, **kwargs)  # type: ignore[misc]
 
+    def train(self, mode: bool = True) -> Any:
+        """Forget the norms."""
+        vars(self).pop("hf_glu_norms", None)
+        return super().train(mode)  # type: ignore[misc]
+
 
 def norms_of(linear: Any, *, fresh: bool) -> Tensor:
-    """Return |W_i| of each input, ``[inputs]`` in float32: as they were for the last text, where not ``fresh``.
+    """Return |W_i| of each input, ``[inputs]`` in float32: as they were, where the weight is what it was.
 
-    A text that is read goes before its continuation is written, so that no norm is older than the text.
+    That is: the same memory, the same count of writes (by optimizers, ``load_state_dict``, anything under ``no_grad``),
+    the same diagonal (merges of adapters write past that count, into all of ``weight.data``). Norms are computed anew
+    at each call for several tokens, so when a text is read, after ``train()`` and ``eval()``, and for weights made in
+    inference mode, which count nothing. What would go unseen until then writes through ``.data`` and leaves the
+    diagonal alone.
     """
     if torch.compiler.is_compiling():
         return _norms(linear)
-    place, norms = linear.__dict__.get("hf_glu_norms", (None, None))
-    if norms is None or fresh or place != linear.weight.data_ptr():
+    weight, own = linear.weight, vars(linear)
+    if type(weight) is not nn.Parameter or weight.is_inference():  # DTensors, quantized weights; nothing is counted
+        return _norms(linear)
+    state, diagonal = (weight.data_ptr(), VERSION.of(weight), weight.dtype), weight.detach().diagonal()
+    known, then, norms = own.get("hf_glu_norms", (None, None, None))
+    if fresh or known != state or not torch.equal(then, diagonal):
         norms = _norms(linear)
-        linear.__dict__["hf_glu_norms"] = linear.weight.data_ptr(), norms
+        own["hf_glu_norms"] = state, diagonal.clone(), norms
     return norms
 
 
 def _norms(linear: AnyLinear) -> Tensor:
-    return weight_rows(linear).detach().float().norm(dim=0)
+    try:
+        return weight_rows(linear).detach().float().norm(dim=0)
+    except NotImplementedError as error:
+        raise ConversionError(
+            f"a sparse projection has weights of the class {type(linear.weight).__name__}, whose norms can't be "
+            "computed: hf_glu.sparsify(model, keep=1) before quantizing, or sparsify with method='teal'"
+        ) from error
 
 
 def input_rows(linear: AnyLinear) -> Tensor:
@@ -146,12 +173,34 @@ def take_off(sites: Iterable[Site]) -> int:
     return found
 
 
-def resume_sparsity(model: nn.Module, config: Any) -> None:
-    """Make a freshly built model leave out what its config says."""
+def resume_sparsity(model: nn.Module, config: Any) -> list[Site]:
+    """Make a freshly built model leave out what its config says; return the sites that do."""
     entry = GluConfig.of(config).sparsity
     if entry is None:
-        return
+        return []
     options = SparsityOptions.from_dict(entry)
-    for site in cuttable_sites(model):
-        if place_of(site) in options.cuts:
-            put_cuts(site, options)
+    sites = [site for site in cuttable_sites(model) if place_of(site) in options.cuts]
+    for site in sites:
+        put_cuts(site, options)
+    return sites
+
+
+def refuse_swapped(model: nn.Module) -> None:
+    """Raise where a quantizer has put other modules in the place of projections that a config says are sparse.
+
+    Raises:
+        ConversionError: it has.
+    """
+    entry = GluConfig.of(getattr(model, "config", None)).sparsity
+    if entry is None:
+        return
+    places = {
+        place for place, cuts in SparsityOptions.from_dict(entry).cuts.items() if any(c is not None for c in cuts)
+    }
+    sites = [site for site in find_sites(model) if is_alone(site) and place_of(site) in places]
+    dense = [site for site in sites if not any(isinstance(linear, SparseLinear) for linear in projections(site))]
+    if places and (dense or not sites):
+        raise ConversionError(
+            f"{type(model).__name__} has other modules in the place of the projections that its config says are sparse "
+            "(a quantizer's): hf_glu.sparsify(model, keep=1) before quantizing"
+        )

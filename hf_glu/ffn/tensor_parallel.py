@@ -4,7 +4,7 @@ A column-wise split of ``[gate | up]`` would give each device rows of one half o
 the weight but not a bias, no plan splits an activation's own parameters (``stateful_``, ``canon_``, ``modulated_``),
 and no split of a dense FFN fits the experts in its place: all are left out of the plan, that is replicated, which is
 right on any number of devices, and saves no memory there. So is an FFN whose activation reads all channels of a token
-(``polynorm``).
+(``polynorm``), or whose projections leave entries of theirs out.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hf_glu.ffn.config_fields import sync_derived
 from hf_glu.ffn.naming import unname
 from hf_glu.ffn.pretrained import initialize
 from hf_glu.ffn.replaced import check_forwards
-from hf_glu.ffn.sparse_linear import resume_sparsity
+from hf_glu.ffn.sparse_linear import refuse_swapped, resume_sparsity
 from hf_glu.ffn.tensor_parallel import replicate
 from hf_glu.instruments.equality import align
 from hf_glu.plugin.loading import check_source, converters, forget_converters, is_as_stored
@@ -42,8 +42,7 @@ def install(module: ModuleType, patches: Patches) -> None:
         check_forwards(self, self.config)
         built = build_ffns(self, self.config)
         plain_post_init(self)
-        resume_sparsity(self, self.config)
-        replicate(self, built)
+        replicate(self, [*built, *resume_sparsity(self, self.config)])  # a split would weigh parts of rows
 
     @wraps(plain_initialize)
     def initialize_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
@@ -59,6 +58,7 @@ def install(module: ModuleType, patches: Patches) -> None:
         check_source(model, load_config, forget_converters(model))
         refuse_losses(model, load_config, loading_info)
         info = plain_finalize(model, load_config, loading_info)
+        refuse_swapped(model)
         if is_ours(model):
             align(model)
             if not is_as_stored(model, load_config):

@@ -25,6 +25,8 @@ from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.activation.kernels.formulas import gated
 from hf_glu.activation.kernels.fused import _kernels, find_fused
 from hf_glu.activation.kernels.product import RecomputedGate, fingerprint, product_of
+from hf_glu.activation.module import OwnedActivation
+from hf_glu.activation.wrapped import Shift
 from hf_glu.bench.ffn import FusedFFN
 from hf_glu.bench.memory import peak_bytes, saved_bytes
 from hf_glu.errors import NoSiteError, OptionError
@@ -455,6 +457,21 @@ def test_fused_models_can_be_saved_copied_and_traced(tmp_path):
     assert_same(loaded(x), ffn(x), "bitwise")
     assert_same(copy.deepcopy(ffn)(x), ffn(x), "bitwise")
     assert not any("fused" in key for key in ffn.state_dict())
+
+
+def test_hooks_of_a_shift_run_in_a_fused_gate(monkeypatch):
+    gate, x = make_ffn("modulated_swiglu").act, torch.randn(2, 5, 2 * WIDTH)
+    shifts = [module for module in gate.modules() if isinstance(module, Shift)]
+    calls: list[Any] = []
+    for module in gate.modules():
+        if isinstance(module, OwnedActivation):
+            module.is_fused = True
+    for shift in shifts:
+        monkeypatch.setattr(type(shift), "then", lambda self, phi, gate: torch.zeros_like(gate))
+        assert not gate(x).any()
+        shift.register_forward_hook(lambda *args: calls.append(args))
+    assert gate(x).any()
+    assert len(calls) == len(shifts) > 0
 
 
 @pytest.mark.parametrize("fused", [False, True])

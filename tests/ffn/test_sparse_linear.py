@@ -17,7 +17,7 @@ from hf_glu.config.glu import GluConfig
 from hf_glu.conversion import allocating
 from hf_glu.conversion.allocating import SHARES, least_error
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
-from hf_glu.ffn import sparse_kernel
+from hf_glu.ffn import sparse_kernel, sparse_linear
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.sparse_kernel import find_kernel, kept, multiply_kept
 from hf_glu.ffn.sparse_linear import SparseLinear
@@ -132,7 +132,7 @@ def test_it_trains_with_gradients_straight_through():
     y = module(x)
     d = torch.randn_like(y)
     y.backward(d)
-    mask = module.hf_glu_cut.keeps(x, module.hf_glu_norms[1])
+    mask = module.hf_glu_cut.keeps(x, module.hf_glu_norms[-1])
     assert 0 < mask.float().mean() < 1
     torch.testing.assert_close(x.grad, d @ module.weight.T, **CLOSE)
     torch.testing.assert_close(module.weight.grad, (x * mask).T @ d, **CLOSE)
@@ -148,6 +148,60 @@ def test_weights_that_change_are_seen():
             module.weight.mul_(torch.rand(module.weight.shape[1]) * 4)
         whole = model(text).logits[:, 0]
         torch.testing.assert_close(model(text[:, :1]).logits[:, 0], whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("write", ["load_state_dict", "optimizer", "merge", "train"])
+def test_norms_are_those_of_the_weights(write, monkeypatch):
+    model, _ = make("llama", method="wina")
+    part = cut_linears(model)[0]
+    x, times = torch.randn(2, 1, part.in_features), torch.rand(part.weight.shape[1]) * 4
+    with torch.no_grad():
+        part(x[:1])
+        if write == "load_state_dict":
+            part.load_state_dict({"weight": part.weight * times})
+        elif write == "optimizer":
+            part.weight.grad = torch.randn_like(part.weight)
+            torch.optim.SGD([part.weight], lr=1.0).step()
+        elif write == "merge":
+            part.weight.data += torch.randn_like(part.weight)  # as PEFT does
+        else:
+            part.weight.data[0, 1] += 9
+            model.train().eval()
+        scale = part.weight.norm(dim=0)
+        expected = torch.where(part.hf_glu_cut.keeps(x, scale), x, 0) @ part.weight.T
+        torch.testing.assert_close(part(x[:1]), expected[:1], **CLOSE)
+        monkeypatch.setattr(sparse_linear, "_norms", None)  # a step of several texts computes none
+        torch.testing.assert_close(part(x), expected, **CLOSE)
+
+
+def test_an_input_of_another_size_is_refused():
+    model, _ = make("llama")
+    for part in cut_linears(model)[:3]:
+        for size in (1, part.in_features + 1):
+            with torch.no_grad(), pytest.raises(RuntimeError, match="shape"):
+                part(torch.ones(1, 1, size))
+
+
+def test_quantized_weights_and_modules_are_refused(tmp_path, monkeypatch):
+    model, _ = make("llama", method="wina")
+    part = cut_linears(model)[0]
+
+    class Quantized(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.norm:
+                raise NotImplementedError("aten.linalg_vector_norm")
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    del part._parameters["weight"]
+    part.weight = torch.randn(part.out_features, part.in_features).as_subclass(Quantized)
+    with torch.no_grad(), pytest.raises(ConversionError, match="Quantized, whose norms"):
+        part(torch.randn(1, part.in_features))
+    model, _ = make("llama")
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("hf_glu.plugin.models.resume_sparsity", lambda model, config: [])
+    with pytest.raises(ConversionError, match="quantizer"):
+        type(model).from_pretrained(tmp_path)
 
 
 def test_compiled_it_is_masked():
@@ -211,6 +265,34 @@ def test_what_cannot_be_is_refused(options, message):
         hf_glu.sparsify(model, **given)
     assert not cut_linears(model)
     assert model.config.hf_glu is None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_fails_leaves_the_model_as_it_was(late, monkeypatch):
+    model, _ = make("llama")
+    before, entry = outputs(model), dict(model.config.hf_glu)
+    if late:
+        monkeypatch.setattr("hf_glu.conversion.sparsify.square_error", None)
+    with pytest.raises((OptionError, TypeError)):
+        hf_glu.sparsify(model, IDS if late else IDS[:1], keep=0.5)
+    assert model.config.hf_glu == entry
+    assert_same(outputs(model), before, "exact")
+
+
+def test_a_hooked_projection_is_refused():
+    model = make_native("llama")
+    part = model.model.layers[0].mlp.up_proj
+    part.forward = part.forward
+    with pytest.raises(ConversionError, match="forward of its own"):
+        hf_glu.sparsify(model, IDS)
+
+
+def test_a_tensor_parallel_plan_leaves_sparse_ffns_whole():
+    plan = set(make_native("llama")._tp_plan)
+    model, _ = make("llama")
+    left_out = plan - set(type(model)(model.config)._tp_plan)
+    assert left_out == {name for name in plan if ".mlp." in name}
+    assert left_out
 
 
 def test_a_config_that_cannot_be_is_refused():

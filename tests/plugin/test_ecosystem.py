@@ -30,7 +30,7 @@ PROCESSES = tuple(tool.where.partition(".")[2] for tool in TOOLS if tool.where.s
 CELLS = [
     pytest.param(tool, kind, id=f"{tool.where}-{kind}", marks=[] if tool.fast else [pytest.mark.slow])
     for tool in TOOLS
-    for kind in KINDS
+    for kind in tool.measured
 ]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the tools
 

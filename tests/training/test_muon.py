@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ def gated(family: str) -> nn.Module:
     return model
 
 
+def rows(weight: torch.Tensor, dim: int) -> list[torch.Tensor]:
+    """Return both halves as ``[out, in]``."""
+    return [half.T if dim else half for half in weight.detach().chunk(2, dim)]
+
+
 def backward(model: nn.Module) -> None:
     model(input_ids=IDS).logits.square().mean().backward()
 
@@ -34,7 +40,7 @@ def test_each_half_is_stepped_as_a_parameter_of_its_own(family):
     names = [name for name, _ in model.named_parameters() if name.endswith(IN_PROJ[family])]
     assert len(names) == 2
     wholes = {name: copy.deepcopy(model.get_parameter(name)) for name in names}
-    halves = {name: [nn.Parameter(h.clone()) for h in whole.detach().chunk(2, dim)] for name, whole in wholes.items()}
+    halves = {name: [nn.Parameter(h.clone()) for h in rows(whole, dim)] for name, whole in wholes.items()}
     ours, options = hf_glu.muon(model, lr=0.02), {"lr": 0.02, "weight_decay": 0.1}
     theirs = muon_class([h for pair in halves.values() for h in pair], **options)
     one = muon_class(wholes.values(), **options)
@@ -44,12 +50,13 @@ def test_each_half_is_stepped_as_a_parameter_of_its_own(family):
         for name in names:
             grad = model.get_parameter(name).grad
             wholes[name].grad = grad.clone()
-            for half, own in zip(halves[name], grad.chunk(2, dim), strict=True):
+            for half, own in zip(halves[name], rows(grad, dim), strict=True):
                 half.grad = own.clone()
         for optimizer in (ours, theirs, one):
             optimizer.step()
     for name in names:
-        expected = torch.cat([half.detach() for half in halves[name]], dim)
+        expected = torch.cat([half.detach() for half in halves[name]])
+        expected = expected.T if dim else expected
         torch.testing.assert_close(model.get_parameter(name).detach(), expected)
         assert (wholes[name] - expected).abs().max() > 1e-4  # as one matrix it would be another step
 
@@ -95,4 +102,27 @@ def test_a_native_packed_projection_is_two_matrices():
     sizes = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = Phi3ForCausalLM(Phi3Config(**sizes, vocab_size=VOCAB, pad_token_id=0))
     packed = model.model.layers[0].mlp.gate_up_proj.weight
-    assert hf_glu.muon(model).halves == {id(packed): 0}
+    (group,) = [group for group in hf_glu.muon(model).param_groups if "halves" in group]
+    assert group["halves"] == 0
+    assert len(group["params"]) == 1
+    assert group["params"][0] is packed
+
+
+@pytest.mark.parametrize("twice", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+def test_a_copy_steps_as_the_original(twice):
+    model = gated("gpt2")
+    pairs = [(model, hf_glu.muon(model, lr=0.02))]
+    pairs.append(twice(pairs[0]))
+    for one, optimizer in pairs:
+        backward(one)
+        optimizer.step()
+    for (name, left), right in zip(model.named_parameters(), pairs[1][0].parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0, msg=name)
+
+
+def test_a_single_row_is_no_matrix():
+    model = FAMILIES["bert"].make()
+    layer = model.base_model.encoder.layer[0]
+    layer.gate = nn.Linear(16, 1)
+    found = [p for group in hf_glu.muon(model).param_groups for p in group["params"]]
+    assert not any(p is layer.gate.weight for p in found)

@@ -10,8 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_glu.activation.kernels.special import dreglu as dreglu
-from hf_glu.activation.kernels.special import swiglu_oss as swiglu_oss
 from hf_glu.errors import OptionError
 
 
