@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 from hub_server import OWNER, Hub
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http, close_session
 from pico import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,6 +44,7 @@ def waits(monkeypatch):
 
 def point_client_at(url, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)  # which Transformers up to 5.6 asks
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
