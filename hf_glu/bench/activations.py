@@ -20,7 +20,7 @@ from hf_glu.activation.modulated import Modulation
 from hf_glu.activation.module import OwnedActivation
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
-from hf_glu.bench.steps import llama_ffns, trained
+from hf_glu.bench.steps import ffn_shape, llama_ffns, trained
 from hf_glu.config.context import ContextOptions
 from hf_glu.config.glu import GluConfig
 from hf_glu.ffn.lean import fuse, keep_less
@@ -50,15 +50,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
         for name, (_, target, saved) in CONTENDERS.items()
     }
     for tokens in options.sizes((TOKENS,)):
-        shape: Shape = {
-            "of": "FFN",
-            "pass": "forward + backward",
-            "tokens": tokens,
-            "hidden": options.hidden or HIDDEN,
-            "width": options.width or WIDTH,
-            "functions": " ".join(FUNCTIONS),
-            "dtype": options.dtype,
-        }
+        shape: Shape = {**ffn_shape(options, tokens, HIDDEN, WIDTH), "functions": " ".join(FUNCTIONS)}
         yield Cell(shape=shape, build=partial(ffns, shape), claims=claims)
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from hf_glu.bench.carving import BATCH, BLOCK, texts_of
+from hf_glu.bench.on_text import BATCH, BLOCK, OnText
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
-from hf_glu.checkpoint.loading import load_model
-from hf_glu.conversion.held_out import is_causal
 from hf_glu.conversion.sparsify import sparsify
-from hf_glu.errors import OptionError
 from hf_glu.instruments.perplexity import next_token_perplexity
 from hf_glu.training.language.blocks import IDS
 
@@ -41,33 +36,10 @@ def name(keep: float) -> str:
     return f"{keep:.0%} kept"
 
 
-@dataclass
-class Decoding:
-    """The model, and its texts.
+class Decoding(OnText):
+    """The model whose FFNs leave entries out, and its texts."""
 
-    Attributes:
-        options: of the bench.
-    """
-
-    options: BenchOptions
-
-    def check(self) -> None:
-        """Raise OptionError where the text is missing or short, or the model predicts no next token."""
-        if not self.options.text:
-            raise OptionError("the bench of sparsity with --model needs --text, to make thresholds and to measure on")
-        if not is_causal(self.model):
-            raise OptionError(f"{self.options.model} is no causal language model: {type(self.model).__name__}")
-        self.texts  # noqa: B018  raises where there are too few
-
-    @cached_property
-    def model(self) -> Any:
-        """The dense model, in float32."""
-        return load_model(str(self.options.model), dtype=torch.float32).eval()
-
-    @cached_property
-    def texts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blocks of tokens to calibrate on, and held-out ones."""
-        return texts_of(self.options, TOKENS)
+    bench, tokens = "sparsity", TOKENS
 
     def contenders(self) -> dict[str, Contender]:
         """Return the dense model and the sparse ones, each with its perplexity, which is of float32."""

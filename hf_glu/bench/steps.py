@@ -8,7 +8,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hf_glu.bench.options import BenchOptions, Shape
 from hf_glu.bench.running import Contender
+
+
+def ffn_shape(options: BenchOptions, tokens: int, hidden: int, width: int) -> Shape:
+    """Return the shape of an FFN's training step; ``hidden`` and ``width`` unless asked."""
+    return {
+        "of": "FFN",
+        "pass": "forward + backward",
+        "tokens": tokens,
+        "hidden": options.hidden or hidden,
+        "width": options.width or width,
+        "dtype": options.dtype,
+    }
 
 
 def trained(modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, Contender]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
-from hf_glu.bench.steps import llama_ffns
+from hf_glu.bench.steps import ffn_shape, llama_ffns
 from hf_glu.ffn.lean import save_memory
 
 TOKENS, HIDDEN, WIDTH, TILES = 32_768, 768, 2048, (1024, 4096)
@@ -25,14 +25,7 @@ def cells(options: BenchOptions) -> Iterator[Cell]:
     """Yield a cell for each number of tokens."""
     claim = Claim(peers=(STOCK,), target=1.10, saved_peers=(STOCK,), saved_target=0.35)
     for tokens in options.sizes((TOKENS,)):
-        shape: Shape = {
-            "of": "FFN",
-            "pass": "forward + backward",
-            "tokens": tokens,
-            "hidden": options.hidden or HIDDEN,
-            "width": options.width or WIDTH,
-            "dtype": options.dtype,
-        }
+        shape = ffn_shape(options, tokens, HIDDEN, WIDTH)
         claims = {_name(TILES[0]): claim, _name(TILES[1]): Claim(peers=(STOCK,), saved_peers=(STOCK,))}
         yield Cell(shape=shape, build=partial(ffns, shape), claims=claims)
 
