@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from contexts import awake, make
 from pico import FAMILIES, make_native
 from states import CLOSE, GENERATE, batch, ids, logits, without_dropout
 from torch import Tensor
+from transformers.models.bert.modeling_bert import BertLayer
 from versions import generate
 
 import hf_glu
@@ -172,3 +174,25 @@ def test_options_and_what_cant_be(tmp_path):
         hf_glu.convert(make_native("mixtral"), "modulated_swiglu")
     with pytest.raises(OptionError, match="strict"), hf_glu.modulation(model, "strickt"):
         pass
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_layers_whose_hooks_run_inside_of_a_checkpoint(reentrant, monkeypatch):
+    """Transformers before 5.23 checkpoints a layer's call, hooks and all: the vector is for the later layers, too."""
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = partial(super(BertLayer, layer).__call__, **kwargs)
+        return layer._gradient_checkpointing_func(plain, *args) if layer.checkpointed else plain(*args)
+
+    def gradients(model: Any) -> dict[str, Tensor]:
+        model.zero_grad()
+        model(**batch(model)).logits.float().square().mean().backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    model = without_dropout(awake("bert"))
+    expected = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for layer in model.bert.encoder.layer:
+        layer.checkpointed, layer.gradient_checkpointing = True, False  # by `call` alone
+    monkeypatch.setattr(BertLayer, "__call__", call, raising=False)
+    assert_same(gradients(model), expected, "trained")

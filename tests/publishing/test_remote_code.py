@@ -376,7 +376,7 @@ SIZES = {
     "plain": ("bert", "gpt2", 800), "stateful": ("bert", "llama", 2000), "moa": ("bert", "gpt2", 1500),
     "modulated": ("bert", "llama", 2000), "experts with states": ("bert", "gpt2", 2700),
     "canon": ("bert", "llama", 2000), "smear": ("bert", "llama", 2000),
-    "experts": ("bert", "gpt2", 2100), "experts+kappa": ("bert", "mixtral", 2310),
+    "experts": ("bert", "gpt2", 2100), "experts+kappa": ("bert", "mixtral", 2300),
 }  # fmt: skip
 
 

@@ -184,23 +184,20 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Pass on to the readers of a stack which tokens come."""
     inputs = by_name(stack, args, kwargs)
-    config = getattr(stack, "config", None)
-    server = ATTENTION.of(config, None)
-    paged = type(inputs.get("cache")).__name__ == PAGED.name
-    if paged or server in SERVERS:  # all texts in one row
-        refuse_rows(stack, "a paged cache doesn't keep: generate without continuous batching" if paged else
-                    f"{server} doesn't keep: serve the model with Transformers' own generate")  # fmt: skip
-        enter(stack, None)
-    else:
-        enter(stack, read(inputs, partial(tokens_seen, cache_of(inputs))))
+    why = _in_one_row(stack, inputs)
+    if why and find(stack, _needs_texts):
+        raise OptionError(f"{type(stack).__name__} has activations that read the text, whose states {why}")
+    enter(stack, None if why else read(inputs, partial(tokens_seen, cache_of(inputs))))
     if stack.training:
         _carry(stack)
 
 
-def refuse_rows(stack: nn.Module, why: str) -> None:
-    """Raise OptionError where a stack whose texts come in one row, token by token, has activations that read them."""
-    if find(stack, _needs_texts):
-        raise OptionError(f"{type(stack).__name__} has activations that read the text, whose states {why}")
+def _in_one_row(stack: nn.Module, inputs: Mapping[str, Any]) -> str | None:
+    """Return who gives all texts in one row, token by token, and what to do about it; None: nobody does."""
+    if type(inputs.get("cache")).__name__ == PAGED.name:
+        return "a paged cache doesn't keep: generate without continuous batching"
+    server = ATTENTION.of(getattr(stack, "config", None), None)
+    return f"{server} doesn't keep: serve the model with Transformers' own generate" if server in SERVERS else None
 
 
 def _needs_texts(module: nn.Module) -> bool:
@@ -250,19 +247,19 @@ class Carrying:
             before_block(block, args, getattr(function, "keywords", {}))
         # the vector as an argument, which is how a reentrant checkpoint finds what its gradients belong to
         vector = None if now is None or now.reading is None else now.reading.vector
-        return self.plain(partial(_run_again, function, now, block), vector, *args, **kwargs)
+        known = None if now is None else replace(now, told=block)
+        return self.plain(partial(_run_again, function, known), vector, *args, **kwargs)
 
 
 def _called(function: Any) -> nn.Module | None:
     """Return the watched block that ``function`` calls, hooks and all, as layers do before Transformers 5.23."""
-    block = getattr(getattr(function, "func", function), "__self__", None)
+    called = getattr(function, "func", function)
+    block = called if isinstance(called, nn.Module) else getattr(called, "__self__", None)
     watched = isinstance(block, nn.Module) and before_block in FORWARD_PRE_HOOKS.of(block).values()
     return block if watched else None
 
 
-def _run_again(
-    function: Any, known: Pass | None, block: nn.Module | None, vector: Tensor | None, *args: Any, **kwargs: Any
-) -> Any:
+def _run_again(function: Any, known: Pass | None, vector: Tensor | None, *args: Any, **kwargs: Any) -> Any:
     if known is None:
         return function(*args, **kwargs)
     if any(held.ended for held in known.held.values()) and GRAPH_TASK.find()() != -1:
@@ -271,7 +268,7 @@ def _run_again(
             "are computed again in the backward pass: call backward() inside of the block"
         )
     reading = None if known.reading is None else replace(known.reading, vector=vector)
-    with within(replace(known, reading=reading, cache=None, told=block)):
+    with within(replace(known, reading=reading, cache=None)):
         return function(*args, **kwargs)
 
 

@@ -79,6 +79,9 @@ def elementwise_names() -> list[str]:
     (_SITES, "Site.__repr__"): "",
     (_SITES, "need_model"): "",
     ("hf_glu.errors", "nearest"): _NEAREST,
+    ("hf_glu.compat.of_torch", "is_traced"): """\
+def is_traced() -> bool:
+    return torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()""",
     ("hf_glu.compat.of_torch", "grouped_mm"): """\
 def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     return functional.grouped_mm(x, weights, offs=ends)""",
