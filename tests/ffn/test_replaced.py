@@ -86,6 +86,8 @@ def test_a_model_of_somebody_elses_has_ffns_of_its_own():
         model = remote(make_native("llama").config)
         model.model.layers[0].mlp = type("RemoteMLP", (Whole,), {"__module__": home})(model.config)
         hf_glu.convert(model, "reglu", check=False)  # the FFN of the other layer
+        assert [type(layer.mlp).__name__ for layer in model.model.layers] == ["RemoteMLP", "LlamaMLP"]
+        assert type(hf_glu.find_sites(model)[-1].act) is nn.ReLU
     finally:
         del sys.modules[home]
 
@@ -102,6 +104,7 @@ def test_what_calls_the_stock_forward_is_converted(around):
         else:
             mlp.__class__ = Parted if around == "method" else Helped
     hf_glu.convert(model, "reglu", check=False)
+    assert [type(site.act) for site in hf_glu.find_sites(model)] == [nn.ReLU, nn.ReLU]
 
 
 def _timed(plain: Any) -> Any:

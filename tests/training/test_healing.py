@@ -321,6 +321,8 @@ def test_measured_values_are_those_of_the_formulas(folders, corpus):
     for objective in ("clm", "hidden"):
         made = LanguageRun(job_of(folders, corpus, objective, match="ffn"), replace(OPTIONS, eval_batch_size=3))
         healing, count = healing_of(made), len(made.validation)
+        for model in (made.model, healing.teacher):
+            model.double()  # in float32 a batch and its rows one by one differ by more than the bounds, on some CPUs
         found = made.evaluate(made.model, "")[0]
         batches = [made.validation.batch([row], -1) for row in range(count)]
         pairs = []
@@ -331,9 +333,7 @@ def test_measured_values_are_those_of_the_formulas(folders, corpus):
         if objective == "clm":
             rows = [torch.cat([pair[at].logits[0, :-1] for pair in pairs]).double() for at in (0, 1)]
             q, p = (row.log_softmax(-1) for row in rows)
-            assert found["kl"] == pytest.approx(
-                (p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-5, abs=1e-7
-            )  # of log-probabilities in float32
+            assert found["kl"] == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-5)
             assert found["agreement"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
             assert math.exp(found["loss"]) == pytest.approx(found["perplexity"])
         else:
