@@ -108,20 +108,20 @@ def write_dataset(folder: Path, name: str) -> Path:
     return folder
 
 
-def vocabulary() -> list[str]:
-    """Return the words that the tests' tokenizer knows; not those of the many classes of open_nlu."""
+def vocabulary(*, every: bool = False) -> list[str]:
+    """Return the words that the tests' tokenizer knows; those of the many classes of open_nlu only if ``every``."""
     words = {"[PAD]": None, "[EOS]": None, "[UNK]": None}
     for task in TASKS.values():
-        if task.name in SUITES["open_nlu"] and not task.name.startswith("movie_"):
+        if task.name in SUITES["open_nlu"] and not task.name.startswith("movie_") and not every:
             continue
-        words |= dict.fromkeys([task.name, *task.texts])
+        words |= dict.fromkeys([task.name, *(word for text in task.texts for word in text.split())])
     words |= dict.fromkeys([*GOOD, *BAD, *FILLER, *NAMES, "*", "#", "by", "sentence:", "sentence1:", "sentence2:"])
     words |= dict.fromkeys(f"{number / 5:.1f}" for number in range(26))
     return list(words)
 
 
-def make_tokenizer(*, end: bool = False) -> PreTrainedTokenizerFast:
-    numbers = {word: number for number, word in enumerate(vocabulary())}
+def make_tokenizer(*, end: bool = False, every: bool = False) -> PreTrainedTokenizerFast:
+    numbers = {word: number for number, word in enumerate(vocabulary(every=every))}
     inner = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if end:
@@ -143,17 +143,18 @@ BASES = {
 }
 
 
-def save_base(folder: Path, family: str = "bert", **more: Any) -> str:
-    """Save a pico base model with its tokenizer; return the folder."""
-    tokenizer = make_tokenizer(end=family in ("t5", "bart"))
+def save_base(folder: Path, family: str = "bert", *, every: bool = False, **more: Any) -> str:
+    """Save a pico base model with its tokenizer, which knows the labels of ``every`` task; return the folder."""
+    tokenizer = make_tokenizer(end=family in ("t5", "bart"), every=every)
+    size = len(tokenizer)
     if family.startswith("gpt2"):
         more = {"pad_token_id": None, "eos_token_id": 1, "bos_token_id": 1, **more}
     if family == "bart":
         more = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1, "forced_eos_token_id": 1, **more}
     if family == "llama":
-        model = make_native("llama", vocab_size=len(vocabulary()), pad_token_id=0, eos_token_id=2, **more)
+        model = make_native("llama", vocab_size=size, pad_token_id=0, eos_token_id=2, **more)
     else:
-        model = FAMILIES[family.removesuffix("_lm")].make(BASES[family], vocab_size=len(vocabulary()), **more)
+        model = FAMILIES[family.removesuffix("_lm")].make(BASES[family], vocab_size=size, **more)
     model.save_pretrained(folder)
     if family.startswith("gpt2"):
         tokenizer.pad_token = None

@@ -52,7 +52,7 @@ EXACT = {"bert": "geglu", "gpt2": "geglu_new", "t5": "reglu"}
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
-    return {family: save_base(folder / family, family) for family in EXACT}
+    return {family: save_base(folder / family, family, every=True) for family in EXACT}
 
 
 @pytest.fixture(scope="module")
