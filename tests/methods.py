@@ -177,8 +177,8 @@ METHODS = {
     "modulated": Method(target="modulated_{base}", models=EVERY),
     "canon": Method(target="canon_{base}", models=(*DENSE, *GATED)),
     "canon, longer": Method(target="canon_{base}", models=("gpt2",), options={"canon": {"kernel": 6}}),
-    "smear": Method(target="smear_{base}", models=(*DENSE, *GATED)),
-    "modulated stateful": Method(target="modulated_stateful_{base}", models=EVERY),
+    "smear": Method(target="smear_{base}", models=FEW),
+    "modulated stateful": Method(target="modulated_stateful_{base}", models=(*FEW, *MIXERS)),
     "all wrappers": Method(target="modulated_canon_smear_stateful_learnable_{base}", models=FEW),
     # experts
     "experts": Method(

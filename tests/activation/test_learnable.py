@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comparing import assert_same, outputs
+from covering import covering
 from pico import FAMILIES, make_native
 from torch.autograd import gradcheck
 from transformers import Trainer, TrainingArguments
@@ -20,8 +21,7 @@ def target_state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("source", "target"), covering(SOURCES, TARGETS))
 def test_any_to_any_is_exact_at_the_start_and_pure_at_the_end(source, target, tmp_path):
     family = {"relu": "t5", "gelu": "bert"}.get(source, "gpt2")
     model = FAMILIES[family].make(**{FAMILIES[family].field: source})

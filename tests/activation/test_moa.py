@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comparing import assert_same, outputs
+from covering import covering
 from pico import FAMILIES, make_native
 from torch.autograd import gradcheck, gradgradcheck
 from transformers.activations import ACT2FN
@@ -42,8 +43,10 @@ def reloaded(model, folder):
     return again
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [None, {"gate": "linear"}, {"rank": 2}, {"per": "channel", "rank": 3}])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    covering(FAMILIES, [None, {"gate": "linear"}, {"rank": 2}, {"per": "channel", "rank": 3}]),
+)
 def test_conversion_is_exact_and_alive(family, options, tmp_path):
     model = FAMILIES[family].make()
     before = outputs(model)

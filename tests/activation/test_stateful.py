@@ -10,6 +10,7 @@ import pytest
 import torch
 import versions
 from comparing import assert_same, outputs
+from covering import covering
 from pico import FAMILIES, NATIVE, make_native
 from states import CLOSE, GENERATE, awake, ids, logits, memories, one_by_one, target_of, without_dropout
 from torch import Tensor
@@ -118,8 +119,7 @@ def test_the_padding_test_can_fail(monkeypatch):
     assert (found - logits(model, tokens)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", [*DECODERS, *EXPERTS, "t5"])
-@pytest.mark.parametrize("how", GENERATE)
+@pytest.mark.parametrize(("name", "how"), covering([*DECODERS, *EXPERTS, "t5"], GENERATE))
 def test_generation_is_the_same_without_cache(name, how):
     if how == "static" and name == "opt":
         pytest.skip("OPT has no static cache")

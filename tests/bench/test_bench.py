@@ -405,6 +405,7 @@ def test_a_run_beside_a_committed_one(tmp_path, capsys):
     assert cli.run(["bench", "experts", "expert", *small]) == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_limited_time_says_what_is_missing(monkeypatch, tmp_path, capsys):
     def broken():
         raise RuntimeError("no kernel image\nmore of it")

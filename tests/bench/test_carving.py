@@ -58,6 +58,7 @@ def test_families_whose_ffns_are_no_modules_are_refused():
         limit(FAMILIES["bert"].make(), 0.5)
 
 
+@pytest.mark.slow
 def test_the_bench_measures_each_share(tmp_path, capsys):
     llama().save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)

@@ -45,6 +45,7 @@ def test_summary():
     assert "no FFN" in result.markdown()
 
 
+@pytest.mark.slow
 def test_command(capsys, tmp_path):
     assert (
         cli.run(["coverage", "--only", "gpt2", "--only", "rwkv", "--json", "--markdown", str(tmp_path / "t.md")]) == 0

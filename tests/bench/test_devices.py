@@ -119,6 +119,7 @@ def test_bitsandbytes_that_isnt_there_is_one_line(answering, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("hf-glu: ")
 
 
+@pytest.mark.slow
 def test_the_bench(answering, monkeypatch, capsys):
     folder, dataset = answering
     monkeypatch.setattr(devices, "WAYS", {name: WAYS[name] for name in QUICK})

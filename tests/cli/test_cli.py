@@ -202,6 +202,7 @@ def test_as_a_process(dense, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_run_loads_the_plugin_into_other_programs():
     probe = "from transformers.activations import ACT2FN; import sys; from hf_glu.cli import run; "
     probe += "code = run(['activations', '--json']); sys.exit(7 if code == 0 and 'geglu' in ACT2FN else 1)"

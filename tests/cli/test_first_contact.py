@@ -184,11 +184,13 @@ def test_the_listing_does_not_wait_for_torch(case, told):
     assert all(name in out for name in ("swiglu_oss", "stateful_N", "https://arxiv.org/abs/2002.05202"))
 
 
+@pytest.mark.slow
 def test_what_is_slow_to_import_is_seen(tmp_path):
     done = process(RUN_AND_TELL, json.dumps([["doctor"]]), cwd=tmp_path, env=os.environ | HERE)
     assert "torch" in json.loads(done.stdout)[0][3]
 
 
+@pytest.mark.slow
 def test_the_listing_is_the_same_after_torch_is_loaded():
     listed = "hf_glu.activations().to_dict()"
     code = f"import hf_glu; before = {listed}; import transformers.activations; print(before == {listed})"

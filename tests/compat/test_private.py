@@ -1,6 +1,7 @@
 """What other libraries don't promise is touched in one place, by rows of a table, and found when it is used."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -43,8 +44,14 @@ NAMES = {row.name for row in rows() if "ops.aten" not in row.where}  # whose nam
 ATTRIBUTES = ("getattr", "hasattr", "setattr", "delattr")
 
 
+@functools.cache
 def trees():
     return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in FILES}
+
+
+@functools.cache
+def our_names():
+    return own_names(trees())
 
 
 def own_names(parsed):
@@ -104,9 +111,7 @@ def touched(tree, own):
 
 
 def test_nothing_but_compat_touches_what_is_private():
-    parsed = trees()
-    own = own_names(parsed)
-    found = {(path, name): line for path, tree in parsed.items() for line, name in touched(tree, own)}
+    found = {(path, name): line for path, tree in trees().items() for line, name in touched(tree, our_names())}
     assert not {key: line for key, line in found.items() if key not in EXCEPT}
     assert not [key for key in EXCEPT if key not in found and key[1] != "transformers.activations"], "out of date"
 
@@ -131,7 +136,7 @@ def test_nothing_but_compat_touches_what_is_private():
     ],
 )
 def test_the_check_can_fail(line, name):
-    assert name in [found for _, found in touched(ast.parse(line), own_names(trees()))]
+    assert name in [found for _, found in touched(ast.parse(line), our_names())]
 
 
 def test_the_check_lets_ours_and_public_names_pass():
@@ -241,6 +246,7 @@ assert mixtral(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
 """
 
 
+@pytest.mark.slow
 def test_bert_builds_whatever_the_experts_internals_are_called():
     done = fresh(WITHOUT_EXPERTS)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -265,6 +271,7 @@ print(json.dumps(examine().to_dict()))
     assert "experts are a loop" in missing["detail"]
 
 
+@pytest.mark.slow
 def test_the_doctor_blames_the_hook_that_fails_and_not_those_that_import_it():
     code = """
 import json, wrapt

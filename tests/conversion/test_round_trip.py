@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same, fresh_outputs, outputs
+from covering import covering
 from pico import FAMILIES, NATIVE, WIDTH, make_native
 
 import hf_glu
@@ -52,16 +53,16 @@ def assert_loads(model, folder, inputs=None):
     assert_same(found, expected, "bitwise")
 
 
-@pytest.mark.parametrize("name", options_of("geglu"))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), covering(FAMILIES, options_of("geglu")))
 def test_dense_families(family, name, tmp_path):
     model = FAMILIES[family].make()
     hf_glu.convert(model, **options_of(FAMILIES[family].exact)[name], check=False)
     assert_loads(model, tmp_path)
 
 
-@pytest.mark.parametrize("name", options_of("swiglu"))
-@pytest.mark.parametrize("family", [family for family in NATIVE if family != "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "name"), covering([family for family in NATIVE if family != "mixtral"], options_of("swiglu"))
+)
 def test_native_families(family, name, tmp_path):
     model = make_native(family)
     exact = {"t5_v1_1": "geglu_new", "modernbert": "geglu"}.get(family, "swiglu")

@@ -295,6 +295,7 @@ def test_a_dense_model_has_nothing_to_save():
         hf_glu.save_memory(FAMILIES["bert"].make())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_compiler)])
 def test_save_memory_lets_the_product_go(fused):
     plain = make_ffn()

@@ -105,6 +105,7 @@ class Silent(FusedTrainer):
     asks = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("kind", [FusedTrainer, Silent])
 def test_a_trainer_of_log_probabilities_trains_every_loss_once(kind, parts, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same
+from covering import covering
 from routed import ROWS, WAYS, gradients, made
 from taskdata import save_base, write_dataset
 from torch.nn import functional
@@ -103,9 +104,7 @@ class Note(TrainerCallback):
         self.found = gradients(model)
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("accumulate", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4])
+@pytest.mark.parametrize(("kind", "family", "accumulate"), covering(TRAINERS, ["gpt2", "llama"], [4, 1, 2]))
 def test_trainer(family, kind, accumulate, tmp_path, monkeypatch):
     needs_trainers_parts()
     trainer_class, options, more = TRAINERS[kind]

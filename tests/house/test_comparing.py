@@ -1,8 +1,9 @@
-"""The helpers that compare can fail."""
+"""The helpers that compare can fail, and those that choose quick cases leave no value out."""
 
 import pytest
 import torch
 from comparing import TOLERANCE, assert_same, outputs
+from covering import alternating, covering
 from pico import FAMILIES
 
 from hf_glu.errors import OptionError
@@ -45,3 +46,16 @@ def test_max_abs_difference_sees_nan_and_refuses_unlike_outputs():
         max_abs_difference({"x": a}, {"y": a})
     with pytest.raises(OptionError, match="shape"):
         max_abs_difference({"x": a}, {"x": a[:2]})
+
+
+def quick(cases):
+    return [case.values for case in cases if not case.marks]
+
+
+def test_quick_cases_have_every_value():
+    cases = covering("abc", [1, 2], [True])
+    assert [case.values for case in cases] == [(letter, n, True) for letter in "abc" for n in (1, 2)]
+    assert quick(cases) == [("a", 1, True), ("b", 2, True), ("c", 1, True)]
+    cases = alternating([("x", 1), ("x", 2), ("x", 3), ("y", 1), ("z", 1), ("z", 2), ("z", 3)])
+    assert len(cases) == 7
+    assert {*quick(cases)} == {("x", 1), ("x", 2), ("y", 1), ("z", 3), ("z", 1)}

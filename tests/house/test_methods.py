@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import assert_same, fresh_outputs, outputs
+from covering import alternating
 from methods import CASES, METHODS, awaken, make, missing
 from pico import LAYERS
 from short_training import snapshot
@@ -27,7 +28,7 @@ from hf_glu.config.registry import Activation, Derived
 from hf_glu.conversion import Report
 from hf_glu.ffn.sites import convertible_sites
 
-every_case = pytest.mark.parametrize(("method", "model"), CASES)
+every_case = pytest.mark.parametrize(("method", "model"), alternating(CASES))
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,7 @@ def test_it_is_taken_back_where_that_is_promised(method, model):
     assert without(changed.config, LOADED) == without(stock.config, LOADED)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_all_of_them_bitwise(tmp_path):
     expected, folders = {}, {}
     for method, name in CASES:

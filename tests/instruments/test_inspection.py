@@ -297,6 +297,7 @@ def test_the_command_has_the_numbers_as_json_as_a_table_and_as_a_page(name, tmp_
     assert data["rows"][0]["layer"] in out
 
 
+@pytest.mark.slow
 def test_what_is_larger_than_a_screen_scrolls_in_its_own_box():
     def draw(rows: int, columns: int) -> str:
         names = [[str(place) for place in range(count)] for count in (rows, columns)]

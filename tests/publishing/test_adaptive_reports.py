@@ -302,6 +302,7 @@ def test_the_curves_take_their_colours_from_the_page(tmp_path):
     assert any("Curves of 4 layers: What training changed, from 0 to 0.5" in alt for alt in page.alts)
 
 
+@pytest.mark.slow
 def test_what_differs_in_more_than_its_layer_has_a_part_of_its_own(tmp_path):
     names = [("encoder.layer.0.act", "geglu"), ("encoder.layer.0.mlp.acts.0", "moa_geglu"),
              ("encoder.layer.0.mlp.acts.1", "moa_geglu"), ("encoder.layer.1.mlp.acts.1", "moa_geglu")]  # fmt: skip
@@ -321,6 +322,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_oddities_are_left_out(tmp_path):
     whole = synthetic(0)["curve"]
     rows = [

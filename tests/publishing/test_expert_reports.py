@@ -142,6 +142,7 @@ def printed(data, show):
     return shown.get()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trusted")
 def test_a_job_with_experts_records_their_loads_and_active_parameters(job, tmp_path):
     output = tmp_path / "run"
@@ -165,6 +166,7 @@ def test_a_job_with_experts_records_their_loads_and_active_parameters(job, tmp_p
     assert page.row("Load by layer and expert", "encoder 1")["3 geglu"] == f"{saved['experts'][1]['load'][3]:.2%}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trusted")
 def test_active_parameters_are_shown_only_where_there_are_experts(job, tmp_path):
     plain = finetune_and_report(

@@ -108,6 +108,7 @@ def test_the_plain_model_has_no_fewer_parameters(sizes):
     assert stateful <= plain <= 1.001 * stateful
 
 
+@pytest.mark.slow
 def test_the_state_learns_what_windows_cant():
     sizes = SimpleNamespace(**memory.SIZES | memory.QUICK | {"batch_size": 32, "steps": 120, "test": 200})
     found = {name: memory.run(name, 8, 0, sizes)["accuracy"] for name in (memory.PLAIN, memory.STATEFUL)}
@@ -115,6 +116,7 @@ def test_the_state_learns_what_windows_cant():
     assert found[memory.STATEFUL] > 0.7
 
 
+@pytest.mark.slow
 def test_the_whole_memory_recipe(tmp_path, capsys):
     memory.main(quick=True, distances="8,12", seeds="0,1", output=tmp_path / "out", json=True)
     result = json.loads(capsys.readouterr().out)

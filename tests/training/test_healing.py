@@ -299,6 +299,7 @@ def test_few_parameters_can_be_healed(match, more, folders, corpus):
     assert made.entry["parameters"]["trainable"] < made.entry["parameters"]["total"]
 
 
+@pytest.mark.slow
 def test_a_model_is_converted_and_healed_by_what_it_was(folders, corpus, tmp_path):
     job = LanguageOptions(
         model=folders["clm"][0], teacher="base", to="geglu_new", width="16", data=[corpus], output=str(tmp_path / "run")

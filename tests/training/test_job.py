@@ -397,6 +397,7 @@ def test_a_mixture_of_tasks(bases, datasets):
         run_job(replace(job, model=bases["bert"]), OPTIONS)
 
 
+@pytest.mark.slow
 def test_comparison(bases, datasets, tmp_path, quick):
     job = JobOptions(
         model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), output=str(tmp_path / "compare"),

@@ -348,6 +348,7 @@ def test_a_run_trains_saves_and_is_resumed_bitwise(objective, bases, corpus, tmp
     assert_same(second, first, "bitwise")
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_the_same(bases, corpus, tmp_path):
     report = run_language(job_of(bases, corpus, output=str(tmp_path / "run"), to="geglu_new"), OPTIONS)
     assert report["outcome"]["reloaded_equal"]
@@ -428,6 +429,7 @@ def test_from_scratch(objective, corpus, tmp_path, quick):
     assert all(0.005 < float(gate.detach().std()) < 2.0 for gate in gates)  # at random, not a constant up half
 
 
+@pytest.mark.slow
 def test_experts_from_scratch_are_no_copies_of_each_other(corpus, tmp_path):
     config = json.dumps({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_inner": 64})
     values = {"config": config, "train_tokenizer": SIZE, "data": [str(corpus / "texts.csv")], "to": "swiglu"}

@@ -212,6 +212,7 @@ def test_the_heads_rows_follow_the_tags_names(bases, data, tmp_path):
     assert_same(after.eval()(input_ids=ids).logits, before(input_ids=ids).logits[..., order], "exact")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_a_comparison(bases, data, tmp_path):
     job = JobOptions(model=bases["bert"], dataset=data["tokens"], output=str(tmp_path / "compare"), calibration=16)

@@ -59,6 +59,7 @@ def test_every_family_writes(family, bases, job):
     assert results["examples"] == {"train": 36, "validation": 4}
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_saves_and_writes_the_same_in_a_fresh_process(bases, job, data, tmp_path):
     output = tmp_path / "run"
     learning = replace(OPTIONS, max_steps=100, batch_size=20, lr=1e-2, warmup=0.1)

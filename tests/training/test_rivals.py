@@ -37,6 +37,7 @@ def job(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_language_models_are_compared(job):
     told: list[str] = []
     table = compare_language_models(VARIANTS, [0, 1], job, OPTIONS, lrs=[1e-3, 1e-2], on_run=told.append)

@@ -68,6 +68,7 @@ def lines_of(folder: Any) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_run_with_experts_is_watched_and_trains_the_same(bases, tmp_path, quick):
     job = job_of(bases, to="geglu", experts="gelu*2,geglu*2")
     options = replace(OPTIONS, accumulate=3, evaluate_every=3)
@@ -103,6 +104,7 @@ def told(records: Any) -> list[str]:
     return [str(each.message) for each in records]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_watches_and_tells_as_the_uninterrupted_one(bases, tmp_path, monkeypatch, quick):
     job = job_of(bases, to="geglu", experts="gelu*2,geglu*2")
     options = replace(OPTIONS, max_steps=6, log_every=1, batch_size=16)
@@ -309,9 +311,12 @@ MADE = {
 
 
 MORE = {"gradient_checkpointing": True, "bf16": True, "eval_strategy": "steps"}
+OTHERS = (("ours", {}), ("mixtral", MORE), ("dense", {}))
 
 
-@pytest.mark.parametrize(("name", "more"), [("ours", {}), ("ours", MORE), ("mixtral", MORE), ("dense", {})])
+@pytest.mark.parametrize(
+    ("name", "more"), [("ours", MORE), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
+)
 def test_the_trainer_is_watched_and_trains_the_same(name, more, tmp_path):
     trained, names, left = [], [], []
     for callbacks in ([hf_glu.WatchCallback(balance=0.0, dead_gates=1.0)], []):
@@ -360,6 +365,7 @@ def test_hooks_are_gone_after_an_exception_in_the_trainer(tmp_path):
     assert hooks(model) == before
 
 
+@pytest.mark.slow
 def test_trackio_is_told_by_the_trainer(tmp_path, trackio):
     model = experts()
     for ffn in find_experts(model).values():
