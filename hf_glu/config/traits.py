@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
+# whose first token is at the position after the padding token's id, so that as many of the table's rows are never read
+_AFTER_PADDING = frozenset({
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 _RELATIVE = "relative_attention_num_buckets"  # T5's: its n_positions is no limit
 
 
@@ -30,7 +35,11 @@ def longest_text(config: Any) -> int | None:
     text = text_config(config)
     if getattr(text, _RELATIVE, None):
         return None
-    return next((found for name in _POSITIONS if (found := _number(text, name))), None)
+    rows = next((found for name in _POSITIONS if (found := _number(text, name))), None)
+    if rows and getattr(text, "model_type", None) in _AFTER_PADDING:
+        padding = token_id(text, "pad_token_id")
+        return rows - (1 if padding is None else padding) - 1
+    return rows
 
 
 def token_id(config: Any, name: str) -> int | None:

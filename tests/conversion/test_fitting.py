@@ -3,7 +3,8 @@
 import pytest
 import torch
 from comparing import assert_same, outputs
-from pico import FAMILIES, WIDTH, make_native
+from pico import FAMILIES, HIDDEN, WIDTH, make_native
+from taskdata import make_tokenizer
 from torch import nn
 
 import hf_glu
@@ -62,6 +63,17 @@ def test_least_squares_corrects_an_approximate_route():
     assert all(site.fit.after < 0.5 * site.fit.before for site in report.sites)
     off = [(outputs(model, input_ids=IDS[:4])["logits"] - before["logits"]).norm() for model in (plain, fitted)]
     assert off[1] < off[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_texts_are_cut_where_the_models_positions_end(family):
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 10**30  # as tokenizers have it that don't know
+    model = FAMILIES[family].make(vocab_size=len(tokenizer))
+    (batch,) = make_batches(model, ["film " * 99], tokenizer)
+    assert batch["input_ids"].shape == (1, 64)
+    (site, *_) = hf_glu.find_sites(model)
+    assert site_inputs(model, site, [batch]).shape == (64, HIDDEN)
 
 
 def test_calibration_lets_any_activation_become_any_gate_and_leaves_exact_routes_alone():

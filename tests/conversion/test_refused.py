@@ -48,6 +48,7 @@ def test_what_configs_say():
     assert (longest_text(xlnet), token_id(xlnet, "eos_token_id")) == (None, 2)
     assert (longest_text(funnel), vocabulary(funnel), token_id(funnel, "eos_token_id")) == (None, 40, None)
     assert (longest_text(transformers.T5Config()), longest_text(transformers.GPT2Config())) == (None, 1024)
+    assert longest_text(transformers.RobertaConfig(max_position_embeddings=66, pad_token_id=1)) == 64
     gemma = _gemma3(pad_token_id=3, max_position_embeddings=77, eos_token_id=[5, 6])
     assert (vocabulary(gemma), longest_text(gemma), token_id(gemma, "pad_token_id")) == (64, 77, 3)
     assert token_id(transformers.BertConfig(eos_token_id=[5, 6]), "eos_token_id") == 5

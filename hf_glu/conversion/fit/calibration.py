@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_glu.config.traits import longest_text
 from hf_glu.errors import OptionError
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.probe import give_pad_token, with_decoder
@@ -40,7 +41,7 @@ def make_batches(model: Any, calibration: Any, tokenizer: Any = None) -> Batches
     if not items:
         raise OptionError("there are no calibration data")
     if all(isinstance(item, str) for item in items):
-        items = list(_text_batches(items, tokenizer))
+        items = list(_text_batches(model, items, tokenizer))
     if not all(isinstance(item, Mapping) for item in items):
         raise OptionError("calibration must be texts, a tensor or batches (mappings of the forward's arguments)")
     device = next(model.parameters()).device
@@ -57,15 +58,14 @@ def _tensor_batches(values: Tensor) -> list[dict[str, Tensor]]:
     return [{name: part} for part in values.split(BATCH)]
 
 
-def _text_batches(texts: list[str], tokenizer: Any) -> Iterator[dict[str, Tensor]]:
+def _text_batches(model: Any, texts: list[str], tokenizer: Any) -> Iterator[dict[str, Tensor]]:
     if tokenizer is None:
         raise OptionError("calibration texts need tokenizer=")
     give_pad_token(tokenizer)
+    limit = min(MAX_LENGTH, tokenizer.model_max_length, longest_text(model.config) or MAX_LENGTH)
     for begin in range(0, len(texts), BATCH):
-        encoded = tokenizer(
-            texts[begin : begin + BATCH], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
-        )
-        yield dict(encoded)
+        part = texts[begin : begin + BATCH]
+        yield dict(tokenizer(part, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
 
 
 def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
