@@ -177,10 +177,9 @@ def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     raw = [paired_p(gain, [claim.margin] * len(gain)) if gain else None
            for claim, gain in zip(mine, found, strict=True)]  # fmt: skip
     # a claim without a p-value is one of the claims, too: it counts as 1
-    corrected = holm([1.0 if p is None else p for p in raw])
+    corrected = holm(raw, len(raw))
     judged = []
-    for claim, gain, known, holm_p in zip(mine, found, raw, corrected, strict=True):
-        p = None if known is None else holm_p
+    for claim, gain, p in zip(mine, found, corrected, strict=True):
         several = gain is not None and len(gain) > 1
         bounds = interval(gain) if gain else None
         judged.append({

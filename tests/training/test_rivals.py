@@ -94,9 +94,10 @@ def test_options_that_would_be_ignored_are_refused(job):
 
 
 def test_holm_is_what_the_paper_says():
-    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([None, 0.2]) == [None, 0.2]
+    assert holm([0.01, None, 0.04, 0.03], 3) == pytest.approx([0.03, None, 0.06, 0.06])
+    assert holm([0.01, None, 0.04], 3) == pytest.approx([0.03, None, 0.08])  # one has no test, and counts
+    assert holm([0.5, 0.9], 2) == pytest.approx([1.0, 1.0])
+    assert holm([None, 0.2], 1) == [None, 0.2]
 
 
 def test_intervals_and_tokens():

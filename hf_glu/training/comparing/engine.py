@@ -177,7 +177,7 @@ def _table(
     reference = [kind.value(each) for each in first]
     rows = [_row(name, [kind.value(each) for each in results], reference, results, apart=name != baseline)
             for name, results in found.items()]  # fmt: skip
-    for row, p in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+    for row, p in zip(rows, holm([row["p_value"] for row in rows], len(rows) - 1), strict=True):
         row["p_holm"] = p
         if row["name"] in rates:
             row["lr"] = runs[row["name"]][0].options.lr

@@ -35,16 +35,20 @@ def paired_p(scores: Sequence[float], reference: Sequence[float]) -> float | Non
     return float(ttest_rel(scores, reference).pvalue)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for there being several tests (Holm 1979); those that are None are no tests.
+def holm(p_values: Sequence[float | None], count: int) -> list[float | None]:
+    """Return p-values corrected for there being several tests (Holm 1979).
 
     The smallest of m is multiplied by m, the next by m - 1, and so on; none is less than one before it, or above 1.
+
+    Args:
+        p_values: of the tests; None stays None.
+        count: m, of all that was compared, also where no test is defined, which is like a p-value of 1.
     """
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     found: list[float | None] = [None] * len(p_values)
     least = 0.0
     for rank, (p, place) in enumerate(order):
-        found[place] = least = max(least, min(1.0, (len(order) - rank) * p))
+        found[place] = least = max(least, min(1.0, (count - rank) * p))
     return found
 
 
