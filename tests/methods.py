@@ -31,7 +31,7 @@ from states import ids
 import hf_glu
 from hf_glu.activation import registry
 from hf_glu.config.experts import read_groups
-from hf_glu.conversion.experts.banks import UNGATED
+from hf_glu.conversion.experts.native.banks import UNGATED
 from hf_glu.errors import ConversionError, NoSiteError
 
 DENSE = tuple(FAMILIES)

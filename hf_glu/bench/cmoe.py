@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from hf_glu.conversion.experts.carving import balanced, strengths, strongest
 from hf_glu.conversion.experts.copying import Source, read_source
+from hf_glu.conversion.experts.splitting.carving import balanced, strengths, strongest
 from hf_glu.conversion.work import Work
 from hf_glu.errors import OptionError
 from hf_glu.ffn.expert_sites import own_module

@@ -15,7 +15,7 @@ from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model, load_tokenizer
 from hf_glu.checkpoint.provenance import base_of, naming
 from hf_glu.conversion import Report
-from hf_glu.conversion.experts.merging import merge_with_report
+from hf_glu.conversion.experts.merging.models import merge_with_report
 from hf_glu.errors import CheckpointError, OptionError
 
 

@@ -5,9 +5,9 @@ from hf_glu.conversion.changes.revert import revert
 from hf_glu.conversion.changes.t5_layout import to_native
 from hf_glu.conversion.converting import convert, plan
 from hf_glu.conversion.engine import Plan
-from hf_glu.conversion.experts.growing import Grow, grow_experts
-from hf_glu.conversion.experts.merging import Merge, merge_experts
-from hf_glu.conversion.experts.splitting import Split, split_experts
+from hf_glu.conversion.experts.growing.experts import Grow, grow_experts
+from hf_glu.conversion.experts.merging.models import Merge, merge_experts
+from hf_glu.conversion.experts.splitting.ffns import Split, split_experts
 from hf_glu.conversion.report import Report
 from hf_glu.conversion.steps import CHANGES, Change, Step
 

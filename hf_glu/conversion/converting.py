@@ -10,7 +10,7 @@ from hf_glu.config.registry import hears, registry, unmixed, unwrapped
 from hf_glu.conversion.changes.gate import Gate
 from hf_glu.conversion.checks import check_convertible
 from hf_glu.conversion.engine import Plan, make_plan
-from hf_glu.conversion.experts.banks import RegateBank
+from hf_glu.conversion.experts.native.banks import RegateBank
 from hf_glu.conversion.experts.upcycling import Upcycle
 from hf_glu.conversion.report import Report
 from hf_glu.conversion.steps import Change, Target

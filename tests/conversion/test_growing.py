@@ -14,7 +14,7 @@ from whole import structure
 
 import hf_glu
 from hf_glu.conversion import Grow
-from hf_glu.conversion.experts.utility import deal, utilities
+from hf_glu.conversion.experts.growing.utility import deal, utilities
 from hf_glu.errors import ConversionError, HfGluError
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.sites import find_banks

@@ -12,9 +12,9 @@ from pico import FAMILIES, NATIVE, VOCAB, make_native
 from taskdata import make_tokenizer
 
 import hf_glu
-from hf_glu.conversion.experts import carving
-from hf_glu.conversion.experts.carving import balanced_clusters
-from hf_glu.conversion.experts.dividing import SIMILARITIES
+from hf_glu.conversion.experts.splitting import carving
+from hf_glu.conversion.experts.splitting.carving import balanced_clusters
+from hf_glu.conversion.experts.splitting.dividing import SIMILARITIES
 from hf_glu.errors import ConversionError, OptionError
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import ffn_output

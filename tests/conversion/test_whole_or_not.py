@@ -16,7 +16,9 @@ import hf_glu
 from hf_glu.conversion import engine
 from hf_glu.conversion.changes import freeze, gate, parts
 from hf_glu.conversion.changes import t5_layout as native
-from hf_glu.conversion.experts import banks, replacing, splitting, ungating, upcycling
+from hf_glu.conversion.experts import replacing, upcycling
+from hf_glu.conversion.experts.native import banks, ungating
+from hf_glu.conversion.experts.splitting import ffns as splitting
 from hf_glu.conversion.fit import fitting
 from hf_glu.conversion.forms import ConfigEntry
 from hf_glu.conversion.transaction import whole

@@ -20,7 +20,7 @@ import hf_glu
 from hf_glu.activation.context.hooks import Carrying
 from hf_glu.activation.learnable import mixes
 from hf_glu.config.experts import ExpertOptions
-from hf_glu.conversion.experts.ungating import routed_inputs
+from hf_glu.conversion.experts.native.ungating import routed_inputs
 from hf_glu.conversion.fit.calibration import make_batches, site_inputs
 from hf_glu.conversion.measure import SiteProbe
 from hf_glu.errors import OptionError

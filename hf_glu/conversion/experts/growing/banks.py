@@ -18,11 +18,11 @@ from hf_glu.activation.kappa import copy_responses
 from hf_glu.compat.of_models import IS_TRANSPOSED, is_concatenated
 from hf_glu.config.experts import ExpertOptions, Group, write_groups
 from hf_glu.config.glu import GluConfig
-from hf_glu.conversion.experts.banks import bank_source
 from hf_glu.conversion.experts.copying import drop_units
-from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
-from hf_glu.conversion.experts.same_layer import SAME, compare_layers, sample
-from hf_glu.conversion.experts.utility import owners, owners_in_layer
+from hf_glu.conversion.experts.growing.growth import Growth, first_of_each, growth_route
+from hf_glu.conversion.experts.growing.same_layer import SAME, compare_layers, sample
+from hf_glu.conversion.experts.growing.utility import owners, owners_in_layer
+from hf_glu.conversion.experts.native.banks import bank_source
 from hf_glu.conversion.foresight import skeleton_of
 from hf_glu.conversion.forms import ConfigEntry, governed, size
 from hf_glu.conversion.routes import exact_targets

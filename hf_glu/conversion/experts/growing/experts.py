@@ -20,10 +20,10 @@ from torch import nn
 from hf_glu.config.registry import hears
 from hf_glu.conversion.checks import chosen_sites
 from hf_glu.conversion.engine import make_plan
-from hf_glu.conversion.experts import growing_banks, growing_ours
-from hf_glu.conversion.experts.growth import Growth
+from hf_glu.conversion.experts.growing import banks, ours
+from hf_glu.conversion.experts.growing.growth import Growth
+from hf_glu.conversion.experts.growing.utility import utilities
 from hf_glu.conversion.experts.upcycling import check_bytes
-from hf_glu.conversion.experts.utility import utilities
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.forms import ConfigEntry, Form
 from hf_glu.conversion.report import Report
@@ -47,7 +47,7 @@ def grow_experts(
         model: a Transformers model with experts: its family's own (Mixtral, Qwen-MoE, OLMoE, DeepSeek) or ours.
         times: m. E experts become m E.
         calibration, tokenizer: texts or token ids, as in `hf_glu.convert`: a language model's experts get copies by
-            their utility (`hf_glu.conversion.experts.utility`), m on the mean, each one at least; None: m each.
+            their utility (`hf_glu.conversion.experts.growing.utility`), m on the mean, each one at least; None: m each.
         active: ``one`` copy of each chosen expert computes a token, whatever its number; or ``all`` of them do.
         drop: share of the units of each copy but an expert's first to initialise anew, by which the function changes.
         how: ``inputs`` and ``check``, as in `hf_glu.convert`.
@@ -78,7 +78,7 @@ class Grow(Growth):
 
     def form(self, model: nn.Module, site: Site) -> Form:
         layer: Any = site.anchor
-        experts = str(layer.options.to_dict()) if _is_ours(site) else growing_banks.form(site)
+        experts = str(layer.options.to_dict()) if _is_ours(site) else banks.form(site)
         return Form(activation=experts, width=site.width, widened=True, bias=False)
 
     def without_modules(self) -> Grow:
@@ -99,17 +99,17 @@ class Grow(Growth):
         if devices[0] in ("cpu", "meta"):
             stored = sum(part.nbytes for site in sites for part in site.anchor.parameters())
             check_bytes(self.times * stored, f"{self.times:,} copies of each expert in {len(sites)} layers")
-        ours = kinds.pop()
+        of_ours = kinds.pop()
         if self.active == "all":
             _check_hearing(sites)
-        if ours:
-            return growing_ours.rows(self, model, sites)
+        if of_ours:
+            return ours.rows(self, model, sites)
         if self.active == "one":
-            return growing_banks.rows_of_one(self, model, sites)
-        return growing_banks.rows_of_all(self, model, sites)
+            return banks.rows_of_one(self, model, sites)
+        return banks.rows_of_all(self, model, sites)
 
     def added(self, model: nn.Module, steps: tuple[Step, ...]) -> int:
-        return growing_banks.added(self, model, steps) if self.like is not None else 0
+        return banks.added(self, model, steps) if self.like is not None else 0
 
     def check_calibration(self, steps: tuple[Step, ...], given: bool) -> None:
         """Raise OptionError where there is nothing for calibration data to tell."""
@@ -119,8 +119,8 @@ class Grow(Growth):
     def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
         sites = [step.site for step in planned.steps]
         if _is_ours(sites[0]):
-            return growing_ours.entries(self, model, sites)
-        return growing_banks.entries(self, model, sites)
+            return ours.entries(self, model, sites)
+        return banks.entries(self, model, sites)
 
     @torch.no_grad()
     def apply(self, work: Work, step: Step) -> Fit | None:
@@ -129,19 +129,19 @@ class Grow(Growth):
             work.utilities = utilities(work.model, work.sites, work.batches)
         useful = work.utilities.get(step.site.name)
         if _is_ours(step.site):
-            growing_ours.apply(self, work, step, useful)
+            ours.apply(self, work, step, useful)
         elif self.active == "one":
-            growing_banks.apply_one(self, work, step, useful)
+            banks.apply_one(self, work, step, useful)
         else:
-            growing_banks.apply_all(self, work, step)
+            banks.apply_all(self, work, step)
         return None
 
     def finish(self, model: nn.Module, planned: Rows) -> None:
         """Let all of the model know how many experts there are now."""
         if self.like is not None:
-            growing_banks.follow(model, self.like, self.times)
+            banks.follow(model, self.like, self.times)
         elif _is_ours(planned.steps[0].site):
-            growing_ours.finish(model)
+            ours.finish(model)
 
 
 def _is_ours(site: Site) -> bool:

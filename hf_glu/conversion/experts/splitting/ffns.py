@@ -17,8 +17,8 @@ from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions, Group, read_split, write_groups
 from hf_glu.conversion.engine import make_plan
 from hf_glu.conversion.experts.copying import Source, read_source
-from hf_glu.conversion.experts.dividing import ROUTERS, SIMILARITIES, divide, write
 from hf_glu.conversion.experts.replacing import ExpertChange
+from hf_glu.conversion.experts.splitting.dividing import ROUTERS, SIMILARITIES, divide, write
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.routes import APPROXIMATE, ROUNDING, Route, exact_targets
 from hf_glu.conversion.steps import Step

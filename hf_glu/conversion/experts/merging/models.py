@@ -19,9 +19,9 @@ from hf_glu.activation.stock import is_elementwise
 from hf_glu.config.experts import ExpertOptions, Group, check_merge, write_groups
 from hf_glu.config.registry import unmixed, unwrapped
 from hf_glu.conversion.engine import make_plan
-from hf_glu.conversion.experts.alike import average, check_alike
 from hf_glu.conversion.experts.copying import Source, fill, read_source
-from hf_glu.conversion.experts.prompted import check_prompts, hidden_rows
+from hf_glu.conversion.experts.merging.alike import average, check_alike
+from hf_glu.conversion.experts.merging.prompted import check_prompts, hidden_rows
 from hf_glu.conversion.experts.replacing import ExpertChange
 from hf_glu.conversion.experts.upcycling import COPY, check_memory
 from hf_glu.conversion.fit.fitting import Fit

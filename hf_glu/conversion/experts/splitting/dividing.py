@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_glu.conversion.experts import carving
 from hf_glu.conversion.experts.copying import Source, start_at
+from hf_glu.conversion.experts.splitting import carving
 from hf_glu.conversion.fit.fitting import HELD_OUT
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import Bank, banks_of

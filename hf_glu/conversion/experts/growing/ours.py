@@ -14,8 +14,8 @@ from hf_glu.config.experts import ExpertOptions, write_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.router_fields import router_fields
 from hf_glu.conversion.experts.copying import drop_from
-from hf_glu.conversion.experts.growth import Growth, first_of_each, growth_route
-from hf_glu.conversion.experts.utility import owners, owners_in_layer
+from hf_glu.conversion.experts.growing.growth import Growth, first_of_each, growth_route
+from hf_glu.conversion.experts.growing.utility import owners, owners_in_layer
 from hf_glu.conversion.forms import ConfigEntry, governed, size
 from hf_glu.conversion.steps import Step
 from hf_glu.conversion.work import Work

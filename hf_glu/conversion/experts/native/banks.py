@@ -26,7 +26,7 @@ from hf_glu.config.experts import ExpertOptions, Group, read_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
 from hf_glu.config.registry import LEARNABLE, unwrapped
-from hf_glu.conversion.experts.ungating import drop_gates, routed_inputs
+from hf_glu.conversion.experts.native.ungating import drop_gates, routed_inputs
 from hf_glu.conversion.fit.fitting import Fit
 from hf_glu.conversion.forms import ConfigEntry, Form, governed, selection_of, size
 from hf_glu.conversion.routes import APPROXIMATE, EXACT, WRAP, Route, exact_targets, weakest

@@ -1,0 +1,1 @@
+"""Experts made of experts: ours, families' own, by utility."""

@@ -1,0 +1,1 @@
+"""Several fine-tunes as one mixture."""

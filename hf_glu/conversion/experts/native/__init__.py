@@ -1,0 +1,1 @@
+"""Families' own banks: other activations, no inner gate."""

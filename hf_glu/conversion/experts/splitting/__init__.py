@@ -1,0 +1,1 @@
+"""One FFN divided among experts."""
