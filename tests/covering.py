@@ -36,3 +36,8 @@ def alternating(cases: Iterable[tuple[Any, Any]]) -> list[Any]:
         pytest.param(first, second, marks=() if (first, second) in quick else pytest.mark.slow)
         for first, seconds in rows.items() for second in seconds
     ]  # fmt: skip
+
+
+def few(cases: Iterable[Any], step: int) -> list[Any]:
+    """Return cases of one value, of which each ``step``-th is quick, from the first on."""
+    return [case if at % step == 0 else pytest.param(case, marks=pytest.mark.slow) for at, case in enumerate(cases)]

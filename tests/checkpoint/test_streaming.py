@@ -7,6 +7,7 @@ import struct
 import pytest
 import torch
 from comparing import assert_same, outputs
+from covering import covering
 from hub_client import contents
 from pico import FAMILIES, make_native
 from safetensors.torch import load_file, save_file
@@ -22,8 +23,7 @@ def load_all(folder):
     return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("family", "sharded"), covering(FAMILIES, [False, True]))
 def test_the_same_as_in_memory(family, sharded, tmp_path):
     made = FAMILIES[family]
     model = made.make()

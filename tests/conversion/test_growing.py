@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same, outputs
+from covering import covering
 from pico import FAMILIES, NATIVE, VOCAB, make_native
 from whole import structure
 
@@ -61,8 +62,9 @@ def size(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("how", [{}, {"active": "all"}, {"times": 3, "calibration": IDS}], ids=["one", "all", "useful"])
-@pytest.mark.parametrize("name", [*BANKS, *OURS])
+@pytest.mark.parametrize(
+    ("how", "name"), covering([{}, {"active": "all"}, {"times": 3, "calibration": IDS}], [*BANKS, *OURS])
+)
 def test_the_function_is_the_same_and_comes_back(name, how, tmp_path):
     model = make(name)
     before, config = outputs(model), model.config.to_dict()

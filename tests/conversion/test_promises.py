@@ -4,6 +4,7 @@ import mixers
 import pytest
 import torch
 from comparing import assert_same, outputs
+from covering import covering
 from pico import FAMILIES, make_native
 
 import hf_glu
@@ -67,8 +68,12 @@ def test_a_mixers_gate_is_a_silu(name, act, target, promise, tmp_path):
     assert_same(outputs(again.eval()), outputs(model), "bitwise")
 
 
-@pytest.mark.parametrize("name", ["llama", "t5_v1_1", "phi3", "modernbert"])
-@pytest.mark.parametrize("prefix", ["stateful_", "modulated_", "learnable_", "stateful_modulated_moa_"])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    covering(
+        ["llama", "t5_v1_1", "phi3", "modernbert"], ["stateful_", "modulated_", "learnable_", "stateful_modulated_moa_"]
+    ),
+)
 def test_an_elementwise_name_means_the_gate_of_a_natively_gated_family(name, prefix, tmp_path):
     model, gated = make_native(name), make_native(name)
     gate = {"llama": "silu", "phi3": "silu", "t5_v1_1": "gelu_new", "modernbert": "gelu"}[name]

@@ -9,6 +9,7 @@ import torch
 import transformers
 from accelerate import infer_auto_device_map
 from comparing import assert_same
+from covering import covering
 from pico import FAMILIES, VOCAB, make_native
 
 import hf_glu
@@ -46,8 +47,7 @@ def encoded(model):
         return model.encoder(torch.arange(12).reshape(2, 6) + 5).last_hidden_state.float()
 
 
-@pytest.mark.parametrize("projection", GATED)
-@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize(("projection", "family"), covering(GATED, WIDE))
 def test_out_projections_that_stay_in_float32(family, projection, tmp_path):
     model, (target, experts) = make(family, projection), GATED[projection]
     model.save_pretrained(tmp_path / "dense")

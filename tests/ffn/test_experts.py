@@ -9,6 +9,7 @@ import pytest
 import torch
 import versions
 from comparing import assert_same, outputs
+from covering import covering
 from pico import FAMILIES, NATIVE, make_native
 from taskdata import save_base, write_dataset
 from torch import nn
@@ -171,8 +172,7 @@ def test_groups():
 FAMILY_SPECS = ["{dense}*2,{exact}*2,learnable_swiglu*2,learnable_relu", "8"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("spec", FAMILY_SPECS)
+@pytest.mark.parametrize(("family", "spec"), covering(FAMILIES, FAMILY_SPECS))
 def test_upcycling_is_exact_for_any_router(family, spec, tmp_path):
     made = FAMILIES[family]
     model = made.make()

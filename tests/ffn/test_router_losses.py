@@ -35,8 +35,7 @@ def step(model, way, rows, parts, scale=1.0):
     return gradients(model)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("way", "family"), covering(WAYS, ["gpt2", "llama"]))
 def test_micro_batches_give_the_gradient_of_the_whole_batch(family, way):
     model = made(family)
     whole = step(model, "mean", ROWS, 1)

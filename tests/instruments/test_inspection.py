@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same
+from covering import covering, few
 from mixers import MODELS
 from mixers import awake as awake_mixer
 from mixers import make as make_mixer
@@ -93,8 +94,7 @@ def record(model: Any, **inputs: Tensor) -> list[Any]:
     return gates.layers
 
 
-@pytest.mark.parametrize("make", [gated, remembering])
-@pytest.mark.parametrize("name", [*FAMILIES, *NATIVE_NAMES, *MODELS])
+@pytest.mark.parametrize(("make", "name"), covering([gated, remembering], [*FAMILIES, *NATIVE_NAMES, *MODELS]))
 @torch.no_grad()
 def test_values_are_the_formulas_and_outputs_stay(name, make):
     model = make(name)
@@ -262,7 +262,7 @@ def save(model: Any, folder: Any) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5", "Mamba"])
+@pytest.mark.parametrize("name", few(["gpt2", "t5", "Mamba"], 3))
 def test_the_command_has_the_numbers_as_json_as_a_table_and_as_a_page(name, tmp_path, capsys):
     folder = save(remembering(name), tmp_path / "model")
     arguments = ["gates", folder, "--text", "the film <b> & the", "--html", str(tmp_path / "gates.html")]

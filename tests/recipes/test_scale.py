@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covering import few
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_glu
@@ -35,7 +36,7 @@ MIXTRAL = scale.BASES["Mixtral 8x7B"]
 RATES = {"tokens": 8192, "sequence": 4096, "flops": 1e15, "efficiency": 0.4, "bandwidth": 4e11}
 
 
-@pytest.mark.parametrize("key", NAMED)
+@pytest.mark.parametrize("key", few(NAMED, 4))
 def test_parameters_equal_those_of_the_real_model_at_full_size(key):
     name, shape, base = NAMED[key]
     assert parameters(shape).total == scale_check.counted(shape, iso_of=base.width if name == scale.ISO else None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same
+from covering import covering
 from datasets import Dataset
 from short_training import interrupt_at
 from taskdata import make_rows, save_base, write_dataset
@@ -76,26 +77,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(job_module, "reloads_equal", same)
 
 
-def is_quick(name: str, family: str) -> bool:
-    if TASKS[name].suite == "open_nlu":
-        return name in OPEN and family == "bert"
-    return family != "gpt2" or name in QUICK
-
-
-QUICK = (
-    "sst2",
-    "copa",
-    "record",
-)  # a plain task, one of choices and one of groups with GPT-2; the others have BERT, T5
-OPEN = ("brown_pos", "quartz")  # of open_nlu, words with tags and choices, with BERT
-EVERY = [
-    pytest.param(name, family, marks=() if is_quick(name, family) else pytest.mark.slow)
-    for name in TRAINED
-    for family in EXACT
-]
-
-
-@pytest.mark.parametrize(("name", "family"), EVERY)
+@pytest.mark.parametrize(("name", "family"), covering(TRAINED, EXACT))
 def test_every_task_with_every_family(name, family, bases, datasets):
     task = TASKS[name]
     folder = str(datasets / str(task.suite))
