@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from comparing import TOLERANCE, assert_same, outputs
-from covering import few
+from covering import alternating, covering
 from pico import FAMILIES, HEADS_OF_ALL, NATIVE, make_native
 from torch import nn
 from transformers.activations import ACT2FN
@@ -30,7 +30,7 @@ EXACT += [("gelu_pytorch_tanh", "geglu_new"), ("sigmoid", "glu"), ("linear", "bi
 EXACT += [(name, f"{name}_glu") for name in ("relu", "gelu", "mish", "relu6", "prelu", "leaky_relu", "laplace")]
 
 
-@pytest.mark.parametrize(("family", "head"), few(HEADS_OF_ALL, 3))
+@pytest.mark.parametrize(("family", "head"), alternating(HEADS_OF_ALL))
 def test_exact_route_of_every_head(family, head):
     made = FAMILIES[family]
     model = made.make(head)
@@ -47,9 +47,9 @@ def test_exact_route_of_every_head(family, head):
     assert model.config.hf_glu["dense_act"] == made.dense
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
-@pytest.mark.parametrize(("dense", "gated"), EXACT)
-def test_exact_route_between(family, dense, gated):
+@pytest.mark.parametrize(("family", "route"), covering(["bert", "gpt2", "t5"], EXACT))
+def test_exact_route_between(family, route):
+    dense, gated = route
     model = FAMILIES[family].make(**{FAMILIES[family].field: dense})
     before = outputs(model)
     report = hf_glu.convert(model, gated)
