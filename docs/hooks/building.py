@@ -1,10 +1,11 @@
-"""What makes the site of the pages: documents that lie outside of docs/, generated references, and its own checks.
+"""What makes the site of the pages: documents outside of docs/, notebooks, generated references, and its own checks.
 
 mkdocs calls the functions whose names begin with ``on_``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -30,6 +31,20 @@ FENCED = re.compile(r"(^ *```.*?^ *```$)", flags=re.DOTALL | re.MULTILINE)
 # what a browser fetches by itself; an <a> is followed by a reader
 FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href|srcset)=[\"']?(?:https?:)?//[^\s\"'>]+")
 FETCHED_BY_STYLE = re.compile(r"(?:url\(|@import )[\"']?(?:https?:)?//[^\s\"')]+")
+
+
+def notebooks() -> dict[str, Path]:
+    """Return the notebooks, by their pages on the site."""
+    folder = ROOT / "docs" / "notebooks"
+    return {f"notebooks/{path.stem}.md": path for path in sorted(folder.glob("*.ipynb"))}
+
+
+def as_page(notebook: Path) -> str:
+    """Return a notebook as Markdown: its text, its code in fenced blocks, and in the end a link to its file."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    parts = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    text = [part if kind == "markdown" else f"```python\n{part}\n```" for kind, part in parts]
+    return "\n\n".join([*text, f"[This page as a notebook]({notebook.name})"]) + "\n"
 
 
 def activations() -> str:
@@ -97,11 +112,13 @@ def on_pre_build(config: Any) -> None:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the documents that lie outside of docs/."""
+    """Add the documents that lie outside of docs/, and the notebooks as pages."""
     from mkdocs.structure.files import File
 
     for source, page in OUTSIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for page, notebook in notebooks().items():
+        files.append(File.generated(config, page, content=as_page(notebook)))
     return files
 
 

@@ -1,6 +1,6 @@
 """The code of the README and of docs/: Python runs, and the commands and flags of shell lines exist.
 
-A block of Python that begins with an import stands by itself; another one goes on from the block before. What a block
+The Python of notebooks runs in `test_notebooks`. A block of Python that begins with an import stands by itself; another one goes on from the block before. What a block
 needs and no reader has to see, such as a small model in the place of his own, is a comment before it, ``<!-- python``.
 """
 
@@ -10,6 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
+import building
 import pytest
 from command_reference import commands, flags
 
@@ -21,11 +22,6 @@ INLINE = re.compile(r"`(hf-glu [^`]+)`")
 CALL = re.compile(r"(?:^|\s)(?:hf-glu|(?:python|accelerate launch .*?) ?-m hf_glu)\s+(.*)")
 ANY = {"run"}  # what follows is another program's
 PLACEHOLDERS = {"NAME", "COMMAND"}
-
-
-def blocks(path: Path) -> list[tuple[str, str]]:
-    """Return the language and the text of each code block of a document."""
-    return FENCED.findall(path.read_text(encoding="utf-8"))
 
 
 def scripts(text: str) -> list[str]:
@@ -73,9 +69,9 @@ def wrong(words: list[str]) -> list[str]:
 def shell_lines() -> list[tuple[str, str]]:
     """Return every call of ``hf-glu`` in shell blocks, in outputs, and between backticks, with its document."""
     found = []
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        candidates = [line for language, code in blocks(path) if language != "python" for line in lines(code)]
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    for path, text in (texts | {path: building.as_page(path) for path in building.notebooks().values()}).items():
+        candidates = [line for language, code in FENCED.findall(text) if language != "python" for line in lines(code)]
         candidates += INLINE.findall(FENCED.sub("", text).replace("\n", " "))
         found += [(path.name, line) for line in candidates]
     return found

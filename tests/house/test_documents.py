@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import building
 import pytest
 
 import hf_glu
@@ -18,6 +19,7 @@ DOCUMENTS = [
     ROOT / "SECURITY.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    *building.notebooks().values(),
 ]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:hf_glu|tests|docs)/[\w/.-]+)`")
@@ -32,7 +34,8 @@ def missing(document: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_paths_lead_somewhere(document: Path):
-    assert not missing(document, document.read_text(encoding="utf-8"))
+    notebook = document.suffix == ".ipynb"
+    assert not missing(document, building.as_page(document) if notebook else document.read_text(encoding="utf-8"))
 
 
 def test_the_check_of_links_can_fail():

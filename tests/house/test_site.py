@@ -19,6 +19,7 @@ from hf_glu.config.glu import KEYS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+PAGES |= {page: building.as_page(path) for page, path in building.notebooks().items()}
 
 
 def placed(entry) -> list[str]:
