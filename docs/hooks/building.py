@@ -61,6 +61,8 @@ GENERATED = {"<!-- commands -->": reference, "<!-- activations -->": activations
 def relinked(text: str, page: str) -> str:
     """Return a page whose links lead to pages of the site; a link to a file that is no page becomes its words.
 
+    A link to a notebook leads to its page, but for that page's own.
+
     Args:
         text: Markdown, whose links are those of the repository.
         page: its path on the site.
@@ -70,6 +72,8 @@ def relinked(text: str, page: str) -> str:
     def changed(match: re.Match[str]) -> str:
         picture, words, target, anchor = match.groups()
         path = os.path.normpath(os.path.join(os.path.dirname(source), target))
+        if path.endswith(".ipynb") and page not in notebooks():
+            path = f"{path.removesuffix('.ipynb')}.md"
         if path.startswith("docs/"):
             there = path.removeprefix("docs/")
         elif path in OUTSIDE:

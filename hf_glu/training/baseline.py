@@ -77,7 +77,7 @@ def report_run(
         "task": ours.entry["task"],
         "activation": ours.entry["activation"],
         "options": ours.entry["options"] | {"mixed_precision": ours.options.mixed_precision()},
-        "rows": _rows(dense, outcome, ours.entry["activation"], ours.trained),
+        "rows": _rows(dense, outcome, ours),
         "dense": dense,
         "outcome": outcome,
         "seconds": time.perf_counter() - begun,
@@ -89,11 +89,12 @@ def report_run(
     return result
 
 
-def _rows(dense: Results | None, outcome: Results, to: str | None, trained: str) -> list[ResultRow]:
+def _rows(dense: Results | None, outcome: Results, ours: TrainingRun) -> list[ResultRow]:
     """Return the rows of the final table: the dense baseline, the converted model before and after training."""
     rows: list[ResultRow] = []
+    to = ours.entry["activation"]
     if dense:
-        rows.append(_row(f"dense, {trained}", dense["metrics"], dense))
+        rows.append(_row(f"dense, {ours.trained}", dense["metrics"], dense))
     healing = outcome.get("healing")
     if healing and healing["metrics"]:
         row = _row("teacher", healing["metrics"], outcome)
@@ -104,8 +105,8 @@ def _rows(dense: Results | None, outcome: Results, to: str | None, trained: str)
         difference = conversion["max_abs_difference"] if conversion else None
         row = _row(f"{to}, converted" if to else "before", outcome["before"], outcome)
         rows.append({**row, "seconds": None, "max_abs_difference": difference})
-    done = "healed" if healing else trained
-    rows.append(_row(f"{to}, {done}" if to else done if healing else f"dense, {done}", outcome["metrics"], outcome))
+    done = "healed" if healing else ours.trained
+    rows.append(_row(done if healing and not to else f"{ours.title}, {done}", outcome["metrics"], outcome))
     return rows
 
 

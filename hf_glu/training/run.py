@@ -17,6 +17,7 @@ from hf_glu.checkpoint.writing import check_folder, remove_partials, whole_folde
 from hf_glu.compat.of_torch import COMPILED_CALL
 from hf_glu.conversion import freeze_mix
 from hf_glu.errors import CheckpointError, OptionError
+from hf_glu.ffn.config_fields import activation_of
 from hf_glu.ffn.lean import fuse, save_memory
 from hf_glu.instruments.adaptive import snapshot
 from hf_glu.instruments.routing import active_parameters
@@ -88,8 +89,8 @@ class TrainingRun(ABC):
 
     @property
     def title(self) -> str:
-        """The name of what is trained, for progress bars."""
-        return self.entry["activation"] or "dense"
+        """The name of what is trained: what it is converted to, or the activation that it has."""
+        return self.entry["activation"] or activation_of(self.model.config) or "dense"
 
     @property
     def changes(self) -> bool:

@@ -1,7 +1,8 @@
 """The code of the README and of docs/: Python runs, and the commands and flags of shell lines exist.
 
-The Python of notebooks runs in `test_notebooks`. A block of Python that begins with an import stands by itself; another one goes on from the block before. What a block
+A block of Python that begins with an import stands by itself; another one goes on from the block before. What a block
 needs and no reader has to see, such as a small model in the place of his own, is a comment before it, ``<!-- python``.
+The Python of notebooks runs in `test_notebooks`.
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ def test_help_is_shown_as_it_is(text, shown):
         ("contributing/index.md", "[a](docs/architecture.md)", "[a](../architecture.md)"),
         ("contributing/index.md", "[a](https://example.org) `f(x)`", "[a](https://example.org) `f(x)`"),
         ("results/recipes.md", "[a](SCALE.md)", "[a](scale.md)"),
+        ("notebooks/index.md", "[a](steering.ipynb)", "[a](steering.md)"),
+        ("notebooks/steering.md", "[a](steering.ipynb)", "[a](steering.ipynb)"),
         ("index.md", "```\n[a](../COVERAGE.md)\n```", "```\n[a](../COVERAGE.md)\n```"),
     ],
 )

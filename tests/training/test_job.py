@@ -115,6 +115,8 @@ def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(output)
     assert model.config.hidden_act == "geglu"
     assert model.config.id2label == {0: "0", 1: "1"}
+    once_more = finetune_and_report(JobOptions(model=str(output), dataset=job.dataset), replace(OPTIONS, max_steps=1))
+    assert [row["model"] for row in once_more["rows"]] == ["geglu, fine-tuned"]
 
 
 def test_a_model_that_reloads_as_another_is_an_error(bases, datasets, tmp_path, monkeypatch):
