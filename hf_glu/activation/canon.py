@@ -62,6 +62,10 @@ class Convolution(Recent):
             z = torch.addcmul(z, taps[back], before(back))
         return z
 
+    def at_last(self, now: Tensor, line: Tensor) -> Tensor:
+        """Return the same of one token, as one product and one sum."""
+        return now + (line * self.taps.to(now.dtype).flip(0)).sum(1, keepdim=True)
+
 
 def curves(g: Tensor) -> dict[str, Tensor]:
     """Return z of gates ``[G]`` in some cases, by their labels in a figure."""

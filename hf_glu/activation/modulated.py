@@ -83,7 +83,9 @@ class Modulation(TextShift):
         reading = self.current()
         if reading is None or reading.vector is None:
             return None
-        rows = reading.vectors(*((1, len(gate)) if reading.rows is not None else self.sequences(gate).shape[:2]))
+        if reading.rows is None and gate.shape[:-1] != (reading.batch, reading.length):
+            self.sequences(gate)
+        rows = reading.vectors()
         assert rows is not None
         return rows.to(gate.dtype)
 

@@ -39,6 +39,10 @@ class Recent(TextShift):
         """Return z of the gates ``now``, ``[B, T, W]``; ``before(i)`` are those i tokens earlier, i from 1 up to R."""
         raise NotImplementedError
 
+    def at_last(self, now: Tensor, line: Tensor) -> Tensor:
+        """Return z of the gates ``now``, ``[B, 1, W]``, the last of a ``line`` ``[B, R + 1, W]``; without gradients."""
+        return self.mixed(now, lambda back: line[:, -1 - back : -back])
+
     def forward(self, gate: Tensor) -> Tensor:
         """Return z.
 
@@ -47,9 +51,9 @@ class Recent(TextShift):
         """
         if not self.reach:
             return gate
-        reading = self.current()
-        if reading is not None and reading.length == 1 and (trail := self.trail(reading)) is not None:
+        if (trail := self.trail()) is not None:
             return self._step(gate, trail)
+        reading = self.current()
         if reading is not None and reading.rows is not None:
             routed = Routed.of(reading)
             return routed.scatter(self._walk(routed.gather(gate), routed.valid, routed.restart, routed))
@@ -59,11 +63,13 @@ class Recent(TextShift):
     def _step(self, gate: Tensor, trail: Trail) -> Tensor:
         """Return z of one more token, which goes on from the newest state of ``trail``."""
         state = trail.newest()
-        last = state.view(len(state), self.reach, -1)
-        now = gate.reshape(len(state), 1, -1)
-        z = self.mixed(now, lambda back: last[:, self.reach - back].unsqueeze(1).to(now.dtype))
-        trail.room().copy_(torch.cat([last[:, 1:], now.to(last.dtype)], dim=1).view(state.shape))
-        return z.view_as(gate)
+        batch, _, size = state.shape
+        width = size // self.reach
+        now = gate if gate.ndim == 3 else gate.view(batch, 1, width)
+        line = torch.cat([state, now.to(state.dtype)], dim=-1)
+        trail.add(line[..., width:])
+        z = self.at_last(now, line.view(batch, -1, width).to(now.dtype))
+        return z if z.ndim == gate.ndim else z.view_as(gate)
 
     def _walk(self, x: Tensor, valid: Tensor | None, restart: Tensor | None, routed: Routed | None = None) -> Tensor:
         """Return z of ``x``, both ``[B, T, W]``; what later tokens need goes into the cache."""

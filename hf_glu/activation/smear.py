@@ -62,7 +62,7 @@ class Smear(Recent):
 
     def mixed(self, now: Tensor, before: Before) -> Tensor:
         """Return g + a sigmoid(v g + c) g_(t-1)."""
-        share, slope, offset = (parameter.to(now.dtype) for parameter in (self.share, self.slope, self.offset))
+        share, slope, offset = self.share.to(now.dtype), self.slope.to(now.dtype), self.offset.to(now.dtype)
         return torch.addcmul(now, share * torch.addcmul(offset, slope, now).sigmoid(), before(1))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_glu.activation.context.routed import Routed
-from hf_glu.activation.context.states import ROLLBACK, load_state, store_states
+from hf_glu.activation.context.states import ROLLBACK, Trail, load_state, store_states
 from hf_glu.activation.kernels.scan import bidirectional, decays, spread_decays, stateful, step
 from hf_glu.activation.wrapped import TextShift
 from hf_glu.config.state import StateOptions
@@ -73,20 +73,23 @@ class Memory(TextShift):
         """
         if self.options is None:
             return gate
+        if (trail := self.trail()) is not None:
+            return self._step(gate, trail)
         reading = self.current()
-        if reading is not None and reading.length == 1 and (trail := self.trail(reading)) is not None:
-            state = trail.newest()
-            return step(gate.view(state.shape), *self._constants(state.dtype), state, trail.room()).view_as(gate)
         if reading is not None and reading.rows is not None:
             routed = Routed.of(reading)
             return routed.scatter(self._walk(routed.gather(gate), routed.valid, routed.restart, routed))
         valid, restart = (reading.valid, reading.restart) if reading is not None else (None, None)
         return self._walk(self.sequences(gate), valid, restart).reshape(gate.shape)
 
-    def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return alpha - beta, beta and 1 - decay, from what the parameters hold now."""
-        alpha, beta, decay = self.alpha.to(dtype), self.beta.to(dtype), decays(self.decay).to(dtype)
-        return alpha - beta, beta, 1 - decay
+    def _step(self, gate: Tensor, trail: Trail) -> Tensor:
+        """Return z of one more token, which goes on from the newest state of ``trail``."""
+        state = trail.newest()
+        parameters = self.alpha.to(state.dtype), self.beta.to(state.dtype), self.decay.to(state.dtype).sigmoid()
+        alike = gate.shape == state.shape
+        z, newest = step(gate if alike else gate.view(state.shape), *parameters, state)
+        trail.add(newest)
+        return z if alike else z.view_as(gate)
 
     def _walk(self, x: Tensor, valid: Tensor | None, restart: Tensor | None, routed: Routed | None = None) -> Tensor:
         """Return z of ``x``, both ``[B, T, W]``; the states after each token go into the cache."""

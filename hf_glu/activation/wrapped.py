@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from hf_glu.activation.context import Reader, Reading
+from hf_glu.activation.context import Reader
 from hf_glu.activation.context.confidence import Confidence
+from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.context.states import Trail, trail_of
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kernels.compiled import has_kernels
@@ -53,12 +54,14 @@ class Shift(OwnedModule):
 class TextShift(Reader, Shift):
     """A shift that reads the text around a token."""
 
-    def trail(self, reading: Reading) -> Trail | None:
+    def trail(self) -> Trail | None:
         """Return the states that one more token goes on from; None where there is more to do, or more to learn."""
-        cache = self.cache()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or reading.rows is not None:
+        now = current_pass()
+        if now is None or now.reading is None or now.reading.length != 1 or now.reading.rows is not None:
             return None
-        return trail_of(cache, self.slot) if isinstance(cache, DynamicCache) else None
+        if torch.is_grad_enabled() or not isinstance(now.cache, DynamicCache) or torch.compiler.is_compiling():
+            return None
+        return trail_of(now.cache, self.slot)
 
 
 class WrappedGate(OwnedActivation):
@@ -80,9 +83,10 @@ class WrappedGate(OwnedActivation):
 
     def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
         """Apply the activation to the shifted gate; ``confidence`` is what the router says, in an expert."""
-        if self.is_fused and is_bare(self.shift) and (made := self.shift.then(self.phi, x)) is not None:
+        shift = self.shift
+        if self.is_fused and is_bare(shift) and (made := shift.then(self.phi, x)) is not None:
             return made
-        x = self.shift(x, confidence) if self.shift.hears else self.shift(x)
+        x = shift(x, confidence) if shift.hears else shift(x)
         if confidence is not None and isinstance(self.phi, WrappedGate):
             return self.phi(x, confidence)
         out: Tensor = self.phi(x)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.nn.modules import module as every_module
 
 from hf_glu.compat.private import Private
 
@@ -21,6 +23,7 @@ FORWARD_HOOKS = Private(where=_MODULE, name="_forward_hooks", seen=SEEN, need=_H
 FORWARD_PRE_HOOKS = Private(where=_MODULE, name="_forward_pre_hooks", seen=SEEN, need=_HOOKS)
 BACKWARD_HOOKS = Private(where=_MODULE, name="_backward_hooks", seen=SEEN, need=_HOOKS)
 BACKWARD_PRE_HOOKS = Private(where=_MODULE, name="_backward_pre_hooks", seen=SEEN, need=_HOOKS)
+HOOKS = (FORWARD_HOOKS, FORWARD_PRE_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
 WITH_KWARGS = Private(where=_MODULE, name="_forward_pre_hooks_with_kwargs", seen=SEEN, need=_READING)
 ALWAYS_CALLED = Private(where=_MODULE, name="_forward_hooks_always_called", seen=SEEN, need=_READING)
 COMPILED_CALL = Private(where=_MODULE, name="_compiled_call_impl", seen=SEEN, need="training a compiled model")
@@ -88,9 +91,20 @@ OPERATORS = tuple(
 aten = torch.ops.aten  # which looks an operator up when it is named
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether somebody hooks a module; so it is, too, in a torch that doesn't tell."""
+    for hooks in HOOKS:  # each forward asks, of each layer: no calls in Python
+        if getattr(module, hooks.name, True):
+            return True
+    return False
+
+
 def has_global_hooks() -> bool:
-    """Return whether somebody hooks all modules."""
-    return any(hooks.find() for hooks in GLOBAL_HOOKS)
+    """Return whether somebody hooks all modules; so it is, too, in a torch that doesn't tell."""
+    for hooks in GLOBAL_HOOKS:
+        if getattr(every_module, hooks.name, True):
+            return True
+    return False
 
 
 def is_exporting() -> bool:

@@ -24,7 +24,7 @@ from hf_glu.activation.context.reader import Reader
 from hf_glu.activation.context.reading import read
 from hf_glu.activation.context.states import self_attention, tokens_seen
 from hf_glu.compat.of_models import ATTENTION, CHECKPOINTING, PAGED
-from hf_glu.compat.of_torch import ALWAYS_CALLED, FORWARD_HOOKS, FORWARD_PRE_HOOKS, GRAPH_TASK, WITH_KWARGS
+from hf_glu.compat.of_torch import ALWAYS_CALLED, CHILDREN, FORWARD_HOOKS, FORWARD_PRE_HOOKS, GRAPH_TASK, WITH_KWARGS
 from hf_glu.errors import OptionError, TrainingError
 
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache")
@@ -177,8 +177,10 @@ _cached_names = lru_cache(maxsize=256)(_names)
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """Return the cache among a forward's arguments, that of the decoder's own tokens, or None."""
-    found = [inputs[name] for name in CACHES if inputs.get(name) is not None]
-    return self_attention(found[0] if found else None)
+    for name in CACHES:
+        if (cache := inputs.get(name)) is not None:
+            return self_attention(cache)
+    return None
 
 
 def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -187,7 +189,8 @@ def before_stack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     why = _in_one_row(stack, inputs)
     if why and find(stack, _needs_texts):
         raise OptionError(f"{type(stack).__name__} has activations that read the text, whose states {why}")
-    enter(stack, None if why else read(inputs, partial(tokens_seen, cache_of(inputs))))
+    kind = getattr(getattr(stack, "config", None), "model_type", "")
+    enter(stack, None if why else read(inputs, partial(tokens_seen, cache_of(inputs))), pads=kind in PADDING)
     if stack.training:
         _carry(stack)
 
@@ -214,24 +217,19 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     now = current_pass()
     if now is None or now.told is block:
         return
-    inputs = by_name(block, args, kwargs) if args else kwargs
-    now.cache, hidden = cache_of(inputs), inputs.get("hidden_states")
-    if isinstance(hidden, Tensor) and hidden.ndim == 3 and _pads(now):
-        assert now.reading is not None
+    reads = now.pads or SOURCE in CHILDREN.of(block)
+    inputs = by_name(block, args, kwargs) if reads or len(args) > 1 else kwargs  # hidden states come first
+    now.cache, hidden = cache_of(inputs), inputs.get("hidden_states") if reads else None
+    if now.reading is None or not isinstance(hidden, Tensor):
+        return
+    if now.pads and hidden.ndim == 3:
         now.reading = now.reading.padded(hidden.shape[1], hidden.device)
-    source = getattr(block, SOURCE, None)
-    if source is not None and now.reading is not None and isinstance(hidden, Tensor):
+    if (source := CHILDREN.of(block).get(SOURCE)) is not None:
         encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
         now.reading.vector = source(hidden, encoded, mask)
 
 
 HOOKS = (before_stack, after_stack, before_block, refuse_chunks)
-
-
-def _pads(now: Pass) -> bool:
-    """Return whether a stack may have added padding to the end of the texts that it was given."""
-    kind = getattr(getattr(now.stack, "config", None), "model_type", "")
-    return now.reading is not None and kind in PADDING
 
 
 class Carrying:

@@ -40,6 +40,7 @@ class Pass:
         balance: the coefficient of its routers' own balance losses; None: each has its own.
         held: what others keep of it, by whom.
         told: a block that has been told of the pass before it was called.
+        pads: whether the stack may add padding to the end of the texts that it is given.
     """
 
     stack: nn.Module
@@ -49,6 +50,7 @@ class Pass:
     balance: float | None = None
     held: dict[Any, Held] = field(default_factory=dict)
     told: nn.Module | None = None
+    pads: bool = False
 
 
 @dataclass
@@ -79,7 +81,7 @@ def current_pass() -> Pass | None:
     return getattr(_local, "now", None)
 
 
-def enter(stack: nn.Module, reading: Reading | None) -> None:
+def enter(stack: nn.Module, reading: Reading | None, *, pads: bool = False) -> None:
     """Begin a pass."""
     outer = current_pass()
     held: dict[Any, Held] = {}
@@ -87,7 +89,7 @@ def enter(stack: nn.Module, reading: Reading | None) -> None:
         held = {owner: each for owner, each in outer.held.items() if not each.ended}
     while outer is not None and outer.stack is stack:  # it was interrupted and never left
         outer = outer.outer
-    _local.now = Pass(stack, reading, None, outer, _balance(asking()), held)
+    _local.now = Pass(stack, reading, None, outer, _balance(asking()), held, pads=pads)
 
 
 def asking() -> Asking | None:

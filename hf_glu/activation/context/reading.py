@@ -47,13 +47,12 @@ class Reading:
         restart = None if self.restart is None else functional.pad(self.restart, (0, more))
         return replace(self, length=length, valid=functional.pad(valid, (0, more)), restart=restart)
 
-    def vectors(self, batch: int, length: int) -> Tensor | None:
-        """Return the context vector of each row, ``[N, R]``; of ``batch`` times ``length`` rows where all are given."""
+    def vectors(self) -> Tensor | None:
+        """Return the context vector of each token that a reader is given, ``[B T or N, R]``."""
         if self.vector is None:
             return None
-        if self.rows is None:
-            return self.vector.expand(batch, length, -1).flatten(0, 1)
-        return self.vector.expand(self.batch, self.length, -1).flatten(0, 1)[self.rows]
+        found = self.vector if self.length == 1 else self.vector.expand(self.batch, self.length, -1)
+        return found.flatten(0, 1) if self.rows is None else found.flatten(0, 1)[self.rows]
 
 
 def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading | None:

@@ -39,29 +39,30 @@ def tokens_seen(cache: Any) -> int | None:
 
 
 class Trail:
-    """The last states of one slot, as they are given ``[B, S, W]``, the newest last."""
+    """The last states of one slot, the newest last: as they were stored ``[B, S, W]``, and each one since.
 
-    def __init__(self, states: Tensor) -> None:
-        self.buffer, self.end = states, states.shape[1]
+    Nothing is written into any of them.
+    """
+
+    def __init__(self, stored: Tensor) -> None:
+        self.stored = stored
+        self.since: list[Tensor] = []
 
     @property
     def states(self) -> Tensor:
         """What can be taken back, and the state before: ``[B, S, W]``."""
-        return self.buffer[:, max(0, self.end - ROLLBACK - 1) : self.end]
+        kept = torch.cat([self.stored, *self.since], dim=1) if self.since else self.stored
+        return kept[:, -ROLLBACK - 1 :]
 
     def newest(self) -> Tensor:
         """Return the newest state, ``[B, 1, W]``."""
-        return self.buffer[:, self.end - 1 : self.end]
+        return self.since[-1] if self.since else self.stored[:, -1:]
 
-    def room(self) -> Tensor:
-        """Return where to write one more state, ``[B, 1, W]``; from then on it is the newest."""
-        if self.end == self.buffer.shape[1]:  # copied once in many tokens
-            kept = self.states[:, -ROLLBACK:]
-            self.end = kept.shape[1]
-            self.buffer = kept.new_empty(kept.shape[0], 2 * (ROLLBACK + 1), kept.shape[2])
-            self.buffer[:, : self.end] = kept
-        self.end += 1
-        return self.newest()
+    def add(self, state: Tensor) -> None:
+        """Take one more state, ``[B, 1, W]``, which is the newest from then on."""
+        self.since.append(state)
+        if len(self.since) > ROLLBACK:  # nobody can go back to what was stored
+            self.stored, self.since = torch.cat(self.since, dim=1), []
 
 
 class StateCache(InPlace):
@@ -120,7 +121,7 @@ def trail_of(cache: Any, slot: str) -> Trail | None:
 def load_state(cache: Any, slot: str) -> Tensor | None:
     """Return the newest state of ``slot``, ``[B, W]``; None where there is none yet."""
     trail = trail_of(cache, slot)
-    return None if trail is None else trail.states[:, -1]
+    return None if trail is None else trail.newest()[:, 0]
 
 
 def store_states(cache: Any, slot: str, states: Tensor) -> None:
@@ -133,5 +134,8 @@ def store_states(cache: Any, slot: str, states: Tensor) -> None:
         cache.hf_glu_states[slot] = Trail(states[:, -1:].clone(memory_format=torch.contiguous_format))
         return
     trail = cache.hf_glu_states.get(slot)
+    if trail is not None and states.shape[1] == 1 and not torch.compiler.is_compiling():  # which would count them
+        trail.add(states)
+        return
     before = torch.zeros_like(states[:, :1]) if trail is None else trail.states
     cache.hf_glu_states[slot] = Trail(torch.cat([before, states[:, -ROLLBACK - 1 :]], dim=1)[:, -ROLLBACK - 1 :])

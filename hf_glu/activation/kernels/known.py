@@ -14,13 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import activations as stock
 
-from hf_glu.compat.of_torch import (
-    BACKWARD_HOOKS,
-    BACKWARD_PRE_HOOKS,
-    FORWARD_HOOKS,
-    FORWARD_PRE_HOOKS,
-    has_global_hooks,
-)
+from hf_glu.compat.of_torch import has_global_hooks, has_hooks
 
 # classes of Transformers, some of which older versions don't have
 STOCK = (
@@ -46,7 +40,6 @@ PURE: frozenset[type[nn.Module]] = frozenset(
     )
 )
 FUNCTIONS = (functional.gelu, functional.mish)
-HOOKS = (FORWARD_HOOKS, FORWARD_PRE_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -55,8 +48,7 @@ def is_bare(module: nn.Module) -> bool:
     A hook (torch's own, for all modules, too) or a forward of the instance's own (offloading, other kernels) adds to
     it; a parametrization changes the class, which the caller compares.
     """
-    hooked = any(hooks.of(module) for hooks in HOOKS) or has_global_hooks()
-    return not hooked and "forward" not in module.__dict__
+    return "forward" not in module.__dict__ and not has_hooks(module) and not has_global_hooks()
 
 
 def is_known(module: nn.Module) -> bool:

@@ -120,7 +120,7 @@ class ExpertFFN(OwnedModule):
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """Return the outputs' dtype: the input's, or that of out-projections which the family keeps in another."""
-        bank = banks_of(self.banks)[0]
+        bank = next(part for part in self.banks.modules() if isinstance(part, Bank))  # PEFT may have wrapped it
         return x.dtype if bank.in_proj.dtype == bank.out_proj.dtype else bank.out_proj.dtype
 
     def _routed(self, tokens: Tensor, routing: Routing) -> Tensor:
@@ -141,7 +141,7 @@ class ExpertFFN(OwnedModule):
 
     def _compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         experts, graded = routing.experts.reshape(-1), torch.is_grad_enabled()
-        if not graded and self._is_few(tokens, len(experts)):
+        if not graded and self._is_few(tokens, experts):
             return self._few(tokens, routing)
         order = experts.argsort(stable=True)
         back = order.argsort().view_as(routing.experts)
@@ -155,16 +155,19 @@ class ExpertFFN(OwnedModule):
         outputs = self._each(tokens.index_select(0, source), counts, None, which, scores)
         return sum_rows(outputs * scale.unsqueeze(1), back)
 
-    def _is_few(self, tokens: Tensor, pairs: int) -> bool:
+    def _is_few(self, tokens: Tensor, experts: Tensor) -> bool:
         """Return whether sorting would take longer than the experts: while decoding on a CPU."""
-        cpu = tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        few = len(tokens) == 1 or (len(self.banks) > 1 and pairs <= FEW)
-        if not few or pairs == 0 or not cpu or self.options.backend is not None:
+        few = tokens.shape[0] == 1 or (len(self.banks) > 1 and 0 < experts.shape[0] <= FEW)
+        if not few or self.options.backend is not None or tokens.device.type != "cpu":
+            return False
+        if torch.is_autocast_enabled("cpu"):
             return False
         return all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
 
     def _few(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Compute one expert after the other, the same sums in the same order."""
+        if tokens.shape[0] == 1:
+            return self._one(tokens, routing)
         ranks = routing.experts.shape[1]
         chosen = [expert for row in routing.experts.tolist() for expert in row]
         order = sorted(range(len(chosen)), key=chosen.__getitem__)
@@ -180,6 +183,15 @@ class ExpertFFN(OwnedModule):
         back = sorted(range(len(order)), key=order.__getitem__)
         outputs = torch.cat(parts)[back].view(*routing.experts.shape, -1)
         return (outputs * routing.weights.unsqueeze(-1)).sum(1)
+
+    def _one(self, token: Tensor, routing: Routing) -> Tensor:
+        """Return the same of one token, ``[1, H]``, whose experts need no order."""
+        owners = [(bank, own) for bank in self.banks for own in range(bank.count)]  # type: ignore[arg-type]
+        parts, scores = [], routing.scores[0].tolist() if self.hears else None
+        for rank, expert in enumerate(routing.experts[0].tolist()):
+            bank, number = owners[expert]
+            parts.append(bank.one(token, number, None if scores is None else scores[rank]))
+        return (torch.cat(parts).unsqueeze(0) * routing.weights.unsqueeze(-1)).sum(1)
 
     def _rows(self, source: Tensor, total: int) -> Tensor | None:
         """Return ``source`` where the experts read the text, and its tokens are the ``total`` ones given."""

@@ -153,7 +153,7 @@ class Bank(OwnedModule):
 
     def is_plain(self) -> bool:
         """Return whether nobody has wrapped, hooked or offloaded this bank, so that `one` gives what it gives."""
-        return type(self) is Bank and is_bare(self) and type(self.in_proj) is nn.Parameter and not self.reads
+        return type(self) is Bank and not self.reads and is_bare(self) and type(self.in_proj) is nn.Parameter
 
     def extra_repr(self) -> str:
         """Show the group in the model's printout."""

@@ -94,8 +94,7 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
         raise OptionError("a trace would be of texts of one length: install hf_glu to trace a stateful model")
     if gate.shape[1] == 1 and start is not None and valid is None and restart is None and not torch.is_grad_enabled():
         alpha, beta, decay = (parameter.to(start.dtype) for parameter in (alpha, beta, decay))
-        out = torch.empty_like(state := start.unsqueeze(1))
-        return step(gate, alpha - beta, beta, 1 - decay, state, out), out
+        return step(gate, alpha, beta, decay, start.unsqueeze(1))
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
     if gate.device.type != "cpu" or torch.compiler.is_compiling() or getattr(torch.compiler, "is_exporting", bool)():

@@ -57,8 +57,7 @@ def stateful(
         raise OptionError(f"backend 'walk' runs on a CPU, not on {gate.device}; choose 'parallel' or None")
     if gate.shape[1] == 1 and start is not None and valid is None and restart is None and not torch.is_grad_enabled():
         alpha, beta, decay = (parameter.to(start.dtype) for parameter in (alpha, beta, decay))
-        out = torch.empty_like(state := start.unsqueeze(1))
-        return step(gate, alpha - beta, beta, 1 - decay, state, out), out
+        return step(gate, alpha, beta, decay, start.unsqueeze(1))
     if restart is not None and reverse:
         restart = torch.cat([restart[:, 1:], torch.zeros_like(restart[:, :1])], dim=1)
     # a graph for any runtime has no such operator, nor do torch's transforms know it
@@ -70,16 +69,17 @@ def stateful(
     return z, sides(trail, reverse)[0].transpose(0, 1)
 
 
-def step(gate: Tensor, share: Tensor, beta: Tensor, gain: Tensor, state: Tensor, out: Tensor) -> Tensor:
-    """Return what `stateful` gives for one token ``[B, 1, W]``, with no gradient, no operator and no checks around it.
+def step(gate: Tensor, alpha: Tensor, beta: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `stateful` gives for one token ``[B, 1, W]``, with no operator and no checks around it.
 
-    Decoding calls this for each layer. ``share`` is alpha - beta, ``gain`` 1 - decay, all in the state's precision; the
-    state after the token goes into ``out``.
+    Decoding calls this for each layer: the fewest operations, s_t as n_t - decay (n_t - s_(t-1)). The parameters are in
+    the state's precision.
     """
     wide = gate.to(state.dtype)
     openness = wide.sigmoid()
-    torch.lerp(state, openness, gain, out=out)
-    return torch.addcmul(torch.addcmul(wide, beta, openness), share, state).to(gate.dtype)
+    ahead = openness - state
+    z = torch.addcmul(torch.addcmul(wide, alpha, state), beta, ahead)
+    return z.to(gate.dtype), torch.addcmul(openness, decay, ahead, value=-1)
 
 
 def bidirectional(
