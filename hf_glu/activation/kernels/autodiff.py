@@ -39,6 +39,11 @@ def needs_formula(*tensors: Tensor | None) -> bool:
     return is_transformed(*given)
 
 
+def numbers(counts: Tensor) -> list[int]:
+    """Return a tensor as a list; within a transform one by one, since torch 2.6 makes no list of it there."""
+    return [int(each) for each in counts] if is_transformed(counts) else counts.tolist()
+
+
 def differentiable(
     function: Callable[..., Any], inputs: Sequence[Tensor | None], needed: Sequence[bool], gradients: Sequence[Any]
 ) -> list[Tensor | None]:

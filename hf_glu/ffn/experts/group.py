@@ -17,7 +17,7 @@ from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.context.routed import told
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kappa import for_experts, response_of
-from hf_glu.activation.kernels.autodiff import needs_formula
+from hf_glu.activation.kernels.autodiff import needs_formula, numbers
 from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import OwnedActivation, OwnedModule, is_recomputable
 from hf_glu.compat.of_torch import grouped_mm, has_grouped_mm
@@ -166,7 +166,7 @@ def banks_of(modules: nn.Module) -> list[Bank]:
 
 
 def _sizes(counts: Tensor | Sequence[int]) -> Sequence[int]:
-    return counts.tolist() if isinstance(counts, Tensor) else counts
+    return numbers(counts) if isinstance(counts, Tensor) else counts
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
