@@ -119,9 +119,9 @@ class Bank(OwnedModule):
         """
         weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
         if self.reads or in_proj.dtype != out_proj.dtype:
-            return _each(self, _sizes(counts), (scale, tokens, scores), *weights)
+            return _each(self, numbers(counts), (scale, tokens, scores), *weights)
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
-            return _loop(self, _sizes(counts), scale, scores, *weights)
+            return _loop(self, numbers(counts), scale, scores, *weights)
         counts = torch.as_tensor(counts, device=x.device)
         ends = counts.cumsum(0, dtype=torch.int32)
         hidden, which = grouped_mm(x, in_proj.mT, ends), None
@@ -163,10 +163,6 @@ class Bank(OwnedModule):
 def banks_of(modules: nn.Module) -> list[Bank]:
     """Return the banks in a list of modules, also those that PEFT has wrapped."""
     return [module for module in modules.modules() if isinstance(module, Bank)]
-
-
-def _sizes(counts: Tensor | Sequence[int]) -> Sequence[int]:
-    return numbers(counts) if isinstance(counts, Tensor) else counts
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
