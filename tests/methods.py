@@ -171,7 +171,10 @@ METHODS = {
     "learnable, not gated": Method(target="learnable_relu", models=("bert",), reverts=ConversionError),
     "moa": Method(target="moa_{base}", models=FEW),
     "moa, mixers": Method(target="moa_{base}", models=("Mamba",), promise="exact up to rounding"),
-    "stateful": Method(target="stateful_{base}", models=(*DENSE, *GATED)),
+    "stateful": Method(target="stateful_{base}", models=tuple(name for name in (*DENSE, *GATED) if name != "opt")),
+    # a decay has a gradient from the second step on, of units that relu left open before and leaves open then: by the
+    # draw of the weights, which is another in each Transformers, 0.5 to 0.75 of them
+    "stateful, of relu": Method(target="stateful_{base}", models=("opt",), moved=0.4),
     "stateful, mixers": Method(target="stateful_{base}", models=MIXERS, start="bitwise", moved=0.9),
     "stateful, not gated": Method(target="stateful_{dense}", models=("bert",), reverts=ConversionError),
     "modulated": Method(target="modulated_{base}", models=EVERY),

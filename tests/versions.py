@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, Trainer
+from transformers import CONFIG_MAPPING, DynamicCache, Trainer
 
 from hf_glu.compat.private import Private
 
@@ -62,6 +62,18 @@ def needs_trainers_parts() -> None:
     """Skip where Trainer counts labels that nothing predicts, and leaves some losses of micro-batches whole (5.6)."""
     if "loss_is_scaled_for_ga" not in inspect.getsource(Trainer):
         pytest.skip("this Transformers' Trainer weighs micro-batches otherwise, whatever the loss")
+
+
+def needs_attention(kind: type, implementation: str) -> None:
+    """Skip where a family has no attention of that kind yet (T5 and sdpa: Transformers 5.6)."""
+    if implementation == "sdpa" and not kind._supports_sdpa:
+        pytest.skip(f"this Transformers' {kind.__name__} has no sdpa")
+
+
+def needs_family(model_type: str) -> None:
+    """Skip where Transformers doesn't know a family yet."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"this Transformers has no {model_type}")
 
 
 def needs(row: Private) -> None:

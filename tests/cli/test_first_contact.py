@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import zipfile
@@ -268,7 +267,8 @@ def test_ways_to_make_a_model_small_that_need_an_extra_are_left_out_with_a_line(
     for package in ("torchao", "onnx"):
         monkeypatch.setitem(sys.modules, package, None)
     subject = Subject(BenchOptions(model=str(tmp_path / "SRC")), tmp_path)
-    with pytest.warns(UserWarning, match=re.escape("isn't installed: pip install \"hf_glu[")) as warned:
+    # one package, or several that this environment lacks, too
+    with pytest.warns(UserWarning, match=r"(is|are)n't installed: pip install \"hf_glu\[") as warned:
         assert set(subject.made) == {"float32", "bfloat16", "int8, torch"}
     assert any("int8, torchao needs" in str(each.message) and "[quantize]" in str(each.message) for each in warned)
 

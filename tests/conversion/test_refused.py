@@ -8,6 +8,7 @@ import transformers
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
 from source import FILES, PACKAGE
+from versions import needs_family
 
 import hf_glu
 from hf_glu import cli
@@ -78,6 +79,7 @@ def test_a_family_without_a_vocabulary_reads_characters():
     ],
 )
 def test_what_a_family_cannot_have_is_refused_and_changes_nothing(family, target, why):
+    needs_family(family)
     model = tiny.tiny_model(family)
     state, config = {k: v.clone() for k, v in model.state_dict().items()}, model.config.to_dict()
     with pytest.raises(HfGluError, match=why):

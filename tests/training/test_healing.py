@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from comparing import assert_same
 from pico import FAMILIES, make_native
 from taskdata import make_texts
 from torch.nn import functional
 from transformers import AutoTokenizer
+from versions import needs_attention
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.bench.coverage.tiny import tiny_inputs, tiny_model
+from hf_glu.bench.coverage.tiny import model_types, tiny_inputs, tiny_model
 from hf_glu.checkpoint.files import CARD_FILE, REPORT_FILE, SENTENCE_TRANSFORMERS_FILE
 from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.checkpoint.loading import load_model
@@ -392,6 +394,7 @@ def test_a_live_model_is_healed_in_place(head, folders, corpus):
 )
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_nothing_drops_while_a_model_is_healed(family, options, attention):
+    needs_attention(getattr(transformers, model_types()[family]), attention)
     model = tiny_model(family, attn_implementation=attention, **options).train()
     inputs, rates = tiny_inputs(model), [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
 

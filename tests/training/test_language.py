@@ -435,6 +435,9 @@ def test_experts_from_scratch_are_no_copies_of_each_other(corpus, tmp_path):
     values = {"config": config, "train_tokenizer": SIZE, "data": [str(corpus / "texts.csv")], "to": "swiglu"}
     values |= {"experts": "swiglu*2,gelu*2", "output": str(tmp_path / "run"), "max_steps": 1, "batch_size": 2}
     run_language(*language_options({**values, "max_length": 16, "precision": "no", "lr": 1e-9}))
+    stock = transformers.GPT2LMHeadModel(transformers.GPT2Config(**json.loads(config)))
+    # 0.02 / sqrt(2 layers 2); older Transformers, which look for it under a wrong name, leave it 0.02
+    spread = float(stock.transformer.h[0].mlp.c_proj.weight.detach().std())
     for ffn in find_experts(load_model(tmp_path / "run")).values():
         weights = [each.detach() for bank in ffn.banks for each in bank.in_proj] + [
             half.detach() for bank in ffn.banks if bank.name == "swiglu" for half in bank.in_proj.chunk(2, 1)[1]
@@ -442,7 +445,7 @@ def test_experts_from_scratch_are_no_copies_of_each_other(corpus, tmp_path):
         assert all(0.015 < float(weight.std()) < 0.025 for weight in weights)  # GPT-2's own 0.02, up halves too
         flat = torch.stack([weight[:64].flatten() for weight in weights])
         assert float(torch.corrcoef(flat).fill_diagonal_(0).abs().max()) < 0.15
-        assert all(float(bank.out_proj.detach().std()) < 0.015 for bank in ffn.banks)  # 0.02 / sqrt(2 layers 2)
+        assert all(0.75 < float(bank.out_proj.detach().std()) / spread < 1.25 for bank in ffn.banks)
 
 
 # measuring

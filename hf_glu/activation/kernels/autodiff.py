@@ -39,6 +39,13 @@ def needs_formula(*tensors: Tensor | None) -> bool:
     return is_transformed(*given)
 
 
+def numbers(counts: Tensor | Sequence[int]) -> list[int]:
+    """Return counts as a list; a tensor's within a transform one by one: torch 2.6 makes no list of it there."""
+    if not isinstance(counts, Tensor):
+        return list(counts)
+    return [int(each) for each in counts] if is_transformed(counts) else counts.tolist()
+
+
 def differentiable(
     function: Callable[..., Any], inputs: Sequence[Tensor | None], needed: Sequence[bool], gradients: Sequence[Any]
 ) -> list[Tensor | None]:

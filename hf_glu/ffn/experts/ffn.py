@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.context.passes import current_pass
+from hf_glu.activation.kernels.autodiff import numbers
 from hf_glu.activation.module import OwnedModule
 from hf_glu.compat.of_torch import is_traced
 from hf_glu.config.experts import ExpertOptions
@@ -206,7 +207,7 @@ class ExpertFFN(OwnedModule):
         backend, (scale, which, _) = self.options.backend, by_row
         if len(self.banks) == 1:  # which may do without knowing the counts
             return self.banks[0](rows, counts, backend, *by_row)
-        sizes, outputs, start, first = counts.tolist(), [], 0, 0
+        sizes, outputs, start, first = numbers(counts), [], 0, 0
         for bank, group in zip(self.banks, self.groups, strict=True):
             own = sizes[first : first + group.count]
             end = start + sum(own)

@@ -17,7 +17,7 @@ from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.context.routed import told
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kappa import for_experts, response_of
-from hf_glu.activation.kernels.autodiff import needs_formula
+from hf_glu.activation.kernels.autodiff import needs_formula, numbers
 from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import OwnedActivation, OwnedModule, is_recomputable
 from hf_glu.compat.of_torch import grouped_mm, has_grouped_mm
@@ -119,9 +119,9 @@ class Bank(OwnedModule):
         """
         weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
         if self.reads or in_proj.dtype != out_proj.dtype:
-            return _each(self, _sizes(counts), (scale, tokens, scores), *weights)
+            return _each(self, numbers(counts), (scale, tokens, scores), *weights)
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
-            return _loop(self, _sizes(counts), scale, scores, *weights)
+            return _loop(self, numbers(counts), scale, scores, *weights)
         counts = torch.as_tensor(counts, device=x.device)
         ends = counts.cumsum(0, dtype=torch.int32)
         hidden, which = grouped_mm(x, in_proj.mT, ends), None
@@ -163,10 +163,6 @@ class Bank(OwnedModule):
 def banks_of(modules: nn.Module) -> list[Bank]:
     """Return the banks in a list of modules, also those that PEFT has wrapped."""
     return [module for module in modules.modules() if isinstance(module, Bank)]
-
-
-def _sizes(counts: Tensor | Sequence[int]) -> Sequence[int]:
-    return counts.tolist() if isinstance(counts, Tensor) else counts
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from hf_glu.activation import registry
 from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kappa import for_experts
+from hf_glu.activation.kernels.autodiff import numbers
 from hf_glu.activation.module import OwnedActivation
 from hf_glu.activation.stock import elementwise_names, is_elementwise
 from hf_glu.compat.of_models import (
@@ -110,7 +111,7 @@ class MixedBank(InPlace, nn.Module):
         top_k_index, top_k_weights = self.sent(hidden_states, top_k_index, top_k_weights)
         experts = top_k_index.reshape(-1)
         order = experts.argsort(stable=True)
-        counts = torch.bincount(experts, minlength=self.num_experts).tolist()
+        counts = numbers(torch.bincount(experts, minlength=self.num_experts))
         rows, which = hidden_states[order // top_k_index.shape[1]], experts[order]
         biases = (
             (self.gate_up_proj_bias.flatten(1)[which], self.down_proj_bias[which])

@@ -94,6 +94,8 @@ def _paint_cells(axes: Axes, cells: Sequence[tuple[int, int, float]]) -> None:
     filled: dict[str, Any] = {"facecolors": fills, "lw": 0}
     framed: dict[str, Any] = {"facecolors": "none", "edgecolors": GRID, "lw": 0.8}
     for found, style in ((coloured, filled), (cells, framed)):
+        if not found:  # matplotlib before 3.11 can't draw a collection of nothing
+            continue
         painted = PolyCollection(
             [square],
             offsets=[cell[:2] for cell in found],

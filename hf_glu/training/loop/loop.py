@@ -19,7 +19,7 @@ from hf_glu.config.showing import progress_bar
 from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
-from hf_glu.training.loop.accelerating import is_sharded
+from hf_glu.training.loop.accelerating import is_sharded, track
 from hf_glu.training.loop.alerts import Alerts
 from hf_glu.training.loop.batches import share
 from hf_glu.training.loop.examples import Examples, with_labels
@@ -208,7 +208,7 @@ class TrainingLoop:
         flat |= values.get("evaluation", {})
         if "watched" in values:
             flat |= metrics(values["watched"])
-        self.accelerator.log(flat, step=self.progress.step)
+        track(self.accelerator, flat, self.progress.step)
 
     def _evaluate(self, bar: Any) -> bool:
         """Evaluate and log; return whether ``patience`` evaluations have passed without a better one."""
