@@ -83,10 +83,9 @@ class WrappedGate(OwnedActivation):
 
     def forward(self, x: Tensor, confidence: Confidence | None = None) -> Tensor:
         """Apply the activation to the shifted gate; ``confidence`` is what the router says, in an expert."""
-        shift = self.shift
-        if self.is_fused and is_bare(shift) and (made := shift.then(self.phi, x)) is not None:
+        if self.is_fused and is_bare(self.shift) and (made := self.shift.then(self.phi, x)) is not None:
             return made
-        x = shift(x, confidence) if shift.hears else shift(x)
+        x = self.shift(x, confidence) if self.shift.hears else self.shift(x)
         if confidence is not None and isinstance(self.phi, WrappedGate):
             return self.phi(x, confidence)
         out: Tensor = self.phi(x)

@@ -225,8 +225,7 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if now.pads and hidden.ndim == 3:
         now.reading = now.reading.padded(hidden.shape[1], hidden.device)
     if (source := CHILDREN.of(block).get(SOURCE)) is not None:
-        encoded, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
-        now.reading.vector = source(hidden, encoded, mask)
+        now.reading.vector = source(hidden, inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask"))
 
 
 HOOKS = (before_stack, after_stack, before_block, refuse_chunks)

@@ -41,9 +41,9 @@ def needs_formula(*tensors: Tensor | None) -> bool:
 
 def numbers(counts: Tensor | Sequence[int]) -> list[int]:
     """Return counts as a list; a tensor's within a transform one by one: torch 2.6 makes no list of it there."""
-    if not isinstance(counts, Tensor):
-        return list(counts)
-    return [int(each) for each in counts] if is_transformed(counts) else counts.tolist()
+    if isinstance(counts, Tensor) and not is_transformed(counts):
+        return counts.tolist()
+    return [int(each) for each in counts]
 
 
 def differentiable(

@@ -159,11 +159,9 @@ class ExpertFFN(OwnedModule):
     def _is_few(self, tokens: Tensor, experts: Tensor) -> bool:
         """Return whether sorting would take longer than the experts: while decoding on a CPU."""
         few = tokens.shape[0] == 1 or (len(self.banks) > 1 and 0 < experts.shape[0] <= FEW)
-        if not few or self.options.backend is not None or tokens.device.type != "cpu":
-            return False
-        if torch.is_autocast_enabled("cpu"):
-            return False
-        return all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
+        few = few and self.options.backend is None and tokens.device.type == "cpu"
+        few = few and not torch.is_autocast_enabled("cpu")
+        return few and all(isinstance(bank, Bank) and bank.is_plain() for bank in self.banks)
 
     def _few(self, tokens: Tensor, routing: Routing) -> Tensor:
         """Compute one expert after the other, the same sums in the same order."""
@@ -173,7 +171,7 @@ class ExpertFFN(OwnedModule):
         chosen = [expert for row in routing.experts.tolist() for expert in row]
         order = sorted(range(len(chosen)), key=chosen.__getitem__)
         sizes = Counter(chosen[pair] for pair in order)
-        rows = tokens[[pair // ranks for pair in order]] if len(tokens) > 1 else tokens.expand(len(order), -1)
+        rows = tokens[[pair // ranks for pair in order]]
         owners = [(bank, own) for bank in self.banks for own in range(bank.count)]  # type: ignore[arg-type]
         parts, begin, scores = [], 0, routing.scores.reshape(-1) if self.hears else None
         for expert, own in zip(sizes, rows.split(list(sizes.values())), strict=True):
@@ -188,10 +186,9 @@ class ExpertFFN(OwnedModule):
     def _one(self, token: Tensor, routing: Routing) -> Tensor:
         """Return the same of one token, ``[1, H]``, whose experts need no order."""
         owners = [(bank, own) for bank in self.banks for own in range(bank.count)]  # type: ignore[arg-type]
-        parts, scores = [], routing.scores[0].tolist() if self.hears else None
-        for rank, expert in enumerate(routing.experts[0].tolist()):
-            bank, number = owners[expert]
-            parts.append(bank.one(token, number, None if scores is None else scores[rank]))
+        chosen = [owners[expert] for expert in routing.experts[0].tolist()]
+        scores = routing.scores[0].tolist() if self.hears else [None] * len(chosen)
+        parts = [bank.one(token, own, said) for (bank, own), said in zip(chosen, scores, strict=True)]
         return (torch.cat(parts).unsqueeze(0) * routing.weights.unsqueeze(-1)).sum(1)
 
     def _rows(self, source: Tensor, total: int) -> Tensor | None:
