@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -69,6 +70,7 @@ def counts(name, layers):
     return torch.tensor([operations.count, calls[True]])
 
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch splits some operations in several")
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_layer_needs_no_more_than_it_must(name):
     stock, ours = (counts(each, 3) - counts(each, 2) for each in ("silu", name))
