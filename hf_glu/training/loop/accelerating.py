@@ -47,10 +47,11 @@ def start_trackers(accelerator: Accelerator, options: JsonObject) -> None:
 
 def track(accelerator: Accelerator, values: JsonObject, step: int) -> None:
     """Log values of a step; trackio's own run is told, since Accelerate before 1.14 keeps the step from it."""
-    if not any(tracker.name == "trackio" for tracker in accelerator.trackers):
-        accelerator.log(values, step=step)
-    elif accelerator.is_main_process:
-        accelerator.get_tracker("trackio", unwrap=True).log(values, step=step)
+    for tracker in accelerator.trackers:
+        if tracker.name != "trackio":
+            tracker.log(values, step=step)
+        elif accelerator.is_main_process:
+            accelerator.get_tracker("trackio", unwrap=True).log(values, step=step)
 
 
 def own_forward(model: PreTrainedModel) -> Callable[..., Any] | None:
