@@ -55,13 +55,13 @@ def read_gates(source: str, text: str) -> dict[str, Any]:
     import torch
 
     from hf_glu.checkpoint.loading import load_model, load_tokenizer
-    from hf_glu.config.traits import longest_text
+    from hf_glu.config.traits import cut_at
     from hf_glu.instruments.gates import record_gates
     from hf_glu.instruments.probe import evaluating, with_decoder
 
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.float32)
-    limit = min(MAX_TOKENS, tokenizer.model_max_length, longest_text(model.config) or MAX_TOKENS)
+    limit = cut_at(model.config, tokenizer, MAX_TOKENS)
     encoded = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
     if not encoded["input_ids"].numel():
         raise DataError(f"the tokenizer of {source} makes no tokens of {text!r}")

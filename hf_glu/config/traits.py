@@ -42,6 +42,11 @@ def longest_text(config: Any) -> int | None:
     return rows
 
 
+def cut_at(config: Any, tokenizer: Any, most: int) -> int:
+    """Return after how many tokens a text is cut: what the model and its tokenizer read, ``most`` at most."""
+    return min(most, tokenizer.model_max_length, longest_text(config) or most)
+
+
 def token_id(config: Any, name: str) -> int | None:
     """Return a special token's id, such as of ``pad_token_id``: the config's own, else its text part's."""
     for each in (config, text_config(config)):

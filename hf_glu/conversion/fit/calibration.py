@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.config.traits import longest_text
+from hf_glu.config.traits import cut_at
 from hf_glu.errors import OptionError
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.probe import give_pad_token, with_decoder
@@ -62,7 +62,7 @@ def _text_batches(model: Any, texts: list[str], tokenizer: Any) -> Iterator[dict
     if tokenizer is None:
         raise OptionError("calibration texts need tokenizer=")
     give_pad_token(tokenizer)
-    limit = min(MAX_LENGTH, tokenizer.model_max_length, longest_text(model.config) or MAX_LENGTH)
+    limit = cut_at(model.config, tokenizer, MAX_LENGTH)
     for begin in range(0, len(texts), BATCH):
         part = texts[begin : begin + BATCH]
         yield dict(tokenizer(part, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
