@@ -27,6 +27,7 @@ from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.results import ComparisonTable, Results
 from recipes.evidence import rows
 from recipes.evidence.presets import BASE, BLOCK, TUNED, Preset, Size
+from recipes.evidence.specialising import ExpertTrial
 
 Tell = Callable[[str], object]
 # study -> its rows; whether all of them get the first one's learning rate
@@ -41,6 +42,8 @@ EQUAL_PARAMETERS = ("gates", "modulation-text")
 
 class ComparedTrials(ComparedLanguageModels):
     """Language models of which results are kept, and no weights."""
+
+    trial = ExpertTrial  # what is found of experts is a result, too
 
     def carry_out(self, run: PlannedRun) -> Results:
         """Train a variant; that it diverges is a result, too."""
@@ -95,7 +98,10 @@ class ComparedConfigs(ComparedTrials):
             known = [each for each in tokens if each is not None]
             row["tokens_mean"] = fmean(known) if len(known) == count else None
             row["tokens_interval"] = interval(known) if len(known) == count else None
-            row["curve"] = mean_curve(curves[row["name"]], row["scores"])  # type: ignore[typeddict-unknown-key]
+            more: Any = row
+            more["curve"] = mean_curve(curves[row["name"]], row["scores"])
+            if divided := [each["newsgroups"] for each in found[row["name"]] if "newsgroups" in each]:  # type: ignore[typeddict-item]
+                more["newsgroups"] = divided
 
 
 class Continued(ComparedTrials):

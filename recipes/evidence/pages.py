@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hf_glu.checkpoint.jsonio import read_object
@@ -218,8 +219,24 @@ def _study(result: Data, judged: Sequence[Data]) -> str:
         if lost := sum(score is None for score in row["scores"]):
             value += "" if row["mean"] is None else f" ({lost} of {len(row['scores'])} seeds diverged)"
         lines.append(f"| {row['name']} | {value} | {_rate(row)}{edge} | {parameters} |")
-    lines += ["", *(sentence(each) for each in judged), ""]
+    lines += ["", *(sentence(each) for each in judged), "", *_divided(table["variants"])]
     return "\n".join(lines)
+
+
+def _divided(variants: Sequence[Data]) -> list[str]:
+    """Return the table of how far experts divide newsgroups among them, where that was measured."""
+    some = [row for row in variants if row.get("newsgroups")]
+    if not some:
+        return []
+    lines = [
+        "Normalised mutual information of expert and newsgroup, in thousandths, above what chance gives (described,",
+        "not tested; the mean of the seeds, and their least and most):", "",
+        "| variant | above chance | least | most |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for row in some:
+        values = [1000 * each["above chance"] for each in row["newsgroups"]]
+        lines.append(f"| {row['name']} | {fmean(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
+    return [*lines, ""]
 
 
 def sentence(each: Data) -> str:

@@ -24,7 +24,7 @@ from hf_glu.errors import CheckpointError, DataError, DivergedError, OptionError
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import OPEN_NLU, SUITES, TASKS, find_task
 from hf_glu.training.language.job import LanguageRun
-from recipes.evidence import claims, fetch, language, pages, readers, recall, rows, studies, tasks
+from recipes.evidence import claims, fetch, language, pages, readers, recall, rows, specialising, studies, tasks
 from recipes.evidence.presets import PRESETS
 
 SMOKE = PRESETS["smoke"]
@@ -332,6 +332,33 @@ def test_a_study_needs_its_data_and_a_size_of_the_preset(tmp_path):
         studies.run_study("gates", "smoke", "1m", tmp_path, tmp_path, print)
 
 
+def test_information_is_that_of_scikit_learn():
+    from sklearn.metrics import normalized_mutual_info_score
+
+    generator = np.random.default_rng(0)
+    groups, experts = generator.integers(0, 4, 500), generator.integers(0, 3, 500)
+    experts[groups == 1] = 2
+    counts = np.zeros((4, 3))
+    np.add.at(counts, (groups, experts), 1)
+    assert specialising.information(counts) == pytest.approx(normalized_mutual_info_score(groups, experts))
+    assert specialising.information(np.eye(3)) == pytest.approx(1)
+    assert specialising.information(np.ones((3, 2))) == pytest.approx(0)
+    assert specialising.information(np.ones((1, 1))) == 0
+
+
+def test_experts_that_know_their_label_are_above_chance():
+    labels = [f"{at % 3}" for at in range(60)]
+    counts = np.zeros((2, 60, 3))
+    for at, label in enumerate(labels):
+        counts[0, at, int(label)] = 10  # the first layer divides by label, the second by text alone
+        counts[1, at, (at // 3) % 3] = 10
+    table = specialising.by_label(counts, labels)
+    assert table.shape == (2, 3, 3)
+    assert table[0].sum() == 600
+    assert specialising.information(table[0]) == pytest.approx(1)
+    assert specialising.information(table[1]) < 0.01
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study", ["gates", "experts", "modulation-text"])
 def test_studies_of_language_models_go_on_where_they_stopped(study, data, tmp_path):
@@ -353,6 +380,8 @@ def test_studies_of_language_models_go_on_where_they_stopped(study, data, tmp_pa
     assert all(len(row["curve"]) == 4 for row in result["table"]["variants"])
     assert claims.judge(result)
     assert all(row["lr"] for row in result["table"]["variants"])
+    divided = [row.get("newsgroups") for row in result["table"]["variants"]]
+    assert all(len(each) == 2 and each[0]["found"] > 0 for each in divided) if study == "experts" else not any(divided)
     assert not _paths(tmp_path / "runs" / "results" / f"{study}-tiny.json")
     assert not list((tmp_path / "runs").glob("*/*/model.safetensors"))
 

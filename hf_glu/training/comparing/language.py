@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from accelerate import PartialState
 
@@ -80,6 +80,7 @@ class ComparedLanguageModels(Compared):
 
     least = 2
     free = Compared.free | {"lr"}  # the best may be another one for each variant
+    trial: ClassVar[type[TrialRun]] = TrialRun
     job: LanguageOptions
 
     def __init__(self, job: LanguageOptions, options: LanguageTraining, *, target_loss: float | None = None) -> None:
@@ -180,7 +181,7 @@ class ComparedLanguageModels(Compared):
         job = cast(LanguageOptions, run.job)
         with PartialState().main_process_first():
             job = self._with_tokenizer(job, run) if job.train_tokenizer else self._fitted(job, run)
-        kind = TrialRun if run.tried else LanguageRun
+        kind = self.trial if run.tried else LanguageRun
         return kind(job, run.options, resume=run.begun, made_of=run.made_of).run()
 
     def _with_tokenizer(self, job: LanguageOptions, run: PlannedRun) -> LanguageOptions:
