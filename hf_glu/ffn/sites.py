@@ -170,7 +170,10 @@ def find_sites(model: nn.Module) -> Sites:
     sites = Sites()
     seen: set[int] = set()
     for name, module in model.named_modules():
+        plain = type(module).__getattr__ is nn.Module.__getattr__  # a wrapper may answer for what it holds
         for row in SITE_TABLE:
+            if plain and row.act.partition(".")[0] not in module._modules:  # most modules have no such child
+                continue
             if not _matches(module, row) or (row.exclusive and _model_type(model) not in row.families):
                 continue
             key = id(follow(module, row.out_proj))
@@ -220,11 +223,7 @@ def follow(module: nn.Module, path: str) -> Any:
 
 
 def _matches(module: nn.Module, row: SiteRow) -> bool:
-    if (
-        type(module).__name__ in NO_FFN
-        or not hasattr(module, row.in_proj.split(".")[0])
-        or (row.absent and hasattr(module, row.absent))
-    ):
+    if type(module).__name__ in NO_FFN or (row.absent and hasattr(module, row.absent)):
         return False
     if not isinstance(follow(module, row.act), nn.Module):
         return False
