@@ -25,19 +25,20 @@ def covering(*axes: Iterable[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def alternating(cases: Iterable[tuple[Any, Any]]) -> list[Any]:
-    """Return cases of two values; slow are all but two for each first value, which take turns among the second ones."""
+def alternating(cases: Iterable[tuple[Any, Any]], quick_ones: int = 2) -> list[Any]:
+    """Return cases of two values; slow are all but some for each first one, which take turns among the second."""
     rows: dict[Any, list[Any]] = {}
     for first, second in cases:
         rows.setdefault(first, []).append(second)
-    quick = {(first, seconds[(number + step) % len(seconds)]) for number, (first, seconds) in enumerate(rows.items())
-             for step in (0, len(seconds) // 2)}  # fmt: skip
+    quick = {(first, seconds[(number + step * len(seconds) // quick_ones) % len(seconds)])
+             for number, (first, seconds) in enumerate(rows.items()) for step in range(quick_ones)}  # fmt: skip
     return [
         pytest.param(first, second, marks=() if (first, second) in quick else pytest.mark.slow)
         for first, seconds in rows.items() for second in seconds
     ]  # fmt: skip
 
 
-def few(cases: Iterable[Any], step: int) -> list[Any]:
-    """Return cases of one value, of which each ``step``-th is quick, from the first on."""
-    return [case if at % step == 0 else pytest.param(case, marks=pytest.mark.slow) for at, case in enumerate(cases)]
+def few(cases: Iterable[Any], step: int, *, tuples: bool = False) -> list[Any]:
+    """Return cases of which each ``step``-th is quick, from the first on; ``tuples``: of several values each."""
+    values = [case if tuples else (case,) for case in cases]
+    return [pytest.param(*each, marks=pytest.mark.slow if at % step else ()) for at, each in enumerate(values)]

@@ -88,12 +88,10 @@ TOOLS = (
     Tool(title="Transformers' ONNX exporter", where="graphs.onnx", needs=("onnx", "onnxscript", "onnxruntime"),
          close=GRAPH),
     Tool(
-        title="Transformers' OpenVINO exporter", where="graphs.openvino", needs=("openvino",), measured=("geglu",),
-        close=GRAPH,
+        title="Transformers' OpenVINO exporter", where="graphs.openvino", needs=("openvino",), close=GRAPH,
     ),
     Tool(
-        title="Transformers' ExecuTorch exporter", where="graphs.executorch", needs=("executorch",), measured=(),
-        close=GRAPH,
+        title="Transformers' ExecuTorch exporter", where="graphs.executorch", needs=("executorch",), close=GRAPH,
     ),
     Tool(title="torchao, int8 on load", where="loading.torchao", needs=("torchao",), close=GRAPH),
     Tool(title="bitsandbytes, 4 bits on load", where="loading.bitsandbytes", needs=("bitsandbytes",), close=GRAPH),

@@ -12,6 +12,7 @@ from transformers.exporters.auto import EXPORT_BACKENDS, get_exporter_class
 from transformers.exporters.base import ExportedModel
 
 from hf_glu.compat.of_others import trusted
+from hf_glu.publishing.export.graphs import FLOAT32
 
 TRACED = (2, 12)
 
@@ -39,7 +40,8 @@ def _by(backend: str, make: Make, folder: Path, **options: Any) -> tuple[Any, An
     expected = answers(model := make())
     config = EXPORT_BACKENDS[backend].config(dynamic=True, **options)
     get_exporter_class(backend)().export(model, {**inputs(*TRACED), "use_cache": False}, config).save_pretrained(folder)
-    loaded = ExportedModel.from_pretrained(folder, **trusted(ExportedModel.from_pretrained))
+    options = {"config": FLOAT32} if backend == "openvino" else {}
+    loaded = ExportedModel.from_pretrained(folder, **trusted(ExportedModel.from_pretrained), **options)
 
     def call(**given: Tensor) -> Tensor:
         return torch.as_tensor(loaded(**given)["logits"])

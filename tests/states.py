@@ -89,9 +89,16 @@ def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
     return model(input_ids=tokens, **more).logits
 
 
-# what a model calls its cache -> how it is asked for twelve tokens in parts; the state of Mamba itself begins anew
-# when several tokens continue a text
-CACHES = {"past_key_values": [(1,) * 12, (5, 7), (3, 1, 8)], "cache_params": [(1,) * 12, (5, *(1,) * 7)]}
+# what models call theirs; all of them `cache` from Transformers 5.24 on
+CACHES = ("cache", "past_key_values", "cache_params")
+SPLITS = [(1,) * 12, (5, 7), (3, 1, 8)]
+# Mamba's own state begins anew when several tokens continue a text
+ONE_BY_ONE = [(1,) * 12, (5, *(1,) * 7)]
+
+
+def cache_name(output: Any) -> str | None:
+    """Return what a model calls its cache, by what it gave, which older names lead to, too: they aren't listed."""
+    return next((name for name in list(output) if name in CACHES), None)
 
 
 @torch.no_grad()
@@ -103,8 +110,9 @@ def whole_and_chunks(model: Any) -> tuple[Tensor, list[Tensor]]:
     tokens, source = ids(2, 12), {"input_ids": ids(2, 7, seed=9)} if model.config.is_encoder_decoder else {}
     key = "decoder_input_ids" if source else "input_ids"
     whole, found = model(**source, **{key: tokens}), []
-    cache = next((name for name in CACHES if getattr(whole, name, None) is not None), None)
-    for split in CACHES.get(cache, []):
+    cache = cache_name(whole)
+    splits = ONE_BY_ONE if hasattr(model.config, "state_size") else SPLITS
+    for split in splits if cache else []:
         parts, kept = [], None
         for part in tokens.split(split, dim=1):
             out = model(**source, **{key: part, cache: kept}, use_cache=True)

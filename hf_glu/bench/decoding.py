@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_glu.activation.context.hooks import CACHES
 from hf_glu.bench.on_text import BATCH, BLOCK, OnText
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
@@ -56,6 +57,11 @@ class Decoding(OnText):
         return made
 
 
+def cache_in(output: Any) -> dict[str, Any]:
+    """Return the cache that a model gave, as the argument that it goes on with: ``cache`` from Transformers 5.24 on."""
+    return {name: output[name] for name in list(output) if name in CACHES}
+
+
 class Decoder:
     """Decodes some tokens after a prompt that was read before.
 
@@ -67,11 +73,11 @@ class Decoder:
     @torch.no_grad()
     def __init__(self, model: Any, ids: torch.Tensor) -> None:
         self.model, self.ids = model, ids
-        self.cache = model(input_ids=ids[:, :PROMPT], use_cache=True).past_key_values
+        self.cache = cache_in(model(input_ids=ids[:, :PROMPT], use_cache=True))
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Decode."""
         cache = copy.deepcopy(self.cache)
         for at in range(PROMPT, PROMPT + NEW):
-            self.model(input_ids=self.ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+            self.model(input_ids=self.ids[:, at : at + 1], **cache, use_cache=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import hf_glu
 from hf_glu.activation.kernels.compiled import has_compiler
+from hf_glu.bench.decoding import cache_in
 from hf_glu.bench.options import Shape
 from hf_glu.bench.running import DTYPES, BenchOptions, Cell, Claim, Contender
 from hf_glu.compat.of_models import EXPERTS_IMPLEMENTATION
@@ -155,7 +156,8 @@ def mixtrals(dtype: str) -> dict[str, Contender]:
 @torch.no_grad()
 def decode(model: PreTrainedModel) -> None:
     """Read a prompt, and write tokens one after the other."""
-    tokens, cache = torch.arange(5, 5 + PROMPT, device=model.device).unsqueeze(0), None
+    tokens = torch.arange(5, 5 + PROMPT, device=model.device).unsqueeze(0)
+    cache: dict[str, Any] = {}
     for _ in range(NEW):
-        out = model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        tokens, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        out = model(input_ids=tokens, **cache, use_cache=True)
+        tokens, cache = out.logits[:, -1:].argmax(-1), cache_in(out)

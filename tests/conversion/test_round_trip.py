@@ -259,6 +259,7 @@ def test_every_layout_into_every_other(layout, wanted, way, saved):
         assert_same(outputs(model), outputs(models[layout]), "exact up to rounding")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_raises(saved):
     folder, models = saved
     for layout in ("converted", "mix", "stateful", "modulated", "experts"):

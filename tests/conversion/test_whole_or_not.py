@@ -131,7 +131,7 @@ CASES = {
 }  # fmt: skip
 
 
-FEW = list(CASES)[::5]
+FEW = list(CASES)[::10]
 
 
 @pytest.mark.parametrize(

@@ -420,6 +420,7 @@ def test_fused_gates_keep_their_values_and_their_gradients(name):
     torch.testing.assert_close(found / size, exact / size, rtol=2e-6, atol=2e-6, check_dtype=False)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_fused_gates_leave_memory_alone_and_see_what_was_changed():
     act = make_act("swiglu", saves=False)

@@ -11,7 +11,7 @@ import torch
 import versions
 from comparing import assert_same, outputs
 from mixers import MODELS, awake, make
-from states import CLOSE, ids, logits
+from states import CLOSE, cache_name, ids, logits
 from torch import Tensor
 
 import hf_glu
@@ -24,11 +24,11 @@ from hf_glu.ffn.mixers import GatedMixer
 
 def in_parts(model: Any, tokens: Tensor, split: tuple[int, ...]) -> Tensor:
     """Return the logits of a text that is given part by part, with a cache."""
-    parts, cache = [], None
+    parts, cache, name = [], None, None
     for part in tokens.split(split, 1):
         with torch.no_grad():
-            out = model(part, cache_params=cache, use_cache=True)
-        cache = out.cache_params
+            out = model(part, **({} if name is None else {name: cache}), use_cache=True)
+        cache = out[name := cache_name(out)]
         parts.append(out.logits)
     return torch.cat(parts, 1)
 

@@ -103,6 +103,7 @@ class Note(TrainerCallback):
         self.found = gradients(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "family", "accumulate"), covering(TRAINERS, ["gpt2", "llama"], [4, 1, 2]))
 def test_trainer(family, kind, accumulate, tmp_path, monkeypatch):
     needs_trainers_parts()

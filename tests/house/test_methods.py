@@ -28,7 +28,7 @@ from hf_glu.config.registry import Activation, Derived
 from hf_glu.conversion import Report
 from hf_glu.ffn.sites import convertible_sites
 
-every_case = pytest.mark.parametrize(("method", "model"), alternating(CASES))
+every_case = pytest.mark.parametrize(("method", "model"), alternating(CASES, 1))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from comparing import assert_same
+from covering import covering
 from pico import FAMILIES, make_native
 from short_training import MODELS, changed, converted, snapshot, train
 
@@ -34,8 +35,7 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("made", COPIES)
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(("family", "made"), covering(MODELS, COPIES))
 def test_only_gates_are_trained(family, made):
     model = converted(family)
     inputs = probe_inputs(model)

@@ -16,6 +16,7 @@ import ecosystem_processes
 import ecosystem_swaps
 import pytest
 import torch
+import versions
 from ecosystem import answers, gradients, make
 from ecosystem_cells import ELSEWHERE, KINDS, TOOLS
 from pico import make_native
@@ -128,6 +129,7 @@ class DividesItself(Trainer):
 
 
 def test_a_trainer_that_divides_its_loss_itself(tmp_path):
+    versions.needs_trainers_parts()
     rows = [{"input_ids": row.tolist()} for row in ecosystem.ids(4, 6)]
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=1, gradient_accumulation_steps=2, per_device_train_batch_size=2,

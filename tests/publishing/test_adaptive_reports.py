@@ -283,6 +283,7 @@ def synthetic(layer, **more):
     return {**row, "curve": curve, "mix": None, "modulation": None, **more}
 
 
+@pytest.mark.slow
 def test_a_page_without_them_has_no_such_part(tmp_path):
     write_run(tmp_path / "run", adaptive=[])
     write_run(tmp_path / "old")
@@ -290,6 +291,7 @@ def test_a_page_without_them_has_no_such_part(tmp_path):
         assert "Activations that were trained" not in report(tmp_path / name).text
 
 
+@pytest.mark.slow
 def test_the_curves_take_their_colours_from_the_page(tmp_path):
     write_run(tmp_path / "run", adaptive=[synthetic(0), synthetic(1), synthetic(2), synthetic(3)])
     page = report(tmp_path / "run")
@@ -388,6 +390,7 @@ def test_the_figure_is_written_by_its_suffix(suffix, start, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_family(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hf_glu.publishing.report.family_curves.panels", few)
     out = tmp_path / "out.png"

@@ -582,6 +582,7 @@ def shape_of(card):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
 def test_nothing_in_others_files_is_more_than_words(path):
     facts = json.loads(path.read_text(encoding="utf-8"))

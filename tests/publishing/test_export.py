@@ -131,6 +131,7 @@ def test_samples_are_told_apart():
     assert "decoder_input_ids" not in sample(FAMILIES["bart"].make("BartForSequenceClassification"), 2, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "program"])
 def test_a_graph_by_the_library(format, saved, tmp_path):
     source = saved(FAMILIES["bert"].make(CLASSIFIER, num_hidden_layers=1, hidden_act="moa_geglu"))
@@ -186,6 +187,7 @@ def test_graphs_run_where_hf_glu_is_not_loaded(kind, saved, tmp_path):
     assert_same({"logits": torch.load(tmp_path / "batch")["logits"]}, outputs(model, **batch), "exact")
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_isnt_left(saved, tmp_path, monkeypatch):
     source = saved(gated())
     with pytest.raises(OptionError, match="did you mean 'onnx'"):
@@ -204,6 +206,7 @@ def test_a_graph_that_computes_something_else_isnt_left(saved, tmp_path, monkeyp
 
 
 def test_what_no_graph_is_made_of(saved, tmp_path, monkeypatch):
+    installed("onnx")
     config = transformers.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, hidden_act="reglu")
     source = saved(transformers.MambaForCausalLM(config))
     with pytest.raises(ConversionError, match="state-space model"):

@@ -17,6 +17,7 @@ import torch
 import transformers
 from comparing import assert_same, fresh_process, outputs
 from contexts import make, target_of
+from covering import few
 from pico import FAMILIES, make_native
 from transformers.activations import ACT2FN
 
@@ -380,7 +381,7 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", few(SIZES, 4))
 def test_the_code_is_as_small_as_what_the_model_has(kind, tmp_path):
     *names, most = SIZES[kind]
     for name in names:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same
-from covering import covering
+from covering import covering, few
 from datasets import Dataset
 from short_training import interrupt_at
 from taskdata import make_rows, save_base, write_dataset
@@ -90,6 +90,7 @@ def test_every_task_with_every_family(name, family, bases, datasets):
     assert len(results["activations"]) >= 2
 
 
+@pytest.mark.slow
 def test_the_whole_job_learns_saves_and_reloads(bases, tmp_path):
     Dataset.from_list(make_rows("movie_reviews", 80)).to_csv(tmp_path / "data.csv")
     output = tmp_path / "run"
@@ -149,7 +150,7 @@ def test_the_check_of_the_reload_can_fail(bases, datasets, tmp_path):
 DROPOUT = {"bert": {"hidden_dropout_prob": 0.2}, "t5": {"dropout_rate": 0.2}, "gpt2": {"resid_pdrop": 0.2}}
 
 
-@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize("family", few(EXACT, 3))
 def test_a_resumed_run_is_the_uninterrupted_one(family, datasets, tmp_path, monkeypatch, quick):
     base = save_base(tmp_path / "base", family, **DROPOUT[family])
     options = replace(
@@ -182,6 +183,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(family, datasets, tmp_path, monk
     assert_same(dict(again.state_dict()), dict(model.state_dict()), "bitwise")
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing_but_rounding(bases, datasets):
     def weights(accumulate, name):
         base = save_base(
@@ -344,7 +346,7 @@ def test_a_compiled_run_saves_the_plain_model(bases, datasets, tmp_path):
     assert run_job(job, replace(OPTIONS, compile=True))["reloaded_equal"] is True
 
 
-@pytest.mark.parametrize("suite", ["glue", "superglue"])
+@pytest.mark.parametrize("suite", few(["glue", "superglue"], 2))
 def test_a_suite_resumes_and_writes_its_table(suite, bases, datasets, tmp_path, quick):
     job = JobOptions(
         model=bases["bert"], dataset=str(datasets / suite), to="geglu", output=str(tmp_path / "suite"), predict=True
@@ -372,6 +374,7 @@ def test_a_suite_resumes_and_writes_its_table(suite, bases, datasets, tmp_path, 
         run_suite(suite, replace(job, to="swiglu"), OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_tasks(bases, datasets):
     job = JobOptions(model=bases["t5"], mixture="superglue", dataset=str(datasets / "superglue"), to="reglu")
     results = run_job(replace(job, train_size=4, validation_size=4), OPTIONS)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same
+from covering import few
 from datasets import Dataset
 from pico import FAMILIES, make_native
 from taskdata import WORDS, make_texts
@@ -315,7 +316,7 @@ def test_a_model_that_sees_its_neighbours_is_refused():
 # runs
 
 
-@pytest.mark.parametrize("objective", KINDS)
+@pytest.mark.parametrize("objective", few(KINDS, 3))
 def test_a_run_trains_saves_and_is_resumed_bitwise(objective, bases, corpus, tmp_path, monkeypatch, quick):
     options = replace(OPTIONS, evaluate_every=2, accumulate=2, checkpoint_every=10)
     job = job_of(bases, corpus, objective, to=KINDS[objective][1])

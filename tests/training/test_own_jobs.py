@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from comparing import assert_same
+from covering import few
 from datasets import Dataset
 from taskdata import OWN_ROWS, make_tokenizer, save_base, tagged_rows
 from torch.nn import functional
@@ -104,7 +105,7 @@ def test_a_stock_class_reads_a_saved_tagger(bases, data, tmp_path):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("problem", OWN_ROWS)
+@pytest.mark.parametrize("problem", few(OWN_ROWS, 2))
 def test_a_resumed_run_is_the_uninterrupted_one(problem, data, tmp_path, monkeypatch):
     base = save_base(tmp_path / "base", "bert", hidden_dropout_prob=0.2)
     options = replace(OPTIONS, max_steps=5, evaluate_every=2, checkpoint_every=2, log_every=1, accumulate=2)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comparing import assert_same
+from covering import few
 from datasets import Dataset
 from taskdata import make_tokenizer, save_base, written_rows
 from torch.nn import functional
@@ -76,7 +77,7 @@ def test_a_decoder_learns_saves_and_writes_the_same_in_a_fresh_process(bases, jo
     assert tokenizer.decode(written[0, 3:]) == "a film by Boston [EOS]"
 
 
-@pytest.mark.parametrize("family", ["t5", "gpt2_lm"])
+@pytest.mark.parametrize("family", few(["t5", "gpt2_lm"], 2))
 def test_a_resumed_run_is_the_uninterrupted_one(family, job, tmp_path, monkeypatch):
     base = save_base(tmp_path / "base", family, **{"t5": {"dropout_rate": 0.2}}.get(family, {"resid_pdrop": 0.2}))
     options = replace(OPTIONS, max_steps=4, checkpoint_every=2, log_every=1, accumulate=2)

@@ -314,6 +314,7 @@ MORE = {"gradient_checkpointing": True, "bf16": True, "eval_strategy": "steps"}
 OTHERS = (("ours", {}), ("mixtral", MORE), ("dense", {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"), [("ours", MORE), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
 )

@@ -54,6 +54,11 @@ RUNTIMES = {
 }
 
 
+FLOAT32 = {
+    "INFERENCE_PRECISION_HINT": "f32"
+}  # OpenVINO computes in bfloat16 where the CPU can, whatever the graph says
+
+
 def check_packages(kind: str) -> None:
     """Check that there is what a kind of graph needs.
 
@@ -109,7 +114,7 @@ def _trace(model: Any, kind: str, inputs: dict[str, Tensor], options: dict[str, 
 
 
 def load_graph(folder: Path, threads: int | None = None) -> Any:
-    """Return a written graph, which is called as the model is.
+    """Return a written graph, which is called as the model is, and computes in float32.
 
     Args:
         folder: where it is.
@@ -121,6 +126,8 @@ def load_graph(folder: Path, threads: int | None = None) -> Any:
 
         options["session_options"] = session = SessionOptions()
         session.intra_op_num_threads = threads or torch.get_num_threads()
+    elif any(folder.glob("*.xml")):
+        options["config"] = FLOAT32
     with quiet():
         return EXPORTED.find().from_pretrained(folder, **options)
 
