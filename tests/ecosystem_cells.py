@@ -91,7 +91,8 @@ TOOLS = (
         title="Transformers' OpenVINO exporter", where="graphs.openvino", needs=("openvino",), close=GRAPH,
     ),
     Tool(
-        title="Transformers' ExecuTorch exporter", where="graphs.executorch", needs=("executorch",), close=GRAPH,
+        title="Transformers' ExecuTorch exporter", where="graphs.executorch", needs=("executorch",),
+        measured=("reglu, native", "learnable"), close=GRAPH,
     ),
     Tool(title="torchao, int8 on load", where="loading.torchao", needs=("torchao",), close=GRAPH),
     Tool(title="bitsandbytes, 4 bits on load", where="loading.bitsandbytes", needs=("bitsandbytes",), close=GRAPH),

@@ -91,10 +91,12 @@ def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Resul
     averaged = [task.name for task in tasks if task.averaged]
     missing = [name for name in averaged if name not in done]
     scores = [done[name]["score"] for name in averaged if name in done]
+    # what the model has as it is, where nothing is converted
+    found = dict.fromkeys(str(row["activation"]) for results in done.values() for row in results["activations"])
     return {
         "suite": suite,
         "model": job.title,
-        "activation": job.conversion,
+        "activation": job.conversion or ", ".join(found) or None,
         "tasks": done,
         "score": fmean(scores) if scores else None,
         "partial": bool(missing),

@@ -374,6 +374,12 @@ def test_a_suite_resumes_and_writes_its_table(suite, bases, datasets, tmp_path, 
         run_suite(suite, replace(job, to="swiglu"), OPTIONS)
 
 
+def test_a_suite_of_a_model_as_it_is_names_the_activation_that_it_has(bases, datasets, tmp_path):
+    found = {"activations": [{"activation": "gelu"}] * 2, "metrics": {}, "score": 0.5}
+    job = JobOptions(model=bases["bert"], dataset=str(datasets / "glue"), output=str(tmp_path / "suite"))
+    assert run_suite("glue", job, OPTIONS, only=["sst2"], run=lambda *args, **more: found)["activation"] == "gelu"
+
+
 @pytest.mark.slow
 def test_a_mixture_of_tasks(bases, datasets):
     job = JobOptions(model=bases["t5"], mixture="superglue", dataset=str(datasets / "superglue"), to="reglu")
