@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hf_glu.config.traits import longest_text
+from hf_glu.config.traits import cut_at
 from hf_glu.errors import DataError, OptionError, shown
 from hf_glu.tasks.answers import from_texts
 from hf_glu.tasks.checking import LABEL
@@ -118,13 +119,13 @@ def check_length(
     max_length: int, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_target: int = 0
 ) -> None:
     """Raise OptionError if the model can't read ``max_length`` tokens, or write ``max_target`` (after those)."""
-    known = [limit for limit in (tokenizer.model_max_length, longest_text(model_config)) if limit]
+    limit = cut_at(model_config, tokenizer, sys.maxsize)
     lengths = {f"max_length={max_length}": max_length, f"max_target_length={max_target}": max_target}
     if max_target and not model_config.is_encoder_decoder:
         lengths = {" and ".join(lengths): max_length + max_target}
-    for name, length in lengths.items() if known else ():
-        if length > min(known):
-            raise OptionError(f"{name} is too long for the model, which reads {min(known)} tokens: give at most that")
+    for name, length in lengths.items():
+        if length > limit:
+            raise OptionError(f"{name} is too long for the model, which reads {limit} tokens: give at most that")
 
 
 def make_features(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.checkpoint.loading import forget_code, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import user_path
-from hf_glu.config.traits import longest_text, vocabulary
+from hf_glu.config.traits import cut_at, vocabulary
 from hf_glu.errors import OptionError, nearest, shown
 from hf_glu.training.data.models import give_padding
 from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of
@@ -172,8 +173,7 @@ def block_length(asked: int | None, config: PreTrainedConfig, tokenizer: PreTrai
     Raises:
         OptionError: more than the model reads.
     """
-    known = [limit for limit in (tokenizer.model_max_length, longest_text(config)) if limit]
-    limit = min(known) if known else LONGEST_BLOCK
+    limit = cut_at(config, tokenizer, sys.maxsize)
     if asked is not None and asked > limit:
         raise OptionError(
             f"max_length={asked} is too long for the model, which reads {limit} tokens: give at most that"
