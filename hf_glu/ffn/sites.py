@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_glu.activation.module import OwnedActivation
+from hf_glu.compat.of_torch import CHILDREN
 from hf_glu.config.layers import STACKS
 from hf_glu.config.showing import Shown, ShownTable
 from hf_glu.errors import NoSiteError, OptionError, shown
@@ -170,9 +171,10 @@ def find_sites(model: nn.Module) -> Sites:
     sites = Sites()
     seen: set[int] = set()
     for name, module in model.named_modules():
-        plain = type(module).__getattr__ is nn.Module.__getattr__  # a wrapper may answer for what it holds
+        # most modules have no child that could be an activation; but a wrapper may answer for what it holds
+        held = CHILDREN.of(module) if type(module).__getattr__ is nn.Module.__getattr__ else None
         for row in SITE_TABLE:
-            if plain and row.act.partition(".")[0] not in module._modules:  # most modules have no such child
+            if held is not None and row.act.partition(".")[0] not in held:
                 continue
             if not _matches(module, row) or (row.exclusive and _model_type(model) not in row.families):
                 continue
