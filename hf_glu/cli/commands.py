@@ -41,6 +41,8 @@ _SPLIT_HELP = "Divide FFNs' units among experts: 2+14 are 2 always on and 14 rou
 _GROW_HELP = "Make so many copies of each expert that SRC has; with --calibration, more of those that matter."
 _HEAL_HELP = "Text (again for more): train the result to be like SRC on it, as `pretrain --teacher` does."
 
+_NAMED = "A modulation that requests may ask for by that name (again): folder, .safetensors file or Hub id."
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -200,11 +202,14 @@ def doctor(json: Json = False) -> int:
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )
-def run(context: typer.Context) -> int:
+def run(
+    context: typer.Context,
+    modulation: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help=_NAMED)] = None,
+) -> int:
     """Run another program (`hf-glu run -- lm_eval ...`) with the plugin loaded in it and in its Python children."""
     from hf_glu.plugin.launch import run_with_plugin
 
-    return run_with_plugin(context.args)
+    return run_with_plugin(context.args, modulation or ())
 
 
 @app.command()

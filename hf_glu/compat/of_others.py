@@ -55,6 +55,13 @@ LIGER_BIND = Private(
     where="liger_kernel.transformers.monkey_patch", name="_bind_method_to_module", seen="0.8", need=_KERNELS,
     otherwise="none is kept away",
 )  # fmt: skip
+SERVING, BATCHING = (
+    tuple(
+        Private(where=f"transformers.cli.serving.utils:{manager}", name=name, seen=SEEN, need="steering by request")
+        for name in ("generate_streaming", "generate_non_streaming", *more)
+    )
+    for manager, more in (("GenerateManager", ()), ("CBGenerateManager", ("init_cb",)))
+)
 ACCELERATOR_STATE = Private(
     where="accelerate.state:AcceleratorState", name="_shared_state", seen="1.12 to 1.15",
     need="a second run in one process",

@@ -6,6 +6,7 @@ already are.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -29,12 +30,23 @@ HOOKED = {
     "kernels.layer.kernelize": "hf_glu.plugin.kernels",
     "liger_kernel.transformers.monkey_patch": "hf_glu.plugin.kernels",
 }
+# the same where an operator has named modulations, which requests may ask for
+STEERED = {
+    "transformers.generation.utils": "hf_glu.plugin.generation",
+    "transformers.cli.serving.utils": "hf_glu.plugin.serving",
+}
+MODULATIONS = "HF_GLU_MODULATIONS"  # environment variable: their names and folders, as JSON
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()
-failed: dict[str, str] = {}  # a module of `HOOKED` that couldn't be patched -> why
+failed: dict[str, str] = {}  # a module of `hooked` that couldn't be patched -> why
 _lock = threading.RLock()  # never held while something is imported, which has locks of its own
 _kept = False  # by `register`, until `unregister`
 _scopes = 0  # blocks that threads are in now
+
+
+def hooked() -> dict[str, str]:
+    """Return the modules of other libraries that are patched, and those of ours that patch them."""
+    return {**HOOKED, **STEERED} if os.environ.get(MODULATIONS) else HOOKED
 
 
 def register() -> None:
@@ -85,7 +97,7 @@ def scoped() -> Iterator[None]:
 
 
 def _activate() -> None:
-    for name in HOOKED:
+    for name in hooked():
         with _lock:
             first = name not in _hooked
             _hooked.add(name)
@@ -104,15 +116,16 @@ def _deactivate() -> None:
 
 def _install(module: ModuleType) -> None:
     name = module.__name__
-    if not is_registered() or name in _patches:
+    ours = hooked().get(name)
+    if ours is None or not is_registered() or name in _patches:
         return
-    ours = import_module(HOOKED[name])
+    hook = import_module(ours)
     with _lock:
         if not is_registered() or name in _patches:
             return
         patches = _patches[name] = Patches()
         try:
-            ours.install(module, patches)
+            hook.install(module, patches)
             failed.pop(name, None)
         except BaseException as error:
             failed[name] = str(error)

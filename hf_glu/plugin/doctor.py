@@ -47,7 +47,7 @@ def examine() -> Diagnosis:
     """Check versions, every hook, the extras, every private name and the Hub's reachability; never raises."""
     checks = [Check(name="python", ok=True, detail=platform.python_version())]
     checks += [_version(name, f"pip install {name}") for name in ("torch", "transformers", "accelerate")]
-    checks += [_hook(module) for module in plugin.HOOKED]
+    checks += [_hook(module) for module in plugin.hooked()]
     checks += [_version(_DISTRIBUTIONS.get(name, name), install(name), needed=False) for name in EXTRAS]
     checks += [_private(row) for row in rows()]
     return Diagnosis(checks=(*checks, _hub()))

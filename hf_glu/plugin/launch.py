@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_glu.errors import OptionError
+from hf_glu.plugin import MODULATIONS
 
 # Python runs `sitecustomize` at start; the one that was there before goes on running.
 _SITECUSTOMIZE = """\
@@ -29,24 +31,39 @@ if spec is not None and spec.loader is not None:
 """
 
 
-def run_with_plugin(command: Sequence[str]) -> int:
+def run_with_plugin(command: Sequence[str], modulations: Sequence[str] = ()) -> int:
     """Run ``command`` with ``import hf_glu`` in it and in its Python children; return its exit code.
 
+    Args:
+        command: the program and its arguments.
+        modulations: ``NAME=FOLDER`` of each that its requests may ask for, see `hf_glu.plugin.generation`.
+
     Raises:
-        OptionError: no command, or one that isn't there.
+        OptionError: no command, one that isn't there, or a modulation without a name of its own.
+        CheckpointError: there is no such modulation.
     """
     if not command:
         raise OptionError("run needs a command: hf-glu run -- lm_eval --model hf ...")
     program = shutil.which(command[0])
     if program is None:
         raise OptionError(f"there is no command {command[0]!r} on the PATH")
+    named = _named(modulations)
     with tempfile.TemporaryDirectory(prefix="hf_glu-") as folder:
         Path(folder, "sitecustomize.py").write_text(_SITECUSTOMIZE, encoding="utf-8")
         package_root = str(Path(__file__).resolve().parent.parent)
         paths = [folder, os.environ.get("PYTHONPATH", ""), package_root]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        environment = {**os.environ, **named, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         with subprocess.Popen([program, *command[1:]], env=environment) as child, _handing_on(child):
             return child.wait()
+
+
+def _named(modulations: Sequence[str]) -> dict[str, str]:
+    """Return what the child's environment says of modulations, which are loaded once to see that they can be."""
+    if not modulations:
+        return {}
+    from hf_glu.plugin.modulations import named_folders  # with torch
+
+    return {MODULATIONS: json.dumps(named_folders(modulations))}
 
 
 @contextmanager

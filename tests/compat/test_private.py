@@ -26,13 +26,14 @@ LIBRARIES = (
 )  # fmt: skip
 # modules without an underscore that are nobody's public ones either
 UNPROMISED = (
-    "torch.ops", "torch.nn.modules.module", "transformers.core_model_loading", "transformers.exporters",
-    "transformers.integrations", "transformers.loss", "transformers.models.auto.auto_factory", "accelerate.state",
-    "peft.utils.other",
+    "torch.ops", "torch.nn.modules.module", "transformers.cli", "transformers.core_model_loading",
+    "transformers.exporters", "transformers.integrations", "transformers.loss", "transformers.models.auto.auto_factory",
+    "accelerate.state", "peft.utils.other",
 )  # fmt: skip
 # modules that the plugin hooks are named where it says so, and a class that overrides a name has to name it
 EXCEPT = {
     ("plugin/__init__.py", "transformers.activations"),
+    ("plugin/__init__.py", "transformers.cli.serving.utils"),
     ("plugin/standalone.py", "_finalize_model_loading"),
     ("plugin/standalone.py", "_can_set_attn_implementation"),
     ("plugin/standalone.py", "_can_set_experts_implementation"),

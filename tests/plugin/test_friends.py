@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
@@ -21,6 +15,7 @@ import transformers
 from comparing import assert_same
 from covering import few
 from pico import FAMILIES
+from served import command, program, serving
 from taskdata import make_tokenizer
 
 import hf_glu
@@ -117,24 +112,6 @@ def test_sentence_transformers_embed_as_with_the_dense_model(tmp_path):
     assert 1e-4 < (near - expected).abs().max() < 0.05  # the comparison can tell an approximate route
 
 
-def command(*arguments):
-    """Return a command that runs another of this environment's programs with the plugin."""
-    return [sys.executable, "-c", "from hf_glu.cli import main; main()", "run", "--", *arguments]
-
-
-def program(name):
-    """Return the path of a program of this environment, or skip the test."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    return found or pytest.skip(f"there is no {name}")
-
-
-def post(url, data):
-    request = urllib.request.Request(url, json.dumps(data).encode(), {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=60) as answer:
-        return json.load(answer)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not transformers.utils.is_serve_available(), reason="pip install transformers[serving]")
 def test_transformers_serve_answers_as_the_model_does(tmp_path):
@@ -142,37 +119,14 @@ def test_transformers_serve_answers_as_the_model_does(tmp_path):
     gated = convert_saved(folder, tmp_path / "gated", "geglu_new", "gpt2")
     pipe = transformers.pipeline("text-generation", model=str(folder))
     expected = pipe(TEXTS[0], max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serve = (program("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu")
-    server = subprocess.Popen(
-        command(*serve, str(gated)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
+    with serving(gated) as server:
         asked = {"model": str(gated), "max_tokens": 6, "temperature": 0}
-        answer = _wait_for(f"http://127.0.0.1:{port}/v1/completions", {**asked, "prompt": TEXTS[0]}, server)
+        server.wait("/v1/completions", {**asked, "prompt": TEXTS[0]})
+        answer = server.answer("/v1/completions", {**asked, "prompt": TEXTS[0]})
         assert answer["choices"][0]["text"].split() == expected.split()
         said = {**asked, "messages": [{"role": "user", "content": TEXTS[0]}]}
-        answer = post(f"http://127.0.0.1:{port}/v1/chat/completions", said)
+        answer = server.answer("/v1/chat/completions", said)
         assert answer["choices"][0]["message"]["content"].split() == expected.split()
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
-
-
-def _wait_for(url, data, server, seconds=240):
-    """Return the first answer of a server that is starting."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return post(url, data)
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read()) from error
-        except OSError:
-            assert server.poll() is None, "the server has ended"
-            assert time.monotonic() < end, "the server doesn't answer"
-            time.sleep(1)
 
 
 TOY = """\

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 NAME = "generate"
-PROMPTS = ("input_ids", "inputs", "inputs_embeds")
+PROMPTS = ("inputs", "input_ids", "inputs_embeds")  # the first that is given
 _local = threading.local()
 _installing = threading.Lock()
 
@@ -17,6 +19,19 @@ def prompt() -> tuple[int, int] | None:
     """Return how many texts, and tokens of each, the running ``generate`` of this thread was given; None outside."""
     found: tuple[int, int] | None = getattr(_local, "prompt", None)
     return found
+
+
+@contextmanager
+def noting_prompt(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Note the prompt among the arguments of ``generate``, by name, for as long as it runs in this thread."""
+    given = (arguments.get(name) for name in PROMPTS)
+    before = prompt()
+    first = next((each for each in given if isinstance(each, Tensor) and each.ndim > 1), None)
+    _local.prompt = None if first is None else (first.shape[0], first.shape[1])
+    try:
+        yield
+    finally:
+        _local.prompt = before
 
 
 class Generating:
@@ -33,15 +48,8 @@ class Generating:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate."""
-        given = [args[0]] if args else []
-        given += [kwargs[name] for name in PROMPTS if kwargs.get(name) is not None]
-        before = prompt()
-        first = next((each for each in given if isinstance(each, Tensor) and each.ndim > 1), None)
-        _local.prompt = None if first is None else (first.shape[0], first.shape[1])
-        try:
+        with noting_prompt({"inputs": args[0], **kwargs} if args else kwargs):
             return self.plain(*args, **kwargs)
-        finally:
-            _local.prompt = before
 
 
 def ask(model: Any) -> None:

@@ -1,0 +1,101 @@
+"""Hook of ``transformers.generation.utils``: ``generate`` steers as its generation config says, in its own thread only.
+
+    hf-glu run --modulation glad=FOLDER -- ...
+    model.generate(..., generation_config=GenerationConfig(modulation={"glad": 1.5}))
+
+Only installed where an operator has named modulations. A generate that is steered isn't compiled. Continuous batching
+puts all requests into one row, in which they can't be told apart: who asks there is refused. A class that has its own
+``generate`` passes this hook by: servers refuse it (`check_reached`), and a Python caller knows its class.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from types import ModuleType
+from typing import Any
+
+from hf_glu.errors import OptionError
+from hf_glu.instruments.steering.generating import Generating, noting_prompt
+from hf_glu.plugin.modulations import ENTRY, Wanted, steering, wanted_of
+from hf_glu.plugin.patching import Patches, require
+
+BATCHED = (
+    "continuous batching puts all requests into one row, so that none can be steered by itself: leave out the "
+    f"{ENTRY}, or run without continuous batching"
+)
+_local = threading.local()  # wanted: of the generate that this thread is in
+
+
+def install(module: ModuleType, patches: Patches) -> None:
+    """Wrap ``generate``, and both ways into continuous batching."""
+    mixin = require(module, "GenerationMixin")
+    plain = require(mixin, "generate", "inputs", "generation_config")
+
+    @wraps(plain)
+    def generate(self: Any, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        _refuse_keyword(kwargs)
+        wanted = wanted_of(self, generation_config)
+        if not wanted or wanted == _running():  # an assistant is handed the config of the model that it proposes to
+            return plain(self, inputs, generation_config, *args, **kwargs)
+        if generation_config is None:
+            kwargs["disable_compile"] = True
+        else:  # which each strength would compile anew
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.disable_compile = True
+        with steering(self, wanted), noting_prompt({"inputs": inputs, **kwargs}), _running_with(wanted):
+            return plain(self, inputs, generation_config, *args, **kwargs)
+
+    generate.hf_glu_steers = True  # type: ignore[attr-defined]
+    patches.set(mixin, "generate", generate)
+    for name in ("init_continuous_batching", "generate_batch"):
+        patches.set(mixin, name, _unsteered(require(mixin, name, "generation_config")))
+
+
+def _unsteered(plain: Any) -> Any:
+    """Return one that refuses to be steered."""
+    parameters = signature(plain)
+
+    @wraps(plain)
+    def batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_keyword(kwargs)
+        if wanted_of(self, parameters.bind(self, *args, **kwargs).arguments.get("generation_config")):
+            raise OptionError(BATCHED)
+        return plain(self, *args, **kwargs)
+
+    return batch
+
+
+def _refuse_keyword(kwargs: dict[str, Any]) -> None:
+    if ENTRY in kwargs:
+        raise OptionError(f"{ENTRY} is said in a generation config: GenerationConfig({ENTRY}={{'glad': 1.5}})")
+
+
+def _running() -> tuple[Wanted, ...]:
+    found: tuple[Wanted, ...] = getattr(_local, "wanted", ())
+    return found
+
+
+@contextmanager
+def _running_with(wanted: tuple[Wanted, ...]) -> Iterator[None]:
+    before, _local.wanted = _running(), wanted
+    try:
+        yield
+    finally:
+        _local.wanted = before
+
+
+def check_reached(model: Any) -> None:
+    """Check that the ``generate`` of ``model`` is the one that is hooked.
+
+    Raises:
+        OptionError: its class or itself has another, which may know nothing of modulations.
+    """
+    own = vars(model).get("generate")
+    found = own.plain if isinstance(own, Generating) else getattr(model, "generate", None)
+    if not getattr(found, "hf_glu_steers", False):
+        raise OptionError(f"{type(model).__name__} has a generate of its own, which can't be steered by request")

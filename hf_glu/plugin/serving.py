@@ -1,0 +1,58 @@
+"""Hook of ``transformers serve``: a request for what can't be steered is answered with the reason, before it runs.
+
+A request's ``generation_config`` is that of a ``generate``, which steers by itself (`hf_glu.plugin.generation`) and
+fails by itself: but a client would see a bare "Internal Server Error" then. Here it gets status 400 and the line,
+whether it streams or not, and where requests are batched, whose manager passes over entries that it doesn't know.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from inspect import signature
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from hf_glu.compat.of_others import BATCHING, SERVING
+from hf_glu.errors import HfGluError, OptionError
+from hf_glu.plugin.generation import BATCHED, check_reached
+from hf_glu.plugin.modulations import check_wanted, wanted_of
+from hf_glu.plugin.patching import Patches
+
+BAD_REQUEST = 400
+_passed: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # the modulations that are of a model, which takes long
+
+
+def install(module: ModuleType, patches: Patches) -> None:
+    """Wrap what both managers of generation, one by one and batched, do with a request."""
+    for row in (*SERVING, *BATCHING):
+        manager = getattr(module, row.where.rpartition(":")[2], None)
+        patches.set(manager, row.name, _checked(row.of(manager), batched=row in BATCHING))
+
+
+def _checked(plain: Any, *, batched: bool) -> Any:
+    parameters = signature(plain)
+
+    @wraps(plain)
+    def handle(*args: Any, **kwargs: Any) -> Any:
+        given = parameters.bind(*args, **kwargs).arguments
+        try:
+            _check(given["model"], given["gen_config"], batched)
+        except HfGluError as error:
+            from fastapi import HTTPException
+
+            raise HTTPException(status_code=BAD_REQUEST, detail=str(error)) from error
+        return plain(*args, **kwargs)
+
+    return handle
+
+
+def _check(model: Any, config: Any, batched: bool) -> None:
+    wanted = wanted_of(model, config)
+    if wanted and batched:
+        raise OptionError(BATCHED)
+    if wanted:
+        check_reached(model)
+        passed = _passed.setdefault(model, set())
+        check_wanted(model, [each for each in wanted if each.name not in passed])
+        passed.update(each.name for each in wanted)
