@@ -25,7 +25,7 @@ from hf_glu.version import __version__
 APP, REQUIREMENTS = "app.py", "requirements.txt"
 PYTHON = "3.11"
 IN_IT = ("gradio",)  # what the Space brings by itself
-EXTRA = "play"
+EXTRA, GGUF = "play", "gguf"
 CARD = """---
 title: {title}
 emoji: 🎚️
@@ -64,9 +64,9 @@ def write_space(ground: Playground, folder: str | os.PathLike[str]) -> Path:
             this machine.
         MissingPackageError: hf_glu isn't installed, so that nobody knows what it requires.
     """
-    wanted = requirements()
+    other = None if ground.other is None else ground.other.source
+    wanted = requirements(*([GGUF] if is_gguf(ground.player.source) or is_gguf(other) else []))
     with staged_folder(folder) as stage:
-        other = None if ground.other is None else ground.other.source
         told = {
             "model": _bring(ground.player.source, stage, "model"),
             "compare": None if other is None else _bring(other, stage, "compare"),
@@ -80,8 +80,11 @@ def write_space(ground: Playground, folder: str | os.PathLike[str]) -> Path:
     return user_path(folder)
 
 
-def requirements() -> list[str]:
-    """Return what the Space installs: hf_glu's own requirements, torch and Transformers as they are here.
+def requirements(*extras: str) -> list[str]:
+    """Return what the Space installs: what hf_glu and its extras require, torch and Transformers as they are here.
+
+    Args:
+        extras: of hf_glu, beside the page's own.
 
     Raises:
         MissingPackageError: hf_glu isn't installed.
@@ -95,7 +98,8 @@ def requirements() -> list[str]:
     for line in lines:
         wanted, _, marker = line.partition(";")
         name = re.split(r"[^\w.-]", wanted.strip())[0]
-        if ("extra" not in marker or f"'{EXTRA}'" in marker.replace('"', "'")) and name not in IN_IT:
+        needed = any(f"'{extra}'" in marker.replace('"', "'") for extra in (EXTRA, *extras))
+        if ("extra" not in marker or needed) and name not in IN_IT:
             found.append(here.get(name, wanted.strip()))
     return found
 
