@@ -17,7 +17,7 @@ _REVISION = "Branch to push to, made where there is none. main."
 @app.command()
 def push(
     source: Annotated[str, typer.Argument(metavar="DIR", help=_SOURCE)],
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub: USER/NAME.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, such as ada/bert-geglu.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
     revision: Annotated[str | None, typer.Option(help=_REVISION)] = None,
     code: Annotated[bool, typer.Option(help="Add code that loads it where hf_glu isn't installed.")] = True,

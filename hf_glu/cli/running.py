@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hf_glu.checkpoint.stopping import end_at_once
 from hf_glu.cli.exits import EXIT_BAD_INPUT, EXIT_INTERRUPTED
@@ -77,7 +78,24 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if not isinstance(error, click_error):
             raise
-        return _fail(error.format_message())  # type: ignore[attr-defined]
+        return _fail(_said(error))
+
+
+def _said(error: Any) -> str:
+    """Return what click says of arguments; of one that is missing, what it is and how the command is written."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if type(error).__name__ != "MissingParameter" or parameter is None or context is None:
+        return str(error.format_message())
+    needed = " ".join(_written(each) for each in context.command.params if each.required)
+    about = " ".join((getattr(parameter, "help", None) or "").split()).rstrip(".")
+    told = f" ({about[:1].lower()}{about[1:]})" if about else ""
+    return f"{context.info_name} needs {_written(parameter)}{told}: {context.command_path} {needed}"
+
+
+def _written(parameter: Any) -> str:
+    """Return an argument or option as it is written in a command."""
+    word = parameter.metavar or parameter.name.upper()
+    return word if parameter.param_type_name == "argument" else f"{parameter.opts[0]} {word}"
 
 
 def _mute() -> None:

@@ -65,7 +65,7 @@ def _hook(module: str) -> Check:
     """Report whether a module is patched; where it isn't, only of the one that is at fault, why."""
     package, name = module.partition(".")[0], f"hook {module}"
     if find_spec(package) is None:
-        return Check(name=name, ok=False, detail=f"{package} isn't installed", needed=package == "transformers")
+        return Check(name=name, ok=False, detail=f"not installed: {package}", needed=package == "transformers")
     try:
         import_module(module)
     except Exception as error:  # of any version, while it is imported
@@ -81,9 +81,9 @@ def _hook(module: str) -> Check:
 def _private(row: Private) -> Check:
     """Report whether a name is there that its library doesn't promise, and what needs it."""
     found = row.is_present()
-    here = {True: "there", None: f"{row.package} isn't installed", False: f"absent, so {row.otherwise}"}[found]
+    here = {True: "there", None: f"not installed: {row.package}", False: f"absent, so {row.otherwise}"}[found]
     return Check(
-        name=f"private {row}", ok=found is not False, detail=f"{here}; for {row.need} (seen in {row.seen})",
+        name=f"private {row}", ok=found is True, detail=f"{here}; for {row.need} (seen in {row.seen})",
         needed=row.vital,
     )  # fmt: skip
 

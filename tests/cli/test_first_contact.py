@@ -16,8 +16,10 @@ import hf_glu
 from hf_glu import cli
 from hf_glu.bench.devices import Subject
 from hf_glu.bench.options import BenchOptions
+from hf_glu.compat.private import Private
 from hf_glu.config.extras import EXTRAS, need
 from hf_glu.errors import MissingPackageError, UnknownNameError
+from hf_glu.plugin import HOOKED, doctor
 from hf_glu.plugin.doctor import examine
 from hf_glu.publishing.report import write_report
 from hf_glu.publishing.report.family_curves import plot_family
@@ -282,6 +284,33 @@ def test_the_doctor_names_the_extra(monkeypatch):
     assert found["scikit-learn"] == 'not installed: pip install "hf_glu[train]"'
     assert found["torchao"] == 'not installed: pip install "hf_glu[quantize]"'
     assert found["accelerate"] == "not installed: pip install accelerate"
+
+
+def test_the_doctor_says_that_an_optional_package_is_not_there(monkeypatch, capsys):
+    row = Private(where="no_such_package.x", name="y", seen="1", need="making tea")
+    monkeypatch.setattr(doctor, "rows", lambda: (row,))
+    monkeypatch.setitem(HOOKED, "no_such_package.z", "hf_glu.plugin.kernels")
+    assert cli.run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "none hook no_such_package.z: not installed: no_such_package" in lines
+    (line,) = [line for line in lines if "no_such_package.x.y" in line]
+    assert line.startswith("none private no_such_package.x.y: not installed: no_such_package; for making tea")
+
+
+# what is typed -> what it lacks
+LACKING = {
+    "push bert-geglu": "push needs REPO (repository on the Hub, such as ada/bert-geglu): hf-glu push DIR REPO",
+    "convert": "convert needs SRC (dense checkpoint: local folder, Hub id or FILE.gguf): hf-glu convert SRC",
+    "steer x --positive y": "steer needs --negative NEGATIVE (",
+}
+
+
+@pytest.mark.parametrize("typed", LACKING)
+def test_a_missing_argument_is_told_with_how_the_command_is_written(typed, capsys):
+    assert cli.run(typed.split()) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"hf-glu: {LACKING[typed]}")
+    assert (told.out, told.err.count("\n")) == ("", 1)
 
 
 def test_several_missing_packages_are_one_line(monkeypatch):
