@@ -55,9 +55,14 @@ LIGER_BIND = Private(
     where="liger_kernel.transformers.monkey_patch", name="_bind_method_to_module", seen="0.8", need=_KERNELS,
     otherwise="none is kept away",
 )  # fmt: skip
+_BY_REQUEST = "steering by request"
+PREPARE_GENERATION = Private(
+    where="transformers.generation.utils:GenerationMixin", name="_prepare_generation_config", seen=SEEN,
+    need=_BY_REQUEST, otherwise="classes with a generate of their own don't say that they aren't steered",
+)  # fmt: skip
 SERVING, BATCHING = (
     tuple(
-        Private(where=f"transformers.cli.serving.utils:{manager}", name=name, seen=SEEN, need="steering by request")
+        Private(where=f"transformers.cli.serving.utils:{manager}", name=name, seen=SEEN, need=_BY_REQUEST)
         for name in ("generate_streaming", "generate_non_streaming", *more)
     )
     for manager, more in (("GenerateManager", ()), ("CBGenerateManager", ("init_cb",)))

@@ -4,8 +4,8 @@
     model.generate(..., generation_config=GenerationConfig(modulation={"glad": 1.5}))
 
 Only installed where an operator has named modulations. A generate that is steered isn't compiled. Continuous batching
-puts all requests into one row, in which they can't be told apart: who asks there is refused. A class that has its own
-``generate`` passes this hook by: servers refuse it (`check_reached`), and a Python caller knows its class.
+puts all requests into one row, in which they can't be told apart: who asks there is refused. So is who asks a class
+that has its own ``generate``, as it prepares its config, and by a server before (`check_reached`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from inspect import signature
 from types import ModuleType
 from typing import Any
 
+from hf_glu.compat.of_others import PREPARE_GENERATION
 from hf_glu.errors import OptionError
 from hf_glu.instruments.steering.generating import Generating, noting_prompt
 from hf_glu.plugin.modulations import ENTRY, Wanted, steering, wanted_of
@@ -28,6 +29,7 @@ BATCHED = (
     "continuous batching puts all requests into one row, so that none can be steered by itself: leave out the "
     f"{ENTRY}, or run without continuous batching"
 )
+OWN = "{} has a generate of its own, which can't be steered by request"
 _local = threading.local()  # wanted: of the generate that this thread is in
 
 
@@ -54,6 +56,20 @@ def install(module: ModuleType, patches: Patches) -> None:
     patches.set(mixin, "generate", generate)
     for name in ("init_continuous_batching", "generate_batch"):
         patches.set(mixin, name, _unsteered(require(mixin, name, "generation_config")))
+    if (prepare := PREPARE_GENERATION.of(mixin, None)) is not None:
+        patches.set(mixin, PREPARE_GENERATION.name, _within(prepare))
+
+
+def _within(plain: Any) -> Any:
+    """Return one that refuses what asks to be steered outside of the ``generate`` that steers."""
+
+    @wraps(plain)
+    def prepare(self: Any, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not _running() and wanted_of(self, generation_config):
+            raise OptionError(OWN.format(type(self).__name__))
+        return plain(self, generation_config, *args, **kwargs)
+
+    return prepare
 
 
 def _unsteered(plain: Any) -> Any:
@@ -98,4 +114,4 @@ def check_reached(model: Any) -> None:
     own = vars(model).get("generate")
     found = own.plain if isinstance(own, Generating) else getattr(model, "generate", None)
     if not getattr(found, "hf_glu_steers", False):
-        raise OptionError(f"{type(model).__name__} has a generate of its own, which can't be steered by request")
+        raise OptionError(OWN.format(type(model).__name__))

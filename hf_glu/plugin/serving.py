@@ -7,14 +7,16 @@ whether it streams or not, and where requests are batched, whose manager passes 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from inspect import signature
+from inspect import isawaitable, signature
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from hf_glu.compat.of_others import BATCHING, SERVING
-from hf_glu.errors import HfGluError, OptionError
+from hf_glu.errors import NoSiteError, OptionError, UnknownNameError
 from hf_glu.plugin.generation import BATCHED, check_reached
 from hf_glu.plugin.modulations import check_wanted, wanted_of
 from hf_glu.plugin.patching import Patches
@@ -36,15 +38,29 @@ def _checked(plain: Any, *, batched: bool) -> Any:
     @wraps(plain)
     def handle(*args: Any, **kwargs: Any) -> Any:
         given = parameters.bind(*args, **kwargs).arguments
-        try:
+        with _telling():
             _check(given["model"], given["gen_config"], batched)
-        except HfGluError as error:
-            from fastapi import HTTPException
-
-            raise HTTPException(status_code=BAD_REQUEST, detail=str(error)) from error
-        return plain(*args, **kwargs)
+        found = plain(*args, **kwargs)
+        return _told(found) if isawaitable(found) else found
 
     return handle
+
+
+async def _told(answer: Awaitable[Any]) -> Any:
+    """Return an answer, or the reason why there is none, which is known as late as the model runs."""
+    with _telling():
+        return await answer
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Turn what is wrong with a request into what its client sees; other errors stay the server's."""
+    try:
+        yield
+    except (OptionError, UnknownNameError, NoSiteError) as error:
+        from fastapi import HTTPException
+
+        raise HTTPException(status_code=BAD_REQUEST, detail=str(error)) from error
 
 
 def _check(model: Any, config: Any, batched: bool) -> None:

@@ -213,8 +213,9 @@ def test_continuous_batching_is_refused_not_unsteered(named, model):
 
 def test_a_generate_that_the_hook_does_not_reach_is_told(named):
     class Own(type(steered.make("llama"))):
-        def generate(self, *args, **kwargs):
-            raise NotImplementedError
+        def generate(self, inputs, generation_config=None, **kwargs):  # as MusicGen's, Janus' and RAG's begin
+            config, _ = self._prepare_generation_config(generation_config, **kwargs)
+            return torch.cat([inputs, inputs[:, -1:].repeat(1, config.max_new_tokens)], dim=1)
 
     model = steered.make("llama")
     check_reached(model)
@@ -223,6 +224,9 @@ def test_a_generate_that_the_hook_does_not_reach_is_told(named):
     model.__class__ = Own
     with pytest.raises(OptionError, match="Own has a generate of its own"):
         check_reached(model)
+    assert len(model.generate(IDS, generation_config=GenerationConfig(**GREEDY))) == 2
+    with pytest.raises(OptionError, match="Own has a generate of its own"):
+        model.generate(IDS, generation_config=GenerationConfig(**GREEDY, modulation={"glad": 1.5}))
 
 
 def test_nothing_is_patched_where_no_modulation_is_named(named, monkeypatch, model):
@@ -262,3 +266,16 @@ def test_a_server_answers_400_with_the_line_whether_it_streams_or_not(named, mod
     if kind == "CBGenerateManager":
         with pytest.raises(HTTPException):
             manager.init_cb(model, asked)
+
+
+@needs_server
+def test_a_server_tells_what_is_known_only_as_the_model_runs(named):
+    from fastapi import HTTPException
+    from transformers.cli.serving.utils import GenerateManager
+
+    model = steered.make("llama")
+    asked = GenerationConfig(**GREEDY, modulation={"glad": {"strength": 1.0, "tokens": "generated"}})
+    model.model.layers[0].mlp.act_fn.register_forward_pre_hook(lambda act, args: (args[0].flatten(0, 1)[1:],))
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(GenerateManager().generate_non_streaming(model, None, {"input_ids": IDS}, asked, request_id="1"))
+    assert "steer all tokens alike" in caught.value.detail
