@@ -13,7 +13,6 @@ from functools import wraps
 from inspect import isawaitable, signature
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from hf_glu.compat.of_others import BATCHING, SERVING
 from hf_glu.errors import NoSiteError, OptionError, UnknownNameError
@@ -22,7 +21,6 @@ from hf_glu.plugin.modulations import check_wanted, wanted_of
 from hf_glu.plugin.patching import Patches
 
 BAD_REQUEST = 400
-_passed: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # the modulations that are of a model, which takes long
 
 
 def install(module: ModuleType, patches: Patches) -> None:
@@ -69,6 +67,4 @@ def _check(model: Any, config: Any, batched: bool) -> None:
         raise OptionError(BATCHED)
     if wanted:
         check_reached(model)
-        passed = _passed.setdefault(model, set())
-        check_wanted(model, [each for each in wanted if each.name not in passed])
-        passed.update(each.name for each in wanted)
+        check_wanted(model, wanted)
