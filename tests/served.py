@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,5 +87,6 @@ def serving(model: Path, *arguments: str, options: tuple[str, ...] = ()) -> Iter
     try:
         yield Server(server, port)
     finally:
-        os.killpg(server.pid, 15)
+        with suppress(ProcessLookupError):  # it has ended by itself, which `wait` tells
+            os.killpg(server.pid, 15)
         server.wait(30)

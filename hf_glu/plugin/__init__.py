@@ -36,6 +36,7 @@ STEERED = {
     "transformers.cli.serving.utils": "hf_glu.plugin.serving",
 }
 MODULATIONS = "HF_GLU_MODULATIONS"  # environment variable: their names and folders, as JSON
+ENTRY = "modulation"  # of a generation config: which of them, how strongly
 _patches: dict[str, Patches] = {}
 _hooked: set[str] = set()
 failed: dict[str, str] = {}  # a module of `hooked` that couldn't be patched -> why

@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_glu.compat.of_others import PREPARE_GENERATION
 from hf_glu.errors import OptionError
-from hf_glu.instruments.steering.generating import Generating, noting_prompt
-from hf_glu.plugin.modulations import ENTRY, Wanted, steering, wanted_of
+from hf_glu.plugin import ENTRY
 from hf_glu.plugin.patching import Patches, require
+
+if TYPE_CHECKING:
+    from hf_glu.plugin.modulations import Wanted
+
 
 BATCHED = (
     "continuous batching puts all requests into one row, so that none can be steered by itself: leave out the "
@@ -41,7 +44,7 @@ def install(module: ModuleType, patches: Patches) -> None:
     @wraps(plain)
     def generate(self: Any, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         _refuse_keyword(kwargs)
-        wanted = wanted_of(self, generation_config)
+        wanted = _wanted(self, generation_config)
         if not wanted or wanted == _running():  # an assistant is handed the config of the model that it proposes to
             return plain(self, inputs, generation_config, *args, **kwargs)
         if generation_config is None:
@@ -49,7 +52,7 @@ def install(module: ModuleType, patches: Patches) -> None:
         else:  # which each strength would compile anew
             generation_config = copy.deepcopy(generation_config)
             generation_config.disable_compile = True
-        with steering(self, wanted), noting_prompt({"inputs": inputs, **kwargs}), _running_with(wanted):
+        with _steering(self, wanted, {"inputs": inputs, **kwargs}):
             return plain(self, inputs, generation_config, *args, **kwargs)
 
     generate.hf_glu_steers = True  # type: ignore[attr-defined]
@@ -65,7 +68,7 @@ def _within(plain: Any) -> Any:
 
     @wraps(plain)
     def prepare(self: Any, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if not _running() and wanted_of(self, generation_config):
+        if not _running() and _wanted(self, generation_config):
             raise OptionError(OWN.format(type(self).__name__))
         return plain(self, generation_config, *args, **kwargs)
 
@@ -79,7 +82,7 @@ def _unsteered(plain: Any) -> Any:
     @wraps(plain)
     def batch(self: Any, *args: Any, **kwargs: Any) -> Any:
         _refuse_keyword(kwargs)
-        if wanted_of(self, parameters.bind(self, *args, **kwargs).arguments.get("generation_config")):
+        if _wanted(self, parameters.bind(self, *args, **kwargs).arguments.get("generation_config")):
             raise OptionError(BATCHED)
         return plain(self, *args, **kwargs)
 
@@ -96,11 +99,22 @@ def _running() -> tuple[Wanted, ...]:
     return found
 
 
+def _wanted(model: Any, config: Any) -> tuple[Wanted, ...]:
+    from hf_glu.plugin.modulations import wanted_of  # with models, which are imported as this hook is installed
+
+    return wanted_of(model, config)
+
+
 @contextmanager
-def _running_with(wanted: tuple[Wanted, ...]) -> Iterator[None]:
+def _steering(model: Any, wanted: tuple[Wanted, ...], arguments: dict[str, Any]) -> Iterator[None]:
+    """Steer while ``generate`` runs with its arguments, by name."""
+    from hf_glu.instruments.steering.generating import noting_prompt
+    from hf_glu.plugin.modulations import steering
+
     before, _local.wanted = _running(), wanted
     try:
-        yield
+        with steering(model, wanted), noting_prompt(arguments):
+            yield
     finally:
         _local.wanted = before
 
@@ -111,6 +125,8 @@ def check_reached(model: Any) -> None:
     Raises:
         OptionError: its class or itself has another, which may know nothing of modulations.
     """
+    from hf_glu.instruments.steering.generating import Generating
+
     own = vars(model).get("generate")
     found = own.plain if isinstance(own, Generating) else getattr(model, "generate", None)
     if not getattr(found, "hf_glu_steers", False):

@@ -26,9 +26,8 @@ from hf_glu.checkpoint.writing import user_path
 from hf_glu.errors import OptionError, UnknownNameError, refuse_unknown, shown
 from hf_glu.instruments.steering.modulating import GateSteering
 from hf_glu.instruments.steering.scope import Scope
-from hf_glu.plugin import MODULATIONS
+from hf_glu.plugin import ENTRY, MODULATIONS
 
-ENTRY = "modulation"  # of a generation config
 STRENGTH, TOKENS = "strength", "tokens"
 LOADER, ONE_FILE = ("hf_glu.publishing.modulations", "GateModulation"), ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -17,7 +17,6 @@ from typing import Any
 from hf_glu.compat.of_others import BATCHING, SERVING
 from hf_glu.errors import NoSiteError, OptionError, UnknownNameError
 from hf_glu.plugin.generation import BATCHED, check_reached
-from hf_glu.plugin.modulations import check_wanted, wanted_of
 from hf_glu.plugin.patching import Patches
 
 BAD_REQUEST = 400
@@ -62,6 +61,8 @@ def _telling() -> Iterator[None]:
 
 
 def _check(model: Any, config: Any, batched: bool) -> None:
+    from hf_glu.plugin.modulations import check_wanted, wanted_of  # with models, as in the other hook
+
     wanted = wanted_of(model, config)
     if wanted and batched:
         raise OptionError(BATCHED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -62,3 +63,12 @@ def test_run_says_what_is_wrong_with_a_modulation_before_it_starts(folder, tmp_p
         assert (code, out, err.count("\n")) == (2, "", 1), given
         assert line in err, (given, err)
     assert not (tmp_path / "started").exists()
+
+
+def test_the_hooks_import_no_models_while_transformers_imports_its_own():
+    code = "import sys, hf_glu.plugin.generation, hf_glu.plugin.serving; print('hf_glu.ffn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    code = code.replace("hf_glu.plugin.serving", "hf_glu.plugin.modulations")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
