@@ -92,7 +92,8 @@ def _table(suite: str, job: JobOptions, tasks: list[Task], done: dict[str, Resul
     missing = [name for name in averaged if name not in done]
     scores = [done[name]["score"] for name in averaged if name in done]
     # what the model has as it is, where nothing is converted
-    found = dict.fromkeys(str(row["activation"]) for results in done.values() for row in results["activations"])
+    rows = (row for results in done.values() for row in results.get("activations", ()))
+    found = dict.fromkeys(str(row["activation"]) for row in rows)
     return {
         "suite": suite,
         "model": job.title,
