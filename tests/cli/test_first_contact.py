@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 from covering import few
 from pico import FAMILIES
+from typer.main import get_command
 
 import hf_glu
 from hf_glu import cli
 from hf_glu.bench.devices import Subject
 from hf_glu.bench.options import BenchOptions
+from hf_glu.cli.commands import app
 from hf_glu.compat.private import Private
 from hf_glu.config.extras import EXTRAS, need
 from hf_glu.errors import MissingPackageError, UnknownNameError
@@ -308,8 +311,12 @@ LACKING = {
 @pytest.mark.parametrize("typed", LACKING)
 def test_a_missing_argument_is_told_with_how_the_command_is_written(typed, capsys):
     assert cli.run(typed.split()) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith(f"hf-glu: {LACKING[typed]}")
+    told, expected = capsys.readouterr(), LACKING[typed]
+    if (
+        not get_command(app).commands["push"].params[0].help
+    ):  # as of typer 0.20
+        expected = re.sub(r" \(\w.*\)", "", expected)
+    assert told.err.startswith(f"hf-glu: {expected}")
     assert (told.out, told.err.count("\n")) == ("", 1)
 
 

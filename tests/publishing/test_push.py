@@ -1,5 +1,6 @@
 """Publishing: one commit with all that loads it again, by command, by function and by ``model.push_to_hub``."""
 
+import importlib
 import json
 import re
 import signal
@@ -25,6 +26,7 @@ from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, OptionError, PublishingError
 from hf_glu.instruments.probe import run
 from hf_glu.plugin import pushing
+from hf_glu.plugin.modulations import LOADER
 from hf_glu.plugin.patching import Patches
 from hf_glu.plugin.pushing import PUBLISHER
 from hf_glu.publishing.card.card import write_card
@@ -318,16 +320,17 @@ def test_the_trainers_push_names_no_code_that_isnt_there(hub, folder, tmp_path):
     assert torch.equal(logits(load_model("user/trained")), logits(model))
 
 
-def test_the_publisher_is_there_and_the_only_name_from_above():
-    module, name = PUBLISHER
-    assert getattr(sys.modules[module], name)
+def test_what_is_named_from_above_is_there_and_nothing_else_is():
+    named = {"pushing.py": PUBLISHER, "modulations.py": LOADER}
+    assert all(getattr(importlib.import_module(module), name) for module, name in named.values())
     upward = [
         (path.name, name)
         for path in FILES
         for name in re.findall(r'"(hf_glu(?:\.\w+)+)"', path.read_text())
         if LEVEL.get(name.split(".")[1], -1) > LEVEL.get(room_of(path), 99)
     ]
-    assert upward == [("pushing.py", module)], "a name in a string is an import, too"
+    assert dict(upward) == {path: module for path, (module, _) in named.items()}, "a name in a string is an import, too"
+    assert len(upward) == len(named)
 
 
 def test_nothing_is_sent_where_the_check_fails(hub, folder, monkeypatch):
