@@ -197,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.kind_is_cut():
+        if len(body) > self.server.cut_after and self.kind_is_cut():  # nobody waits for more of a whole answer
             self.wfile.write(body[: self.server.cut_after])
             return self.hang_up()
         self.wfile.write(body)

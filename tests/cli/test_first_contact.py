@@ -312,9 +312,7 @@ LACKING = {
 def test_a_missing_argument_is_told_with_how_the_command_is_written(typed, capsys):
     assert cli.run(typed.split()) == 2
     told, expected = capsys.readouterr(), LACKING[typed]
-    if (
-        not get_command(app).commands["push"].params[0].help
-    ):  # as of typer 0.20
+    if not get_command(app).commands["push"].params[0].help:  # as of typer 0.20
         expected = re.sub(r" \(\w.*\)", "", expected)
     assert told.err.startswith(f"hf-glu: {expected}")
     assert (told.out, told.err.count("\n")) == ("", 1)
