@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING, DynamicCache, Trainer
 
 from hf_glu.compat.private import Private
@@ -62,6 +64,12 @@ def needs_trainers_parts() -> None:
     """Skip where Trainer counts labels that nothing predicts, and leaves some losses of micro-batches whole (5.6)."""
     if "loss_is_scaled_for_ga" not in inspect.getsource(Trainer):
         pytest.skip("this Transformers' Trainer weighs micro-batches otherwise, whatever the loss")
+
+
+def needs_router_logits(entropy: float | None) -> None:
+    """Skip where an older Transformers doesn't say a family's router logits, so that nothing is told (5.14, DeepSeek)."""
+    if entropy is None and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("this Transformers doesn't say the router logits of this family")
 
 
 def needs_attention(kind: type, implementation: str) -> None:

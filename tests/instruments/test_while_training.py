@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import versions
 from comparing import assert_same
 from covering import few
 from pico import FAMILIES, make_native
@@ -87,6 +88,7 @@ def test_a_familys_own_banks_are_counted(family):
         count = torch.bincount(experts[kept].flatten(), minlength=logits.shape[-1])
         assert row["tokens"] == int(mask.sum())
         assert row["load"] == (count / count.sum(dtype=torch.float64)).tolist()
+        versions.needs_router_logits(row["router_entropy"])
         assert row["router_entropy"] == pytest.approx(entropy(logits[kept].float()), rel=1e-4)
 
 
