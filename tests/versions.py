@@ -67,7 +67,7 @@ def needs_trainers_parts() -> None:
 
 
 def needs_router_logits(entropy: float | None) -> None:
-    """Skip where an older Transformers doesn't say a family's router logits, so that nothing is told (5.14, DeepSeek)."""
+    """Skip where an older Transformers doesn't say a family's router logits, so that none is told (5.14)."""
     if entropy is None and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("this Transformers doesn't say the router logits of this family")
 
