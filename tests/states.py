@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hf_glu
 from hf_glu.activation.stateful import Memory
+from hf_glu.bench.decoding import cache_in
 
 TARGET = {"t5_v1_1": "stateful_geglu_new", "modernbert": "stateful_geglu"}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
@@ -89,16 +90,9 @@ def logits(model: Any, tokens: Tensor, **more: Any) -> Tensor:
     return model(input_ids=tokens, **more).logits
 
 
-# what models call theirs; all of them `cache` from Transformers 5.24 on
-CACHES = ("cache", "past_key_values", "cache_params")
 SPLITS = [(1,) * 12, (5, 7), (3, 1, 8)]
 # Mamba's own state begins anew when several tokens continue a text
 ONE_BY_ONE = [(1,) * 12, (5, *(1,) * 7)]
-
-
-def cache_name(output: Any) -> str | None:
-    """Return what a model calls its cache, by what it gave, which older names lead to, too: they aren't listed."""
-    return next((name for name in list(output) if name in CACHES), None)
 
 
 @torch.no_grad()
@@ -110,13 +104,12 @@ def whole_and_chunks(model: Any) -> tuple[Tensor, list[Tensor]]:
     tokens, source = ids(2, 12), {"input_ids": ids(2, 7, seed=9)} if model.config.is_encoder_decoder else {}
     key = "decoder_input_ids" if source else "input_ids"
     whole, found = model(**source, **{key: tokens}), []
-    cache = cache_name(whole)
     splits = ONE_BY_ONE if hasattr(model.config, "state_size") else SPLITS
-    for split in splits if cache else []:
-        parts, kept = [], None
+    for split in splits if cache_in(whole) else []:
+        parts, cache = [], {}
         for part in tokens.split(split, dim=1):
-            out = model(**source, **{key: part, cache: kept}, use_cache=True)
-            kept = out[cache]
+            out = model(**source, **{key: part}, **cache, use_cache=True)
+            cache = cache_in(out)
             parts.append(out.logits)
         found.append(torch.cat(parts, 1))
     return whole.logits, found

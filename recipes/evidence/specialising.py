@@ -96,13 +96,9 @@ def mean_information(counts: Counts) -> float:
 
 def information(counts: Counts) -> float:
     """Return the normalised mutual information of rows and columns of a table of counts."""
+    from scipy.stats import entropy  # in nats
+
     p = counts / counts.sum()
     rows, columns = p.sum(1), p.sum(0)
-    both = entropy(rows) + entropy(columns)
-    return 2 * (both - entropy(p.ravel())) / both if both else 0.0
-
-
-def entropy(p: Counts) -> float:
-    """Return - sum p log p, in nats."""
-    some = p[p > 0]
-    return float(-(some * np.log(some)).sum())
+    both = float(entropy(rows) + entropy(columns))
+    return 2 * (both - float(entropy(p.ravel()))) / both if both else 0.0

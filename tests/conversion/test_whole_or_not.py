@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from comparing import assert_same, outputs
+from covering import few
 from pico import FAMILIES, make_native
 from torch import nn
 from torch.nn.utils import prune
@@ -131,12 +132,7 @@ CASES = {
 }  # fmt: skip
 
 
-FEW = list(CASES)[::10]
-
-
-@pytest.mark.parametrize(
-    "case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize("case", few(CASES, 10))
 def test_what_raises_at_any_step_changes_nothing(case, monkeypatch):
     make, verb = CASES[case]
     model = make()

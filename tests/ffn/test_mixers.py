@@ -11,12 +11,13 @@ import torch
 import versions
 from comparing import assert_same, outputs
 from mixers import MODELS, awake, make
-from states import CLOSE, cache_name, ids, logits
+from states import CLOSE, ids, logits
 from torch import Tensor
 
 import hf_glu
 from hf_glu import cli
 from hf_glu.activation.stateful import Memory
+from hf_glu.bench.decoding import cache_in
 from hf_glu.compat.of_models import GATE_ALONE
 from hf_glu.errors import ConversionError, IncompatibleTransformersError, OptionError, TrainingError
 from hf_glu.ffn.mixers import GatedMixer
@@ -24,11 +25,11 @@ from hf_glu.ffn.mixers import GatedMixer
 
 def in_parts(model: Any, tokens: Tensor, split: tuple[int, ...]) -> Tensor:
     """Return the logits of a text that is given part by part, with a cache."""
-    parts, cache, name = [], None, None
+    parts, cache = [], {}
     for part in tokens.split(split, 1):
         with torch.no_grad():
-            out = model(part, **({} if name is None else {name: cache}), use_cache=True)
-        cache = out[name := cache_name(out)]
+            out = model(part, **cache, use_cache=True)
+        cache = cache_in(out)
         parts.append(out.logits)
     return torch.cat(parts, 1)
 

@@ -132,7 +132,7 @@ def test_samples_are_told_apart():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "program"])
+@pytest.mark.parametrize("format", ["onnx", "program"])
 def test_a_graph_by_the_library(format, saved, tmp_path):
     source = saved(FAMILIES["bert"].make(CLASSIFIER, num_hidden_layers=1, hidden_act="moa_geglu"))
     (source / "vocab.txt").write_text("kept\n")

@@ -54,9 +54,8 @@ RUNTIMES = {
 }
 
 
-FLOAT32 = {
-    "INFERENCE_PRECISION_HINT": "f32"
-}  # OpenVINO computes in bfloat16 where the CPU can, whatever the graph says
+# OpenVINO computes in bfloat16 where the CPU can, whatever the graph says
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def check_packages(kind: str) -> None:
