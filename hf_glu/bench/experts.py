@@ -19,6 +19,7 @@ from hf_glu.compat.of_models import EXPERTS_IMPLEMENTATION
 from hf_glu.config.experts import ExpertOptions
 from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import banks_of
+from hf_glu.ffn.lean import save_memory
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 512, 1024, 8, 2
 TRAINED, DECODED = (512, 1024, 2048, 4096), 4
@@ -27,14 +28,15 @@ STOCK = ("eager", "grouped_mm", "batched_mm")
 OURS = {
     "homogeneous": "swiglu*8", "heterogeneous": "swiglu*2,geglu*2,reglu*2,glu*2", "hearing": "kappa_swiglu*8"
 }  # fmt: skip
-FREE = "homogeneous, balance=0, z=0"
+FREE, LEAN = "homogeneous, balance=0, z=0", "homogeneous, save_memory"
 STD = 0.02
 
 PEERS = tuple(f"stock {name}" for name in STOCK)
 TRAINING = {
-    "homogeneous": Claim(peers=PEERS, target=1.05, saved_peers=PEERS, saved_target=1.0),
-    "heterogeneous": Claim(peers=("homogeneous",), target=1.10, saved_peers=PEERS, saved_target=1.0),
+    "homogeneous": Claim(peers=PEERS, target=1.05, saved_peers=PEERS, saved_target=1.1),
+    "heterogeneous": Claim(peers=("homogeneous",), target=1.10, saved_peers=PEERS, saved_target=1.1),
     FREE: Claim(peers=PEERS),
+    LEAN: Claim(peers=PEERS, saved_peers=PEERS, saved_target=0.65),
     "hearing": Claim(peers=("homogeneous",), target=1.03),
 }
 DECODING = {name: Claim(peers=PEERS, target=1.05) for name in ("homogeneous", "heterogeneous")}
@@ -66,6 +68,8 @@ def modules(shape: Shape) -> dict[str, nn.Module]:
     made |= {name: _ours(shape, groups) for name, groups in OURS.items()}
     if shape["pass"] != "decode":
         made[FREE] = _ours(shape, OURS["homogeneous"], balance=0.0, z=0.0)
+        made[LEAN] = _ours(shape, OURS["homogeneous"])
+        save_memory(made[LEAN])
     first = made[PEERS[0]]
     for parameter in first.parameters():
         parameter.data.normal_(std=STD)

@@ -17,6 +17,8 @@ from hf_glu.activation.kernels.compiled import has_compiler
 from hf_glu.activation.kernels.product import Product, product_of
 from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.ffn.experts.ffn import find_experts
+from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.sites import convertible_sites
 from hf_glu.ffn.tiled import tile_ffns
 from hf_glu.inplace import InPlace, become
@@ -28,7 +30,8 @@ def save_memory(model: nn.Module, *, tile: int | None = None) -> int:
     A gate keeps ``[g | u]`` only, a third less than the formula; a mix of activations, or a modulation, its input only.
     They are computed again in the backward pass, by one function of their own each, with fresh gradients; where that
     might give anything else (an activation that isn't known exactly, hooks, transforms of torch), the formula is kept.
-    Values stay the same bit by bit, gradients up to rounding. Calling it again changes nothing.
+    Values stay the same bit by bit, gradients up to rounding. Experts of ours keep their rows and pre-activations only,
+    half of what they keep else, one expert after the other (values up to rounding). Calling it again changes nothing.
 
     Args:
         model: whose FFNs.
@@ -39,14 +42,17 @@ def save_memory(model: nn.Module, *, tile: int | None = None) -> int:
         NoSiteError: there is no FFN with an activation of hf_glu's; with ``tile``, no FFN at all.
         OptionError: ``tile`` is no number of tokens, or there is no FFN that can be computed so.
     """
+    experts = find_experts(model)
     every = [site for site in convertible_sites(model) if site.activation or tile is not None]
     tiled = [] if tile is None or not every else tile_ffns(every, tile)
     sites = [site for site in every if site.activation and site not in tiled]
-    if not every:
+    if not every and not experts:
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     for site in sites:
         keep_less(site.act, site.out_proj if site.widened else None)
-    return len(sites) + len(tiled)
+    for bank in (bank for ffn in experts.values() for bank in banks_of(ffn)):
+        bank.saves_memory = True
+    return len(sites) + len(tiled) + len(experts)
 
 
 def keep_less(act: nn.Module, out_proj: nn.Module | None) -> None:

@@ -23,13 +23,14 @@ from hf_glu.ffn.forward import projections
 from hf_glu.ffn.lean import LeanOut
 from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
 from hf_glu.ffn.sites import Site, convertible_sites, follow
+from hf_glu.ffn.sparse_kernel import find_kernel, multiply_kept, multiply_open
 from hf_glu.inplace import InPlace, become, stock_class
 
 MOST_TOKENS = 4  # more of them open too many units between them
-MOST_OPEN = 0.4  # measured: a gather costs more than it saves beyond
+MOST_GATHERED = 0.4  # measured: a gather costs more than it saves beyond
 
 
-def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: int = MOST_TOKENS) -> int:
+def skip_zeros(model: nn.Module, *, most_open: float | None = None, most_tokens: int = MOST_TOKENS) -> int:
     """Make the FFNs of ``model`` that are gated by a ReLU skip closed units at inference; return how many do.
 
     Outputs differ by rounding. Each unit's weights are laid next to each other in memory, in the model's own
@@ -39,14 +40,16 @@ def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: i
     Args:
         model: with ``reglu``, ``relu2glu`` or another gate that is 0 below 0, in modules of their own (GPT-2, T5, Llama
             and their relatives; not BERT's, whose parts are spread).
-        most_open: share of open units above which an FFN is computed as usual.
+        most_open: share of open units above which an FFN is computed as usual. None: where leaving the others out costs
+            more than it saves, which is nowhere for one token on a CPU with a C++ compiler, whose kernels read
+            weights where they lie (float32, bfloat16), and beyond 0.4 else.
         most_tokens: tokens of one call above which it is, too.
 
     Raises:
         NoSiteError: there is no such FFN.
         OptionError: a number out of range.
     """
-    if not 0 <= most_open <= 1 or most_tokens < 1:
+    if not 0 <= (most_open or 0) <= 1 or most_tokens < 1:
         raise OptionError(f"most_open is a share, most_tokens at least 1, got {most_open} and {most_tokens}")
     sites = [site for site in convertible_sites(model) if _skippable(site)]
     if not sites:
@@ -107,7 +110,7 @@ class SkipZeros(InPlace):
 class Units:
     """The weights of one FFN by unit."""
 
-    def __init__(self, site: Site, most_open: float, most_tokens: int) -> None:
+    def __init__(self, site: Site, most_open: float | None, most_tokens: int) -> None:
         self.site, self.most_open, self.most_tokens = site, most_open, most_tokens
 
     def are_readable(self) -> bool:
@@ -122,21 +125,41 @@ class Units:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the FFN's output for ``x``, both ``[N, H]``."""
-        site, out = self.site, self.site.out_proj
         (gate, gate_bias), (up, up_bias) = self.halves()
-        opened = gate_of(site)(functional.linear(x, gate, gate_bias))
+        opened = gate_of(self.site)(functional.linear(x, gate, gate_bias))
         active = (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
-        if len(active) > self.most_open * len(gate):
+        in_place = len(x) == 1 and self._lie_well(x, opened, up, up_bias)
+        most = self.most_open if self.most_open is not None else 1.0 if in_place else MOST_GATHERED
+        out, rows = self.site.out_proj, weight_rows(self.site.out_proj).T.detach()  # [W, H]
+        if len(active) > most * len(gate):
             units = opened * functional.linear(x, up, up_bias)
-            return out(units.to(out.weight.dtype)).to(x.dtype)
+        elif in_place:
+            units = multiply_open(opened[0], x[0].contiguous(), up.detach(), up_bias).unsqueeze(0)
+        else:
+            return self._gathered(x, opened, active).to(x.dtype)
+        if in_place:
+            return multiply_kept(units[0], rows, out.bias, 0.0, relative=False, scale=None).unsqueeze(0)
+        return out(units.to(out.weight.dtype)).to(x.dtype)
+
+    def _gathered(self, x: Tensor, opened: Tensor, active: Tensor) -> Tensor:
+        """Return the output of the ``active`` units ``[A]`` by copies of their weights."""
+        _, (up, up_bias) = self.halves()
+        out, rows = self.site.out_proj, weight_rows(self.site.out_proj).T
         bias = None if up_bias is None else up_bias[active]
-        rows = weight_rows(out).T  # [W, H]
         units = opened[:, active].mul_(functional.linear(x, up.index_select(0, active), bias)).to(rows.dtype)
         if len(x) == 1 and rows.is_contiguous():  # reads the rows in place
             found = functional.embedding_bag(active.unsqueeze(0), rows, per_sample_weights=units, mode="sum")
         else:
             found = units @ rows.index_select(0, active)
-        return (found if out.bias is None else found + out.bias).to(x.dtype)
+        return found if out.bias is None else found + out.bias
+
+    def _lie_well(self, x: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None) -> bool:
+        """Return whether there are kernels that may read all that one token needs where it lies."""
+        out = self.site.out_proj
+        rows, given = weight_rows(out).T, (gates, up, up_bias, out.weight, out.bias)
+        alike = all(part is None or (part.dtype, part.device.type) == (x.dtype, "cpu") for part in given)
+        whole = gates.is_contiguous() and up.is_contiguous() and rows.is_contiguous()
+        return alike and whole and not torch.is_autocast_enabled("cpu") and find_kernel(x.dtype) is not None
 
     def halves(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the gate's and the up half's rows ``[W, H]``, each with its bias."""

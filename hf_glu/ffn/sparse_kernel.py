@@ -1,10 +1,13 @@
-"""y = sum of x_i W_i over the entries i whose score is above a threshold: read where they lie, nothing is copied.
+"""Products with some rows of a matrix, read where they lie, so that nothing is copied.
 
-A compiler makes the kernel when it is first needed, in a second, and keeps it on disk (``HF_GLU_KERNELS``, else the
-user's cache). Without a compiler torch's `embedding_bag` adds the rows, on one thread.
+- sums: y = sum of x_i W_i over the entries i whose score is above a threshold;
+- dots: g_i (x . W_i + b_i) over the units i whose gate g_i isn't 0.
 
-Shapes: x ``[inputs]``, scale ``[inputs]``, W ``[inputs, outputs]`` (each input's weights next to each other), y
-``[outputs]``.
+A compiler makes the kernels when one is first needed, in a second, and keeps them on disk (``HF_GLU_KERNELS``, else the
+user's cache). Without a compiler torch's `embedding_bag` adds the rows, on one thread, and nobody asks for dots.
+
+Shapes of sums: x ``[inputs]``, scale ``[inputs]``, W ``[inputs, outputs]`` (each input's weights next to each other), y
+``[outputs]``. Of dots: x ``[H]``, W ``[W, H]`` (each unit's weights next to each other), g ``[W]``.
 """
 
 from __future__ import annotations
@@ -47,11 +50,11 @@ static inline void put(float v, bfloat *y) {
 template <class T> static inline float score(const T *x, const float *scale, int64_t i) {
   return std::fabs(wide(x[i])) * (scale ? scale[i] : 1.0f);
 }
-template <class T> static int64_t run(const T *x, int64_t inputs, float cut, int relative, const float *scale,
-                                      const T *w, int64_t outputs, const T *bias, T *y, int threads) {
+template <class T> static int64_t sums(const T *x, int64_t inputs, float cut, int relative, const float *scale,
+                                       const T *w, int64_t outputs, const T *bias, T *y, int threads) {
   static thread_local std::vector<int64_t> kept;
-  static thread_local std::vector<float> factors, sums;
-  kept.clear(); factors.clear(); sums.resize(outputs);
+  static thread_local std::vector<float> factors, totals;
+  kept.clear(); factors.clear(); totals.resize(outputs);
   if (relative) {
     double first = 0, second = 0;
     for (int64_t i = 0; i < inputs; i++) { double s = score(x, scale, i); first += s; second += s * s; }
@@ -61,7 +64,7 @@ template <class T> static int64_t run(const T *x, int64_t inputs, float cut, int
   for (int64_t i = 0; i < inputs; i++)
     if (!(score(x, scale, i) <= cut)) { kept.push_back(i); factors.push_back(wide(x[i])); }
   const int64_t n = kept.size(), *at = kept.data(), part = ((outputs + threads - 1) / threads + 31) / 32 * 32;
-  const float *v = factors.data(); float *s = sums.data();
+  const float *v = factors.data(); float *s = totals.data();
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
   for (int64_t p = 0; p < threads; p++) {
     const int64_t begin = p * part, end = begin + part < outputs ? begin + part : outputs;
@@ -81,15 +84,40 @@ template <class T> static int64_t run(const T *x, int64_t inputs, float cut, int
   }
   return n;
 }
-#define ENTRY(name, T) \
-  extern "C" int64_t name(const T *x, int64_t h, float c, int r, const float *q, const T *w, int64_t n, const T *b, \
-                          T *y, int t) { return run(x, h, c, r, q, w, n, b, y, t); }
-ENTRY(sparse_float32, float)
-ENTRY(sparse_bfloat16, bfloat)
+template <class T> static int64_t dots(const T *x, int64_t inputs, const T *w, int64_t units, const T *bias, T *gates,
+                                       int threads) {
+  static thread_local std::vector<int64_t> open;
+  open.clear();
+  for (int64_t i = 0; i < units; i++)
+    if (!(wide(gates[i]) == 0.0f)) open.push_back(i);
+  const int64_t n = open.size(), *at = open.data();
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t k = 0; k < n; k++) {
+    const T *row = w + at[k] * inputs; float parts[64] = {0}, sum = bias ? wide(bias[at[k]]) : 0.0f;
+    int64_t j = 0;
+    for (; j + 64 <= inputs; j += 64)
+      for (int l = 0; l < 64; l++) parts[l] += wide(x[j + l]) * wide(row[j + l]);
+    for (; j < inputs; j++) sum += wide(x[j]) * wide(row[j]);
+    for (int l = 0; l < 64; l++) sum += parts[l];
+    put(wide(gates[at[k]]) * sum, gates + at[k]);
+  }
+  return n;
+}
+#define ENTRIES(name, T) \
+  extern "C" int64_t sums_##name(const T *x, int64_t h, float c, int r, const float *q, const T *w, int64_t n, \
+                                 const T *b, T *y, int t) { return sums(x, h, c, r, q, w, n, b, y, t); } \
+  extern "C" int64_t dots_##name(const T *x, int64_t h, const T *w, int64_t n, const T *b, T *g, int t) { \
+    return dots(x, h, w, n, b, g, t); }
+ENTRIES(float32, float)
+ENTRIES(bfloat16, bfloat)
 """
-DTYPES = {torch.float32: "sparse_float32", torch.bfloat16: "sparse_bfloat16"}
-_POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
-_TYPES = (_POINTER, _LONG, ctypes.c_float, ctypes.c_int, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_int)
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+SUMS, DOTS = "sums", "dots"
+_TYPES = {
+    SUMS: (_POINTER, _LONG, ctypes.c_float, _INT, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
+    DOTS: (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT),
+}
 
 
 def multiply_kept(
@@ -117,6 +145,22 @@ def multiply_kept(
     return y
 
 
+def multiply_open(gates: Tensor, x: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply each gate that isn't 0 by x . W_i + b_i, in place; return the gates. There must be a kernel.
+
+    Args:
+        gates: g ``[W]``, contiguous, float32 or bfloat16 like all others, on a CPU.
+        x: ``[H]``, contiguous.
+        rows: W ``[W, H]``, contiguous.
+        bias: ``[W]``, or None.
+    """
+    kernel = find_kernel(x.dtype, DOTS)
+    assert kernel is not None
+    places = [None if each is None else each.data_ptr() for each in (rows, bias)]
+    kernel(x.data_ptr(), len(x), places[0], len(rows), places[1], gates.data_ptr(), torch.get_num_threads())
+    return gates
+
+
 def kept(x: Tensor, cut: float, *, relative: bool, scale: Tensor | None) -> Tensor:
     """Return which entries of ``x`` ``[..., inputs]`` are above the cut: booleans; NaN is."""
     score = x.detach().float().abs()
@@ -133,13 +177,10 @@ def _by_bags(x: Tensor, rows: Tensor, bias: Tensor | None, mask: Tensor) -> Tens
     return y if bias is None else y + bias
 
 
-def find_kernel(dtype: torch.dtype) -> Callable[..., int] | None:
+def find_kernel(dtype: torch.dtype, kind: str = SUMS) -> Callable[..., int] | None:
     """Return the kernel of a dtype; None: there is no compiler, or it can't make it."""
     library = _library()
-    if library is None or dtype not in DTYPES:
-        return None
-    found: Callable[..., int] = library[DTYPES[dtype]]
-    return found
+    return None if library is None or dtype not in DTYPES else library[f"{kind}_{DTYPES[dtype]}"]
 
 
 @cache
@@ -152,9 +193,11 @@ def _library() -> dict[str, Callable[..., int]] | None:
         _log.warning("no kernel for sparse FFNs, which are slower without: %s", error)
         return None
     found = {}
-    for name in DTYPES.values():
-        found[name] = getattr(loaded, name)
-        found[name].argtypes, found[name].restype = _TYPES, _LONG
+    for kind, types in _TYPES.items():
+        for dtype in DTYPES.values():
+            kernel = getattr(loaded, f"{kind}_{dtype}")
+            kernel.argtypes, kernel.restype = types, _LONG
+            found[f"{kind}_{dtype}"] = kernel
     return found
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 import hf_glu
 from hf_glu import cli
 from hf_glu.bench.coverage.tiny import tiny_model
+from hf_glu.bench.memory import saved_bytes
 from hf_glu.compat.of_torch import GROUPED_MM
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, TrainingError, UnknownNameError
@@ -513,3 +514,30 @@ def test_compiled_training_scales_the_routers_losses_too(gpt2):
         (call(**inputs).loss * 8.0).backward()
         found.append({name: p.grad.clone() for name, p in gpt2.named_parameters()})
     assert_same(found[1], found[0], "trained")
+
+
+@pytest.mark.parametrize("groups", [GROUPS, "swiglu*6", "kappa_swiglu*6"])
+def test_saving_memory_computes_again_what_experts_keep_else(groups):
+    plain = make_ffn(groups)
+    lean = copy.deepcopy(plain)
+    assert hf_glu.save_memory(lean) == 1
+    x, found = torch.randn(40, 16), []
+    for ffn in (plain, lean):
+        inputs = x.clone().requires_grad_()
+        out = ffn(inputs)
+        out.square().sum().backward()
+        found.append({"out": out.detach(), "x": inputs.grad, **{n: p.grad for n, p in ffn.named_parameters()}})
+    assert_same(found[0], found[1], "trained")
+    kept = [saved_bytes(lambda ffn=ffn: ffn(x), ffn.parameters()) for ffn in (plain, lean)]
+    assert kept[1] < 0.8 * kept[0]
+
+
+@pytest.mark.parametrize("groups", [GROUPS, "swiglu*6", "kappa_swiglu*6"])
+def test_gradients_of_gradients_are_those_of_one_expert_after_the_other(groups):
+    found = []
+    for backend in (None, "loop"):
+        ffn, inputs = make_ffn(groups, backend=backend), torch.linspace(-1, 1, 20 * 16).view(20, 16).requires_grad_()
+        (first,) = torch.autograd.grad(ffn(inputs).square().sum(), inputs, create_graph=True)
+        first.square().sum().backward()
+        found.append({"first": first.detach(), **{n: p.grad for n, p in ffn.named_parameters()}})
+    assert_same(found[0], found[1], "trained")

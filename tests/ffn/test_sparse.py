@@ -16,7 +16,10 @@ from torch.nn import functional
 
 import hf_glu
 from hf_glu.errors import NoSiteError, OptionError
+from hf_glu.ffn import sparse
+from hf_glu.ffn.linear import weight_rows
 from hf_glu.ffn.sparse import SkipZeros, Units
+from hf_glu.ffn.sparse_kernel import find_kernel, multiply_open
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -36,34 +39,85 @@ def make(name: str) -> Any:
     return model.eval()
 
 
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be no compiler."""
+    monkeypatch.setattr(sparse, "find_kernel", lambda dtype: None)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "t5", "llama"])
 def test_generation_is_the_same_and_closed_units_are_skipped(name, monkeypatch):
+    without_kernels(monkeypatch)
     model = make(name)
     ids, more = torch.arange(5, 11).view(1, 6), {"max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
     expected, sizes = model.generate(ids, **more), []
-    sparse = copy.deepcopy(model)
-    assert hf_glu.skip_zeros(sparse, most_open=1.0) == len(hf_glu.find_sites(sparse))
+    skipping = copy.deepcopy(model)
+    assert hf_glu.skip_zeros(skipping, most_open=1.0) == len(hf_glu.find_sites(skipping))
     plain = functional.embedding_bag
     monkeypatch.setattr(functional, "embedding_bag", lambda i, *a, **k: sizes.append(i.numel()) or plain(i, *a, **k))
-    assert_same(sparse.generate(ids, **more), expected, "bitwise")
-    width = hf_glu.find_sites(sparse)[0].width
+    assert_same(skipping.generate(ids, **more), expected, "bitwise")
+    width = hf_glu.find_sites(skipping)[0].width
     assert sizes
     assert max(sizes) < width
     with torch.no_grad():
         key = {"decoder_input_ids": ids[:, :1]} if name == "t5" else {}
-        found, wanted = (each(input_ids=ids[:, :1], **key).logits for each in (sparse, model))
+        found, wanted = (each(input_ids=ids[:, :1], **key).logits for each in (skipping, model))
     torch.testing.assert_close(found, wanted, **CLOSE)
 
 
+@pytest.mark.skipif(find_kernel(torch.float32) is None, reason="no compiler")
 @pytest.mark.parametrize("name", ["gpt2", "t5", "llama"])
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_an_ffn_alone(name, tokens):
+def test_kernels_read_the_open_units_alone(name, monkeypatch):
+    model, shares = make(name), []
+    assert hf_glu.skip_zeros(model)
+    (site, *_) = hf_glu.find_sites(model)
+    x = torch.randn(1, 1, site.hidden)
+    plain = sparse.multiply_kept
+    monkeypatch.setattr(
+        sparse, "multiply_kept", lambda u, *a, **k: shares.append(float((u != 0).float().mean())) or plain(u, *a, **k)
+    )
+    with torch.no_grad():
+        expected = site.anchor(x)
+        (gate, bias), (up, _) = vars(site.anchor)["hf_glu_units"].halves()
+        closed = functional.linear(x[0, 0], gate, bias) <= 0
+        for weights in (up, weight_rows(site.out_proj).T):
+            weights[closed] = float("nan")
+        assert_same(site.anchor(x), expected, "bitwise")
+    assert shares == [1 - float(closed.float().mean())] * 2
+
+
+def test_dots_have_bias_threads_and_every_remainder():
+    for hidden, width in ((1, 1), (7, 33), (64, 130), (200, 64)):
+        for dtype, close in ((torch.float32, CLOSE), (torch.bfloat16, {"rtol": 2e-2, "atol": 2e-2})):
+            if find_kernel(dtype) is None:
+                pytest.skip("no compiler")
+            x, w, b = (torch.randn(*shape).to(dtype) for shape in ((hidden,), (width, hidden), (width,)))
+            gates = torch.randn(width).relu().to(dtype)
+            for bias, threads in ((b, 1), (None, 2), (b, 5)):
+                before = torch.get_num_threads()
+                torch.set_num_threads(threads)
+                try:
+                    found = multiply_open(gates.clone(), x, w, bias)
+                finally:
+                    torch.set_num_threads(before)
+                wanted = gates.double() * functional.linear(
+                    x.double(), w.double(), None if bias is None else b.double()
+                )
+                torch.testing.assert_close(found.double(), wanted, **close)
+    nan = torch.tensor([float("nan"), 0.0])
+    assert multiply_open(nan, torch.ones(1), torch.ones(2, 1), None).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "llama"])
+@pytest.mark.parametrize(("tokens", "kernels"), [(1, True), (1, False), (3, True)])
+def test_an_ffn_alone(name, tokens, kernels, monkeypatch):
+    if not kernels:
+        without_kernels(monkeypatch)
     model = make(name)
     x = torch.randn(1, tokens, hf_glu.find_sites(model)[0].hidden)
     (site, *_) = hf_glu.find_sites(model)
     with torch.no_grad():
         expected = site.anchor(x)
-    for share in (0.0, 1.0):
+    for share in (0.0, 1.0, None):
         hf_glu.skip_zeros(model, most_open=share)
         with torch.no_grad():
             torch.testing.assert_close(site.anchor(x), expected, **CLOSE)
@@ -137,13 +191,13 @@ def test_whatever_changes_is_what_is_computed(name, how):
     if (name, how) in {("gpt2", "parametrization"), ("llama", "dropout"), ("llama", "activation")}:
         pytest.skip("Conv1D has no norm for it; Llama has no dropout there, and another name for its activation")
     plain = make(name)
-    sparse = copy.deepcopy(plain)
-    hf_glu.skip_zeros(sparse, most_open=1.0)
-    first = one_token(sparse)
+    skipping = copy.deepcopy(plain)
+    hf_glu.skip_zeros(skipping, most_open=1.0)
+    first = one_token(skipping)
     torch.manual_seed(1)
     expected = one_token(changed(plain, how))
     torch.manual_seed(1)
-    found = one_token(changed(sparse, how))
+    found = one_token(changed(skipping, how))
     torch.testing.assert_close(found, expected, **CLOSE)
     assert how == "offloaded" or (found - first).abs().max() > 1e-4
 

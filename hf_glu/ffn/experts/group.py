@@ -120,6 +120,8 @@ class Bank(OwnedModule):
         weights = x, in_proj, out_proj = _autocast(x, self.in_proj, self.out_proj)
         if self.reads or in_proj.dtype != out_proj.dtype:
             return _each(self, numbers(counts), (scale, tokens, scores), *weights)
+        if self.saves_memory and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            backend = "loop"
         if (backend or choose_backend(*weights)) == "loop" or not len(x):
             return _loop(self, numbers(counts), scale, scores, *weights)
         counts = torch.as_tensor(counts, device=x.device)
@@ -174,17 +176,17 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def choose_backend(x: Tensor, *weights: Tensor) -> str:
-    """Return ``grouped`` where torch's grouped GEMM takes these tensors and is the better choice, else ``loop``.
+    """Return ``grouped`` where torch's grouped GEMM takes these tensors, else ``loop``, which keeps less in training.
 
-    On a CPU it is a loop, too: with less overhead than ours, but it keeps more for the backward pass.
+    Transforms of torch and subclasses of tensors have no rule for it, inductor none in float32.
     """
     cpu = x.device.type == "cpu"
     known = (torch.bfloat16, torch.float16, torch.float32) if cpu else (torch.bfloat16,)
     rows = [weight.shape[dim] * weight.element_size() for weight in weights for dim in (1, 2)]
     alike = len({x.dtype, *(weight.dtype for weight in weights)}) == 1
     takes = x.dtype in known and alike and all(size % ALIGNMENT == 0 for size in rows)
-    better = not (cpu and torch.is_grad_enabled()) and not (torch.compiler.is_compiling() and x.dtype == torch.float32)
-    return "grouped" if takes and better and has_grouped_mm() else "loop"
+    barred = cpu and needs_formula(x, *weights) and (torch.is_grad_enabled() or x.dtype == torch.float32)
+    return "grouped" if takes and not barred and has_grouped_mm() else "loop"
 
 
 def _each(bank: Bank, sizes: Sequence[int], by_row: Sequence[Tensor | None], *weights: Tensor) -> Tensor:
