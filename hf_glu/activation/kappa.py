@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.context.confidence import Confidence
@@ -79,8 +78,8 @@ class Sharpness(Shift):
         if confidence is None:
             raise OptionError("kappa_ activations read what a router gives their expert, and are told of none here")
         scores, experts, own = confidence
-        if own is None and isinstance(experts, Tensor):  # its gradient is summed fast, where few experts have many rows
-            own = functional.embedding(experts, self.response)
+        if own is None and isinstance(experts, Tensor) and isinstance(scores, Tensor):
+            return sharpen(gate, scores.to(gate.dtype), self.response.to(gate.dtype), experts)
         own = (self.response[experts] if own is None else own).to(gate.dtype)
         if not isinstance(scores, Tensor):  # while decoding, where each operation takes longer than what it does
             return torch.addcmul(gate, gate, own, value=scores)

@@ -2,51 +2,92 @@
 
 With d the gradient of z and p = d g:  dg = d + a r d,  dr = p a,  da = r p. Autograd takes about twice as many passes.
 
-Shapes: N rows, W units.
+Shapes: N rows, E experts, W units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hf_glu.activation.kernels.autodiff import differentiable, needs_formula
 
 
-def sharpen(gate: Tensor, scores: Tensor, response: Tensor) -> Tensor:
-    """Return g + a r g of gates ``[..., W]``, scores r ``[...]`` and a, which is ``[W]`` or one for each row.
+def sharpen(gate: Tensor, scores: Tensor, response: Tensor, experts: Tensor | None = None) -> Tensor:
+    """Return g + a r g of gates ``[..., W]``, scores r ``[...]`` and a.
 
     It is no g (1 + a r), which bfloat16 would round to g for any small a.
+
+    Args:
+        gate: g.
+        scores: r.
+        response: a, ``[W]`` or one for each row; with ``experts``, ``[E, W]``.
+        experts: which expert's each row is ``[N]``.
     """
-    alone = gate.ndim == 2 and scores.ndim == response.ndim == 1  # one expert's rows
-    fast = alone and not needs_formula(gate, scores, response)
-    z: Tensor = Sharpen.apply(gate, scores, response) if fast else _formula(gate, scores, response)
+    sizes = rows_of_each(gate, scores, response, experts)
+    z: Tensor = Sharpen.apply(gate, scores, response, sizes) if sizes else _formula(gate, scores, response, experts)
     return z
 
 
-def _formula(gate: Tensor, scores: Tensor, response: Tensor) -> Tensor:
-    return torch.addcmul(gate, gate * scores.unsqueeze(-1), response)
+def _formula(gate: Tensor, scores: Tensor, response: Tensor, experts: Tensor | None) -> Tensor:
+    own = response if experts is None else functional.embedding(experts, response)
+    return torch.addcmul(gate, gate * scores.unsqueeze(-1), own)
+
+
+def rows_of_each(gate: Tensor, scores: Tensor, response: Tensor, experts: Tensor | None) -> list[int]:
+    """Return how many rows each expert has; none where their rows aren't one after the other, or need the formula."""
+    if gate.ndim != 2 or scores.ndim != 1 or needs_formula(gate, scores, response):
+        return []
+    if experts is None:
+        return [len(gate)] if response.ndim == 1 else []
+    if gate.device.type != "cpu" or bool((experts.diff() < 0).any()):  # elsewhere, counting would wait for the device
+        return []
+    counts: list[int] = torch.bincount(experts, minlength=len(response)).tolist()
+    return counts
 
 
 class Sharpen(torch.autograd.Function):
-    """The same for one expert's rows, with its own gradient."""
+    """The same, one expert's rows after the other, with its own gradient: what is read again is still in the caches."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, scores: Tensor, response: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, scores: Tensor, response: Tensor, sizes: list[int]) -> Tensor:
         """Return z, and keep what it is made of."""
         ctx.save_for_backward(gate, scores, response)
-        z = gate * scores.unsqueeze(1)
-        return torch.addcmul(gate, z, response, out=z)
+        ctx.sizes, z = sizes, torch.empty_like(gate)
+        for rows, own in _spans(sizes, response):
+            part = torch.mul(gate[rows], scores[rows].unsqueeze(1), out=z[rows])
+            torch.addcmul(gate[rows], part, own, out=part)
+        return z
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients; where they are to have gradients themselves, or come in batches, by autograd."""
         (d,), (gate, scores, response) = gradients, ctx.saved_tensors
         if torch.is_grad_enabled() or needs_formula(gate, d):
-            return tuple(differentiable(_formula, (gate, scores, response), ctx.needs_input_grad, (d,)))
-        p = d * gate
-        d_scores, d_response = p @ response, scores @ p
-        torch.mul(d, scores.unsqueeze(1), out=p)
-        return torch.addcmul(d, p, response, out=p), d_scores, d_response
+            counts = torch.tensor(ctx.sizes, device=gate.device)
+            experts = None if response.ndim == 1 else torch.repeat_interleave(counts)
+            formula, inputs = partial(_formula, experts=experts), (gate, scores, response)
+            return *differentiable(formula, inputs, ctx.needs_input_grad[:3], (d,)), None
+        d_gate, d_scores, d_response = torch.empty_like(gate), torch.empty_like(scores), torch.zeros_like(response)
+        each = zip(_spans(ctx.sizes, response), _spans(ctx.sizes, d_response), strict=True)
+        for (rows, own), (_, d_own) in each:
+            p = torch.mul(d[rows], gate[rows], out=d_gate[rows])
+            torch.mv(p, own, out=d_scores[rows])
+            torch.mv(p.T, scores[rows], out=d_own)
+            torch.mul(d[rows], scores[rows].unsqueeze(1), out=p)
+            torch.addcmul(d[rows], p, own, out=p)
+        return d_gate, d_scores, d_response, None
+
+
+def _spans(sizes: list[int], response: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of each expert that has some, and its a ``[W]``."""
+    spans = pairwise(accumulate(sizes, initial=0))
+    for (begin, end), own in zip(spans, response.view(len(sizes), -1), strict=True):
+        if begin < end:
+            yield slice(begin, end), own

@@ -122,7 +122,9 @@ def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     read = read if kept is None else read * kept
     return torch.addcmul(torch.addcmul(g, n, beta), read, alpha - beta).to(gate.dtype), states""",
     (_LOOP, "ExpertLoop"): "",
-    ("hf_glu.activation.kernels.sharpening", "Sharpen"): "",
+    ("hf_glu.activation.kernels.sharpening", "sharpen"): """\
+def sharpen(gate: Tensor, scores: Tensor, response: Tensor, experts: Tensor | None = None) -> Tensor:
+    return _formula(gate, scores, response, experts)""",
     (_LOOP, "Dispatch"): "",
     (_LOOP, "Combine"): "",
     (_SITES, "Site.to_dict"): "",
