@@ -50,6 +50,17 @@ static inline void put(float v, bfloat *y) {
 template <class T> static inline float score(const T *x, const float *scale, int64_t i) {
   return std::fabs(wide(x[i])) * (scale ? scale[i] : 1.0f);
 }
+template <int R, class T> static inline void add_rows(const T *w, const int64_t *at, const float *v, int64_t outputs,
+                                                     float *s, int64_t begin, int64_t end) {
+  const T *rows[R];
+  for (int r = 0; r < R; r++) rows[r] = w + at[r] * outputs;
+  for (int64_t j = begin; j < end; j++) {
+    float sum = s[j];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sum += v[r] * wide(rows[r][j]);
+    s[j] = sum;
+  }
+}
 template <class T> static int64_t sums(const T *x, int64_t inputs, float cut, int relative, const float *scale,
                                        const T *w, int64_t outputs, const T *bias, T *y, int threads) {
   static thread_local std::vector<int64_t> kept;
@@ -70,16 +81,8 @@ template <class T> static int64_t sums(const T *x, int64_t inputs, float cut, in
     const int64_t begin = p * part, end = begin + part < outputs ? begin + part : outputs;
     for (int64_t j = begin; j < end; j++) s[j] = bias ? wide(bias[j]) : 0.0f;
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-      const T *a = w + at[i] * outputs, *b = w + at[i + 1] * outputs;
-      const T *c = w + at[i + 2] * outputs, *d = w + at[i + 3] * outputs;
-      const float k = v[i], l = v[i + 1], m = v[i + 2], o = v[i + 3];
-      for (int64_t j = begin; j < end; j++) s[j] += k * wide(a[j]) + l * wide(b[j]) + m * wide(c[j]) + o * wide(d[j]);
-    }
-    for (; i < n; i++) {
-      const T *a = w + at[i] * outputs; const float k = v[i];
-      for (int64_t j = begin; j < end; j++) s[j] += k * wide(a[j]);
-    }
+    for (; i + 8 <= n; i += 8) add_rows<8>(w, at + i, v + i, outputs, s, begin, end);
+    for (; i < n; i++) add_rows<1>(w, at + i, v + i, outputs, s, begin, end);
     for (int64_t j = begin; j < end; j++) put(s[j], y + j);
   }
   return n;
