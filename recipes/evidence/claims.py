@@ -11,6 +11,7 @@ from hf_glu.training.comparing.statistics import LEVEL, holm, interval, paired_p
 
 SUPPORTED, NOT, OPEN, INTERIM = "supported", "not supported", "not resolvable at this size", "interim: no verdict yet"
 POWER, ALPHA = 0.80, 1 - LEVEL
+GUESSES = {"flag 16": 1 / 4, "flag 32": 1 / 4, "two hops": 1 / 3}  # recall tasks: what choosing among the answers gives
 Row = Mapping[str, Any]
 
 
@@ -166,6 +167,13 @@ def verdict(claim: Claim, bounds: Sequence[float] | None, mean: float, p: float 
     if p is not None and p < ALPHA:
         return SUPPORTED if mean > claim.margin else NOT
     return NOT if bounds[1] < (claim.margin or claim.outcome.least) else OPEN
+
+
+def unlearned(result: Mapping[str, Any]) -> list[str]:
+    """Return the recall tasks that no variant does better than a guess: of these, claims say little."""
+    means = {row["name"]: row["mean"] for row in result["table"]["variants"]}
+    found = {task: [mean for name, mean in means.items() if name.startswith(f"{task}: ")] for task in GUESSES}
+    return [task for task, mine in found.items() if mine and all((mean or 0) < GUESSES[task] for mean in mine)]
 
 
 def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:

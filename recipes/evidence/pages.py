@@ -15,7 +15,7 @@ from hf_glu.publishing.report.drawing import INK, MUTED, SERIES, Drawing, draw, 
 from hf_glu.publishing.report.page import write_page
 from hf_glu.publishing.report.sections import KeyFigure, Page, Section, kept, section
 from hf_glu.publishing.report.table import Table, mark
-from recipes.evidence.claims import CLAIMS, INTERIM, NOT, OPEN, SUPPORTED, judge
+from recipes.evidence.claims import CLAIMS, GUESSES, INTERIM, NOT, OPEN, SUPPORTED, judge, unlearned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,7 +219,11 @@ def _study(result: Data, judged: Sequence[Data]) -> str:
         if lost := sum(score is None for score in row["scores"]):
             value += "" if row["mean"] is None else f" ({lost} of {len(row['scores'])} seeds diverged)"
         lines.append(f"| {row['name']} | {value} | {_rate(row)}{edge} | {parameters} |")
-    lines += ["", *(sentence(each) for each in judged), "", *_divided(table["variants"])]
+    lines += ["", *(sentence(each) for each in judged), ""]
+    for task in unlearned(result):
+        guess = f"{GUESSES[task]:.0%}".replace("%", " %")
+        lines += [f"No variant is above a guess ({guess}) in {task}: of models that learn it, this says nothing.", ""]
+    lines += _divided(table["variants"])
     return "\n".join(lines)
 
 

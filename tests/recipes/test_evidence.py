@@ -291,6 +291,15 @@ def test_the_pages_say_what_the_results_say(tmp_path):
         pages.read_results(tmp_path / "results")
 
 
+def test_tasks_that_nobody_learns_are_told():
+    def result(*scores: float) -> dict[str, Any]:
+        rows = [{"name": f"two hops: {name}", "mean": score} for name, score in zip("ab", scores, strict=True)]
+        return {"table": {"variants": [*rows, {"name": "flag 16: a", "mean": 0.9}]}}
+
+    assert claims.unlearned(result(0.1, 0.2)) == ["two hops"]
+    assert claims.unlearned(result(0.1, 0.4)) == []
+
+
 def test_pages_of_an_interim_table_and_of_seeds_that_diverged(tmp_path):
     result = _result("gates", planned=5, gelu=[4.0, 4.1], swiglu=[3.9, 3.8])
     gelu, swiglu = result["table"]["variants"]
