@@ -292,7 +292,7 @@ def test_the_pages_say_what_the_results_say(tmp_path):
 
 
 def test_tasks_that_nobody_learns_are_told():
-    def result(*scores: float) -> dict[str, Any]:
+    def result(*scores):
         rows = [{"name": f"two hops: {name}", "mean": score} for name, score in zip("ab", scores, strict=True)]
         return {"table": {"variants": [*rows, {"name": "flag 16: a", "mean": 0.9}]}}
 
