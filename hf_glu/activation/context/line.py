@@ -58,7 +58,7 @@ class Line:
         if valid is not None:
             steps, count = count.expand(batch, -1) - 1, valid.cumsum(1)
             place = torch.where(valid, count - 1, count[:, -1:] + steps - count)
-            order = torch.empty_like(place).scatter(1, place, steps)
+            order = place.scatter(1, place, steps)  # a permutation: every entry is written
             x = _rows(x, order)
             text = None if text is None else text.gather(1, order)
         if text is not None:
