@@ -19,7 +19,7 @@ from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import is_recomputable
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.ffn.expert_sites import BESIDE, own_module
-from hf_glu.ffn.forward import projections
+from hf_glu.ffn.forward import does_more, projections
 from hf_glu.ffn.lean import LeanOut
 from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
 from hf_glu.ffn.sites import Site, convertible_sites, follow
@@ -63,13 +63,14 @@ def skip_zeros(model: nn.Module, *, most_open: float = MOST_OPEN, most_tokens: i
 def lay_out(linear: AnyLinear, *, by_input: bool) -> None:
     """Lay the weights of each input, or of each output, next to each other in memory; values and shape stay."""
     transposed = by_input != isinstance(linear, Conv1D)  # whose weight is [in, out]
-    weight = linear.weight.data
-    linear.weight.data = weight.T.contiguous().T if transposed else weight.contiguous()
+    with torch.inference_mode(linear.weight.is_inference()):  # else nobody could train it any more
+        weight = linear.weight.data
+        linear.weight.data = weight.T.contiguous().T if transposed else weight.contiguous()
 
 
 def _skippable(site: Site) -> bool:
     gated = site.widened or site.row.gate is not None
-    return gated and own_module(site) and closes(gate_of(site))
+    return gated and own_module(site) and closes(gate_of(site)) and not does_more(site)
 
 
 def gate_of(site: Site) -> nn.Module:
@@ -99,6 +100,7 @@ class SkipZeros(InPlace):
         """Apply the FFN, closed units left out where that pays."""
         units, tokens = self.hf_glu_units, x.numel() // x.shape[-1]
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not 0 < tokens <= units.most_tokens
+        whole = whole or torch.is_autocast_enabled(x.device.type)  # the family's own dtypes
         if whole or args or kwargs or not units.are_readable():
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return units(x.reshape(tokens, -1)).view(x.shape)
@@ -121,14 +123,14 @@ class Units:
         return idle and all(is_plain(linear) for linear in linears) and is_recomputable(follow(anchor, row.act))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the FFN's output for ``x``, both ``[N, H]``."""
+        """Return the FFN's output for ``x``, both ``[N, H]``, in the out-projection's dtype: T5 keeps it in float32."""
         site, out = self.site, self.site.out_proj
         (gate, gate_bias), (up, up_bias) = self.halves()
         opened = gate_of(site)(functional.linear(x, gate, gate_bias))
         active = (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
         if len(active) > self.most_open * len(gate):
             units = opened * functional.linear(x, up, up_bias)
-            return out(units.to(out.weight.dtype)).to(x.dtype)
+            return out(units.to(out.weight.dtype))
         bias = None if up_bias is None else up_bias[active]
         rows = weight_rows(out).T  # [W, H]
         units = opened[:, active].mul_(functional.linear(x, up.index_select(0, active), bias)).to(rows.dtype)
@@ -136,7 +138,7 @@ class Units:
             found = functional.embedding_bag(active.unsqueeze(0), rows, per_sample_weights=units, mode="sum")
         else:
             found = units @ rows.index_select(0, active)
-        return (found if out.bias is None else found + out.bias).to(x.dtype)
+        return found if out.bias is None else found + out.bias
 
     def halves(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the gate's and the up half's rows ``[W, H]``, each with its bias."""
