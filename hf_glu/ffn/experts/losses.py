@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.context.finding import find, forget
-from hf_glu.activation.context.hooks import by_name
+from hf_glu.activation.context.hooks import CHUNKS, by_name
 from hf_glu.activation.context.passes import Asking, end_asking
 from hf_glu.compat.of_torch import FORWARD_HOOKS, IGNORED_BY_DDP
-from hf_glu.errors import TrainingError
+from hf_glu.errors import OptionError, TrainingError
 from hf_glu.ffn.experts.asked import answer, ask
 from hf_glu.ffn.experts.scale import ADD, AddToLoss, Scale
 from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, nodes_behind, share, shifts, traced
@@ -68,6 +68,7 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
 
     Raises:
         TrainingError: a second micro-batch comes, and nobody has added the routers' losses of the first to its loss.
+        OptionError: experts are given parts of the text.
     """
     kwargs = ask(model, kwargs)
     graded = torch.is_grad_enabled()
@@ -80,11 +81,24 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
         experts.loss = None
     if not model.training:
         return args, kwargs
+    _refuse_chunks(model)
     for experts in found:
         refuse_accumulation(experts)
         experts.scale.value = None
     items = kwargs.get(ITEMS)
     return args, kwargs if items is None else {**kwargs, ITEMS: traced(items)}
+
+
+def _refuse_chunks(model: nn.Module) -> None:
+    """Raise where a layer gives its experts parts of the text one after the other: what is a mean is of all tokens."""
+    if not getattr(getattr(model, "config", None), CHUNKS, 0):
+        return
+    for part in model.modules():
+        if getattr(part, CHUNKS, 0) and any(map(injects, part.modules())):
+            raise OptionError(
+                f"{type(part).__name__} gives its experts {getattr(part, CHUNKS)} tokens at a time, and their routers' "
+                f"losses are of all of them: set {CHUNKS} to 0 to train"
+            )
 
 
 @torch.compiler.disable

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.context import Reader
+from hf_glu.activation.context.hooks import TIME_FIRST
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
@@ -124,10 +125,11 @@ class Router(Reader, OwnedModule):
 
     def counts(self, tokens: int) -> Tensor | None:
         """Return which tokens are no padding, ``[T]``; None: all count."""
-        reading = self.current()
-        if reading is None or reading.valid is None or reading.valid.numel() != tokens:
+        reading, now = self.current(), current_pass()
+        if now is None or reading is None or reading.valid is None or reading.valid.numel() != tokens:
             return None
-        return reading.valid.reshape(-1).float()
+        time_first = getattr(getattr(now.stack, "config", None), "model_type", "") in TIME_FIRST
+        return (reading.valid.T if time_first else reading.valid).reshape(-1).float()
 
     def loads(self, routing: Routing) -> Tensor | None:
         """Return how many tokens use each expert, ``[E]``, whatever copy; None: there is no bias to balance."""
