@@ -77,8 +77,8 @@ def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] =
     """Copy a checkpoint's tokenizer, subfolders and other files, but no weights, config or card (unless in ``keep``).
 
     The source's weights, in whatever form, aren't those of what is made from it; those of sentence-transformers modules
-    in folders of their own come along. Code stays behind, and what configs say of it. Of a GGUF file the tokenizer in it
-    is written.
+    in folders of their own come along. Code stays behind, and what configs say of it. Of a GGUF file, the tokenizer in
+    it is written.
 
     Raises:
         CheckpointError: a link that leads out of ``source``.

@@ -81,24 +81,13 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
         experts.loss = None
     if not model.training:
         return args, kwargs
-    _refuse_chunks(model)
+    if getattr(model.config, CHUNKS, 0) and any(getattr(one, CHUNKS, 0) and _experts(one) for one in model.modules()):
+        raise OptionError(f"experts are trained on whole texts, not on chunks of them: set {CHUNKS} to 0")
     for experts in found:
         refuse_accumulation(experts)
         experts.scale.value = None
     items = kwargs.get(ITEMS)
     return args, kwargs if items is None else {**kwargs, ITEMS: traced(items)}
-
-
-def _refuse_chunks(model: nn.Module) -> None:
-    """Raise where a layer gives its experts parts of the text one after the other: what is a mean is of all tokens."""
-    if not getattr(getattr(model, "config", None), CHUNKS, 0):
-        return
-    for part in model.modules():
-        if getattr(part, CHUNKS, 0) and any(map(injects, part.modules())):
-            raise OptionError(
-                f"{type(part).__name__} gives its experts {getattr(part, CHUNKS)} tokens at a time, and their routers' "
-                f"losses are of all of them: set {CHUNKS} to 0 to train"
-            )
 
 
 @torch.compiler.disable

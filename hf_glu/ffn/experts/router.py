@@ -84,7 +84,8 @@ class Router(Reader, OwnedModule):
             x = x * torch.empty_like(x).uniform_(low, high)
         logits = full_linear(x, self.weight)
         scores = logits.softmax(-1) if self.options.router == "softmax" else logits.sigmoid()
-        if not torch.compiler.is_compiling() and logits.device.type == "cpu" and _has_nan(logits.detach()):
+        checked = not torch.compiler.is_compiling() and logits.device.type == "cpu" and logits.numel() > 0
+        if checked and math.isnan(logits.detach().max()):  # which hands a NaN on, in one pass
             where = self.label or "of an expert FFN"
             raise TrainingError(f"the router {where} gave NaN: its input has NaN, or training diverged")
         ranked = scores if self.steps is None else scores + self.options.bias_rate * self.steps
@@ -92,10 +93,9 @@ class Router(Reader, OwnedModule):
         best, experts = best[:, : self.options.top_k], experts[:, : self.options.top_k]
         if self.steps is not None:
             best = scores.gather(-1, experts)
-        if self.options.weights == "ones":  # x / x is 1, and has a gradient that the router learns from
-            positive = best.clamp_min(1e-20)
-            return self._spread(x, Routing(positive / positive.detach(), best, experts, logits))
-        weights = best / best.sum(-1, keepdim=True).clamp_min(1e-20)
+        ones = self.options.weights == "ones"  # x / x is 1, and has a gradient that the router learns from
+        given = best.clamp_min(1e-20) if ones else best
+        weights = given / (given.detach() if ones else given.sum(-1, keepdim=True).clamp_min(1e-20))
         return self._spread(x, Routing(weights, best, experts, logits))
 
     def _spread(self, x: Tensor, routing: Routing) -> Routing:
@@ -156,7 +156,3 @@ def mean(values: Tensor, counts: Tensor | None) -> Tensor:
     if counts is None:
         return values.mean(0)
     return torch.tensordot(counts.to(values.dtype), values, dims=([0], [0])) / counts.sum().clamp_min(1)
-
-
-def _has_nan(x: Tensor) -> bool:
-    return x.numel() > 0 and math.isnan(x.max())  # which hands a NaN on, in one pass
