@@ -15,7 +15,8 @@ from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.loading import load_model, load_tokenizer
 from hf_glu.checkpoint.provenance import base_of
 from hf_glu.conversion.gguf import forget_gguf
-from hf_glu.conversion.sparsify import SparsityReport, sparsify
+from hf_glu.conversion.sparse_report import SparsityReport
+from hf_glu.conversion.sparsify import sparsify
 
 
 def sparsify_checkpoint(

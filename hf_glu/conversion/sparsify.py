@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, read_exclude, selected
-from hf_glu.config.showing import Shown, ShownTable
 from hf_glu.config.sparsity import METHODS, Method, SparsityOptions, check_sparsity
 from hf_glu.conversion.allocating import LEAST, choose_shares, scores, square_error, threshold
 from hf_glu.conversion.checks import check_convertible, check_values
-from hf_glu.conversion.fit.calibration import make_batches
+from hf_glu.conversion.fit.calibration import inputs_at, make_batches
 from hf_glu.conversion.held_out import hold_out
+from hf_glu.conversion.sparse_report import SparseSite, SparsityReport
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
 from hf_glu.ffn.forward import ffn_output, ffn_units, projections
 from hf_glu.ffn.identify import governing_configs
@@ -25,73 +25,10 @@ from hf_glu.ffn.sparse import lay_out
 from hf_glu.ffn.sparse_kernel import DTYPES, find_kernel
 from hf_glu.ffn.sparse_linear import SparseLinear, cuttable_sites, place_of, put_cuts, take_off
 from hf_glu.inplace import become
-from hf_glu.instruments.recorder import inputs_of
 
 GATHERED = 2048  # tokens of calibration, of which so many are taken
 TOKENS = 256
 HELD_OUT_TOKENS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparseSite:
-    """What one FFN leaves out.
-
-    Attributes:
-        name: of the FFN.
-        inputs, units: shares that are kept.
-        relative_error: of its output on held-out tokens, a root mean square.
-    """
-
-    name: str
-    inputs: float
-    units: float
-    relative_error: float
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SparsityReport(Shown):
-    """What `hf_glu.sparsify` did.
-
-    Attributes:
-        method, keep: as asked for.
-        read: share of the FFNs' weights that a token reads, on the calibration.
-        sites: of each FFN, its shares and error.
-        perplexity: of a causal language model on held-out calibration texts, ``before`` and ``after``, on so many
-            ``tokens``; None: the calibration was no text, or the model another.
-        kernel: how one token is computed here: ``compiled``, ``torch`` (no compiler; slower) or ``dense`` (zeros are
-            multiplied: not on a CPU, or in another dtype than float32 and bfloat16).
-        prefill: how a text is read: ``masked``, as it would be token by token, at a dense FFN's cost.
-    """
-
-    method: str
-    keep: float
-    read: float
-    sites: tuple[SparseSite, ...]
-    perplexity: dict[str, float] | None
-    kernel: str
-    prefill: str = "masked"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {**asdict(self), "sites": [asdict(site) for site in self.sites]}
-
-    def _table(self) -> ShownTable:
-        rows = [
-            (each.name, f"{each.inputs:.0%}", f"{each.units:.0%}", f"{each.relative_error:.1%}") for each in self.sites
-        ]
-        notes = [
-            f"a token reads {self.read:.0%} of the FFNs' weights; one token: {self.kernel}, a text: {self.prefill}"
-        ]
-        if found := self.perplexity:
-            change = found["after"] / found["before"] - 1
-            notes.append(
-                f"perplexity {found['before']:.2f} -> {found['after']:.2f} ({change:+.1%}) on {found['tokens']:,} "
-                "held-out tokens"
-            )
-        return ShownTable(
-            title=f"{len(self.sites)} FFNs, {self.method}", rows=rows, notes=tuple(notes),
-            columns=("site", "#inputs kept", "#units kept", "#relative error"),
-        )  # fmt: skip
 
 
 def sparsify(
@@ -180,15 +117,30 @@ def _chosen(model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
                 f"a projection of {site.name} has a forward of its own (a hook of Accelerate's, offloading, another "
                 "kernel), which would go past what is left out: take it off first (remove_hook_from_module)"
             )
-    places = [place_of(site) for site in sites]
-    if double := next((site for site in sites if places.count(place_of(site)) > 1), None):
-        raise OptionError(f"{double.name}: its layer has several FFNs, which the config can't tell apart: exclude some")
+    _check_told_apart(model, sites)
     return sites
+
+
+def _check_told_apart(model: nn.Module, chosen: list[Site]) -> None:
+    """Raise OptionError where a layer has another FFN than a chosen one: what a config says of it is of both."""
+    every, names = cuttable_sites(model), {site.name for site in chosen}
+    for site in chosen:
+        own = {id(config) for config in governing_configs(model, site)}
+        for other in every:
+            if other.name == site.name or place_of(other) != place_of(site):
+                continue
+            both = f"{site.name} and {other.name}"
+            if any(id(config) in own for config in governing_configs(model, other)):
+                raise OptionError(
+                    f"{both} are FFNs of one layer, which the config can't tell apart: leave the layer out"
+                )
+            if other.name in names:
+                raise OptionError(f"{both} have one place, {place_of(site)!r}, in their configs: exclude one of them")
 
 
 def _inputs(model: nn.Module, sites: list[Site], batches: Any) -> list[Tensor]:
     """Return what each FFN is given, ``[N, H]``, from all over the texts; the first tokens are for measuring errors."""
-    found = inputs_of(model, [projections(site)[0] for site in sites], batches, limit=GATHERED)
+    found = inputs_at(model, sites, batches, limit=GATHERED)
     for site, x in zip(sites, found, strict=True):
         if x is None or len(x) < 2 * HELD_OUT_TOKENS:
             count = 0 if x is None else len(x)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches, reached
+from hf_glu.conversion.fit.calibration import MAX_TOKENS, Batches, inputs_at, reached
 from hf_glu.ffn.forward import is_alone
 from hf_glu.ffn.sites import Site
-from hf_glu.instruments.recorder import inputs_of
 
 SEED = 0
 PASSES = 4  # how often about a deep model is run on all calibration data
@@ -84,7 +83,6 @@ class Work:
             begin = [each.name for each in alone].index(site.name)
             count = max(1, min(len(alone) // PASSES, HELD // (MAX_TOKENS * site.hidden)))
             coming = alone[begin : begin + count]
-            modules = [each.in_proj for each in coming]
-            found = inputs_of(self.model, modules, self.batches or [], limit=MAX_TOKENS)
+            found = inputs_at(self.model, coming, self.batches or [])
             self._ahead = {each.name: inputs for each, inputs in zip(coming, found, strict=True)}
         return reached(site, self._ahead.pop(site.name))

@@ -5,10 +5,14 @@ Shapes: ``x`` is ``[N, hidden]``, units are ``[N, width]``, the output is ``[N, 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hf_glu.ffn.linear import AnyLinear
 from hf_glu.ffn.sites import Site
+
+ROWS = 16  # random inputs that a module is compared with its parts on
+ROUNDING, ROUNDING_OF_HALF = 1e-4, 1e-2  # relative to the largest output
 
 
 def ffn_units(site: Site, x: Tensor) -> Tensor:
@@ -26,6 +30,30 @@ def ffn_output(site: Site, x: Tensor) -> Tensor:
     """Return the FFN's output, without dropout and residual."""
     out_proj = site.out_proj
     return out_proj(ffn_units(site, x).to(out_proj.weight.dtype))  # T5 keeps its out-projection in float32
+
+
+@torch.no_grad()
+def does_more(site: Site) -> bool:
+    """Return whether the module of an FFN that is one by itself computes something else than `ffn_output`.
+
+    Gemma 3n's leaves units out, Falcon-H1's multiplies its gate. Without weights that isn't known: False.
+    """
+    module, weight = site.anchor, site.in_proj.weight
+    if weight.device.type == "meta":
+        return False
+    x = torch.randn(1, ROWS, site.hidden, generator=torch.Generator().manual_seed(0)).to(weight)
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.autocast(weight.device.type, enabled=False):
+            theirs, ours = module(x), ffn_output(site, x)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+        return True
+    close = ROUNDING if weight.dtype in (torch.float32, torch.float64) else ROUNDING_OF_HALF
+    return not torch.allclose(theirs.float(), ours.float(), rtol=close, atol=close * float(ours.abs().max()))
 
 
 def is_alone(site: Site) -> bool:

@@ -19,7 +19,7 @@ from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import is_recomputable
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.ffn.expert_sites import BESIDE, own_module
-from hf_glu.ffn.forward import projections
+from hf_glu.ffn.forward import does_more, projections
 from hf_glu.ffn.lean import LeanOut
 from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
 from hf_glu.ffn.sites import Site, convertible_sites, follow
@@ -66,13 +66,14 @@ def skip_zeros(model: nn.Module, *, most_open: float | None = None, most_tokens:
 def lay_out(linear: AnyLinear, *, by_input: bool) -> None:
     """Lay the weights of each input, or of each output, next to each other in memory; values and shape stay."""
     transposed = by_input != isinstance(linear, Conv1D)  # whose weight is [in, out]
-    weight = linear.weight.data
-    linear.weight.data = weight.T.contiguous().T if transposed else weight.contiguous()
+    with torch.inference_mode(linear.weight.is_inference()):  # else nobody could train it any more
+        weight = linear.weight.data
+        linear.weight.data = weight.T.contiguous().T if transposed else weight.contiguous()
 
 
 def _skippable(site: Site) -> bool:
     gated = site.widened or site.row.gate is not None
-    return gated and own_module(site) and closes(gate_of(site))
+    return gated and own_module(site) and closes(gate_of(site)) and not does_more(site)
 
 
 def gate_of(site: Site) -> nn.Module:
@@ -102,6 +103,7 @@ class SkipZeros(InPlace):
         """Apply the FFN, closed units left out where that pays."""
         units, tokens = self.hf_glu_units, x.numel() // x.shape[-1]
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not 0 < tokens <= units.most_tokens
+        whole = whole or torch.is_autocast_enabled(x.device.type)  # the family's own dtypes
         if whole or args or kwargs or not units.are_readable():
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return units(x.reshape(tokens, -1)).view(x.shape)
@@ -124,7 +126,7 @@ class Units:
         return idle and all(is_plain(linear) for linear in linears) and is_recomputable(follow(anchor, row.act))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the FFN's output for ``x``, both ``[N, H]``."""
+        """Return the FFN's output for ``x``, both ``[N, H]``, in the out-projection's dtype: T5 keeps it in float32."""
         (gate, gate_bias), (up, up_bias) = self.halves()
         opened = gate_of(self.site)(functional.linear(x, gate, gate_bias))
         active = (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
@@ -136,10 +138,10 @@ class Units:
         elif in_place:
             units = multiply_open(opened[0], x[0].contiguous(), up.detach(), up_bias).unsqueeze(0)
         else:
-            return self._gathered(x, opened, active).to(x.dtype)
+            return self._gathered(x, opened, active)
         if in_place:
             return multiply_kept(units[0], rows, out.bias, 0.0, relative=False, scale=None).unsqueeze(0)
-        return out(units.to(out.weight.dtype)).to(x.dtype)
+        return out(units.to(out.weight.dtype))
 
     def _gathered(self, x: Tensor, opened: Tensor, active: Tensor) -> Tensor:
         """Return the output of the ``active`` units ``[A]`` by copies of their weights."""
@@ -159,7 +161,7 @@ class Units:
         rows, given = weight_rows(out).T, (gates, up, up_bias, out.weight, out.bias)
         alike = all(part is None or (part.dtype, part.device.type) == (x.dtype, "cpu") for part in given)
         whole = gates.is_contiguous() and up.is_contiguous() and rows.is_contiguous()
-        return alike and whole and not torch.is_autocast_enabled("cpu") and find_kernel(x.dtype) is not None
+        return alike and whole and find_kernel(x.dtype) is not None
 
     def halves(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the gate's and the up half's rows ``[W, H]``, each with its bias."""

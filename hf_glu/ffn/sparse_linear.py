@@ -115,8 +115,7 @@ def input_rows(linear: AnyLinear) -> Tensor:
     """Return the weights by input, ``[inputs, outputs]``, laid next to each other in memory if they aren't yet."""
     rows = weight_rows(linear).T
     if not rows.is_contiguous():
-        with torch.inference_mode(False):  # whose tensors nobody can train
-            lay_out(linear, by_input=True)
+        lay_out(linear, by_input=True)
         rows = weight_rows(linear).T
     return rows.detach()
 

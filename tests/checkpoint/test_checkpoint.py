@@ -47,6 +47,22 @@ def test_convert_checkpoint(dense, tmp_path):
     assert_same(outputs(load_model(tmp_path / "gated")), outputs(before), "exact")
 
 
+def test_no_form_of_the_sources_weights_comes_along(dense, tmp_path):
+    (dense / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]))
+    forms = ["onnx/model.onnx", "onnx/config.json", "openvino/openvino_model.bin", "original/consolidated.00.pth"]
+    forms += ["coreml/fill-mask/float32.mlpackage/Data/weight.bin", "a/b/model.tflite", "64.tflite", "tf_model.h5"]
+    forms += ["checkpoint-5/optimizer.pt", "checkpoint-5/config.json", "model.onnx_data"]
+    kept = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "a/notes.txt", "modules.json"]
+    for name in (*forms, *kept):
+        (dense / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != "modules.json":
+            (dense / name).write_text("{}")
+    hf_glu.convert_checkpoint(dense, tmp_path / "gated", "geglu")
+    files = {name for name in listing(tmp_path / "gated") if (tmp_path / "gated" / name).is_file()}
+    assert files == {*kept, "config.json", REPORT_FILE, "model.safetensors", "vocab.txt"}
+    assert not (tmp_path / "gated" / "a" / "b").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_dtype_is_kept(dtype, tmp_path):
     FAMILIES["gpt2"].make().to(dtype).save_pretrained(tmp_path / "dense")

@@ -65,6 +65,19 @@ def test_least_squares_corrects_an_approximate_route():
     assert off[1] < off[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("bitnet", {}), ("falcon_h1", {"mlp_multipliers": [0.5, 2.0]}), ("bitnet", {"width": 24}), ("zamba2", {})],
+)
+def test_what_stands_between_the_projections_is_nothing_to_fit_to(name, more):
+    width = {"width": more["width"]} if "width" in more else {}
+    model = tiny_model(name, **{key: value for key, value in more.items() if key != "width"})
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ConversionError, match="more between its projections"):
+        hf_glu.convert(model, "swiglu" if name == "zamba2" else "geglu", calibration=IDS, check="report", **width)
+    assert_same(dict(model.state_dict()), state, "bitwise")
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_texts_are_cut_where_the_models_positions_end(family):
     tokenizer = make_tokenizer()
@@ -258,7 +271,7 @@ def test_passes_serve_several_sites_and_a_stage_begins_with_its_own(monkeypatch)
     work.begin(sites)
     work.inputs_ahead(first)
     assert work.inputs_ahead(last).equal(site_inputs(model, last, work.batches))
-    assert len(runs) == 3 * len(work.batches)  # so few sites are run one by one
+    assert len(runs) == 3 * len(work.batches) + 2  # so few sites are run one by one, and each on a batch to check it
     runs.clear()
     monkeypatch.setattr("hf_glu.conversion.work.PASSES", 1)
     work.begin(sites)

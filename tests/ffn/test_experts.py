@@ -17,13 +17,14 @@ from torch.nn import functional
 
 import hf_glu
 from hf_glu import cli
-from hf_glu.bench.coverage.tiny import tiny_model
+from hf_glu.bench.coverage.tiny import tiny_inputs, tiny_model
 from hf_glu.bench.memory import saved_bytes
 from hf_glu.compat.of_torch import GROUPED_MM
 from hf_glu.config.experts import ExpertOptions, Group, read_groups, write_groups
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, TrainingError, UnknownNameError
 from hf_glu.ffn.experts import ExpertFFN, find_experts
 from hf_glu.ffn.experts.group import banks_of
+from hf_glu.ffn.experts.router import Router
 from hf_glu.training.job import run_job
 from hf_glu.training.options import JobOptions, TrainingOptions
 
@@ -349,6 +350,49 @@ def test_padding_doesnt_count(gpt2):
     assert_same(losses[1], losses[0], "exact")
     gpt2(input_ids=padded)
     assert (torch.stack([ffn.loss for ffn in find_experts(gpt2).values()]) - losses[0]).abs().min() > 1e-5
+
+
+@pytest.mark.parametrize("family", ["xlnet", "fsmt"])
+def test_padding_doesnt_count_where_texts_are_transposed(family):
+    model = tiny_model(family)
+    hf_glu.convert(model, "geglu" if family == "xlnet" else "reglu", experts=4, check=False)
+    inputs, mask = tiny_inputs(model), torch.ones(2, 12, dtype=torch.long)
+    mask[0, -5:] = 0
+    losses = []
+    for padding in (20, 30):
+        ids = inputs["input_ids"].masked_fill(mask == 0, padding)
+        torch.manual_seed(0)  # of dropout
+        model.train()(input_ids=ids, attention_mask=mask)
+        losses.append(torch.stack([ffn.loss for name, ffn in find_experts(model).items() if "decoder" not in name]))
+    assert_same(losses[1], losses[0], "exact")
+
+
+def test_layers_that_share_their_experts_add_the_losses_of_all(monkeypatch):
+    model = tiny_model("albert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    hf_glu.convert(model, "geglu_new", experts=ExpertOptions(groups="geglu_new*4", balance=0, z=0.5))
+    (ffn,) = find_experts(model).values()
+    nn.init.normal_(ffn.router.weight)
+    inputs, each = {**tiny_inputs(model), "labels": tiny_inputs(model)["input_ids"]}, []
+    plain = Router.loss
+    monkeypatch.setattr(Router, "loss", lambda router, routing: each.append(plain(router, routing)) or each[-1])
+    with torch.no_grad():
+        dense = model(**inputs).loss
+    loss = model.train()(**inputs).loss
+    assert len(each) == model.config.num_hidden_layers > 1
+    assert_same(loss.detach(), (dense + sum(each)).detach(), "exact")
+    ffn.scale.default = 0.0  # nothing is injected beside another loss than the model's
+    (expected,) = torch.autograd.grad(sum(each), ffn.router.weight, retain_graph=True)
+    loss.backward()
+    assert_same(ffn.router.weight.grad, expected, "trained")
+
+
+def test_experts_that_get_their_texts_in_chunks_are_not_trained():
+    model = FAMILIES["bert"].make(chunk_size_feed_forward=3)
+    hf_glu.convert(model, "geglu", experts=4)
+    ids = batch(model)["input_ids"]
+    model(input_ids=ids)
+    with pytest.raises(OptionError, match="set chunk_size_feed_forward to 0"):
+        model.train()(input_ids=ids)
 
 
 def test_evaluation_has_no_routers_loss(gpt2):

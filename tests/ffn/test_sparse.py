@@ -15,6 +15,7 @@ from pico import FAMILIES, make_native
 from torch.nn import functional
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.ffn import sparse
 from hf_glu.ffn.linear import weight_rows
@@ -217,6 +218,36 @@ def test_training_saving_and_copies_are_as_before(tmp_path):
     unit = next(m for m in other.modules() if isinstance(m, SkipZeros)).hf_glu_units
     assert isinstance(unit, Units)
     assert unit.site.anchor in list(other.modules())
+
+
+def test_an_out_projection_in_float32_gives_what_half_precision_cannot_hold():
+    model = make("t5").half()
+    (site, *_) = hf_glu.find_sites(model)
+    site.out_proj.float().weight.data.mul_(1e6)  # as Transformers keeps it in a T5 of float16
+    x = torch.randn(1, 1, site.hidden).half()
+    for share in (0.0, 1.0):
+        with torch.no_grad():
+            expected = copy.deepcopy(site.anchor)(x)
+            hf_glu.skip_zeros(model, most_open=share)
+            found = site.anchor(x)
+        assert expected.abs().max() > torch.finfo(torch.float16).max
+        assert_same(found, expected, "exact up to rounding")
+
+
+def test_autocast_is_the_familys_own():
+    plain = make("llama")
+    sparse = copy.deepcopy(plain)
+    hf_glu.skip_zeros(sparse, most_open=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(one_token(sparse), one_token(plain), "bitwise")
+
+
+def test_a_module_that_does_more_than_its_parts_is_refused():
+    torch.manual_seed(0)
+    model = tiny_model("falcon_h1", hidden_act="relu", mlp_multipliers=[0.5, 3.0])
+    with pytest.raises(NoSiteError, match="reglu"):  # it multiplies its gate
+        hf_glu.skip_zeros(model)
+    assert hf_glu.skip_zeros(tiny_model("falcon_h1", hidden_act="relu", mlp_multipliers=[1.0, 1.0]))
 
 
 def test_what_has_no_relu_gate_is_refused():

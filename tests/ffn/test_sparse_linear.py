@@ -14,6 +14,7 @@ from pico import FAMILIES, make_native
 from torch.nn.functional import linear
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.config.glu import GluConfig
 from hf_glu.conversion import allocating
 from hf_glu.conversion.allocating import SHARES, least_error
@@ -287,6 +288,29 @@ def test_a_hooked_projection_is_refused():
     part.forward = part.forward
     with pytest.raises(ConversionError, match="forward of its own"):
         hf_glu.sparsify(model, IDS)
+
+
+def test_ffns_that_a_config_cannot_tell_apart_are_refused():
+    model = tiny_model("lilt")  # has a second FFN in each layer, for where words stand
+    for more in ({}, {"exclude": "layout_"}):
+        with pytest.raises(OptionError, match="FFNs of one layer"):
+            hf_glu.sparsify(model, IDS, **more)
+    assert not cut_linears(model)
+
+
+def test_units_that_a_norm_changes_are_refused():
+    model = tiny_model("bitnet")
+    with pytest.raises(ConversionError, match="more between its projections"):
+        hf_glu.sparsify(model, IDS)
+    assert not cut_linears(model)
+    assert model.config.hf_glu is None
+
+
+def test_inference_mode_leaves_weights_that_train():
+    model = make_native("llama")
+    with torch.inference_mode():
+        hf_glu.sparsify(model, IDS)
+    model(IDS[:2], labels=IDS[:2]).loss.backward()
 
 
 def test_a_tensor_parallel_plan_leaves_sparse_ffns_whole():

@@ -25,6 +25,7 @@ from hf_glu.publishing.export import export, folding, graphs
 from hf_glu.publishing.export.samples import distances, expected_outputs, sample
 
 CLASSIFIER = "BertForSequenceClassification"
+IDS = torch.randint(3, VOCAB, (40, 16), generator=torch.Generator().manual_seed(0))
 # what starts without effect, or alike in all experts: it must not when it is exported
 ASLEEP = ("mix", "choice", "threshold", "slope", "alpha", "beta", "router", "in_proj")
 
@@ -301,6 +302,8 @@ def test_what_llama_cpp_would_misread(name, field, act, says, saved, tmp_path):
     with pytest.raises(ConversionError, match=says):
         export(source, tmp_path / "gguf", format="gguf")
     assert not (tmp_path / "gguf").exists()
+    with pytest.raises(ConversionError, match="leaves small entries out"):
+        export(saved(sparse(), "sparse"), tmp_path / "gguf", format="gguf")
     export(saved(make_native("llama"), "silu"), tmp_path / "gguf", format="gguf")
 
 
@@ -316,9 +319,16 @@ def by_layer():
     return make_native("llama", hidden_act="stateful_silu", hf_glu={"version": 1, "by_layer": {"0": "stateful_relu"}})
 
 
+def sparse():
+    model = make_native("llama")
+    hf_glu.sparsify(model, IDS)
+    return model
+
+
 @pytest.mark.parametrize(
     ("says", "error", "make"),
     [
+        ("leaves small entries out", ConversionError, sparse),
         ("was trained.*export it as onnx", ConversionError, trained_dense),
         ("learned to depend on the text", ConversionError, trained_wrapper),
         ("different activations, relu, silu", ConversionError, by_layer),

@@ -467,6 +467,16 @@ def test_what_needs_no_code_gets_none_and_what_has_foreign_parts_is_refused(tmp_
         before = (tmp_path / name / "config.json").read_text()
         assert write_code(tmp_path / name) == []
         assert (tmp_path / name / "config.json").read_text() == before
+    ids = torch.randint(3, 60, (40, 16))
+    for name, model in {
+        "sparse": make_native("llama"),
+        "gated": FAMILIES["gpt2"].make(activation_function="geglu_new"),
+    }.items():
+        hf_glu.sparsify(model, ids)
+        model.save_pretrained(tmp_path / name)
+    assert write_code(tmp_path / "sparse") == []  # stock loads it with dense FFNs
+    with pytest.raises(CheckpointError, match=r"leave small entries out.*--no-code"):
+        write_code(tmp_path / "gated")
     register_activation(
         Activation(
             name="my_glu_of_mine", equation="?", paper="?", gate="gelu", flags=frozenset({"gated"}), factory=Mine

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_glu.activation.context import Reader
 from hf_glu.config.traits import cut_at
-from hf_glu.errors import OptionError
+from hf_glu.errors import ConversionError, OptionError
+from hf_glu.ffn.forward import ffn_units
 from hf_glu.ffn.sites import Site
-from hf_glu.instruments.probe import give_pad_token, with_decoder
-from hf_glu.instruments.recorder import first_inputs
+from hf_glu.instruments.probe import evaluating, give_pad_token, with_decoder
+from hf_glu.instruments.recorder import first_inputs, inputs_of
 
 BATCH = 32
+CHECKED, SAME = 16, 1e-2  # tokens that units are compared on, and how near they are, relative to the largest
 MAX_LENGTH = 128
 MAX_TOKENS = 65_536
 
@@ -80,6 +83,34 @@ def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
         return
     if isinstance(table, nn.Embedding) and embeds.shape[-1] != table.embedding_dim:
         raise OptionError(f"calibration inputs_embeds are {embeds.shape[-1]} wide, the model is {table.embedding_dim}")
+
+
+def inputs_at(model: Any, sites: Sequence[Site], batches: Batches, *, limit: int = MAX_TOKENS) -> list[Tensor | None]:
+    """Return what each FFN is given on ``batches``, ``[tokens, hidden]`` without padding; None: it is never run.
+
+    Raises:
+        ConversionError: an out-projection isn't given its FFN's units, as where a norm or an adapter stands between
+            (BitNet, Kosmos-2, Zamba 2): whatever is fitted to the units would be fitted to something else.
+    """
+    found = inputs_of(model, [site.in_proj for site in sites], batches, limit=limit)
+    parts = [part for site in sites for part in (site.in_proj, site.out_proj)]
+    pairs = iter(inputs_of(model, parts, batches[:1], limit=CHECKED))
+    with evaluating(model):
+        for site, x, given in zip(sites, pairs, pairs, strict=True):
+            if x is not None and given is not None and not _are_units(site, x, given.float()):
+                raise ConversionError(
+                    f"{site.name}: {type(site.anchor).__name__} has more between its projections than the activation: "
+                    "nothing can be fitted to its units"
+                )
+    return found
+
+
+def _are_units(site: Site, x: Tensor, given: Tensor) -> bool:
+    """Return whether an out-projection was given the units of ``x``, as far as they are known without a text."""
+    units = ffn_units(site, x).float()
+    if units.shape != given.shape or any(isinstance(part, Reader) for part in site.act.modules()):
+        return True
+    return torch.allclose(units, given, rtol=SAME, atol=SAME * float(given.abs().max()))
 
 
 def site_inputs(model: Any, site: Site, batches: Batches, *, limit: int = MAX_TOKENS) -> Tensor:

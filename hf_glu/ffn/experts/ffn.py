@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.activation.context.passes import current_pass
+from hf_glu.activation.context.passes import asking, current_pass
 from hf_glu.activation.kernels.autodiff import numbers
 from hf_glu.activation.module import OwnedModule
 from hf_glu.compat.of_torch import is_traced
@@ -105,8 +105,8 @@ class ExpertFFN(OwnedModule):
             out = out + shared.view(group.count, *out.shape).sum(0).to(out.dtype)
         if self.training and len(tokens):
             loss = self.router.loss(routing)
-            if keeps_losses():
-                self.loss = loss.detach()
+            if keeps_losses():  # of all runs in a pass: ALBERT's layers are one
+                self.loss = loss.detach() + (self.loss if self.loss is not None and asking() else 0)
             if torch.is_grad_enabled():  # not in the first pass of a layer that checkpointing repeats
                 out = inject(out, loss, self.scale, self.router.loads(routing), self.router.load)
         out = out.to(self._dtype(x)).view(*x.shape[:-1], self.hidden)

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.context.finding import find, forget
-from hf_glu.activation.context.hooks import by_name
+from hf_glu.activation.context.hooks import CHUNKS, by_name
 from hf_glu.activation.context.passes import Asking, end_asking
 from hf_glu.compat.of_torch import FORWARD_HOOKS, IGNORED_BY_DDP
-from hf_glu.errors import TrainingError
+from hf_glu.errors import OptionError, TrainingError
 from hf_glu.ffn.experts.asked import answer, ask
 from hf_glu.ffn.experts.scale import ADD, AddToLoss, Scale
 from hf_glu.ffn.experts.shares import ITEMS, cross_entropies, nodes_behind, share, shifts, traced
@@ -68,6 +68,7 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
 
     Raises:
         TrainingError: a second micro-batch comes, and nobody has added the routers' losses of the first to its loss.
+        OptionError: experts are given parts of the text.
     """
     kwargs = ask(model, kwargs)
     graded = torch.is_grad_enabled()
@@ -80,6 +81,8 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
         experts.loss = None
     if not model.training:
         return args, kwargs
+    if getattr(model.config, CHUNKS, 0) and any(getattr(one, CHUNKS, 0) and _experts(one) for one in model.modules()):
+        raise OptionError(f"experts are trained on whole texts, not on chunks of them: set {CHUNKS} to 0")
     for experts in found:
         refuse_accumulation(experts)
         experts.scale.value = None

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from hf_glu.activation.context import Reader
+from hf_glu.activation.context.hooks import TIME_FIRST
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.module import OwnedModule
 from hf_glu.config.experts import ExpertOptions
@@ -83,7 +84,8 @@ class Router(Reader, OwnedModule):
             x = x * torch.empty_like(x).uniform_(low, high)
         logits = full_linear(x, self.weight)
         scores = logits.softmax(-1) if self.options.router == "softmax" else logits.sigmoid()
-        if not torch.compiler.is_compiling() and logits.device.type == "cpu" and _has_nan(logits.detach()):
+        checked = not torch.compiler.is_compiling() and logits.device.type == "cpu" and logits.numel() > 0
+        if checked and math.isnan(logits.detach().max()):  # which hands a NaN on, in one pass
             where = self.label or "of an expert FFN"
             raise TrainingError(f"the router {where} gave NaN: its input has NaN, or training diverged")
         ranked = scores if self.steps is None else scores + self.options.bias_rate * self.steps
@@ -91,10 +93,9 @@ class Router(Reader, OwnedModule):
         best, experts = best[:, : self.options.top_k], experts[:, : self.options.top_k]
         if self.steps is not None:
             best = scores.gather(-1, experts)
-        if self.options.weights == "ones":  # x / x is 1, and has a gradient that the router learns from
-            positive = best.clamp_min(1e-20)
-            return self._spread(x, Routing(positive / positive.detach(), best, experts, logits))
-        weights = best / best.sum(-1, keepdim=True).clamp_min(1e-20)
+        ones = self.options.weights == "ones"  # x / x is 1, and has a gradient that the router learns from
+        given = best.clamp_min(1e-20) if ones else best
+        weights = given / (given.detach() if ones else given.sum(-1, keepdim=True).clamp_min(1e-20))
         return self._spread(x, Routing(weights, best, experts, logits))
 
     def _spread(self, x: Tensor, routing: Routing) -> Routing:
@@ -124,10 +125,11 @@ class Router(Reader, OwnedModule):
 
     def counts(self, tokens: int) -> Tensor | None:
         """Return which tokens are no padding, ``[T]``; None: all count."""
-        reading = self.current()
-        if reading is None or reading.valid is None or reading.valid.numel() != tokens:
+        reading, now = self.current(), current_pass()
+        if now is None or reading is None or reading.valid is None or reading.valid.numel() != tokens:
             return None
-        return reading.valid.reshape(-1).float()
+        time_first = getattr(getattr(now.stack, "config", None), "model_type", "") in TIME_FIRST
+        return (reading.valid.T if time_first else reading.valid).reshape(-1).float()
 
     def loads(self, routing: Routing) -> Tensor | None:
         """Return how many tokens use each expert, ``[E]``, whatever copy; None: there is no bias to balance."""
@@ -154,7 +156,3 @@ def mean(values: Tensor, counts: Tensor | None) -> Tensor:
     if counts is None:
         return values.mean(0)
     return torch.tensordot(counts.to(values.dtype), values, dims=([0], [0])) / counts.sum().clamp_min(1)
-
-
-def _has_nan(x: Tensor) -> bool:
-    return x.numel() > 0 and math.isnan(x.max())  # which hands a NaN on, in one pass

@@ -30,6 +30,7 @@ from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.native import MixedBank
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.ffn.sparse_linear import SparseLinear
 from hf_glu.publishing.export.samples import Outputs, expected_outputs
 
 ELSEWHERE = "export it as onnx or program instead, or keep hf_glu"
@@ -50,6 +51,11 @@ def fold(model: Any) -> str:
     kind, sites = type(model).__name__, convertible_sites(model)
     if find_experts(model) or any(isinstance(module, MixedBank) for module in model.modules()):
         raise ConversionError(f"{kind} has experts of hf_glu's, which no stock architecture has: {ELSEWHERE}")
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        raise ConversionError(
+            f"{kind} leaves small entries out (hf_glu.sparsify), which no stock architecture does: sparsify(model, "
+            f"keep=1) first, or {ELSEWHERE}"
+        )
     if not owned_activations(model) and not any(site.widened for site in sites):
         raise NoSiteError(f"{kind} has nothing of hf_glu's: it is stock already, and loads anywhere as it is")
     if mixes(model):

@@ -18,6 +18,7 @@ import hf_glu
 from hf_glu.activation.module import OwnedModule
 from hf_glu.checkpoint.loading import load_skeleton
 from hf_glu.errors import CheckpointError
+from hf_glu.ffn.sparse_linear import SparseLinear
 from hf_glu.inplace import InPlace
 from hf_glu.plugin import scoped
 from hf_glu.plugin.configs import REMOTE_CODE, is_remote_code
@@ -53,19 +54,26 @@ def write_code(folder: str | os.PathLike[str]) -> list[str]:
     """Write the code into the folder of a checkpoint, and who uses it into its ``config.json``, last.
 
     Returns:
-        The names of the files; none where stock Transformers loads the checkpoint as it is.
+        The names of the files; none where stock Transformers loads the checkpoint as it is, or with dense FFNs where
+        they leave small entries out.
 
     Raises:
-        CheckpointError: there is no checkpoint that can be built, it has an activation that isn't hf_glu's own, or the
-            folder can't be written.
+        CheckpointError: there is no checkpoint that can be built, it has an activation that isn't hf_glu's own, or FFNs
+            that leave small entries out, or the folder can't be written.
     """
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
     with scoped():
         model = load_skeleton(path)
-    if not any(isinstance(module, OURS) for module in model.modules()):
+    sparse = [module for module in model.modules() if isinstance(module, SparseLinear)]
+    if not any(isinstance(module, OURS) and module not in sparse for module in model.modules()):
         return []
+    if sparse:
+        raise CheckpointError(
+            f"{path}: the code for use without hf_glu doesn't leave small entries out (hf_glu.sparsify): publish "
+            "without code (--no-code)"
+        )
     check_own(model, path)
     served = served_classes(model.config)
     if not served:
