@@ -47,10 +47,16 @@ def probe_inputs(model: Any, *, seed: int = 0, length: int = LENGTH) -> dict[str
     return {key: value.to(device) for key, value in inputs.items()}
 
 
+def forward_arguments(model: nn.Module) -> Mapping[str, Any]:
+    """Return the arguments of a model's forward by name: of Transformers' own, where PEFT or a compiler wraps that."""
+    inner = next((part for part in model.modules() if hasattr(type(part), "post_init")), model)
+    return signature(inner.forward).parameters
+
+
 def with_decoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Add the encoder's ids as the decoder's where an encoder-decoder is given none."""
     needed = getattr(model.config, "is_encoder_decoder", False) and "input_ids" in inputs
-    if needed and "decoder_input_ids" in signature(model.forward).parameters:
+    if needed and "decoder_input_ids" in forward_arguments(model):
         return {"decoder_input_ids": inputs["input_ids"].clone(), **inputs}
     return dict(inputs)
 

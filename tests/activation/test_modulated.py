@@ -18,6 +18,7 @@ from versions import generate
 
 import hf_glu
 from hf_glu.activation.modulated import ContextSource
+from hf_glu.bench.coverage.tiny import tiny_inputs, tiny_model
 from hf_glu.config.context import ContextOptions
 from hf_glu.errors import ConversionError, NoSiteError, OptionError, UnknownNameError
 from hf_glu.ffn.sites import find_sites
@@ -123,6 +124,23 @@ def test_steering_by_hand(name, converted):
             torch.testing.assert_close(logits(model, tokens), torch.stack([plain[0], strict[1]]), **CLOSE)
     with hf_glu.modulation(model, threshold=0.3, layers=[1]):
         assert (logits(model, tokens) - plain).abs().max() > 0
+
+
+@pytest.mark.parametrize("family", ["xlnet", "fsmt"])
+def test_each_sequence_has_its_amount_in_families_that_transpose(family):
+    """They hand their FFNs [T, B, H]: as many tokens as sequences would hide an exchange of the two."""
+    model = tiny_model(family).eval()
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.ndim > 1 else 1
+    given, amounts = {name: ids(3, 3) for name in tiny_inputs(model)}, torch.tensor([0.0, 1.0, -2.0])
+    with torch.no_grad():
+        plain = model(**given)[0]
+        with hf_glu.modulation(model, threshold=amounts):
+            found = model(**given)[0]
+        for row, amount in enumerate(amounts.tolist()):
+            with hf_glu.modulation(model, threshold=amount):
+                torch.testing.assert_close(found[row], model(**given)[0][row], **CLOSE)
+    assert (found - plain)[1:].abs().max() > 1e-3
 
 
 def test_steering_is_slope_times_gate_minus_threshold():

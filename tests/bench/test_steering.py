@@ -184,6 +184,23 @@ def test_a_classifier_scores(files, tmp_path, run_cli):
         load_judge(str(tmp_path / "judge"), "goof", steered.tokenizer(), 4)
 
 
+@pytest.mark.parametrize("padding", [3, None])
+def test_a_decoder_scores_each_text_as_by_itself(padding, tmp_path):
+    """Its head is on the last token that isn't padding, which it knows by its id."""
+    model = steered.FAMILIES["gpt2"].make("GPT2ForSequenceClassification", vocab_size=len(steered.tokenizer()))
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.ndim > 1 else 1
+    model.config.pad_token_id = padding
+    model.save_pretrained(tmp_path)
+    steered.tokenizer().save_pretrained(tmp_path)
+    judge = load_judge(str(tmp_path), None, steered.tokenizer(), 4)
+    good, bad = steered.texts(2)
+    texts = [steered.tokenizer()(text)["input_ids"] for text in (good[0], f"{bad[0]} {bad[1]}", good[1])]
+    alone = [judge.scores([text])[0] for text in texts]
+    assert judge.scores(texts) == pytest.approx(alone, rel=1e-5)
+    assert max(alone) - min(alone) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -6,6 +6,7 @@ import pytest
 import steered
 import torch
 from comparing import assert_same
+from peft import LoraConfig, get_peft_model
 from pico import make_native
 
 import hf_glu
@@ -57,6 +58,17 @@ def test_every_family_has_gates(name):
     assert all(threshold.abs().max() > 1e-4 for threshold in made.thresholds.values())
     stacks = ("encoder.", "decoder.") if model.config.is_encoder_decoder else (STACK.get(name, ""),)
     assert list(made.thresholds) == [f"{stack}layers.{layer}" for stack in stacks for layer in (0, 1)]
+
+
+@pytest.mark.parametrize(("name", "target"), [("gpt2", "c_attn"), ("t5", "q")])
+def test_padding_is_left_out_of_a_wrapped_model(name, target):
+    """A PeftModel without a task hides what the forward inside takes, as compiled models do."""
+    pairs = [[text, f"{text} {text}"][at % 2] for at, text in enumerate(steered.texts()[0])], steered.texts()[1]
+    model = steered.make(name)
+    plain = hf_glu.fit_modulation(model, steered.tokenizer(), *pairs, batch_size=1)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=[target], fan_in_fan_out=name == "gpt2"))
+    found = hf_glu.fit_modulation(wrapped, steered.tokenizer(), *pairs)
+    assert_same(dict(found.thresholds), dict(plain.thresholds), "exact up to rounding")
 
 
 @pytest.mark.parametrize("method", ["pca", "probe"])

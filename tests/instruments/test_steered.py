@@ -176,6 +176,19 @@ def test_generated_tokens_are_those_after_the_prompt():
     torch.testing.assert_close(torch.stack(found.logits, 1), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_mask_of_the_text_isnt_for_what_a_decoder_writes(cached):
+    model = steered.make("t5")
+    made, prompt = steered.fit(model), steered.ids(2, 6)
+    more = {**LENGTH, "use_cache": cached, "output_logits": True, "return_dict_in_generate": True}
+    with made.on(model, 3.0, tokens=torch.ones(2, 6, dtype=torch.bool)):
+        found = model.generate(prompt, **more)
+        read = model.get_encoder()(prompt)
+    expected = model.generate(prompt, encoder_outputs=read, **more)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), **CLOSE)
+    assert (found.logits[0] - model.generate(prompt, **more).logits[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_left_padding_and_beams_keep_strengths_with_their_texts(name):
     model = steered.make(name)

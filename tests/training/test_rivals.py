@@ -18,6 +18,7 @@ from hf_glu.training.comparing.language import compare_language_models
 from hf_glu.training.comparing.statistics import holm, interval, tokens_to
 from hf_glu.training.language import job as job_module
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
+from hf_glu.training.language.tokenizers import train_tokenizer
 from hf_glu.training.results import ComparisonTable
 
 OPTIONS = LanguageTraining(
@@ -86,6 +87,26 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_run(variants, see
     with pytest.raises(HfGluError, match=why):
         compare_language_models(variants, seeds, job, OPTIONS, **more)
     assert not list(job.folder.glob("*/run.json")) if job.folder.exists() else True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "objective", "metric"), [("gpt2", "clm", "kl"), ("bert", "hidden", "hidden_error")])
+def test_taught_models_are_compared_by_what_they_are_taught(family, objective, metric, job, tmp_path):
+    for name, seed in (("model", 0), ("teacher", 1)):
+        head = "BertModel" if objective == "hidden" else None
+        FAMILIES[family].make(head, seed=seed, vocab_size=300).save_pretrained(tmp_path / name)
+        train_tokenizer(make_texts(), 300, objective).save_pretrained(tmp_path / name)
+    taught = LanguageOptions(
+        model=str(tmp_path / "model"), teacher=str(tmp_path / "teacher"), data=job.data, output=job.output
+    )
+    table = compare_language_models(["dense", FAMILIES[family].exact], [0, 1], taught, replace(OPTIONS, lr=1e-3))
+    assert (table["metric"], table["objective"]) == (metric, objective)
+    dense = table["variants"][0]
+    assert table["target_loss"] == max(dense["scores"])
+    for tokens, run in zip(dense["tokens_to_target"], sorted(job.folder.glob("dense-seed*")), strict=True):
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        last = max(line["tokens"] for line in lines)
+        assert 0 < tokens <= last  # both end at the target or below it
 
 
 def test_options_that_would_be_ignored_are_refused(job):

@@ -126,6 +126,9 @@ def test_every_example_once_an_epoch_whatever_the_processes():
     for batch in epochs[0]:
         parts = [part for process in range(3) for part in share(batch, process, 3, 2)]
         assert sorted(index for part in parts for index in part) == sorted(batch)
+    # all have as many passes, where weights are sharded; none more than it takes
+    assert [share(list(range(5)), process, 2, 3) for process in (0, 1)] == [[[0], [2], [4]], [[1], [3], []]]
+    assert [share([7], process, 2, 3) for process in (0, 1)] == [[[7]], [[]]]
     spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in epochs[0]]
     assert sum(spread) / len(spread) < 3
 

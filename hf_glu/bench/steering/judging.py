@@ -20,6 +20,7 @@ from hf_glu.checkpoint.loading import load_model, load_tokenizer
 from hf_glu.errors import OptionError, UnknownNameError, nearest
 from hf_glu.instruments.probe import evaluating
 from hf_glu.instruments.steering.contrast import TextMeans, batches, read_contrast
+from hf_glu.training.data.models import give_padding
 
 DEPTH = 0.6  # of the layers, where a probe reads
 FOLDS = 4
@@ -132,7 +133,9 @@ def load_judge(source: str, label: str | None, tokenizer: Any, batch_size: int) 
     if label is not None and label not in names.values():
         raise UnknownNameError(f"{source} has no label {label!r}; {nearest(label, names.values())}")
     chosen = max(names) if label is None else next(number for number, name in names.items() if name == label)
+    own = load_tokenizer(source)
+    give_padding(found, own)  # by which a decoder's head finds a text's end
     return ClassifierJudge(
-        classifier=found, tokenizer=load_tokenizer(source), label=chosen, decode=tokenizer.decode,
+        classifier=found, tokenizer=own, label=chosen, decode=tokenizer.decode,
         batch_size=batch_size, about=f"{names[chosen]!r} by {source}",
     )  # fmt: skip

@@ -18,7 +18,7 @@ from hf_glu.bench.steering.judging import Judge
 from hf_glu.bench.steering.ways import PROMPT, SteeringWay
 from hf_glu.instruments.perplexity import next_token_perplexity
 from hf_glu.instruments.probe import evaluating, same_randomness
-from hf_glu.instruments.steering.contrast import padded
+from hf_glu.instruments.steering.contrast import padded, padding_id
 
 MOST_UNIT = 64.0
 TEMPERATURE, TOP_K = 0.7, 50
@@ -91,7 +91,8 @@ class SteeringBench:
         return next_token_perplexity(self.model, given, skipped=skipped)[0]
 
     def _padded(self, texts: Sequence[Ids], *, left: bool = False) -> tuple[Tensor, Tensor]:
-        return padded(texts, next(self.model.parameters()).device, left=left)
+        device, fill = next(self.model.parameters()).device, padding_id(self.model.config)
+        return padded(texts, device, fill=fill, left=left)
 
 
 def stretch(bench: SteeringBench, way: SteeringWay, strengths: Sequence[float], budget: float) -> SteeringWay:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.context import Reading
+from hf_glu.activation.context.hooks import TIME_FIRST
 from hf_glu.activation.modulated import ContextSource
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
@@ -121,7 +122,8 @@ def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> l
     if sites:
         check_selection(sites, GluConfig(layers=check_layers(layers)))
     chosen = [site for site in sites if selected(check_layers(layers), site.layer, site.stack)]
-    shift = partial(_shift, threshold=threshold, slope=slope)
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    shift = partial(_shift, threshold=threshold, slope=slope, axis=int(kind in TIME_FIRST))
     handles = [hook_gate(site, shift) for site in chosen]
     for ffn in experts.values() if layers is None else ():
         for bank in banks_of(ffn.banks):
@@ -129,13 +131,14 @@ def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> l
     return handles
 
 
-def _shift(gate: Tensor, *, threshold: Amount, slope: Amount) -> Tensor:
-    return (gate - _per_sequence(threshold, gate)) * _per_sequence(slope, gate)
+def _shift(gate: Tensor, *, threshold: Amount, slope: Amount, axis: int) -> Tensor:
+    return (gate - _per_sequence(threshold, gate, axis)) * _per_sequence(slope, gate, axis)
 
 
-def _per_sequence(amount: Amount, gate: Tensor) -> Amount:
+def _per_sequence(amount: Amount, gate: Tensor, axis: int) -> Amount:
+    """Return amounts as a gate ``[B, T, W]``, or ``[T, B, W]`` where ``axis`` is 1, is multiplied by them."""
     if not isinstance(amount, Tensor) or amount.ndim == 0:
         return amount
-    if gate.ndim != 3 or len(gate) != len(amount):
+    if gate.ndim != 3 or gate.shape[axis] != len(amount):
         raise OptionError(f"{len(amount)} amounts can't be told to the sequences of a gate {list(gate.shape)}")
-    return amount.to(gate).view(-1, 1, 1)
+    return amount.to(gate).view([-1 if at == axis else 1 for at in range(3)])

@@ -8,7 +8,6 @@ Shapes: N texts, n of them in a batch, T tokens, W channels.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_glu.config.traits import longest_text, vocabulary
+from hf_glu.config.traits import longest_text, token_id, vocabulary
 from hf_glu.errors import DataError, HfGluError, OptionError, shown
+from hf_glu.instruments.probe import forward_arguments
 from hf_glu.instruments.recorder import Call, Reached, Watch, run_batches, watching
 
 BATCH, LONGEST = 16, 128
@@ -102,19 +102,27 @@ def check_tokenizer(config: Any, tokenizer: Any, texts: Sequence[Sequence[int]])
 
 def batches(model: nn.Module, texts: Mapping[int, Sequence[int]], size: int) -> Iterator[tuple[list[int], Any]]:
     """Yield batches of texts of about one length, padded on the right: their numbers, and what the forward is given."""
-    names = inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
+    names, device = forward_arguments(model), next(model.parameters()).device
+    fill = padding_id(getattr(model, "config", None))
     order = sorted(texts, key=lambda at: len(texts[at]))
     for begin in range(0, len(order), size):
         numbers = order[begin : begin + size]
-        ids, mask = padded([texts[at] for at in numbers], device)
+        ids, mask = padded([texts[at] for at in numbers], device, fill=fill)
         yield numbers, {"input_ids": ids} | ({"attention_mask": mask} if "attention_mask" in names else {})
 
 
-def padded(texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the ids of texts and which are no padding, both ``[n, T]``; padding is on the right, or ``left``."""
+def padding_id(config: Any) -> int:
+    """Return the token that a model of ``config`` takes for padding, by which some find a text's end; else 0."""
+    found, known = token_id(config, "pad_token_id"), vocabulary(config)
+    return 0 if found is None or (known is not None and found >= known) else found
+
+
+def padded(
+    texts: Sequence[Sequence[int]], device: torch.device, *, fill: int = 0, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the ids of texts, padded with ``fill`` on the right or ``left``, and which are no padding: ``[n, T]``."""
     length = max(map(len, texts))
-    ids, mask = (torch.zeros(len(texts), length, dtype=torch.long) for _ in range(2))
+    ids, mask = (torch.full((len(texts), length), value) for value in (fill, 0))
     for row, text in enumerate(texts):
         place = slice(length - len(text), None) if left else slice(len(text))
         ids[row, place], mask[row, place] = torch.tensor(list(text)), 1

@@ -85,6 +85,8 @@ class Scope:
         """Return which tokens are steered, ``[B or 1, T]``."""
         length = reading.length
         if isinstance(self.tokens, Tensor):
+            if role == "decoder" and prompt() is not None:  # what is generated isn't in the mask, but the text is
+                return torch.zeros(1, length)
             mask, start = _rows(self.tokens, reading.batch, "rows of the mask"), _start(inputs)
             chosen = mask.new_zeros(len(mask), length)
             part = mask[:, start : start + length]

@@ -71,7 +71,8 @@ def compare_language_models(
 
 
 class ComparedLanguageModels(Compared):
-    """Language models: they are compared by their loss on the validation text, in nats a token.
+    """Language models: they are compared by their loss on the validation text, in nats a token; by how far they are
+    from a teacher, where they have one.
 
     Args:
         job, options: as of `Compared`.
@@ -96,7 +97,7 @@ class ComparedLanguageModels(Compared):
     @cached_property
     def task(self) -> str:
         """The objective."""
-        return objective_of(self.skeleton.config, self.job.objective)
+        return objective_of(self.skeleton.config, self.job.objective, taught=bool(self.job.teacher))
 
     @property
     def title(self) -> str:
@@ -224,16 +225,16 @@ class ComparedLanguageModels(Compared):
         table["target_loss"] = target
         for row in table["variants"]:
             done = runs[row["name"]][: len(table["seeds"])]
-            row["tokens_to_target"] = tokens = [tokens_to(curve_of(run), target) for run in done]
+            row["tokens_to_target"] = tokens = [tokens_to(curve_of(run, table["metric"]), target) for run in done]
             known = [each for each in tokens if each is not None]
             row["tokens_mean"] = fmean(known) if len(known) == len(tokens) else None
             row["tokens_interval"] = interval(known) if len(known) == len(tokens) else None
 
 
-def curve_of(run: PlannedRun) -> list[tuple[float, float]]:
-    """Return (tokens, loss) of each evaluation of a run."""
+def curve_of(run: PlannedRun, metric: str) -> list[tuple[float, float]]:
+    """Return (tokens, value of what is compared) of each evaluation of a run."""
     lines = [line for line in read_lines(run.folder / LOG_FILE) if "evaluation" in line]
-    found = [(line["tokens"], line["evaluation"]["loss"]) for line in lines]
+    found = [(line["tokens"], line["evaluation"][metric]) for line in lines]
     return [(tokens, loss) for tokens, loss in found if loss is not None]  # it is null where training diverges
 
 

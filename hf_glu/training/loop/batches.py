@@ -46,6 +46,9 @@ class BatchPlan:
 
 
 def share(batch: Sequence[int], process: int, processes: int, accumulate: int) -> list[list[int]]:
-    """Return the micro-batches of one process: every ``processes``-th example, in ``accumulate`` parts (some empty)."""
-    mine = list(batch[process::processes])
-    return [mine[part::accumulate] for part in range(accumulate)]
+    """Return the micro-batches of one process: every ``processes``-th example, in ``accumulate`` parts at most.
+
+    All processes have as many, of which the last may be empty: where weights are sharded, each pass takes them all.
+    """
+    mine, most = list(batch[process::processes]), math.ceil(len(batch) / processes)
+    return [mine[part::accumulate] for part in range(min(accumulate, most))]

@@ -136,7 +136,6 @@ class TrainingLoop:
         batch, epoch = self.plan[self.progress.step], self.plan.epoch(self.progress.step)
         total = self.examples.items(self.examples.rows(batch), epoch)
         parts = share(batch, self.accelerator.process_index, processes, self.options.accumulate)
-        parts = [part for part in parts if part] or [[]]
         losses = []
         for number, part in enumerate(parts, 1):
             rows = self.examples.rows(part or batch[:1])  # without an example of its own, a process still takes part
