@@ -15,7 +15,7 @@ from hf_glu.bench.coverage.tiny import UNBUILDABLE, model_types, tiny_inputs, ti
 
 from .formulas import ELEMENTWISE
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))
 
 from pico import FAMILIES, NATIVE, make_native
 
@@ -30,7 +30,7 @@ class Source:
     """A model to start from.
 
     Attributes:
-        kind: ``pico``, ``native`` (both of `tests/pico.py`) or ``tiny`` (`hf_glu.bench.coverage.tiny`).
+        kind: ``pico``, ``native`` (both of `tests/helpers/pico.py`) or ``tiny`` (`hf_glu.bench.coverage.tiny`).
         family: a key there.
         head: its class; None: the first.
         activation: another one than the family's own.

@@ -24,7 +24,7 @@ from .activations import causal, constants_of, copies, draw_name, draw_options, 
 from .formulas import Name
 from .running import Tally, main
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))
 
 from pico import FAMILIES
 
@@ -71,7 +71,7 @@ class Case:
     """One FFN.
 
     Attributes:
-        family: of `tests/pico.py`.
+        family: of `tests/helpers/pico.py`.
         name, options: of its activation.
         switch: what is switched on for the model.
         between: of `BETWEEN`.

@@ -354,7 +354,7 @@ if trainer.is_world_process_zero():
 @pytest.mark.parametrize("asks", ["asks", "silent"])
 def test_two_processes_train_every_loss_once(asks, tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[1] / "helpers")
     for count in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         told = [str(tmp_path / "two.py"), str(tmp_path), tests, str(4 // count), asks]

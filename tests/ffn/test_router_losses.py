@@ -233,7 +233,7 @@ for way in WAYS:
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path):
     expected = step(made("gpt2"), "mean", ROWS, 1)
-    store, tests = str(tmp_path / "store"), str(Path(__file__).parents[1])
+    store, tests = str(tmp_path / "store"), str(Path(__file__).parents[1] / "helpers")
     both = [subprocess.Popen([sys.executable, "-c", TWO, str(rank), store, tests]) for rank in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     for path in (f"{store}-{way}-{rank}" for way in WAYS for rank in range(2)):

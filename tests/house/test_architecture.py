@@ -64,7 +64,7 @@ def test_the_tests_mirror_the_rooms():
 
 def test_no_test_imports_another_test():
     found = {path.name for path in (ROOT / "tests").rglob("*.py") if OTHER_TEST.search(path.read_text())}
-    assert not found, "what tests share lies beside them, in tests/"
+    assert not found, "what tests share lies in tests/helpers/"
     assert OTHER_TEST.search("from " + "test_stateful import awake")
 
 

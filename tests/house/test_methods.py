@@ -1,4 +1,4 @@
-"""What every method promises, asked of each row of the table in tests/methods.py; no method is named here."""
+"""What every method promises, asked of each row of the table in tests/helpers/methods.py; no method is named here."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
         experts.loss = None
     if not model.training:
         return args, kwargs
-    if getattr(model.config, CHUNKS, 0) and any(getattr(one, CHUNKS, 0) and _experts(one) for one in model.modules()):
+    if any(vars(one).get(CHUNKS) and _experts(one) for one in model.modules()):
         raise OptionError(f"experts are trained on whole texts, not on chunks of them: set {CHUNKS} to 0")
     for experts in found:
         refuse_accumulation(experts)

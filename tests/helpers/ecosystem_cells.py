@@ -1,7 +1,7 @@
 """The matrix: every tool that is tried around a model, and what comes of it for each kind of FFN.
 
 A cell is ``same`` numbers, unless the tool's row says with which words it is refused. ``docs/results/ecosystem.md`` is
-this table: ``python tests/ecosystem_cells.py > docs/results/ecosystem.md``.
+this table: ``python tests/helpers/ecosystem_cells.py > docs/results/ecosystem.md``.
 """
 
 from __future__ import annotations
