@@ -134,6 +134,19 @@ def test_gradients_in_double_precision():
     assert torch.autograd.gradcheck(ffn, (x,), nondet_tol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the tracer
+def test_traced_experts_give_what_half_precision_cannot_hold():
+    ffn = make_ffn(dtype=torch.float16)
+    for bank in banks_of(ffn):  # as T5 keeps its out-projections
+        bank.out_proj.data = 1e6 * bank.out_proj.data.float()
+    x = torch.randn(1, 5, 16).half()
+    with torch.no_grad():
+        expected, traced = ffn(x), torch.jit.trace(ffn, (x,), check_trace=False)(x)
+    assert traced.dtype == expected.dtype == torch.float32
+    assert expected.abs().max() > torch.finfo(torch.float16).max
+    assert (traced - expected).abs().max() < 1e-2 * expected.abs().max()  # what float16 rounds before
+
+
 def test_an_empty_batch_and_experts_without_a_token():
     ffn = make_ffn(top_k=1).train()
     assert ffn(torch.zeros(0, 16)).shape == (0, 16)

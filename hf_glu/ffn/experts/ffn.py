@@ -114,7 +114,7 @@ class ExpertFFN(OwnedModule):
 
     def traced(self, x: Tensor) -> Tensor:
         """Apply the experts by operations that any tracer can write down."""
-        return self._drop(tracing.experts(x, self.router, self.banks, self.shared))
+        return self._drop(tracing.experts(x, self.router, self.banks, self.shared).to(self._dtype(x)))
 
     def _drop(self, out: Tensor) -> Tensor:
         return out if self.dropout is None else self.dropout(out)

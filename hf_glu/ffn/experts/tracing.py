@@ -24,7 +24,7 @@ from hf_glu.ffn.experts.group import Bank, banks_of
 
 
 def experts(x: Tensor, router: nn.Module, banks: nn.Module, shared: nn.Module) -> Tensor:
-    """Return what an FFN of experts computes of ``x`` ``[..., H]``, before dropout."""
+    """Return what an FFN of experts computes of ``x`` ``[..., H]``, in float32 at least, before dropout."""
     tokens = x.reshape(-1, x.shape[-1])
     routing = router(tokens)
     each = [(bank, expert) for bank in banks_of(banks) for expert in range(bank.count)]
@@ -32,7 +32,7 @@ def experts(x: Tensor, router: nn.Module, banks: nn.Module, shared: nn.Module) -
     for bank in banks_of(shared):
         for expert in range(bank.count):
             out = out + _expert(bank, expert, tokens).to(out.dtype)
-    return out.to(x.dtype).view(x.shape)
+    return out.view(x.shape)
 
 
 def _routed(tokens: Tensor, chosen: Tensor, scale: Tensor, scores: Tensor, each: list[tuple[Any, int]]) -> Tensor:
