@@ -1,6 +1,6 @@
 """The documents' table of benches, from what ``hf-glu bench --save`` wrote: ``python recipes/bench_table.py``.
 
-The ratios are `recipes/bench/cpu.json` (float32) and `recipes/bench/cpu-bf16.json`; a test holds
+The ratios are `recipes/bench/cpu.json` and `start.json` (float32), and `cpu-bf16.json`; a test holds
 docs/results/benchmarks.md to this table.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "bench"
-FILES = {"fp32": FOLDER / "cpu.json", "bf16": FOLDER / "cpu-bf16.json"}
+FILES = {"fp32": (FOLDER / "cpu.json", FOLDER / "start.json"), "bf16": (FOLDER / "cpu-bf16.json",)}
 WORDS = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
 
 
@@ -39,10 +39,10 @@ LINES = tuple(Line(**line) for line in WORDS["lines"])
 Data = dict[str, Any]
 
 
-def read(path: Path) -> dict[str, Data]:
-    """Return the benches of a file by name; none where there is no file."""
-    benches = json.loads(path.read_text(encoding="utf-8"))["benches"] if path.exists() else []
-    return {bench["bench"]: bench for bench in benches}
+def read(dtype: str) -> dict[str, Data]:
+    """Return the benches of a dtype by name."""
+    found = [json.loads(path.read_text(encoding="utf-8"))["benches"] for path in FILES[dtype]]
+    return {bench["bench"]: bench for benches in found for bench in benches}
 
 
 def rows(line: Line, benches: dict[str, Data]) -> list[Data]:
@@ -114,7 +114,7 @@ def _joined(cells: Iterable[str]) -> str:
 
 def main() -> None:
     """Print the table."""
-    print(table({dtype: read(path) for dtype, path in FILES.items()}))
+    print(table({dtype: read(dtype) for dtype in FILES}))
 
 
 if __name__ == "__main__":

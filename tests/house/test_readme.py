@@ -77,7 +77,7 @@ def test_its_figures_are_those_of_the_result_files():
     exact = re.search(r"^(\d+ of \d+) exact\.$", (ROOT / "COVERAGE.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert exact[1] in rows[1]
     line = next(line for line in bench_table.LINES if line.contender == "swiglu, save_memory" and line.show == "mean")
-    assert f"| {bench_table.memory(line, bench_table.read(bench_table.FILES['fp32']))} |" in rows[2]
+    assert f"| {bench_table.memory(line, bench_table.read('fp32'))} |" in rows[2]
 
 
 SAMPLE = """# Title
