@@ -426,6 +426,37 @@ def test_healing_drops_nothing(folders, corpus):
     assert_same(*found, "bitwise")
 
 
+def test_a_live_teacher_drops_nothing_whatever_its_mode_and_dtype(folders, corpus):
+    """Half precision of the same weights, in training mode, teaches what they do in float32."""
+    tokenizer, found = AutoTokenizer.from_pretrained(folders["clm"][0]), []
+    teacher = load_model(folders["clm"][0]).bfloat16().float()
+    for dropping in (False, True):
+        model = load_model(folders["clm"][1])
+        for module in teacher.modules():
+            if dropping and isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        if dropping:
+            teacher.bfloat16().train()
+            teacher.transformer.h[0].eval()
+        report = hf_glu.heal(model, teacher, corpus, tokenizer=tokenizer, max_steps=1, batch_size=4, precision="no")
+        found.append((report["before"], report["after"]))
+    assert found[0] == found[1]
+    assert teacher.dtype == torch.bfloat16
+    assert [block.training for block in teacher.transformer.h] == [False, True]
+
+
+def test_a_teacher_reads_whole_blocks_and_each_document_alone(folders, corpus):
+    tokenizer, model = AutoTokenizer.from_pretrained(folders["clm"][0]), load_model(folders["clm"][1])
+    short = FAMILIES["gpt2"].make(vocab_size=SIZE, n_positions=32, n_layer=2)
+    more = {"tokenizer": tokenizer, "max_steps": 1, "batch_size": 2, "precision": "no"}
+    assert hf_glu.heal(model, short, corpus, **more)["after"]["kl"] > 0  # in blocks of 32 tokens
+    with pytest.raises(OptionError, match="max_length=64 is too long for model and teacher, which read 32 tokens"):
+        hf_glu.heal(model, short, corpus, max_length=64, **more)
+    config = transformers.MambaConfig(vocab_size=SIZE, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.raises(OptionError, match="mamba doesn't keep packed documents apart"):
+        hf_glu.heal(model, transformers.MambaForCausalLM(config), corpus, documents="separate", **more)
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_model_healed_in_mixed_precision_has_its_own_forward_again(stop, folders, corpus, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(folders["hidden"][0])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -16,22 +18,26 @@ from covering import few
 from datasets import Dataset
 from pico import FAMILIES, make_native
 from taskdata import WORDS, make_texts
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional
 
 import hf_glu
 from hf_glu import cli
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError
 from hf_glu.ffn.experts import find_experts
+from hf_glu.instruments.activity import activation_statistics
 from hf_glu.training.language import job as job_module
 from hf_glu.training.language.apart import check_apart
-from hf_glu.training.language.blocks import BYTES, IDS, POSITIONS, Cutter, Frame
+from hf_glu.training.language.blocks import BEGINS, BYTES, IDS, POSITIONS, Cutter, Frame
 from hf_glu.training.language.examples import BlockExamples, measure
 from hf_glu.training.language.job import LanguageRun
-from hf_glu.training.language.objectives import IGNORED, OBJECTIVES, VALIDATION, hide_spans, objective_of
+from hf_glu.training.language.objectives import IGNORED, OBJECTIVES, VALIDATION, objective_of
 from hf_glu.training.language.options import FROM_SCRATCH, LanguageOptions, LanguageTraining, language_options
 from hf_glu.training.language.pretraining import perplexity, run_language
 from hf_glu.training.language.reading import TEXT, find_files, is_local, read_documents, split_documents
+from hf_glu.training.language.spans import hide_spans
 from hf_glu.training.language.tokenizers import train_tokenizer
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
@@ -109,6 +115,14 @@ def test_every_kind_of_file_is_read_alike(corpus, tmp_path):
     assert is_local(["user/name.txt"])
 
 
+def test_strings_of_all_kinds_are_joined(corpus, tmp_path):
+    large = pyarrow.table({TEXT: pyarrow.array(["one", "two"], pyarrow.large_string())})  # as pandas and polars write
+    pyarrow.parquet.write_table(large, tmp_path / "large.parquet")
+    (tmp_path / "plain.txt").write_text("three\n\nfour")
+    found = read_documents([str(tmp_path / "large.parquet"), str(tmp_path / "plain.txt")])
+    assert list(found[TEXT]) == ["one", "two", "three", "four"]
+
+
 def test_a_changed_file_is_read_anew_whatever_its_name_and_time(tmp_path):
     import os
 
@@ -137,6 +151,17 @@ def test_text_that_cannot_be_read_is_one_line(name, content, column, why, tmp_pa
     with pytest.raises(DataError, match=why) as raised:
         read_documents([str(tmp_path / name)], column=column)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+@pytest.mark.parametrize(
+    ("name", "content"), [("latin.txt", "caf\xe9".encode("latin-1")), ("broken.jsonl", b'{"text": "a"}\n{"text": \n')]
+)
+def test_a_stream_that_cannot_be_read_is_one_line(name, content, bases, corpus, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    job = job_of(bases, corpus, stream=True, validation=str(corpus / "texts.txt"))
+    with pytest.raises(DataError, match="the text can't be read"):
+        LanguageRun(replace(job, data=[str(tmp_path / name)]), OPTIONS).run()
 
 
 def test_documents_are_split_by_the_seed():
@@ -196,26 +221,32 @@ def test_framed_blocks_have_special_tokens_around_them(separate, tokenizers):
 
 
 def test_spans_and_what_is_left_are_the_text(tokenizers):
+    """The n-th sentinel of the inputs stands for what follows the n-th one of the labels, wherever the spans are."""
     tokenizer = tokenizers["span"]
     objective = OBJECTIVES["span"](tokenizer, LanguageOptions(mask=0.3))
-    ids = [*tokenizer(" ".join(WORDS * 3))[IDS]]
-    found = objective.targets({IDS: ids}, np.random.default_rng(0))
-    sentinels = {tokenizer.convert_tokens_to_ids(f"<extra_id_{number}>"): number for number in range(100)}
-    spans: dict[int, list[int]] = {}
-    for token in found["labels"][:-1]:
-        if token in sentinels:
-            current = spans.setdefault(token, [])
-        elif not spans:
-            current = spans.setdefault(-1, [])
-            current.append(token)
-        else:
-            current.append(token)
-    # the target names the gaps in order: taken together, the two are the text
-    assert found["labels"][-1] == found[IDS][-1] == tokenizer.eos_token_id
-    inputs = [token for token in found[IDS][:-1] if token not in sentinels]
-    targets = [token for token in found["labels"][:-1] if token not in sentinels]
-    assert sorted(inputs + targets) == sorted(ids[:-1])
-    assert len(targets) == round(0.3 * (len(ids) - 1))
+    ids, first = [*tokenizer(" ".join(WORDS * 3))[IDS]][-30:], set()
+    for seed in range(60):
+        found = objective.targets({IDS: ids}, np.random.default_rng(seed))
+        assert found["labels"].pop() == found[IDS].pop() == tokenizer.eos_token_id
+        spans: dict[int, list[int]] = {}
+        for token in found["labels"]:
+            if token in objective.sentinels:
+                assert token == objective.sentinels[len(spans)]
+                spans[token] = []
+            else:
+                spans[list(spans)[-1]].append(token)
+        hidden = [token for span in spans.values() for token in span]
+        assert len(hidden) == round(0.3 * (len(ids) - 1))
+        assert [each for token in found[IDS] for each in spans.get(token, [token])] == ids[:-1]
+        first.add(found[IDS][0] == objective.sentinels[0])
+    assert first == {True, False}  # a text's first token is hidden at times
+
+
+def test_more_spans_than_sentinels_are_refused(bases, corpus):
+    job = job_of(bases, corpus, "span", mask=0.5, span=1.0)
+    with pytest.raises(OptionError, match="a block of 400 tokens has 200 spans, and the tokenizer 100 sentinels"):
+        LanguageRun(job, replace(OPTIONS, max_length=400))
+    assert LanguageRun(job, replace(OPTIONS, max_length=190)).cutter.length == 190
 
 
 @pytest.mark.parametrize(
@@ -268,6 +299,28 @@ def test_whole_words_are_masked_whole(tokenizers):
     assert 0.1 < sum(found == {True} for found in by_word.values()) / len(by_word) < 0.6
 
 
+def test_words_of_a_tokenizer_that_doesnt_part_them():
+    """Gemma's and Llama's tokenizers take a whole text for one word."""
+    inner = Tokenizer(models.BPE(unk_token="[UNK]"))
+    inner.normalizer = normalizers.Replace(" ", "\u2581")
+    inner.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    inner.train_from_iterator(
+        make_texts(), trainers.BpeTrainer(vocab_size=200, special_tokens=list(special.values()), show_progress=False)
+    )
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")  # of which there is none any more
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    text = "the film was  wonderful"
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(text)[IDS])
+    assert set(tokenizer(text).word_ids()) == {0}
+    assert len(pieces) > 5
+    cut = Cutter(tokenizer=tokenizer, length=64, framed=True, words=True).cut(Dataset.from_dict({TEXT: [text]}))
+    words: list[str] = []
+    for piece, begins in zip(pieces, cut[0][BEGINS], strict=True):
+        words = [*words, piece] if begins else [*words[:-1], words[-1] + piece]
+    assert [word.replace("\u2581", " ").strip() for word in words] == text.split()
+
+
 def test_the_objective_goes_by_the_models_class():
     found = {name: objective_of(FAMILIES[name].make_config(), "auto") for name in ("bert", "gpt2", "t5", "bart")}
     assert found == {"bert": "mlm", "gpt2": "clm", "t5": "span", "bart": "span"}
@@ -307,10 +360,30 @@ def test_packed_documents_do_not_see_each_other(name, tokenizers):
     assert total == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_model_that_sees_its_neighbours_is_refused():
-    config = transformers.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(OptionError, match="mamba doesn't keep packed documents apart"):
-        check_apart(transformers.MambaForCausalLM(config))
+def test_statistics_of_packed_documents_are_those_of_each_alone(corpus, tokenizers, tmp_path):
+    model = make_native("llama", vocab_size=SIZE)
+    for parameter in model.parameters():
+        parameter.data *= 6 if parameter.ndim == 2 else 1
+    model.save_pretrained(tmp_path)
+    tokenizers["clm"].save_pretrained(tmp_path)
+    data = [str(corpus / "texts.jsonl")]
+    job = LanguageOptions(model=str(tmp_path), data=data, documents="separate", validation_share=0.3, validation_size=4)
+    made, alone = LanguageRun(job, OPTIONS), []
+    for row in range(len(made.validation)):
+        ids, places = made.validation.block(row)[IDS], made.validation.block(row)[POSITIONS]
+        starts = [at for at, place in enumerate(places) if place == 0]
+        alone += [{"input_ids": torch.tensor([ids[a:b]])} for a, b in pairwise([*starts, len(ids)])]
+    assert len(alone) > len(made.validation)
+    expected = activation_statistics(made.model, alone)
+    for row, wanted in zip(made.facts()["activations"], expected, strict=True):
+        assert row["gate_std"] == pytest.approx(wanted["gate_std"], rel=1e-5)
+        assert row["open"] == pytest.approx(wanted["open"], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mamba", "reformer"])
+def test_a_model_that_sees_its_neighbours_is_refused(family):
+    with pytest.raises(OptionError, match=f"{family} doesn't keep packed documents apart"):
+        check_apart(tiny_model(family))
 
 
 # runs
@@ -471,6 +544,22 @@ def test_perplexity_is_that_of_the_formula(max_length, bases, corpus, tokenizers
         total / count / math.log(2) * len(stream) / size, rel=1e-5
     )
     assert found["tokens"] == len(stream)
+
+
+def test_what_is_random_or_says_nothing_is_not_measured(bases, tokenizers, corpus, tmp_path, caplog):
+    FAMILIES["bert"].make("BertModel", vocab_size=SIZE).save_pretrained(tmp_path / "headless")
+    tokenizers["mlm"].save_pretrained(tmp_path / "headless")
+    data, short = str(corpus / "texts.txt"), tmp_path / "short.txt"
+    with pytest.raises(CheckpointError, match=r"headless lacks weights of BertForMaskedLM, such as cls\."):
+        perplexity(str(tmp_path / "headless"), data)
+    job = LanguageOptions(model=str(tmp_path / "headless"), data=[data])
+    LanguageRun(job, OPTIONS)
+    assert "lacks weights of BertForMaskedLM" in caplog.text
+    short.write_text("a")  # of which the masks of this seed hide nothing
+    with pytest.raises(DataError, match="too short: no token of it is predicted"):
+        perplexity(bases["mlm"], str(short), max_length=16)
+    with pytest.raises(DataError, match="too short"):
+        LanguageRun(job_of(bases, corpus, "mlm", validation=str(short)), OPTIONS)
 
 
 def test_the_public_functions(bases, corpus):

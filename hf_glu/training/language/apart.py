@@ -1,7 +1,8 @@
-"""Whether a model keeps packed documents apart, where their positions begin again."""
+"""Keeping packed documents apart, where their positions begin again: how a model is called, and whether it does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,17 @@ import torch
 from hf_glu.config.traits import vocabulary
 from hf_glu.errors import OptionError
 from hf_glu.instruments.probe import evaluating
+from hf_glu.training.language.blocks import IDS, POSITIONS
 
 TOKENS = 6  # of each of two documents
 SAME = 1e-4  # of the largest logit
 # where a cache is made, as by default, Transformers doesn't look for packed documents
 PACKED = {"use_cache": False}
+
+
+def apart(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model is given of a batch, so that documents that are packed in it don't see each other."""
+    return {**batch, **(PACKED if POSITIONS in batch else {})}
 
 
 def check_apart(model: Any) -> None:
@@ -27,8 +34,8 @@ def check_apart(model: Any) -> None:
     places = torch.arange(TOKENS, device=device).repeat(2)
     with evaluating(model):
         try:
-            packed = model(input_ids=ids.reshape(1, -1), position_ids=places[None], **PACKED).logits
-        except TypeError:
+            packed = model(**apart({IDS: ids.reshape(1, -1), POSITIONS: places[None]})).logits
+        except (TypeError, ValueError, RuntimeError):  # it takes no positions, or not these
             packed = None
         alone = model(input_ids=ids).logits.reshape(1, 2 * TOKENS, -1)
     if packed is None or not torch.allclose(packed, alone, rtol=0.0, atol=SAME * float(alone.abs().max())):

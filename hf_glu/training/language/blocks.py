@@ -11,6 +11,7 @@ from hf_glu.errors import DataError, OptionError
 from hf_glu.training.language.reading import TEXT, Documents
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IDS, POSITIONS, BEGINS, BYTES = "input_ids", "position_ids", "begins_word", "bytes"
@@ -85,7 +86,7 @@ class Cutter:
         )
         columns = {IDS: found[IDS], BYTES: [len(text.encode("utf-8", "replace")) for text in texts]}
         if self.words:
-            columns[BEGINS] = [_begins(found.word_ids(number)) for number in range(len(texts))]
+            columns[BEGINS] = [_begins(text, found[number]) for number, text in enumerate(texts)]
         return columns
 
     def join(self, batch: Columns) -> Columns:
@@ -114,9 +115,20 @@ class Cutter:
         return {**blocks, BYTES: [total * len(ids) / tokens for ids in blocks[IDS]]}
 
 
-def _begins(words: Sequence[int | None]) -> list[bool]:
-    """Return which tokens begin a word, of the words that they belong to."""
-    return [word is None or at == 0 or word != words[at - 1] for at, word in enumerate(words)]
+def _begins(text: str, tokens: Encoding) -> list[bool]:
+    """Return which tokens of a text begin a word: those that the tokenizer says, and those after a space.
+
+    To some tokenizers (Gemma's, Llama's) a whole text is one word.
+    """
+    found, words = list[bool](), tokens.word_ids
+    before, last = "", 0
+    for at, (begin, end) in enumerate(tokens.offsets):
+        own = text[begin:end]
+        apart = own[:1].isspace() or before[-1:].isspace() or begin > last
+        spaced = apart and not before.isspace()  # a space by itself belongs to the word after it
+        found.append(at == 0 or spaced or words[at] is None or words[at] != words[at - 1])
+        before, last = own, end
+    return found
 
 
 def _pieces(values: list[Any], size: int) -> list[list[Any]]:

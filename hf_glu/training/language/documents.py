@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_glu.training.language.options import LanguageOptions
-from hf_glu.training.language.reading import TEXT, Documents, read_documents, split_documents
+from hf_glu.training.language.reading import TEXT, Documents, read_documents, reading_rows, split_documents
 
 OF_TOKENIZER = 100_000  # documents of a stream that a tokenizer is trained on
 CALIBRATED = 2000  # letters of a document that a conversion is fitted on
@@ -23,11 +23,13 @@ def read_both(job: LanguageOptions) -> tuple[Documents, Documents]:
 
 def tokenizer_texts(job: LanguageOptions, documents: Documents) -> list[str]:
     """Return the texts that a tokenizer is trained on: of a stream the first ones."""
-    return [row[TEXT] for row in (documents.take(OF_TOKENIZER) if job.stream else documents)]
+    with reading_rows():
+        return [row[TEXT] for row in (documents.take(OF_TOKENIZER) if job.stream else documents)]
 
 
 def calibration_documents(job: LanguageOptions, documents: Documents) -> list[str]:
     """Return the beginnings of the first documents, which a conversion is fitted on."""
     count = job.calibration
     rows = documents.take(count) if job.stream else documents.select(range(min(count, len(documents))))
-    return [row[TEXT][:CALIBRATED] for row in rows]
+    with reading_rows():
+        return [row[TEXT][:CALIBRATED] for row in rows]

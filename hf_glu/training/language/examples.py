@@ -15,9 +15,10 @@ from torch import Tensor
 from hf_glu.config.showing import progress_bar
 from hf_glu.errors import DataError
 from hf_glu.training.data.prediction import eval_mode
-from hf_glu.training.language.apart import PACKED
-from hf_glu.training.language.blocks import BYTES, IDS, POSITIONS
+from hf_glu.training.language.apart import apart
+from hf_glu.training.language.blocks import BYTES, IDS
 from hf_glu.training.language.objectives import IGNORED, VALIDATION, Objective, collate
+from hf_glu.training.language.reading import reading_rows
 from hf_glu.training.loop.accelerating import merge
 from hf_glu.training.loop.batches import BatchPlan
 from hf_glu.training.loop.examples import Batch
@@ -91,7 +92,7 @@ class BlockExamples:
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the tokens that are predicted, in nats."""
-        loss: Tensor = model(**batch, **(PACKED if POSITIONS in batch else {})).loss
+        loss: Tensor = model(**apart(batch)).loss
         return loss
 
 
@@ -135,9 +136,10 @@ class StreamExamples(BlockExamples):
         for epoch in count():
             self._stream.set_epoch(epoch)
             before = self._read
-            for block in self._stream:
-                self._read += 1
-                yield block
+            with reading_rows():
+                for block in self._stream:
+                    self._read += 1
+                    yield block
             if self._read == before:
                 raise DataError("there is no text in the data")
 
@@ -154,6 +156,16 @@ class StreamExamples(BlockExamples):
                 del self._kept[next(iter(self._kept))]
             self._kept[self._read - 1] = block
         return self._kept[row]
+
+
+def check_predicted(examples: BlockExamples) -> None:
+    """Check that there is something to measure.
+
+    Raises:
+        DataError: nothing of the text is predicted: it is so short that no mask hides any of it.
+    """
+    if not any(examples.items([row], VALIDATION) for row in range(len(examples))):
+        raise DataError("the text to measure on is too short: no token of it is predicted")
 
 
 def measure(

@@ -65,7 +65,7 @@ class LiveRun(LanguageRun):
         return self.live, self.reading, OBJECTIVES[name](self.reading, self.job)
 
     def load_teacher(self) -> PreTrainedModel:
-        """Return the live teacher, or load it."""
+        """Return the live teacher as a loaded one is, in float32 and eval mode, or load it."""
         if isinstance(self.given, str):
             return super().load_teacher()
         if self.given is self.live:
@@ -76,8 +76,8 @@ class LiveRun(LanguageRun):
                     f"the teacher, {type(self.given).__name__}, has no such head as {type(self.live).__name__}: "
                     "objective=hidden compares hidden states only"
                 )
-        found: PreTrainedModel = self.given
-        return found
+        found: PreTrainedModel = self.given.eval()
+        return found if getattr(found, "is_quantized", False) else found.float()
 
 
 def heal(
@@ -154,13 +154,14 @@ def _options(
 
 @contextmanager
 def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
-    """Give a live model its dtypes, device, mode and trainable parameters back after the block."""
+    """Give a live model its dtypes, device, modes and trainable parameters back after the block."""
     if isinstance(model, str):
         yield
         return
     tensors = {name: (each.dtype, each.device) for name, each in _tensors(model).items()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    training, checkpointing, forward = model.training, model.is_gradient_checkpointing, own_forward(model)
+    modes = {module: module.training for module in model.modules()}
+    checkpointing, forward = model.is_gradient_checkpointing, own_forward(model)
     try:
         yield
     finally:
@@ -173,7 +174,8 @@ def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
                 each.grad = None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
         if model.is_gradient_checkpointing and not checkpointing:
             model.gradient_checkpointing_disable()
 

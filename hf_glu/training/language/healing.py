@@ -32,8 +32,8 @@ from hf_glu.ffn.sites import Site, find_sites
 from hf_glu.instruments.probe import with_decoder
 from hf_glu.instruments.recorder import Call, Watch, watching
 from hf_glu.instruments.tokens import Tokens
-from hf_glu.training.language.apart import PACKED
-from hf_glu.training.language.blocks import IDS, POSITIONS
+from hf_glu.training.language.apart import apart
+from hf_glu.training.language.blocks import IDS
 from hf_glu.training.language.objectives import HIDDEN, IGNORED, Objective
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.language.teachers import check_alike
@@ -157,7 +157,7 @@ class Healing:
             found[LABELS] = batch[LABELS]
         elif not self.logits:
             found = with_decoder(self.teacher, found)
-        return found | (PACKED if POSITIONS in batch else {})
+        return apart(found)
 
     def _outputs(self, seen: list[Seen], batch: Batch) -> Tensor:
         """Return the mean relative error of the FFNs' outputs."""

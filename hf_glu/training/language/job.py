@@ -17,11 +17,11 @@ from hf_glu.ffn.config_fields import activation_of
 from hf_glu.instruments.activity import activation_statistics, expert_loads
 from hf_glu.instruments.adaptive import adaptive_statistics
 from hf_glu.instruments.probe import with_decoder
-from hf_glu.training.language.apart import check_apart
+from hf_glu.training.language.apart import apart, check_apart
 from hf_glu.training.language.blocks import Cutter
 from hf_glu.training.language.documents import calibration_documents, read_both, tokenizer_texts
 from hf_glu.training.language.dropout import without_dropout
-from hf_glu.training.language.examples import SHUFFLED, BlockExamples, StreamExamples, measure
+from hf_glu.training.language.examples import SHUFFLED, BlockExamples, StreamExamples, check_predicted, measure
 from hf_glu.training.language.healing import TaughtExamples, make_healing
 from hf_glu.training.language.likeness import Likeness
 from hf_glu.training.language.models import block_length, load_language_model, make_language_model
@@ -75,17 +75,20 @@ class LanguageRun(TrainingRun):
         self.model, self.tokenizer, self.objective = self.load()
         self.teacher = self.load_teacher() if job.teacher else None
         self.entry["task"] = self.objective.name
+        readers = [each for each in (self.model, self.teacher) if each is not None]
+        configs = [each.config for each in readers]
         self.cutter = Cutter(
             tokenizer=self.tokenizer,
-            length=block_length(options.max_length, self.model.config, self.tokenizer),
+            length=block_length(options.max_length, self.objective, self.tokenizer, *configs),
             framed=self.objective.framed,
             separate=job.documents == "separate" or self.objective.name == HIDDEN,  # an embedder reads texts one by one
             words=job.whole_words,
         )
-        if self.cutter.separate and not self.cutter.framed:
-            check_apart(self.model)
+        for each in readers if self.cutter.separate and not self.cutter.framed else ():
+            check_apart(each)
         self.train = self.blocks(self.documents)
         self.validation = self.blocks(held, job.validation_size)
+        check_predicted(self.validation)
         self.prepare()
         if job.config:
             self.name_new()
@@ -178,6 +181,7 @@ class LanguageRun(TrainingRun):
         if self.objective.name == HIDDEN or not self.model.config.is_encoder_decoder:
             for batch in inputs:
                 del batch["labels"]
+        inputs = [apart(batch) for batch in inputs]
         healing: HealingFacts | None = None if self.teacher is None else self.likeness.facts(str(self.job.teacher))
         return {
             "main": [self.metric],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.checkpoint.loading import forget_code, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.config.traits import cut_at, vocabulary
-from hf_glu.errors import OptionError, nearest, shown
+from hf_glu.errors import CheckpointError, OptionError, nearest, shown
 from hf_glu.training.data.models import give_padding
 from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of
 from hf_glu.training.language.options import LONGEST_BLOCK, LanguageOptions
@@ -27,23 +28,30 @@ from hf_glu.training.language.tokenizers import train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 # what a config calls the ids of special tokens, and what a tokenizer does
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def load_language_model(
-    options: LanguageOptions, seed: int
+    options: LanguageOptions, seed: int, *, whole: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Objective]:
     """Load a pretrained model for its objective, in float32, with its tokenizer.
 
+    Args:
+        options: say which.
+        seed: of a head that the checkpoint doesn't have, which a warning tells of.
+        whole: whether it must have one.
+
     Raises:
-        CheckpointError: it can't be found or loaded.
+        CheckpointError: it can't be found or loaded, or lacks weights.
         OptionError: it can't be trained so.
     """
     import transformers
 
     source = options.model
-    set_seed(seed)  # a head that the checkpoint doesn't have
+    set_seed(seed)
     if is_gguf(source):
         model, tokenizer = load_gguf(source), load_gguf_tokenizer(source)
         name = objective_of(model.config, options.objective)
@@ -57,7 +65,13 @@ def load_language_model(
         tokenizer = load_tokenizer(folder)
         name = objective_of(config, options.objective, taught=bool(options.teacher))
         kind = model_class(name, config)
-        model = kind.from_pretrained(folder, dtype=torch.float32)
+        model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        if whole:
+            raise CheckpointError(f"{source} lacks weights of {type(model).__name__}, such as {missing[0]}")
+        _log.warning(
+            "%s lacks weights of %s, such as %s: they begin at random", source, type(model).__name__, missing[0]
+        )
     forget_code(model.config)
     return _ready(model, tokenizer, name, options)
 
@@ -167,18 +181,21 @@ def _ready(
     return model, tokenizer, OBJECTIVES[name](tokenizer, options)
 
 
-def block_length(asked: int | None, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a block has.
+def block_length(
+    asked: int | None, objective: Objective, tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig
+) -> int:
+    """Return how many tokens a block has that all models of ``configs`` read: a student and its teacher, say.
 
     Raises:
-        OptionError: more than the model reads.
+        OptionError: more than they read, or than the objective takes.
     """
-    limit = cut_at(config, tokenizer, sys.maxsize)
+    limit = min(cut_at(config, tokenizer, sys.maxsize) for config in configs)
     if asked is not None and asked > limit:
-        raise OptionError(
-            f"max_length={asked} is too long for the model, which reads {limit} tokens: give at most that"
-        )
-    return asked or min(limit, LONGEST_BLOCK)
+        readers = "the model, which reads" if len(configs) == 1 else "model and teacher, which read"
+        raise OptionError(f"max_length={asked} is too long for {readers} {limit} tokens: give at most that")
+    length = asked or min(limit, LONGEST_BLOCK)
+    objective.check(length)
+    return length
 
 
 def config_file(text: str) -> Path | None:

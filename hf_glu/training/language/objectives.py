@@ -6,8 +6,9 @@ resumed run, train on the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from hf_glu.errors import OptionError
 from hf_glu.training.language.blocks import BEGINS, IDS, POSITIONS
 from hf_glu.training.language.options import LanguageOptions
+from hf_glu.training.language.spans import count_spans, find_sentinels, hide_spans, take_out
 from hf_glu.training.loop.examples import Batch
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 VALIDATION = -1  # in place of the pass over the data: the same masks each time
-SENTINEL = "<extra_id_{}>"
 HIDDEN = "hidden"
 Block = Mapping[str, Any]
 
@@ -46,9 +47,20 @@ class Objective(Protocol):
         """Return inputs and labels of a block; its labels are `IGNORED` where nothing is predicted."""
         ...
 
+    def check(self, length: int) -> None:
+        """Raise OptionError where blocks of ``length`` tokens are too long for it."""
+        ...
+
+
+class AnyLength:
+    """What an objective is whose blocks may have any length."""
+
+    def check(self, length: int) -> None:
+        """Do nothing."""
+
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(AnyLength):
     """Causal language modelling: each token of a block from those before it."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,7 +82,7 @@ class NextToken:
 
 
 @dataclass(frozen=True)
-class MaskedTokens:
+class MaskedTokens(AnyLength):
     """Masked language modelling (BERT, arXiv 1810.04805), masked anew in each pass over the data, by Transformers."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -123,31 +135,33 @@ class Spans:
     framed = True
 
     def __post_init__(self) -> None:
-        if self.tokenizer.convert_tokens_to_ids(SENTINEL.format(0)) in (None, self.tokenizer.unk_token_id):
-            raise OptionError(f"span needs a tokenizer with the sentinels {SENTINEL.format(0)}, ..., such as T5's")
+        _ = self.sentinels
+
+    @cached_property
+    def sentinels(self) -> list[int]:
+        """The ids of the tokenizer's sentinels."""
+        return find_sentinels(self.tokenizer)
+
+    def check(self, length: int) -> None:
+        """Check that there are sentinels for all spans of a block, and for what follows the last one."""
+        _, spans = count_spans(length, self.options.mask, self.options.span)
+        if spans >= len(self.sentinels):
+            raise OptionError(
+                f"a block of {length} tokens has {spans} spans, and the tokenizer {len(self.sentinels)} sentinels: "
+                "give a smaller max_length or mask, or a larger span"
+            )
 
     def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
         """Return the tokens without their spans, and the spans as labels."""
         ids = list(block[IDS])
         end = [ids.pop()] if ids and ids[-1] == self.tokenizer.eos_token_id else []
         hidden = hide_spans(len(ids), self.options.mask, self.options.span, draw)
-        inputs, labels = self._replace(ids, hidden), self._replace(ids, ~hidden)
+        inputs, labels = take_out(ids, hidden, self.sentinels)
         return {IDS: inputs + end, "labels": labels + end}
-
-    def _replace(self, ids: Sequence[int], hidden: np.ndarray) -> list[int]:
-        """Return ``ids`` with one sentinel in the place of each run of hidden ones."""
-        found, number = [], 0
-        for at, (token, out) in enumerate(zip(ids, hidden, strict=True)):
-            if not out:
-                found.append(token)
-            elif at == 0 or not hidden[at - 1]:
-                found.append(int(self.tokenizer.convert_tokens_to_ids(SENTINEL.format(number))))
-                number += 1
-        return found
 
 
 @dataclass(frozen=True)
-class HiddenStates:
+class HiddenStates(AnyLength):
     """A teacher's hidden states, of all tokens of a document: for models without a language-model head (embedders)."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -163,27 +177,6 @@ class HiddenStates:
     def targets(self, block: Block, draw: np.random.Generator) -> dict[str, list[int]]:
         """Return the tokens, each of which counts."""
         return {IDS: list(block[IDS]), "labels": list(block[IDS])}
-
-
-def hide_spans(length: int, share: float, mean: float, draw: np.random.Generator) -> np.ndarray:
-    """Return which of ``length`` tokens are hidden: ``share`` of them, in spans of ``mean`` tokens on average.
-
-    One token at least is hidden, and one isn't; between two spans there is at least one. All ways are as likely.
-    """
-    if length < 2:
-        return np.zeros(length, dtype=bool)
-    count = min(max(1, round(length * share)), length - 1)
-    spans = max(1, min(round(count / mean), count, length - count + 1))
-    sizes, gaps = _parts(count, spans, draw), _parts(length - count + 2, spans + 1, draw)
-    gaps[0], gaps[-1] = gaps[0] - 1, gaps[-1] - 1  # there may be none before the first span, and after the last
-    alternating = [size for pair in zip(gaps, [*sizes, 0], strict=True) for size in pair]
-    return np.repeat([False, True] * (spans + 1), alternating)
-
-
-def _parts(total: int, parts: int, draw: np.random.Generator) -> list[int]:
-    """Return ``parts`` positive numbers that add up to ``total``, each such list as likely as another."""
-    cuts = np.sort(draw.choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff([0, *cuts, total]).tolist()
 
 
 OBJECTIVES: dict[str, Callable[[PreTrainedTokenizerBase, LanguageOptions], Objective]] = {

@@ -12,7 +12,7 @@ from hf_glu.activation import registry
 from hf_glu.checkpoint.provenance import base_of
 from hf_glu.training.baseline import report_run
 from hf_glu.training.language.blocks import BYTES, IDS, Cutter
-from hf_glu.training.language.examples import BlockExamples, measure
+from hf_glu.training.language.examples import BlockExamples, check_predicted, measure
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.models import block_length, load_language_model
 from hf_glu.training.language.options import LanguageOptions, language_options
@@ -127,12 +127,14 @@ def perplexity(
     options = LanguageOptions(model=str(model), data=names, objective=objective, text_column=text_column)
     options.check()
     documents = read_documents(names, column=text_column)
-    found, tokenizer, kind = load_language_model(options, seed)
-    length = block_length(max_length, found.config, tokenizer)
+    found, tokenizer, kind = load_language_model(options, seed, whole=True)
+    length = block_length(max_length, kind, tokenizer, found.config)
     cut = Cutter(tokenizer=tokenizer, length=length, framed=kind.framed).cut(documents)
     cut = cut.select(range(min(blocks or len(cut), len(cut))))
+    examples = BlockExamples(cut, kind, tokenizer, seed)
+    check_predicted(examples)
     start = time.perf_counter()
-    metrics = measure(found, BlockExamples(cut, kind, tokenizer, seed), batch_size=batch_size)
+    metrics = measure(found, examples, batch_size=batch_size)
     return {
         "model": str(model),
         "objective": kind.name,

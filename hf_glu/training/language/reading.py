@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hf_glu.checkpoint.writing import reason_of, user_path
-from hf_glu.errors import DataError, OptionError, nearest
+from hf_glu.errors import DataError, HfGluError, OptionError, nearest
 from hf_glu.tasks.files import hash_file
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Documents: TypeAlias = "Dataset | IterableDataset"
 
 TEXT = "text"  # the only column of what is read
+STRING, LARGE = "string", "large_string"  # kinds of text: pandas and polars write the second
 # a file's ending -> the builder of datasets that reads it
 BUILDERS = {
     ".txt": "text",
@@ -79,9 +81,10 @@ def read_documents(names: Sequence[str], *, column: str | None = None, stream: b
     parts = [_only_text(part, column) for part in parts]
     if len(parts) == 1:
         return parts[0]
-    from datasets import concatenate_datasets
+    from datasets import Value, concatenate_datasets
 
-    return concatenate_datasets(parts)
+    alike = (part.cast_column(TEXT, Value(STRING)) if _kind(part, TEXT) == LARGE else part for part in parts)
+    return concatenate_datasets(list(alike))  # which takes one kind of strings only
 
 
 def _local(names: Sequence[str], *, stream: bool) -> list[Documents]:
@@ -116,24 +119,44 @@ def _of_hub(name: str, *, stream: bool) -> Documents:
         raise DataError(f"there is no file {name}, and no data set of the Hub can be had: {_cause(error)}") from error
 
 
+@contextmanager
+def reading_rows() -> Iterator[None]:
+    """Turn what goes wrong as the rows of a stream are read, in the block, into one line.
+
+    Raises:
+        DataError: they can't be read.
+    """
+    try:
+        yield
+    except HfGluError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"the text can't be read: {_cause(error)}") from error
+
+
 def _cause(error: BaseException) -> str:
     return reason_of(error.__cause__ or error)
 
 
 def _only_text(documents: Documents, column: str | None) -> Documents:
-    columns = list(documents.column_names or next(iter(documents), {}))
+    with reading_rows():
+        columns = list(documents.column_names or next(iter(documents), {}))
     chosen = column or (TEXT if TEXT in columns else columns[0] if len(columns) == 1 else None)
     if chosen is None:
         raise DataError(f"which column is the text? Give text_column: {', '.join(columns)}")
     if chosen not in columns:
         raise DataError(f"there is no column {chosen!r}; {nearest(chosen, columns)}")
-    kind = getattr((documents.features or {}).get(chosen), "dtype", "string")
-    if kind not in ("string", "large_string"):
+    if (kind := _kind(documents, chosen)) not in (STRING, LARGE):
         raise DataError(f"column {chosen!r} has {kind}, no text")
     documents = documents.select_columns([chosen])
     if chosen != TEXT:
         documents = documents.rename_column(chosen, TEXT)
     return documents.filter(_has_text)
+
+
+def _kind(documents: Documents, column: str) -> str:
+    """Return the kind of a column's values, where it is known before any is read."""
+    return str(getattr((documents.features or {}).get(column), "dtype", STRING))
 
 
 def _has_text(row: dict[str, str | None]) -> bool:
