@@ -102,16 +102,21 @@ class Likeness:
         return [*head, *(float(value) for sums in found.values() for value in sums)]
 
     def _logits(self, own: Any, other: Any, batch: Batch) -> list[float]:
-        """Return the number of predicted tokens, both losses, the divergence and the agreement; nothing of states."""
-        labels = batch[LABELS][:, 1:] if self.healing.objective.name == "clm" else batch[LABELS]
+        """Return the number of predicted tokens, both losses, the divergence and the agreement; nothing of states.
+
+        One text after the other: a batch's logits of a large vocabulary are gigabytes, and these are several times as many.
+        """
+        rows = zip(own.logits.split(1), other.logits.split(1), batch[LABELS].split(1), strict=True)
+        return [*map(sum, zip(*(self._text(*row) for row in rows), strict=True)), 0.0, 0.0]
+
+    def _text(self, own: Tensor, other: Tensor, labels: Tensor) -> list[float]:
+        """Return the same of one text, its logits ``[1, T, vocabulary]`` and labels ``[1, T]``."""
+        one, two = (predicted(self.healing.objective, logits, labels).log_softmax(-1) for logits in (own, other))
+        labels = labels[:, 1:] if self.healing.objective.name == "clm" else labels
         wanted = labels[labels != IGNORED]
-        one, two = (
-            predicted(self.healing.objective, found.logits, batch[LABELS]).log_softmax(-1) for found in (own, other)
-        )
         losses = [float(-logs.gather(1, wanted[:, None]).double().sum()) for logs in (one, two)]
         kl = float((two.exp() * (two - one)).double().sum())
-        same = float((one.argmax(-1) == two.argmax(-1)).sum())
-        return [len(wanted), *losses, kl, same, 0.0, 0.0]
+        return [len(wanted), *losses, kl, float((one.argmax(-1) == two.argmax(-1)).sum())]
 
     def _states(self, own: Any, other: Any, batch: Batch) -> list[float]:
         """Return the sum and number of texts' cosines, and the squares of last hidden states' errors and of them."""
