@@ -104,7 +104,7 @@ class Likeness:
     def _logits(self, own: Any, other: Any, batch: Batch) -> list[float]:
         """Return the number of predicted tokens, both losses, the divergence and the agreement; nothing of states.
 
-        One text after the other: a batch's logits of a large vocabulary are gigabytes, and these are several times as many.
+        One text after the other: a batch of logits is gigabytes with a large vocabulary, and these are several of them.
         """
         rows = zip(own.logits.split(1), other.logits.split(1), batch[LABELS].split(1), strict=True)
         return [*map(sum, zip(*(self._text(*row) for row in rows), strict=True)), 0.0, 0.0]
