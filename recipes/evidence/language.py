@@ -90,7 +90,7 @@ class ComparedConfigs(ComparedTrials):
     ) -> None:
         """Add curves, and after how many tokens variants are at the loss that the baseline ends at."""
         count = len(table["seeds"])
-        curves = {name: [curve_of(run) for run in planned[:count]] for name, planned in runs.items()}
+        curves = {name: [curve_of(run, "loss") for run in planned[:count]] for name, planned in runs.items()}
         ended = [score for score in table["variants"][0]["scores"] if math.isfinite(score)]
         table["target_loss"] = target = max(ended, default=-math.inf)
         for row in table["variants"]:
@@ -120,7 +120,7 @@ class Continued(ComparedTrials):
         first: Any = table["variants"][0]
         for each in table["variants"]:
             row: Any = each
-            curves = [curve_of(run) for run in runs[row["name"]][: len(table["seeds"])]]
+            curves = [curve_of(run, "loss") for run in runs[row["name"]][: len(table["seeds"])]]
             share = min(1.0, first["parameters"] / row["parameters"])
             row["curve"] = mean_curve(curves, row["scores"])
             row["equal_flops"] = [loss_at(curve, share * curve[-1][0]) if math.isfinite(score) else None
