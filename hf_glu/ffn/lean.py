@@ -46,7 +46,7 @@ def save_memory(model: nn.Module, *, tile: int | None = None) -> int:
     every = [site for site in convertible_sites(model) if site.activation or tile is not None]
     tiled = [] if tile is None or not every else tile_ffns(every, tile)
     sites = [site for site in every if site.activation and site not in tiled]
-    if not every and not experts:
+    if not every and (tile is not None or not experts):  # experts aren't computed by tiles
         raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
     for site in sites:
         keep_less(site.act, site.out_proj if site.widened else None)

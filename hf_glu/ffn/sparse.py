@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from hf_glu.activation.kernels.autodiff import needs_formula
 from hf_glu.activation.kernels.known import is_bare
 from hf_glu.activation.module import is_recomputable
 from hf_glu.errors import NoSiteError, OptionError
@@ -129,23 +130,24 @@ class Units:
         """Return the FFN's output for ``x``, both ``[N, H]``, in the out-projection's dtype: T5 keeps it in float32."""
         (gate, gate_bias), (up, up_bias) = self.halves()
         opened = gate_of(self.site)(functional.linear(x, gate, gate_bias))
-        active = (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
         in_place = len(x) == 1 and self._lie_well(x, opened, up, up_bias)
-        most = self.most_open if self.most_open is not None else 1.0 if in_place else MOST_GATHERED
-        out, rows = self.site.out_proj, weight_rows(self.site.out_proj).T.detach()  # [W, H]
-        if len(active) > most * len(gate):
+        free = in_place and self.most_open is None  # leaving units out costs nothing there
+        active = None if free else (opened[0] if len(x) == 1 else opened.any(0)).nonzero().squeeze(1)
+        most = MOST_GATHERED if self.most_open is None else self.most_open
+        out = self.site.out_proj
+        if active is not None and len(active) > most * len(gate):
             units = opened * functional.linear(x, up, up_bias)
-        elif in_place:
+        elif active is None or in_place:
             units = multiply_open(opened[0], x[0].contiguous(), up.detach(), up_bias).unsqueeze(0)
         else:
-            return self._gathered(x, opened, active)
+            return self._gathered(x, opened, active, up, up_bias)
         if in_place:
+            rows = weight_rows(out).T.detach()  # [W, H]
             return multiply_kept(units[0], rows, out.bias, 0.0, relative=False, scale=None).unsqueeze(0)
         return out(units.to(out.weight.dtype))
 
-    def _gathered(self, x: Tensor, opened: Tensor, active: Tensor) -> Tensor:
+    def _gathered(self, x: Tensor, opened: Tensor, active: Tensor, up: Tensor, up_bias: Tensor | None) -> Tensor:
         """Return the output of the ``active`` units ``[A]`` by copies of their weights."""
-        _, (up, up_bias) = self.halves()
         out, rows = self.site.out_proj, weight_rows(self.site.out_proj).T
         bias = None if up_bias is None else up_bias[active]
         units = opened[:, active].mul_(functional.linear(x, up.index_select(0, active), bias)).to(rows.dtype)
@@ -156,12 +158,12 @@ class Units:
         return found if out.bias is None else found + out.bias
 
     def _lie_well(self, x: Tensor, gates: Tensor, up: Tensor, up_bias: Tensor | None) -> bool:
-        """Return whether there are kernels that may read all that one token needs where it lies."""
+        """Return whether there are kernels that may read all that one token needs where it lies, and nobody traces."""
         out = self.site.out_proj
         rows, given = weight_rows(out).T, (gates, up, up_bias, out.weight, out.bias)
         alike = all(part is None or (part.dtype, part.device.type) == (x.dtype, "cpu") for part in given)
         whole = gates.is_contiguous() and up.is_contiguous() and rows.is_contiguous()
-        return alike and whole and find_kernel(x.dtype) is not None
+        return alike and whole and not needs_formula(x, *given) and find_kernel(x.dtype) is not None
 
     def halves(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the gate's and the up half's rows ``[W, H]``, each with its bias."""

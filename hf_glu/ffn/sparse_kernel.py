@@ -159,8 +159,8 @@ def multiply_open(gates: Tensor, x: Tensor, rows: Tensor, bias: Tensor | None) -
     """
     kernel = find_kernel(x.dtype, DOTS)
     assert kernel is not None
-    places = [None if each is None else each.data_ptr() for each in (rows, bias)]
-    kernel(x.data_ptr(), len(x), places[0], len(rows), places[1], gates.data_ptr(), torch.get_num_threads())
+    added = None if bias is None else bias.data_ptr()
+    kernel(x.data_ptr(), len(x), rows.data_ptr(), len(rows), added, gates.data_ptr(), torch.get_num_threads())
     return gates
 
 

@@ -578,6 +578,8 @@ def test_saving_memory_computes_again_what_experts_keep_else(groups):
     plain = make_ffn(groups)
     lean = copy.deepcopy(plain)
     assert hf_glu.save_memory(lean) == 1
+    with pytest.raises(NoSiteError):
+        hf_glu.save_memory(lean, tile=4)
     x, found = torch.randn(40, 16), []
     for ffn in (plain, lean):
         inputs = x.clone().requires_grad_()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comparing import assert_same, outputs
 from pico import FAMILIES, make_native
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 import hf_glu
@@ -84,6 +85,21 @@ def test_kernels_read_the_open_units_alone(name, monkeypatch):
             weights[closed] = float("nan")
         assert_same(site.anchor(x), expected, "bitwise")
     assert shares == [1 - float(closed.float().mean())] * 2
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_what_torch_follows_sees_no_kernel(kernels, monkeypatch):
+    if not kernels:
+        without_kernels(monkeypatch)
+    model = make("llama")
+    plain = copy.deepcopy(model)
+    hf_glu.skip_zeros(model, most_open=0.0)
+    (ours, *_), (theirs, *_) = (hf_glu.find_sites(each) for each in (model, plain))
+    x, way = torch.randn(2, 1, 1, ours.hidden)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, way)
+        found, expected = (forward_ad.unpack_dual(site.anchor(dual)).tangent for site in (ours, theirs))
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_dots_have_bias_threads_and_every_remainder():
