@@ -7,9 +7,7 @@ Shapes: N rows, E experts, W units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_glu.activation.kernels.autodiff import differentiable, needs_formula
+from hf_glu.activation.kernels.spans import spans_of
 
 
 def sharpen(gate: Tensor, scores: Tensor, response: Tensor, experts: Tensor | None = None) -> Tensor:
@@ -60,9 +59,10 @@ class Sharpen(torch.autograd.Function):
         """Return z, and keep what it is made of."""
         ctx.save_for_backward(gate, scores, response)
         ctx.sizes, z = sizes, torch.empty_like(gate)
-        for rows, own in _spans(sizes, response):
+        each = response.view(len(sizes), -1)
+        for expert, rows in spans_of(sizes):
             part = torch.mul(gate[rows], scores[rows].unsqueeze(1), out=z[rows])
-            torch.addcmul(gate[rows], part, own, out=part)
+            torch.addcmul(gate[rows], part, each[expert], out=part)
         return z
 
     @staticmethod
@@ -75,19 +75,11 @@ class Sharpen(torch.autograd.Function):
             formula, inputs = partial(_formula, experts=experts), (gate, scores, response)
             return *differentiable(formula, inputs, ctx.needs_input_grad[:3], (d,)), None
         d_gate, d_scores, d_response = torch.empty_like(gate), torch.empty_like(scores), torch.zeros_like(response)
-        each = zip(_spans(ctx.sizes, response), _spans(ctx.sizes, d_response), strict=True)
-        for (rows, own), (_, d_own) in each:
+        each, d_each = (part.view(len(ctx.sizes), -1) for part in (response, d_response))
+        for expert, rows in spans_of(ctx.sizes):
             p = torch.mul(d[rows], gate[rows], out=d_gate[rows])
-            torch.mv(p, own, out=d_scores[rows])
-            torch.mv(p.T, scores[rows], out=d_own)
+            torch.mv(p, each[expert], out=d_scores[rows])
+            torch.mv(p.T, scores[rows], out=d_each[expert])
             torch.mul(d[rows], scores[rows].unsqueeze(1), out=p)
-            torch.addcmul(d[rows], p, own, out=p)
+            torch.addcmul(d[rows], p, each[expert], out=p)
         return d_gate, d_scores, d_response, None
-
-
-def _spans(sizes: list[int], response: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the rows of each expert that has some, and its a ``[W]``."""
-    spans = pairwise(accumulate(sizes, initial=0))
-    for (begin, end), own in zip(spans, response.view(len(sizes), -1), strict=True):
-        if begin < end:
-            yield slice(begin, end), own

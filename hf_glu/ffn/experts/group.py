@@ -19,13 +19,14 @@ from hf_glu.activation.elementwise import build_elementwise
 from hf_glu.activation.kappa import for_experts, response_of
 from hf_glu.activation.kernels.autodiff import needs_formula, numbers
 from hf_glu.activation.kernels.known import is_bare
+from hf_glu.activation.kernels.spans import spans_of
 from hf_glu.activation.module import OwnedActivation, OwnedModule, is_recomputable
 from hf_glu.compat.of_torch import grouped_mm, has_grouped_mm
 from hf_glu.config.experts import ExpertOptions, Group
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.registry import GATED, KAPPA, hears, reads_text
 from hf_glu.errors import OptionError, shown
-from hf_glu.ffn.experts.loop import ExpertLoop, linear, plain_loop, spans_of
+from hf_glu.ffn.experts.loop import ExpertLoop, linear, plain_loop
 
 STD = 0.02
 ALIGNMENT = 16  # bytes of a row: torch's grouped GEMM wants no less

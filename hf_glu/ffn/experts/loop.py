@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -16,14 +15,7 @@ from torch.nn import functional
 
 from hf_glu.activation.context.confidence import Confidence
 from hf_glu.activation.kernels.autodiff import differentiable, needs_formula
-
-Spans = list[tuple[int, slice]]
-
-
-def spans_of(sizes: Sequence[int]) -> Spans:
-    """Return the experts that have rows, each with its rows."""
-    ends = accumulate(sizes, initial=0)
-    return [(expert, slice(*span)) for expert, span in enumerate(pairwise(ends)) if span[0] < span[1]]
+from hf_glu.activation.kernels.spans import spans_of
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int, out: Tensor | None = None) -> Tensor:
