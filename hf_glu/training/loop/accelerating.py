@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROJECT = "hf_glu"
+FUSED = ("cpu", "cuda")  # devices whose AdamW has a kernel in every torch that is supported
 Merged = TypeVar("Merged")
 
 
@@ -38,6 +40,20 @@ def make_accelerator(options: TrainingOptions, folder: Path | None = None) -> Ac
     if find_spec(options.tracker) is None:
         raise OptionError(f"tracker={options.tracker} is not installed: pip install {options.tracker}")
     return Accelerator(mixed_precision=precision, log_with=options.tracker, project_dir=folder)
+
+
+def make_optimizer(groups: list[dict[str, Any]], accelerator: Accelerator) -> torch.optim.AdamW:
+    """Make AdamW, in one kernel for each parameter where that is all it takes.
+
+    A loss scale needs to hear of steps that were left out, which a kernel leaves out without a word.
+
+    Args:
+        groups: from `parameter_groups`.
+        accelerator: of the run.
+    """
+    tensors = [tensor for group in groups for tensor in group["params"]]
+    known = all(tensor.device.type in FUSED and tensor.is_floating_point() for tensor in tensors)
+    return torch.optim.AdamW(groups, fused=(known and accelerator.scaler is None) or None)
 
 
 def start_trackers(accelerator: Accelerator, options: JsonObject) -> None:

@@ -19,7 +19,7 @@ from hf_glu.config.showing import progress_bar
 from hf_glu.errors import DivergedError
 from hf_glu.ffn.experts.losses import with_router_losses
 from hf_glu.training.loop import checkpoints
-from hf_glu.training.loop.accelerating import is_sharded, track
+from hf_glu.training.loop.accelerating import is_sharded, make_optimizer, track
 from hf_glu.training.loop.alerts import Alerts
 from hf_glu.training.loop.batches import share
 from hf_glu.training.loop.examples import Examples, with_labels
@@ -74,7 +74,7 @@ class TrainingLoop:
         if options.compile:
             model.compile(dynamic=True)
         groups = parameter_groups(model, options.lr, options.weight_decay, options.activation_lr)
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = make_optimizer(groups, accelerator)
         self.plain, self.watcher = model, None
         if is_wanted(model, options):
             main = accelerator.is_main_process
