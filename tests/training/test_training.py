@@ -1,5 +1,8 @@
 """Parameter groups, the order of batches, learning rates, and the stock Trainer."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from comparing import assert_same, outputs
@@ -11,6 +14,7 @@ import hf_glu
 from hf_glu.tasks import TASKS
 from hf_glu.training.data.features import make_features
 from hf_glu.training.data.models import load_for_task
+from hf_glu.training.loop.accelerating import make_optimizer
 from hf_glu.training.loop.batches import BatchPlan, share
 from hf_glu.training.loop.schedules import make_schedule
 from hf_glu.training.options import TrainingOptions
@@ -82,6 +86,23 @@ def test_decay_leaves_the_up_bias_alone():
     for site in hf_glu.find_sites(model):
         assert_same(site.in_proj.bias[site.width :].detach(), torch.ones(site.width), "bitwise")
         assert site.in_proj.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_loop_s_optimizer_is_adamw_in_one_kernel(scaled):
+    model = FAMILIES["gpt2"].make().double()
+    plain = copy.deepcopy(model)
+    accelerator = SimpleNamespace(scaler=object() if scaled else None)
+    mine = make_optimizer(hf_glu.parameter_groups(model, 1e-2, 0.1), accelerator)
+    theirs = torch.optim.AdamW(hf_glu.parameter_groups(plain, 1e-2, 0.1), foreach=False, fused=False)
+    assert bool(mine.param_groups[0]["fused"]) is not scaled  # a loss scale has to hear of steps left out
+    for _ in range(3):
+        for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        mine.step()
+        theirs.step()
+    assert_same(dict(model.named_parameters()), dict(plain.named_parameters()), "formula")
 
 
 def test_the_stock_trainer_trains_a_converted_model(tmp_path):
