@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.ffn.linear import AnyLinear
+from hf_glu.ffn.modes import keeping_modes
 from hf_glu.ffn.sites import Site
 
 ROWS = 16  # random inputs that a module is compared with its parts on
@@ -42,14 +43,8 @@ def does_more(site: Site) -> bool:
     if weight.device.type == "meta":
         return False
     x = torch.randn(1, ROWS, site.hidden, generator=torch.Generator().manual_seed(0)).to(weight)
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.autocast(weight.device.type, enabled=False):
-            theirs, ours = module(x), ffn_output(site, x)
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with keeping_modes(module, training=False), torch.autocast(weight.device.type, enabled=False):
+        theirs, ours = module(x), ffn_output(site, x)
     if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
         return True
     close = ROUNDING if weight.dtype in (torch.float32, torch.float64) else ROUNDING_OF_HALF

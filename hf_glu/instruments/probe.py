@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_glu.config.traits import longest_text, token_id, vocabulary
 from hf_glu.errors import HfGluError, OptionError
+from hf_glu.ffn.modes import keeping_modes
 
 LENGTH = 24
 IDS = ("input_ids", "inputs")  # the names that families have for token ids
@@ -67,15 +68,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Afterwards every module is in the mode that it was in, and the generators of random numbers are where they were.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     device = next(model.parameters()).device.type
-    try:
-        with torch.no_grad(), torch.autocast(device, enabled=False), same_randomness(model):
+    with keeping_modes(model, training=False), torch.no_grad(), torch.autocast(device, enabled=False):
+        with same_randomness(model):
             yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

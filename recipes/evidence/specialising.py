@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_glu.ffn.modes import keeping_modes
 from hf_glu.instruments.routing import expert_statistics
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import find_task
@@ -65,15 +66,12 @@ def division(model: Any, tokenizer: Any, rows: list[Row], *, texts: int = TEXTS,
 def choices(model: Any, tokenizer: Any, texts: list[str]) -> Counts:
     """Return how many tokens of each text each expert of each layer is chosen for: ``[layers, texts, experts]``."""
     device = next(model.parameters()).device
-    was = model.training
-    model.eval()
-    with expert_statistics(model) as statistics:
+    with keeping_modes(model, training=False), expert_statistics(model) as statistics:
         for number, text in enumerate(texts):
             statistics.label = str(number)
             ids = tokenizer(text, truncation=True, max_length=BLOCK, return_tensors="pt")["input_ids"].to(device)
             if ids.shape[1]:
                 model(input_ids=ids)
-    model.train(was)
     found = statistics.to_dict()["rows"]
     layers = list(dict.fromkeys(row["layer"] for row in found))
     counts = np.zeros((len(layers), len(texts), len(found[0]["load"])))

@@ -599,4 +599,6 @@ def test_gradients_of_gradients_are_those_of_one_expert_after_the_other(groups):
         (first,) = torch.autograd.grad(ffn(inputs).square().sum(), inputs, create_graph=True)
         first.square().sum().backward()
         found.append({"first": first.detach(), **{n: p.grad for n, p in ffn.named_parameters()}})
-    assert_same(found[0], found[1], "trained")
+    sizes = {name: value.abs().max() for name, value in found[1].items()}  # a rounding is of the largest, not of zeros
+    mine, wanted = ({name: value / sizes[name] for name, value in each.items()} for each in found)
+    assert_same(mine, wanted, "trained")

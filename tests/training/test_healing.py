@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,30 @@ def test_measured_values_are_those_of_the_formulas(folders, corpus):
     assert same.measure(made.model, made.validation, batch_size=4, accelerator=None, title="")["cosine"] > 0.99999
     states, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 1, 1]])
     torch.testing.assert_close(mean_state(states, mask), torch.stack([states[0, :2].mean(0), states[1].mean(0)]))
+
+
+@pytest.mark.parametrize("padded", ["teacher", "model"])
+def test_a_vocabulary_that_is_padded_otherwise_is_no_other(padded, folders, corpus, tmp_path):
+    dense, narrow = folders["clm"]
+    source, wide = (dense if padded == "teacher" else narrow), tmp_path / "padded"
+    model = load_model(source)
+    model.resize_token_embeddings(SIZE + 48, mean_resizing=False)
+    model.get_input_embeddings().weight.data[SIZE:] = 3.0  # weights that a softmax would hear of
+    shutil.copytree(source, wide)
+    model.save_pretrained(wide)
+    given = {"teacher": str(wide)} if padded == "teacher" else {"model": str(wide), "teacher": dense}
+    made, plain = (
+        LanguageRun(job_of(folders, corpus, "clm", **more, teacher_share=1.0), OPTIONS) for more in (given, {})
+    )
+    batch = made.train.batch(range(5), 0)
+    found, wanted = (healing_of(run).loss(run.model.eval(), batch) for run in (made, plain))
+    assert_same(found, wanted, "exact")
+    mine, theirs = (run.evaluate(run.model, "")[0] for run in (made, plain))
+    assert mine["kl"] == pytest.approx(theirs["kl"], rel=1e-4)
+    assert mine["agreement"] == pytest.approx(theirs["agreement"])
+    own, other = made.model, healing_of(made).teacher
+    assert (mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)) == (padded == "teacher")  # a loss is of all tokens
+    assert own.config.vocab_size != other.config.vocab_size
 
 
 # live models

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_glu.errors import OptionError, TrainingError
+from hf_glu.ffn.modes import keeping_modes
 from hf_glu.instruments.probe import same_randomness
 from hf_glu.instruments.steering.contrast import Contrast, batches
 from hf_glu.instruments.steering.modulating import GateSteering
@@ -120,13 +121,11 @@ def _loss(model: Any, inputs: Mapping[str, Tensor], mask: int | None) -> Tensor:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Let no weight have a gradient, and no dropout drop, within the block."""
-    modes = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with keeping_modes(model, training=False):
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_()
-        for module, mode in modes.items():
-            module.training = mode

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_glu.config.showing import progress_bar
+from hf_glu.ffn.modes import keeping_modes
 from hf_glu.tasks import answers
 from hf_glu.tasks.answers import NO_ANSWER, Answer
 from hf_glu.training.data.features import Batch, Features, collate
@@ -30,14 +31,9 @@ Predictions: TypeAlias = np.ndarray | list[str]
 
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Put the model in eval mode and gradients off inside of the block; its mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    """Put the model in eval mode and gradients off inside of the block; each part's mode is restored."""
+    with keeping_modes(model, training=False), torch.no_grad():
+        yield
 
 
 def predict(

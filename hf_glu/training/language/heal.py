@@ -10,6 +10,7 @@ import torch
 
 from hf_glu.checkpoint.loading import load_tokenizer
 from hf_glu.errors import OptionError
+from hf_glu.ffn.modes import keeping_modes
 from hf_glu.training.filling import split_options
 from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of_class
@@ -64,7 +65,7 @@ class LiveRun(LanguageRun):
         name = HIDDEN if self.job.objective == HIDDEN else name
         return self.live, self.reading, OBJECTIVES[name](self.reading, self.job)
 
-    def load_teacher(self) -> PreTrainedModel:
+    def load_teacher(self) -> tuple[PreTrainedModel, bool]:
         """Return the live teacher as a loaded one is, in float32 and eval mode, or load it."""
         if isinstance(self.given, str):
             return super().load_teacher()
@@ -77,7 +78,7 @@ class LiveRun(LanguageRun):
                     "objective=hidden compares hidden states only"
                 )
         found: PreTrainedModel = self.given.eval()
-        return found if getattr(found, "is_quantized", False) else found.float()
+        return found if getattr(found, "is_quantized", False) else found.float(), False
 
 
 def heal(
@@ -160,10 +161,10 @@ def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
         return
     tensors = {name: (each.dtype, each.device) for name, each in _tensors(model).items()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
     checkpointing, forward = model.is_gradient_checkpointing, own_forward(model)
     try:
-        yield
+        with keeping_modes(model):
+            yield
     finally:
         restore_forward(model, forward)
         train_all(model)
@@ -174,8 +175,6 @@ def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
                 each.grad = None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-        for module, mode in modes.items():
-            module.training = mode
         if model.is_gradient_checkpointing and not checkpointing:
             model.gradient_checkpointing_disable()
 

@@ -140,7 +140,8 @@ class Healing:
             with torch.no_grad():
                 other = self.teacher(**self.inputs(batch), **hidden)
             if self.logits and self.share > 0:
-                one, two = (predicted(self.objective, found.logits, batch[LABELS]) for found in (own, other))
+                both = (predicted(self.objective, found.logits, batch[LABELS]) for found in (own, other))
+                one, two = without_padding(*both)
                 parts.append(self.share * divergence(one, two, self.temperature))
             if hidden:
                 parts.append(self.weight * self._states(own, other, batch))
@@ -188,6 +189,12 @@ def predicted(objective: Objective, logits: Tensor, labels: Tensor) -> Tensor:
     if objective.name == "clm":
         logits, labels = logits[:, :-1], labels[:, 1:]
     return logits[labels != IGNORED].float()
+
+
+def without_padding(*logits: Tensor) -> list[Tensor]:
+    """Return models' logits without those of tokens that only some of their padded vocabularies have."""
+    least = min(each.shape[-1] for each in logits)
+    return [each[..., :least] for each in logits]
 
 
 def divergence(own: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -250,7 +257,12 @@ class TaughtExamples:
 
 
 def make_healing(
-    model: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, options: LanguageOptions
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    objective: Objective,
+    options: LanguageOptions,
+    *,
+    same_tokens: bool = False,
 ) -> Healing:
     """Choose what is matched of a model and its teacher.
 
@@ -259,6 +271,7 @@ def make_healing(
         teacher: frozen.
         objective: what both predict.
         options: what is asked for.
+        same_tokens: whether both are known to read the same: their vocabularies may be padded otherwise then.
 
     Raises:
         OptionError: the two can't be compared so.
@@ -272,7 +285,7 @@ def make_healing(
         raise OptionError(
             "match=ffn compares FFNs one by one, and the model has none where the teacher has: match=hidden"
         )
-    check_alike(model, teacher, logits=logits, matched=matched)
+    check_alike(model, teacher, logits=logits and not same_tokens, matched=matched)
     if not logits and isinstance(pooler := getattr(model, "pooler", None), torch.nn.Module):
         pooler.requires_grad_(False)
     return Healing(

@@ -73,7 +73,8 @@ class LanguageRun(TrainingRun):
         super().__init__(job, options, run_entry(job, options, made_of, job.objective), resume=resume)
         self.documents, held = read_both(job)
         self.model, self.tokenizer, self.objective = self.load()
-        self.teacher = self.load_teacher() if job.teacher else None
+        self.teacher: PreTrainedModel | None
+        self.teacher, self.same_tokens = self.load_teacher() if job.teacher else (None, False)
         self.entry["task"] = self.objective.name
         readers = [each for each in (self.model, self.teacher) if each is not None]
         configs = [each.config for each in readers]
@@ -100,8 +101,8 @@ class LanguageRun(TrainingRun):
             return make_language_model(self.job, texts, self.options.seed)
         return load_language_model(self.job, self.options.seed)
 
-    def load_teacher(self) -> PreTrainedModel:
-        """Load the teacher."""
+    def load_teacher(self) -> tuple[PreTrainedModel, bool]:
+        """Load the teacher; return whether it is known to read the same tokens, too."""
         return load_teacher(str(self.job.teacher), self.objective, self.tokenizer)
 
     @property
@@ -113,7 +114,7 @@ class LanguageRun(TrainingRun):
         """Choose what is matched with the teacher's, and the parameters that are trained."""
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
-            healing = make_healing(self.model, self.teacher, self.objective, self.job)
+            healing = make_healing(self.model, self.teacher, self.objective, self.job, same_tokens=self.same_tokens)
             if "ffn" in healing.matched and (self.options.compile or self.sharded):
                 raise OptionError(
                     "match=ffn calls FFNs by themselves, which can't be compiled or sharded: match=hidden"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from hf_glu.checkpoint.provenance import naming
 from hf_glu.ffn.sites import find_sites
 from hf_glu.training.language.examples import BlockExamples, language_metrics, sums
-from hf_glu.training.language.healing import LABELS, Healing, Pair, predicted, seeing, valid_tokens
+from hf_glu.training.language.healing import LABELS, Healing, Pair, predicted, seeing, valid_tokens, without_padding
 from hf_glu.training.language.objectives import IGNORED
 from hf_glu.training.loop.examples import Batch
 from hf_glu.training.results import HealingFacts
@@ -111,10 +112,11 @@ class Likeness:
 
     def _text(self, own: Tensor, other: Tensor, labels: Tensor) -> list[float]:
         """Return the same of one text, its logits ``[1, T, vocabulary]`` and labels ``[1, T]``."""
-        one, two = (predicted(self.healing.objective, logits, labels).log_softmax(-1) for logits in (own, other))
+        whole = [predicted(self.healing.objective, logits, labels) for logits in (own, other)]
         labels = labels[:, 1:] if self.healing.objective.name == "clm" else labels
         wanted = labels[labels != IGNORED]
-        losses = [float(-logs.gather(1, wanted[:, None]).double().sum()) for logs in (one, two)]
+        losses = [float(cross_entropy(logits, wanted, reduction="none").double().sum()) for logits in whole]
+        one, two = (logits.log_softmax(-1) for logits in without_padding(*whole))
         kl = float((two.exp() * (two - one)).double().sum())
         return [len(wanted), *losses, kl, float((one.argmax(-1) == two.argmax(-1)).sum())]
 

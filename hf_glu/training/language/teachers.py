@@ -61,8 +61,11 @@ def _report(folder: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def load_teacher(source: str, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_teacher(source: str, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, bool]:
     """Load a teacher in float32, with the head that the objective needs, frozen and in eval mode.
+
+    Returns:
+        The teacher, and whether it is known to read the tokens that ``tokenizer`` gives: it has a tokenizer beside it.
 
     Raises:
         CheckpointError: it can't be found or loaded.
@@ -93,14 +96,13 @@ def load_teacher(source: str, objective: Objective, tokenizer: PreTrainedTokeniz
 
 def _frozen(
     model: Any, source: str, own: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, bool]:
     if own is not None and own.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
             f"the teacher {source} has another vocabulary ({len(own):,} tokens) than the model ({len(tokenizer):,}): "
             "it must read the same tokens"
         )
-    frozen: PreTrainedModel = model.eval().requires_grad_(False)
-    return frozen
+    return model.eval().requires_grad_(False), own is not None
 
 
 def check_alike(model: PreTrainedModel, teacher: PreTrainedModel, *, logits: bool, matched: tuple[str, ...]) -> None:
@@ -108,7 +110,8 @@ def check_alike(model: PreTrainedModel, teacher: PreTrainedModel, *, logits: boo
 
     Args:
         model, teacher: the two.
-        logits: whether their logits are.
+        logits: whether their logits are, and it isn't known that they read the same tokens: where it is, what one
+            has more is padding.
         matched: what else is: ``ffn``, ``hidden``.
 
     Raises:
