@@ -378,6 +378,24 @@ def test_a_vocabulary_that_is_padded_otherwise_is_no_other(padded, folders, corp
     assert own.config.vocab_size != other.config.vocab_size
 
 
+@pytest.mark.parametrize("match", ["ffn", "hidden"])
+def test_padding_after_packed_documents_is_not_matched(match, folders, corpus):
+    made = LanguageRun(job_of(folders, corpus, "clm", match=match, documents="separate"), OPTIONS)
+    healing, blocks = healing_of(made), made.train.blocks
+    rows = sorted(range(len(blocks)), key=lambda row: len(blocks[row][IDS]))[
+        :3
+    ]  # the short ones, behind which is padding
+    batch = made.train.batch([*rows, len(blocks) // 2], 0)
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    other = {**batch, IDS: batch[IDS].masked_fill(padding, 7)}
+    found = [healing.loss(made.model.eval(), each) for each in (batch, other)]
+    assert_same(found[1], found[0], "exact")
+    with torch.no_grad():
+        likeness = [made.likeness._part(made.model, each, healing.pairs) for each in (batch, other)]
+    assert likeness[1] == pytest.approx(likeness[0], rel=1e-5)
+
+
 # live models
 
 

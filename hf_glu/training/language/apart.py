@@ -10,7 +10,7 @@ import torch
 from hf_glu.config.traits import vocabulary
 from hf_glu.errors import OptionError
 from hf_glu.instruments.probe import evaluating
-from hf_glu.training.language.blocks import IDS, POSITIONS
+from hf_glu.training.language.blocks import IDS, MASK, POSITIONS
 
 TOKENS = 6  # of each of two documents
 SAME = 1e-4  # of the largest logit
@@ -19,8 +19,14 @@ PACKED = {"use_cache": False}
 
 
 def apart(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a model is given of a batch, so that documents that are packed in it don't see each other."""
-    return {**batch, **(PACKED if POSITIONS in batch else {})}
+    """Return what a model is given of a batch, so that documents that are packed in it don't see each other.
+
+    Positions that begin again say by themselves which tokens belong together, and Transformers reads them only where
+    there is no mask: what follows a text's end is padding that no token before it sees.
+    """
+    if POSITIONS not in batch:
+        return dict(batch)
+    return {key: value for key, value in batch.items() if key != MASK} | PACKED
 
 
 def check_apart(model: Any) -> None:

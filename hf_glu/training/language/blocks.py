@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IDS, POSITIONS, BEGINS, BYTES = "input_ids", "position_ids", "begins_word", "bytes"
+MASK = "attention_mask"  # of a batch: which tokens are no padding
 TOGETHER = 10_000  # documents that are joined at once: their last block may be short
 _SAMPLE = "a"
 

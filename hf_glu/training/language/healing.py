@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from hf_glu.instruments.probe import with_decoder
 from hf_glu.instruments.recorder import Call, Watch, watching
 from hf_glu.instruments.tokens import Tokens
 from hf_glu.training.language.apart import apart
-from hf_glu.training.language.blocks import IDS
+from hf_glu.training.language.blocks import IDS, MASK, POSITIONS
 from hf_glu.training.language.objectives import HIDDEN, IGNORED, Objective
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.language.teachers import check_alike
@@ -81,9 +81,10 @@ def pair_sites(model: PreTrainedModel, teacher: PreTrainedModel) -> list[Pair]:
 
 
 @contextmanager
-def seeing(model: PreTrainedModel, pairs: Sequence[Pair]) -> Iterator[list[Seen]]:
-    """Note the calls of the student's FFNs within the block."""
+def seeing(model: PreTrainedModel, pairs: Sequence[Pair], batch: Batch) -> Iterator[list[Seen]]:
+    """Note the calls of the student's FFNs within the block, in which it reads ``batch``."""
     seen: list[Seen] = []
+    padding = valid_tokens(batch) if POSITIONS in batch else None  # which a model of packed documents isn't told
     given: dict[str, Tensor] = {}
 
     def before(call: Call, *, pair: Pair) -> None:
@@ -92,9 +93,11 @@ def seeing(model: PreTrainedModel, pairs: Sequence[Pair]) -> Iterator[list[Seen]
     def after(call: Call, *, pair: Pair) -> None:
         device = call.output.device.type
         autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        x, output = given.pop(pair.own.name), call.output.detach()
+        x, output, tokens = given.pop(pair.own.name), call.output.detach(), call.tokens
+        if padding is not None and padding.shape == (tokens.batch, tokens.length):
+            tokens = replace(tokens, valid=padding[:, tokens.start : tokens.end])
         around = current_pass()
-        seen.append(Seen(pair=pair, x=x, output=output, tokens=call.tokens, around=around, autocast=autocast))
+        seen.append(Seen(pair=pair, x=x, output=output, tokens=tokens, around=around, autocast=autocast))
 
     watches = [Watch(module=pair.own.in_proj, see=partial(before, pair=pair)) for pair in pairs]
     watches += [Watch(module=pair.own.out_proj, see=partial(after, pair=pair), after=True) for pair in pairs]
@@ -133,7 +136,7 @@ class Healing:
         """Return the loss of a batch."""
         hidden = {"output_hidden_states": True} if "hidden" in self.matched else {}
         needed = self.logits and self.share < 1
-        with seeing(model, self.pairs if "ffn" in self.matched else []) as seen:
+        with seeing(model, self.pairs if "ffn" in self.matched else [], batch) as seen:
             own = model(**self.inputs(batch, labels=needed), **hidden)
         parts: list[Tensor] = []
         if hidden or (self.logits and self.share > 0):
@@ -209,7 +212,7 @@ def valid_tokens(batch: Batch, *, decoder: bool = False) -> Tensor | None:
     """Return which tokens of a batch are no padding, ``[B, T]``; None: all."""
     if decoder:
         return batch[LABELS] != IGNORED
-    return batch["attention_mask"].bool() if "attention_mask" in batch else None
+    return batch[MASK].bool() if MASK in batch else None
 
 
 def relative(own: Tensor, wanted: Tensor, tokens: Tokens, batch: Batch) -> Tensor:

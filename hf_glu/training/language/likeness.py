@@ -92,7 +92,7 @@ class Likeness:
         """Return counts and sums of one batch: see `measure`."""
         hidden = {} if self.healing.logits else {"output_hidden_states": True}
         inputs = self.healing.inputs(batch)
-        with seeing(model, pairs) as seen:
+        with seeing(model, pairs, batch) as seen:
             own = model(**inputs, **hidden)
         other = self.healing.teacher(**inputs, **hidden)
         head = self._logits(own, other, batch) if self.healing.logits else self._states(own, other, batch)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_glu.errors import OptionError
-from hf_glu.training.language.blocks import BEGINS, IDS, POSITIONS
+from hf_glu.training.language.blocks import BEGINS, IDS, MASK, POSITIONS
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.language.spans import count_spans, find_sentinels, hide_spans, take_out
 from hf_glu.training.loop.examples import Batch
@@ -229,17 +229,13 @@ def objective_of(config: PreTrainedConfig, asked: str, *, taught: bool = False) 
 
 
 def collate(rows: list[dict[str, list[int]]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Pad inputs and labels to the longest; a mask is left out where nothing is padding, or documents are kept apart.
-
-    Positions that begin again say by themselves which tokens belong together, and Transformers reads them only where
-    there is no mask: what follows a text's end is padding that no token before it sees.
-    """
+    """Pad inputs and labels to the longest; a mask is left out where nothing is padding."""
     fill = {IDS: tokenizer.pad_token_id or 0, "labels": IGNORED, POSITIONS: 0}
     batch = {}
     for key in rows[0]:
         longest = max(len(row[key]) for row in rows)
         batch[key] = torch.tensor([row[key] + [fill[key]] * (longest - len(row[key])) for row in rows])
     lengths = torch.tensor([len(row[IDS]) for row in rows])
-    if POSITIONS not in rows[0] and bool((lengths != lengths[0]).any()):
-        batch["attention_mask"] = (torch.arange(batch[IDS].shape[1]) < lengths[:, None]).long()
+    if bool((lengths != lengths[0]).any()):
+        batch[MASK] = (torch.arange(batch[IDS].shape[1]) < lengths[:, None]).long()
     return batch
