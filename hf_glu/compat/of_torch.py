@@ -122,13 +122,13 @@ def has_operators() -> bool:
     return all(operator.is_present() for operator in OPERATORS)
 
 
-def has_grouped_mm() -> bool:
-    """Return whether torch has a grouped product of matrices."""
-    return hasattr(functional, GROUPED_MM.name)
+def has_grouped_mm(device: str) -> bool:
+    """Return whether torch has a grouped product of any matrices; on CPUs 2.10's takes no memory-mapped ones."""
+    return hasattr(functional, GROUPED_MM.name) and (device != "cpu" or torch.__version__ >= "2.11")
 
 
 def grouped_mm(x: Any, weights: Any, ends: Any) -> Any:
     """Return the product of each group of rows ``[N, K]``, up to its end, with its own matrix of ``[E, K, M]``."""
-    if not has_grouped_mm():
+    if not hasattr(functional, GROUPED_MM.name):
         raise GROUPED_MM.missing()
     return functional.grouped_mm(x, weights, offs=ends)

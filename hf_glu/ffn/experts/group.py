@@ -187,7 +187,7 @@ def choose_backend(x: Tensor, *weights: Tensor) -> str:
     alike = len({x.dtype, *(weight.dtype for weight in weights)}) == 1
     takes = x.dtype in known and alike and all(size % ALIGNMENT == 0 for size in rows)
     barred = cpu and needs_formula(x, *weights) and (torch.is_grad_enabled() or x.dtype == torch.float32)
-    return "grouped" if takes and not barred and has_grouped_mm() else "loop"
+    return "grouped" if takes and not barred and has_grouped_mm(x.device.type) else "loop"
 
 
 def _each(bank: Bank, sizes: Sequence[int], by_row: Sequence[Tensor | None], *weights: Tensor) -> Tensor:
