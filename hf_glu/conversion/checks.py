@@ -18,7 +18,7 @@ from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.forward import projections
 from hf_glu.ffn.replaced import refuse_replaced
-from hf_glu.ffn.sites import Site, convertible_sites
+from hf_glu.ffn.sites import Site, convertible_sites, is_adapted
 from hf_glu.ffn.sparse_linear import SparseLinear
 
 
@@ -36,7 +36,7 @@ def check_convertible(model: Any) -> None:
             f"{type(model).__name__} is a part of a model, whose config says what all of it is: hand over the whole "
             "model, with layers='encoder' or another choice of its layers"
         )
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+    if is_adapted(model):
         raise ConversionError(
             "the model is wrapped by PEFT: merge the adapter first (merge_and_unload), or convert before"
         )

@@ -19,7 +19,7 @@ from hf_glu.activation.module import OwnedActivation, OwnedModule
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.group import banks_of
-from hf_glu.ffn.sites import convertible_sites
+from hf_glu.ffn.sites import convertible_sites, is_adapted
 from hf_glu.ffn.tiled import tile_ffns
 from hf_glu.inplace import InPlace, become
 
@@ -47,7 +47,10 @@ def save_memory(model: nn.Module, *, tile: int | None = None) -> int:
     tiled = [] if tile is None or not every else tile_ffns(every, tile)
     sites = [site for site in every if site.activation and site not in tiled]
     if not every and (tile is not None or not experts):  # experts aren't computed by tiles
-        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: hf_glu.convert(model, 'swiglu')")
+        what = (
+            "call save_memory before PEFT wraps projections" if is_adapted(model) else "hf_glu.convert(model, 'swiglu')"
+        )
+        raise NoSiteError(f"{type(model).__name__} has no gated FFN of hf_glu's: {what}")
     for site in sites:
         keep_less(site.act, site.out_proj if site.widened else None)
     for bank in (bank for ffn in experts.values() for bank in banks_of(ffn)):

@@ -216,6 +216,11 @@ def convertible_sites(model: nn.Module) -> list[Site]:
     return find_sites(model) or find_mixers(model)
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """Return whether PEFT has wrapped any module, and with it the projections of FFNs, perhaps."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
+
+
 def follow(module: nn.Module, path: str) -> Any:
     """Return what ``path`` leads to, or None."""
     found: Any = module

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from comparing import assert_same
+from peft import LoraConfig, get_peft_model
 from pico import FAMILIES, VOCAB
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -121,3 +123,18 @@ def test_ffns_that_cannot_be_tiled_are_refused_or_left():
         hf_glu.save_memory(remembering, tile=8)
     with pytest.raises(NoSiteError):
         hf_glu.save_memory(nn.Linear(3, 3), tile=8)
+
+
+def test_adapters_come_after_tiles():
+    found = []
+    for tile in (None, 8):
+        model = llama()
+        if tile:
+            hf_glu.save_memory(model, tile=tile)
+        torch.manual_seed(1)
+        wrapped = get_peft_model(model, LoraConfig(target_modules=["gate_proj", "down_proj"], init_lora_weights=False))
+        wrapped(input_ids=IDS, labels=IDS).loss.backward()
+        found.append({name: each.grad for name, each in wrapped.named_parameters() if each.grad is not None})
+    assert_same(found[1], found[0], "trained")
+    with pytest.raises(NoSiteError, match="before PEFT wraps projections"):
+        hf_glu.save_memory(wrapped, tile=8)
