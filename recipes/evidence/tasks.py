@@ -73,6 +73,7 @@ class KeptResults(Job):
     """A job whose results are kept, and whose model isn't."""
 
     blind = False
+    title = "a row"  # whose name it is given
 
     def run(self) -> Results:
         """Train and evaluate, with the same context vector for all texts where it is to be blind."""
@@ -133,7 +134,7 @@ class ComparedWays(ComparedClassifiers):
         if way.healed:
             job = replace(job, model=str(self.healed()), base_model=MODEL)
         mine = KeptResults(job, run.options, resume=run.begun, made_of=run.made_of)
-        mine.blind = way.blind
+        mine.blind, mine.title = way.blind, run.variant.name
         return mine.run()
 
 
