@@ -11,7 +11,8 @@ from hf_glu.training.comparing.statistics import LEVEL, holm, interval, paired_p
 
 SUPPORTED, NOT, OPEN, INTERIM = "supported", "not supported", "not resolvable at this size", "interim: no verdict yet"
 POWER, ALPHA = 0.80, 1 - LEVEL
-GUESSES = {"flag 16": 1 / 4, "flag 32": 1 / 4, "two hops": 1 / 3}  # recall tasks: what choosing among the answers gives
+# recall tasks: what choosing among the answers gives
+GUESSES = {"flag 16": 1 / 4, "flag 32": 1 / 4, "two hops": 1 / 3, "two hops, asked thrice": 1 / 3}
 Row = Mapping[str, Any]
 
 
@@ -86,8 +87,8 @@ def _code(name: str) -> str:
     return name if " and " in name else f"`{name}`"
 
 
-def _recall(name: str, task: str, better: str) -> Claim:
-    return Claim(name=name, study="memory-recall", better=f"{task}: {better}", than=f"{task}: swiglu", outcome=RECALL)
+def _recall(name: str, task: str, better: str, study: str = "memory-recall") -> Claim:
+    return Claim(name=name, study=study, better=f"{task}: {better}", than=f"{task}: swiglu", outcome=RECALL)
 
 
 def _loss(name: str, study: str, better: str, than: str | tuple[str, ...]) -> Claim:
@@ -125,6 +126,9 @@ CLAIMS = (
     _loss("d6", "memory-text", "stateful_swiglu", "swiglu"),
     _loss("d7", "memory-text", "canon_swiglu", "swiglu"),
     _loss("d8", "memory-text", "smear_swiglu", "swiglu"),
+    _recall("d9", "two hops, asked thrice", "stateful_swiglu", "memory-hops"),
+    _recall("d10", "two hops, asked thrice", "canon_swiglu", "memory-hops"),
+    _recall("d11", "two hops, asked thrice", "smear_swiglu", "memory-hops"),
     _loss("e1", "modulation-text", "modulated_swiglu", "swiglu"),
     Claim(name="e2", study="modulation-tasks", better="modulated_geglu", than="control", outcome=SCORE),
 )

@@ -30,6 +30,7 @@ TITLES = {
     "conversion-tasks": "(c) After conversion: tasks",
     "conversion-text": "(c) After conversion: pretraining goes on",
     "memory-recall": "(d) Memory: recall",
+    "memory-hops": "(d) Memory: two hops, asked thrice",
     "memory-text": "(d) Memory: text",
     "modulation-text": "(e) Modulation: text of four domains",
     "modulation-tasks": "(e) Modulation: all tasks at once",

@@ -39,7 +39,7 @@ class Preset:
         seeds: how many.
         lrs: learning rates from scratch to choose from.
         precision: of language models and tasks.
-        recall: changes to the sizes of `recipes/memory.py`: what the recall tasks are trained for.
+        recall: changes to the sizes of `recipes/memory.py`: what the recall tasks are trained for, each by its name.
         rows, own_rows: training and validation rows of a task, and of one among all of them.
         epochs: of a task.
         healing: steps that the model of equal parameters is healed for.
@@ -61,7 +61,7 @@ class Preset:
 PRESETS = {
     "smoke": Preset(
         sizes={"tiny": Size(layers=2, hidden=16, vocabulary=300, steps=4, batch=2)}, seeds=2, lrs=(1e-3, 2e-3),
-        recall={"hidden": 16, "width": 32, "batch_size": 8, "steps": 3, "hops": 3, "test": 32},
+        recall={"hidden": 16, "width": 32, "batch_size": 8, "steps": 3, "hops": 3, "thrice": 3, "test": 32},
         rows=(16, 8), own_rows=(8, 4), epochs=1.0, healing=2, tasks=("sarcasm", "quartz"),
     ),
     "cpu": Preset(
@@ -70,13 +70,13 @@ PRESETS = {
             "1m": Size(layers=4, hidden=128, vocabulary=2048, steps=586),
             "3m": Size(layers=6, hidden=192, vocabulary=2048, steps=1172),
         },
-        seeds=5, lrs=(2e-3, 4e-3, 8e-3), recall={"steps": 500, "hops": 2000},
+        seeds=5, lrs=(2e-3, 4e-3, 8e-3), recall={"steps": 500, "hops": 2000, "thrice": 5000},
     ),
     "h200": Preset(
         sizes={
             "10m": Size(layers=6, hidden=384, vocabulary=4096, steps=1953, batch=32),
             "60m": Size(layers=12, hidden=640, vocabulary=8192, steps=3906, batch=32),
         },
-        seeds=8, lrs=(5e-4, 1e-3, 2e-3), precision="bf16", recall={"steps": 500, "hops": 2000},
+        seeds=8, lrs=(5e-4, 1e-3, 2e-3), precision="bf16", recall={"steps": 500, "hops": 2000, "thrice": 5000},
     ),
 }  # fmt: skip

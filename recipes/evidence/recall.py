@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -41,33 +42,45 @@ class Recall:
         make: makes its sequences.
         sizes: changes to those of `memory.SIZES`.
         steps: the entry of a preset's ``recall`` that says how many.
+        lrs: learning rates to choose from.
     """
 
     make: Make
     sizes: dict[str, Any]
     steps: str = "steps"
+    lrs: tuple[float, ...] = LRS
 
 
 def _flag(distance: int) -> Recall:
     return Recall(lambda count, seed: memory.make_batch(count, distance, seed), {})
 
 
-def two_hops(count: int, seed: int) -> Batch:
-    """Return ``count`` sequences ``[count, 4 * CHAINS + 3]``: pairs in any order, the query, an ``a``, and its ``c``.
+def two_hops(count: int, seed: int, *, symbols: int = SYMBOLS, questions: int = 1) -> Batch:
+    """Return ``count`` sequences: pairs in any order, then a query, an ``a`` and its ``c`` for each question.
 
-    Each chain is two pairs, ``a b`` and ``b c``, of symbols that no other chain has; the label is the ``c`` alone.
+    Each chain is two pairs, ``a b`` and ``b c``, of symbols that no other chain has; the labels are each ``c`` alone.
+
+    Args:
+        count: how many; each is ``[4 * CHAINS + 3 * questions]``.
+        seed: of the sequences.
+        symbols: how many there are, the query among them.
+        questions: of how many of the chains, of each once.
     """
     generator = torch.Generator().manual_seed(seed)
-    symbols = 1 + torch.rand(count, SYMBOLS - 1, generator=generator).argsort(-1)[:, : 3 * CHAINS]
+    symbols = 1 + torch.rand(count, symbols - 1, generator=generator).argsort(-1)[:, : 3 * CHAINS]
     a, b, c = symbols.view(count, 3, CHAINS).unbind(1)
     pairs = torch.cat([torch.stack([a, b], -1), torch.stack([b, c], -1)], 1)  # [count, 2 CHAINS, 2]
     order = torch.rand(count, 2 * CHAINS, generator=generator).argsort(-1)
     pairs = pairs.gather(1, order.unsqueeze(-1).expand_as(pairs)).flatten(1)
-    asked = torch.randint(CHAINS, (count, 1), generator=generator)
-    query = torch.zeros_like(asked)
-    ids = torch.cat([pairs, query, a.gather(1, asked), c.gather(1, asked)], 1)
+    if questions == 1:
+        asked = torch.randint(CHAINS, (count, 1), generator=generator)
+    else:
+        asked = torch.rand(count, CHAINS, generator=generator).argsort(-1)[:, :questions]
+    asking = torch.stack([torch.zeros_like(asked), a.gather(1, asked), c.gather(1, asked)], -1).flatten(1)
+    ids = torch.cat([pairs, asking], 1)
     labels = torch.full_like(ids, memory.IGNORED)
-    labels[:, -1] = ids[:, -1]
+    answers = slice(pairs.shape[1] + 2, None, 3)
+    labels[:, answers] = ids[:, answers]
     return {"input_ids": ids, "labels": labels}
 
 
@@ -75,12 +88,18 @@ TASKS = {
     "flag 16": _flag(16),
     "flag 32": _flag(32),
     "two hops": Recall(two_hops, {"window": None, "vocabulary": SYMBOLS}, "hops"),
-}
+    "two hops, asked thrice": Recall(
+        partial(two_hops, symbols=16, questions=CHAINS),
+        {"window": None, "vocabulary": 16, "layers": 3, "hidden": 64, "width": 128}, "thrice", (1e-3, 3e-3, 1e-2),
+    ),
+}  # fmt: skip
+# study -> its tasks
+STUDIES = {"memory-recall": ("flag 16", "flag 32", "two hops"), "memory-hops": ("two hops, asked thrice",)}
 
 
 def sizes_of(task: Recall, preset: Preset) -> dict[str, Any]:
     """Return the sizes of a task's models, their training and their test."""
-    more = {key: value for key, value in preset.recall.items() if key != "hops"}
+    more = {key: value for key, value in preset.recall.items() if key in memory.SIZES}
     return memory.SIZES | more | task.sizes | {"steps": preset.recall[task.steps]}
 
 
@@ -113,7 +132,7 @@ class Runs:
         Raises:
             CheckpointError: the file is of other sizes or versions.
         """
-        path = self.folder / f"{name.replace(' ', '-')}-{activation}-lr{lr:g}-seed{seed}.json"
+        path = self.folder / f"{name.replace(',', '').replace(' ', '-')}-{activation}-lr{lr:g}-seed{seed}.json"
         options = json.loads(to_json(sizes_of(TASKS[name], self.preset)))
         made_of: Record = {"options": options, "data": {}, "model": {}, "versions": versions()}
         if path.is_file():
@@ -127,16 +146,19 @@ class Runs:
         return result
 
 
-def run_recall(preset: Preset, size: str, data: Path, output: Path, tell: Callable[[str], object]) -> dict[str, Any]:
+def run_recall(
+    study: str, preset: Preset, size: str, data: Path, output: Path, tell: Callable[[str], object]
+) -> dict[str, Any]:
     """Train every activation on every task, each with its best learning rate; return rows as a comparison has them.
 
     The table's seeds are those that all tasks are finished with.
     """
     runs = Runs(output, preset, tell)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDIES[study]}
     table: dict[str, Any] = {}
-    for name in TASKS:
-        rates = {act: {lr: runs.result(name, act, lr, TUNED)["score"] for lr in LRS} for act in memory.ACTIVATIONS}
+    for name in rows:
+        lrs = TASKS[name].lrs
+        rates = {act: {lr: runs.result(name, act, lr, TUNED)["score"] for lr in lrs} for act in memory.ACTIVATIONS}
         best = {act: max(tried, key=lambda lr: tried[lr]) for act, tried in rates.items()}
         found: dict[str, list[dict[str, float]]] = {act: [] for act in rates}
         for seed in range(preset.seeds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from recipes.evidence.fetch import SOURCES
 from recipes.evidence.language import STUDIES as OF_TEXT
 from recipes.evidence.language import run_continued, run_language
 from recipes.evidence.presets import PRESETS, Preset
+from recipes.evidence.recall import STUDIES as OF_RECALL
 from recipes.evidence.recall import run_recall
 from recipes.evidence.tasks import run_conversions, run_modulations
 
@@ -28,15 +30,11 @@ PROTOCOL = Path(__file__).with_name("PROTOCOL.md")
 ONE = "all"  # the size of a study whose model is always the same
 
 
-def _of_text(study: str) -> Run:
-    return lambda preset, size, data, output, tell: run_language(study, preset, size, data, output, tell)
-
-
 # study -> what runs it; whether there is a run for each size of language models
 STUDIES: dict[str, tuple[Run, bool]] = {
-    **{name: (_of_text(name), True) for name in OF_TEXT},
+    **{name: (partial(run_language, name), True) for name in OF_TEXT},
     "conversion-text": (run_continued, True),
-    "memory-recall": (run_recall, False),
+    **{name: (partial(run_recall, name), False) for name in OF_RECALL},
     "conversion-tasks": (run_conversions, False),
     "modulation-tasks": (run_modulations, False),
 }

@@ -188,6 +188,18 @@ def test_two_hops_can_be_answered_and_not_from_one():
         assert set(labels[:14]) == {-100}
 
 
+def test_two_hops_asked_of_each_chain_once():
+    batch = recall.TASKS["two hops, asked thrice"].make(50, 3)
+    for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        pairs = dict(zip(ids[:12:2], ids[1:12:2], strict=True))
+        assert len(pairs) == 6
+        assert max(ids) < 16
+        assert ids[12::3] == [0, 0, 0]
+        assert [pairs[pairs[asked]] for asked in ids[13::3]] == ids[14::3] == labels[14::3]
+        assert len(set(ids[13::3])) == 3
+        assert sum(label != -100 for label in labels) == 3
+
+
 def test_a_recall_of_other_sizes_is_not_taken_for_this_one(tmp_path, monkeypatch):
     monkeypatch.setattr(recall, "run_once", lambda *_: {"score": 0.5})
     smoke, cpu = (recall.Runs(tmp_path, PRESETS[name], lambda _: None) for name in ("smoke", "cpu"))
@@ -416,7 +428,7 @@ def test_a_seed_that_diverges_is_a_result(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["conversion-text", "memory-recall", "memory-text"])
+@pytest.mark.parametrize("study", ["conversion-text", "memory-recall", "memory-hops", "memory-text"])
 def test_other_studies_of_new_models(study, data, tmp_path):
     studies.run_study(study, "smoke", None, data, tmp_path, lambda _: None)
     (path,) = (tmp_path / "results").glob("*.json")
