@@ -17,9 +17,11 @@ import typer
 
 from hf_glu.cli.quiet import quieten
 from hf_glu.errors import HfGluError, OptionError, nearest
+from recipes.evidence.document import DOCUMENT
 from recipes.evidence.fetch import main as fetch
-from recipes.evidence.pages import DOCUMENT, RESULTS, write_pages
+from recipes.evidence.pages import write_pages
 from recipes.evidence.presets import PRESETS
+from recipes.evidence.showing import RESULTS
 from recipes.evidence.studies import STUDIES, run_study
 
 app = typer.Typer(add_completion=False, help=__doc__)

@@ -175,7 +175,7 @@ def verdict(claim: Claim, bounds: Sequence[float] | None, mean: float, p: float 
 
 def unlearned(result: Mapping[str, Any]) -> list[str]:
     """Return the recall tasks that no variant does better than a guess: of these, claims say little."""
-    means = {row["name"]: row["mean"] for row in result["table"]["variants"]}
+    means = {row["name"]: row.get("mean") for row in result["table"]["variants"]}
     found = {task: [mean for name, mean in means.items() if name.startswith(f"{task}: ")] for task in GUESSES}
     return [task for task, mine in found.items() if mine and all((mean or 0) < GUESSES[task] for mean in mine)]
 
@@ -190,12 +190,13 @@ def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:
            for claim, gain in zip(mine, found, strict=True)]  # fmt: skip
     # a claim without a p-value is one of the claims, too: it counts as 1
     corrected = holm(raw, len(raw))
-    judged = []
+    judged, idle = [], unlearned(result)
     for claim, gain, p in zip(mine, found, corrected, strict=True):
         several = gain is not None and len(gain) > 1
         bounds = interval(gain) if gain else None
         judged.append({
-            "claim": claim.name, "text": claim.text, "size": result["size"], "unit": claim.outcome.unit,
+            "claim": claim.name, "learned": not any(claim.better.startswith(f"{task}: ") for task in idle),
+            "text": claim.text, "size": result["size"], "unit": claim.outcome.unit,
             "factor": claim.outcome.factor, "digits": claim.outcome.digits, "margin": claim.margin,
             "gain": fmean(gain) if gain else None, "interval": bounds, "p_holm": p,
             "visible": visible(stdev(gain), len(gain)) if gain and several else None, "seeds": len(gain or ()),

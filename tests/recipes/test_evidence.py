@@ -24,7 +24,20 @@ from hf_glu.errors import CheckpointError, DataError, DivergedError, OptionError
 from hf_glu.tasks.loading import load_task
 from hf_glu.tasks.table import OPEN_NLU, SUITES, TASKS, find_task
 from hf_glu.training.language.job import LanguageRun
-from recipes.evidence import claims, fetch, language, pages, readers, recall, rows, specialising, studies, tasks
+from recipes.evidence import (
+    claims,
+    document,
+    fetch,
+    language,
+    pages,
+    readers,
+    recall,
+    rows,
+    showing,
+    specialising,
+    studies,
+    tasks,
+)
 from recipes.evidence.presets import PRESETS
 
 SMOKE = PRESETS["smoke"]
@@ -294,13 +307,16 @@ def test_the_pages_say_what_the_results_say(tmp_path):
     page = pages.write_pages(tmp_path, tmp_path / "evidence.md", tmp_path / "results")
     text = (tmp_path / "evidence.md").read_text(encoding="utf-8")
     assert "| d7 | `canon_swiglu` ends at a lower loss than `swiglu` | 1m | supported | +0.1003" in text
-    assert f"| a1 | `swiglu` ends at a lower loss than `gelu` | - | {pages.NOT_RUN} | - |" in text
+    assert f"| a1 | `swiglu` ends at a lower loss than `gelu` | - | {showing.NOT_RUN} | - |" in text
+    why = document.MEANINGS[claims.SUPPORTED]
+    assert f"- **supported**, {why}: d7, `canon_swiglu` ends at a lower loss than `swiglu` (1m)." in text
+    assert "- **not run yet**: a1, a2, " in text
     assert "forest" in page.read_text(encoding="utf-8") or "Gains with 95 % intervals" in page.read_text(
         encoding="utf-8"
     )
     (tmp_path / "results" / "b.json").write_text(json.dumps({**result, "study": "other"}))
     with pytest.raises(DataError, match="no study"):
-        pages.read_results(tmp_path / "results")
+        showing.read_results(tmp_path / "results")
 
 
 def test_tasks_that_nobody_learns_are_told():
@@ -318,7 +334,7 @@ def test_pages_of_an_interim_table_and_of_seeds_that_diverged(tmp_path):
     del gelu["lr"]
     swiglu |= {"scores": [3.9, None], "mean": 3.9}
     result["table"]["variants"].append({**gelu, "name": "xielu", "scores": [None, None], "mean": None, "curve": []})
-    text = pages.document([result])
+    text = document.compose([result])
     assert "| gelu | 4.0500 | - |" in text
     assert "| swiglu | 3.9000 (1 of 2 seeds diverged) |" in text
     assert "| xielu | diverged | - |" in text
@@ -328,7 +344,7 @@ def test_pages_of_an_interim_table_and_of_seeds_that_diverged(tmp_path):
 
 
 def test_no_result_holds_a_path_of_a_machine():
-    assert not [path for path in pages.RESULTS.glob("*.json") if _paths(path)]
+    assert not [path for path in showing.RESULTS.glob("*.json") if _paths(path)]
 
 
 def _paths(path):
@@ -337,13 +353,13 @@ def _paths(path):
 
 
 def test_the_page_of_the_documentation_is_of_the_results():
-    assert pages.DOCUMENT.read_text(encoding="utf-8") == pages.document(pages.read_results())
+    assert document.DOCUMENT.read_text(encoding="utf-8") == document.compose(showing.read_results())
 
 
 def test_all_claims_are_in_the_protocol_and_of_studies():
     protocol = studies.PROTOCOL.read_text(encoding="utf-8")
     assert all(claim.name in protocol for claim in claims.CLAIMS)
-    assert {claim.study for claim in claims.CLAIMS} == set(studies.STUDIES) == set(pages.TITLES)
+    assert {claim.study for claim in claims.CLAIMS} == set(studies.STUDIES) == set(showing.TITLES)
 
 
 def test_a_study_needs_its_data_and_a_size_of_the_preset(tmp_path):
