@@ -59,6 +59,8 @@ class TextShift(Reader, Shift):
         now = current_pass()
         if now is None or now.reading is None or now.reading.length != 1 or now.reading.rows is not None:
             return None
+        if now.reading.valid is not None:
+            return None
         if torch.is_grad_enabled() or not isinstance(now.cache, DynamicCache) or torch.compiler.is_compiling():
             return None
         return trail_of(now.cache, self.slot)

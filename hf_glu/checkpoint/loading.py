@@ -130,7 +130,7 @@ def read_texts(path: Path) -> list[str]:
         CheckpointError: there is no such file, or no text in it.
     """
     try:
-        texts = [line.strip() for line in user_path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line.strip() for line in user_path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} can't be read as text: {getattr(error, 'strerror', None) or error}") from error
     if not texts:

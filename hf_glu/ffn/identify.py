@@ -16,6 +16,11 @@ from hf_glu.ffn.config_fields import activation_field, activation_of
 from hf_glu.ffn.mixers import gate_of
 from hf_glu.ffn.sites import Site
 
+# fields of configs that say how many experts a token uses
+CHOSEN = (
+    "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k",
+)  # fmt: skip
+
 
 def enclosing_configs(model: nn.Module, name: str) -> Iterator[Any]:
     """Yield the configs of the models around the module called ``name``, the innermost first."""
@@ -24,6 +29,15 @@ def enclosing_configs(model: nn.Module, name: str) -> Iterator[Any]:
         config = getattr(model.get_submodule(".".join(parts[:end])), "config", None)
         if hasattr(config, "to_dict"):
             yield config
+
+
+def top_k_of(model: nn.Module, name: str) -> int | None:
+    """Return how many experts of the bank called ``name`` a token uses, None where no config says it."""
+    for config in enclosing_configs(model, name):
+        for field in CHOSEN:
+            if type(value := getattr(config, field, None)) is int:
+                return value
+    return None
 
 
 def governing_configs(model: nn.Module, site: Site) -> list[Any]:

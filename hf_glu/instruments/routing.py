@@ -17,6 +17,7 @@ from hf_glu.errors import NoSiteError
 from hf_glu.ffn.experts.ffn import find_experts
 from hf_glu.ffn.experts.native import is_bank
 from hf_glu.ffn.experts.router import Routing
+from hf_glu.ffn.identify import top_k_of
 from hf_glu.instruments.expert_tokens import routed
 from hf_glu.instruments.recorder import Call, watching
 
@@ -121,13 +122,12 @@ def active_parameters(model: nn.Module) -> int:
 
     Of E routed experts a token uses k, so that 1 - k/E of the routed weights are idle. Groups of different sizes count
     as the mean of their experts: which of them a token uses is up to the router. Shared experts, routers and what the
-    experts of a group have in common count in full. Transformers' own banks (Mixtral) count the same, with k =
-    ``config.num_experts_per_tok``.
+    experts of a group have in common count in full. Transformers' own banks (Mixtral) count the same, with k as the
+    config around them says it (``num_experts_per_tok``).
     """
     idle = sum(ffn.idle for ffn in find_experts(model).values())
-    top_k = getattr(getattr(model, "config", None), "num_experts_per_tok", None) or 0
-    native: list[Any] = [module for module in model.modules() if top_k and is_bank(module)]
-    for bank in native:
-        routed = sum(part.numel() for part in bank.parameters(recurse=False))
-        idle += routed * (1 - top_k / len(bank.down_proj))
+    for name, module in model.named_modules():
+        if is_bank(module) and (top_k := top_k_of(model, name)):
+            routed = sum(part.numel() for part in module.parameters(recurse=False))
+            idle += routed * (1 - top_k / len(module.get_parameter("down_proj")))
     return sum(part.numel() for part in model.parameters()) - round(idle)

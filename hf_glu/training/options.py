@@ -100,6 +100,8 @@ class TrainingOptions:
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
                 raise OptionError(f"{key} must be a share of the steps, 0 to 1, got {shown(value)}")
+        if self.anneal == 0:
+            raise OptionError("anneal=0 leaves no step to anneal in: give a share of them, such as 0.5")
         if self.patience is not None and self.evaluate_every == 0:
             raise OptionError("patience counts evaluations, and evaluate_every=0 leaves only the last one")
         if self.watch and self.compile:

@@ -71,9 +71,10 @@ def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading |
         return None
     batch, length = tokens.shape[:2]
     mask = inputs.get("attention_mask")
-    if length == 1:  # one new token is never padding
-        return Reading(batch, length)
     valid = None if mask is None else read_mask(mask, batch, length, seen())
+    if length == 1:  # hardly ever padding, and quicker where it is known to be none
+        asked = valid is not None and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        return Reading(batch, length, None if valid is None or (asked and bool(valid.all())) else valid)
     return Reading(batch, length, valid, read_restarts(inputs.get("position_ids"), batch, length, valid))
 
 
@@ -81,8 +82,8 @@ def read_mask(mask: Any, batch: int, length: int, offset: int | None) -> Tensor 
     """Return which tokens are no padding: ``[B, T]``.
 
     Args:
-        mask: ``[B, K]``; or ``[B, 1, T, K]``, boolean or additive, where a token is valid if it may see itself; or a
-            mapping from kinds of attention to such.
+        mask: ``[B, K]``; or ``[B, 1, T or 1, K]``, boolean or additive, where a token is valid if it may see itself; or
+            a mapping from kinds of attention to such.
         batch, length: B and T.
         offset: the first token's key; None: the last T keys are the tokens'.
     """
@@ -95,15 +96,17 @@ def read_mask(mask: Any, batch: int, length: int, offset: int | None) -> Tensor 
     start = last if offset is None else min(offset, last)  # a sliding window keeps the last keys only
     if mask.ndim == 2:
         return mask[:, start : start + length].bool()
-    if mask.ndim != 4 or mask.shape[2] != length:
+    if mask.ndim != 4 or mask.shape[2] not in (1, length):
         return None
-    own = mask[:, 0].diagonal(start, 1, 2)
+    own = mask[:, 0].expand(-1, length, -1).diagonal(start, 1, 2)
     seen = own if own.dtype == torch.bool else own > -1
     return seen.expand(batch, length)
 
 
 def read_restarts(positions: Any, batch: int, length: int, valid: Tensor | None) -> Tensor | None:
-    """Return where the position ids ``[B or 1, T]`` begin anew: ``[B, T]``, None where they say nothing."""
+    """Return where position ids ``[B or 1, T]``, or the first of 4 such, begin anew: ``[B, T]``; None: not known."""
+    if isinstance(positions, Tensor) and positions.ndim == 3 and len(positions) == 4:
+        positions = positions[0]
     if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != length:
         return None
     back = positions[:, 1:] <= positions[:, :-1]

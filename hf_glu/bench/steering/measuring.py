@@ -63,13 +63,19 @@ class SteeringBench:
     def neutral_perplexity(self, way: SteeringWay, strength: float) -> float:
         """Return the steered model's perplexity on neutral text."""
         prefix = way.prefix(strength)
-        with way.on(strength * way.unit):
-            return self.perplexity([[*prefix, *ids] for ids in self.neutral], [len(prefix)] * len(self.neutral))
+        given = [self.behind(prefix, ids) for ids in self.neutral]
+        with way.on(strength * way.unit):  # a text's first token never counts, as without a prefix
+            return self.perplexity(given, [len(prefix) + 1] * len(given))
+
+    def behind(self, prefix: Ids, ids: Ids) -> Ids:
+        """Return a text's tokens with others before them: behind the token that begins a text, where there is one."""
+        begins = int(ids[:1] == [self.tokenizer.bos_token_id])
+        return [*ids[:begins], *prefix, *ids[begins:]]
 
     def write(self, way: SteeringWay, strength: float) -> list[Ids]:
         """Return what the steered model goes on with after each prompt."""
         prefix, found = way.prefix(strength), list[Ids]()
-        given = [[*prefix, *prompt] for prompt in self.prompts]
+        given = [self.behind(prefix, prompt) for prompt in self.prompts]
         with evaluating(self.model), same_randomness(self.model, seed=self.seed), way.on(strength * way.unit):
             for begin in range(0, len(given), self.batch_size):
                 found += self._generate(given[begin : begin + self.batch_size])

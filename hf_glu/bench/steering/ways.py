@@ -77,7 +77,10 @@ def gates_way(model: nn.Module, made: GateModulation) -> SteeringWay:
 
 def prompt_way(tokenizer: Any, texts: Texts, most: float) -> SteeringWay:
     """Return steering by texts of the class before each prompt: `EXAMPLES` at the strength ``most``, fewer below."""
-    sides = [[tokenizer(text + "\n")["input_ids"] for text in side[:EXAMPLES]] for side in texts.fitted]
+    sides = [
+        [tokenizer(text + "\n", add_special_tokens=False)["input_ids"] for text in side[:EXAMPLES]]
+        for side in texts.fitted
+    ]
 
     def prefix(strength: float) -> list[int]:
         count = round(EXAMPLES * abs(strength) / most)

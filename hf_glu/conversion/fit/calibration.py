@@ -20,6 +20,7 @@ BATCH = 32
 CHECKED, SAME = 16, 1e-2  # tokens that units are compared on, and how near they are, relative to the largest
 MAX_LENGTH = 128
 MAX_TOKENS = 65_536
+LEAST = 2  # tokens that anything is fitted to: one of them is held out
 
 Batches = list[dict[str, Tensor]]
 
@@ -73,6 +74,8 @@ def _text_batches(model: Any, texts: list[str], tokenizer: Any) -> Iterator[dict
 
 def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
     for key, value in batch.items():
+        if not value.numel():
+            raise OptionError(f"calibration {key} is empty: {list(value.shape)}")
         if value.is_floating_point() and not value.isfinite().all():
             raise OptionError(f"calibration {key} has NaN or infinite values")
     if (embeds := batch.get("inputs_embeds")) is None:
@@ -108,7 +111,7 @@ def inputs_at(model: Any, sites: Sequence[Site], batches: Batches, *, limit: int
 def _are_units(site: Site, x: Tensor, given: Tensor) -> bool:
     """Return whether an out-projection was given the units of ``x``, as far as they are known without a text."""
     units = ffn_units(site, x).float()
-    if units.shape != given.shape or any(isinstance(part, Reader) for part in site.act.modules()):
+    if units.shape != given.shape or not len(given) or any(isinstance(part, Reader) for part in site.act.modules()):
         return True
     return torch.allclose(units, given, rtol=SAME, atol=SAME * float(given.abs().max()))
 
@@ -126,4 +129,6 @@ def reached(site: Site, inputs: Tensor | None) -> Tensor:
     """Return what a site was given in float32; raise OptionError where it was never run."""
     if inputs is None:
         raise OptionError(f"the calibration data never reach {site.name}: give what its stack reads, too")
+    if len(inputs) < LEAST:
+        raise OptionError(f"the calibration data give {site.name} {len(inputs)} tokens: give {LEAST} at least")
     return inputs.float()

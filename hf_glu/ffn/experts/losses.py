@@ -74,7 +74,8 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
     graded = torch.is_grad_enabled()
     found = _experts(model) if model.training or graded else []
     for experts in found if model.training else ():
-        experts.router.rebalance()
+        if experts.router.steps is not None and not has_gradients(experts):  # once a step of the optimizer
+            experts.router.rebalance()
     if not graded:
         return args, kwargs
     for experts in found:
@@ -91,13 +92,18 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
 
 
 @torch.compiler.disable
+def has_gradients(experts: Any) -> bool:
+    """Return whether gradients of an earlier micro-batch wait for a step of the optimizer."""
+    gradients = (parameter.grad for parameter in experts.parameters() if parameter.grad is not None)
+    return any(bool(gradient.any()) for gradient in gradients)
+
+
 def refuse_accumulation(experts: Any) -> None:
     """Raise where gradients of a pass wait for more whose routers' losses weighed 1, whatever its loss did."""
     scale = experts.scale
     if not scale.alone:
         return
-    gradients = (parameter.grad for parameter in experts.parameters() if parameter.grad is not None)
-    scale.alone = any(bool(gradient.any()) for gradient in gradients)
+    scale.alone = has_gradients(experts)
     if scale.alone:
         raise TrainingError(f"the loss of several micro-batches is computed outside of the model: {ADD}")
 

@@ -75,7 +75,9 @@ def load_for_task(
 
 
 def give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give tokenizer and model a padding token if they have none: GPT-2 takes the one that ends a text.
+    """Give the tokenizer a padding token if it has none (GPT-2's ends a text), and the model the tokenizer's.
+
+    By it a decoder's head finds a text's last token, which is another's padding where the two differ.
 
     Raises:
         OptionError: the tokenizer has neither.
@@ -84,7 +86,7 @@ def give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise OptionError("the tokenizer has no token to pad with: set tokenizer.pad_token and save it")
-    if token_id(model.config, "pad_token_id") is None:
+    if token_id(model.config, "pad_token_id") != tokenizer.pad_token_id:
         for config in (model.config, text_config(model.config)):  # heads read the one or the other
             config.pad_token_id = tokenizer.pad_token_id
 

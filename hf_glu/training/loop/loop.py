@@ -217,7 +217,7 @@ class TrainingLoop:
         self._log({"evaluation": metrics, "score": score})
         self.shown = {"score": f"{score:.4f}"}
         bar.set_postfix(**self.shown)
-        if self.options.patience is None:
+        if self.options.patience is None or not self._annealed():  # a mix on its way is no model to keep
             return False
         if score > progress.best:
             progress.best, progress.best_step, progress.waited = score, progress.step, 0
@@ -225,6 +225,10 @@ class TrainingLoop:
         else:
             progress.waited += 1
         return progress.waited >= self.options.patience
+
+    def _annealed(self) -> bool:
+        """Return whether mixes are what the training ends with, or there are none to anneal."""
+        return self.options.anneal is None or self.progress.step - 1 >= self.options.anneal * max(1, self.steps - 1)
 
     def _state(self) -> dict[str, Tensor]:
         state = self.accelerator.get_state_dict(self.model)

@@ -62,5 +62,10 @@ class AnnealCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: object
     ) -> None:
-        """Anneal for the progress at the end, so that a whole training ends with pure mixes."""
+        """Anneal for the progress at the end, so that a whole training ends with pure mixes.
+
+        The best checkpoint, where the Trainer has loaded it, stays what it was when it was the best.
+        """
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            return
         anneal(model, min(1.0, state.global_step / max(1, state.max_steps)), until=self.until)

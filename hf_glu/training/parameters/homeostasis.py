@@ -39,6 +39,8 @@ class Homeostasis:
         if not act.training:
             return
         x = call.tokens.rows(call.x)
+        if not len(x):  # nothing but padding
+            return
         gate = x.chunk(2, dim=-1)[0] if isinstance(act, GatedActivation) else x
         openness = gate.sigmoid().float().mean(0)
         target = self.targets.setdefault(name, openness.detach())

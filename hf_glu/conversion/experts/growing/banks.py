@@ -31,14 +31,10 @@ from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.build import mix_banks
 from hf_glu.ffn.experts.native import MixedBank, bank_width, copy_experts, put_rows
-from hf_glu.ffn.identify import enclosing_configs
+from hf_glu.ffn.identify import CHOSEN, top_k_of
 from hf_glu.ffn.sites import Site, find_banks
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = (
-    *("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
-    *("moe_topk", "moe_top_k", "moe_k"),
-)
 
 
 def form(site: Site) -> str:
@@ -58,18 +54,9 @@ def _groups(model: nn.Module, site: Site) -> tuple[Group, ...]:
     return bank.groups
 
 
-def _top_k(model: nn.Module, site: Site) -> int | None:
-    """Return how many experts of a bank a token uses, None where no config says it."""
-    for config in enclosing_configs(model, site.name):
-        for name in CHOSEN:
-            if type(value := getattr(config, name, None)) is int:
-                return value
-    return None
-
-
 def _row(change: Growth, model: nn.Module, site: Site, more: int, name: str) -> Step:
     """Return the row of one bank, which gets ``more`` parameters beside the copies'."""
-    bank, top_k, times = site.anchor, _top_k(model, site), change.times
+    bank, top_k, times = site.anchor, top_k_of(model, site.name), change.times
     count, whole = len(bank.get_parameter("down_proj")), size(bank)
     used = whole if top_k is None else round(whole * top_k / count)
     groups, width = write_groups(_groups(model, site)), bank_width(bank)

@@ -14,7 +14,7 @@ from hf_glu.config.experts import ExpertOptions, write_groups
 from hf_glu.config.glu import GluConfig
 from hf_glu.config.router_fields import router_fields
 from hf_glu.conversion.experts.copying import drop_from
-from hf_glu.conversion.experts.growing.growth import Growth, first_of_each, growth_route
+from hf_glu.conversion.experts.growing.growth import Growth, first_of_each, growth_route, remembers
 from hf_glu.conversion.experts.growing.utility import owners, owners_in_layer
 from hf_glu.conversion.forms import ConfigEntry, governed, size
 from hf_glu.conversion.steps import Step
@@ -56,8 +56,9 @@ def _row(change: Growth, model: nn.Module, site: Site) -> Step:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         made = _built(model, site, grown(old.options, change))
     groups, more = (f"{options.groups}, top {options.top_k}" for options in (old.options, made.options))
+    route = growth_route(change, remembers=remembers(old))
     return Step.at(
-        site, change, groups, more, growth_route(change), width_before=old.width, width=old.width,
+        site, change, groups, more, route, width_before=old.width, width=old.width,
         parameters_before=size(old), parameters_after=size(made), active_before=active_parameters(old),
         active_after=active_parameters(made),
     )  # fmt: skip
