@@ -1,12 +1,14 @@
 """Learnable mixes: exact at the start, alive, annealed to the target, folded into it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from comparing import assert_same, outputs
 from covering import covering
 from pico import FAMILIES, make_native
 from torch.autograd import gradcheck
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.activations import ACT2FN
 
 import hf_glu
@@ -180,6 +182,17 @@ def test_the_callback_anneals_also_after_a_resume(tmp_path):
     assert seen == [0.5, 0.75]
     hf_glu.freeze_mix(fresh)
     assert fresh.config.activation_function == "swiglu"
+
+
+def test_the_callback_leaves_the_best_checkpoint_as_it_was():
+    model = FAMILIES["gpt2"].make()
+    hf_glu.convert(model, "learnable_swiglu")
+    callback, state = hf_glu.AnnealCallback(until=1.0), TrainerState(global_step=8, max_steps=8)
+    for best, annealed in ((True, 0.25), (False, 1.0)):
+        hf_glu.anneal(model, 0.25)
+        state.best_model_checkpoint = "checkpoint-2" if best else None
+        callback.on_train_end(SimpleNamespace(load_best_model_at_end=best), state, TrainerControl(), model=model)
+        assert mixes(model)[0].annealed == annealed
 
 
 def test_the_mix_has_no_weight_decay():

@@ -20,7 +20,7 @@ from torch import nn
 
 import hf_glu
 from hf_glu.activation.context.passes import Pass, current_pass, enter, leave, within
-from hf_glu.activation.context.reading import Reading
+from hf_glu.activation.context.reading import Reading, read_restarts
 from hf_glu.activation.stateful import Memory
 from hf_glu.errors import OptionError
 
@@ -261,6 +261,50 @@ def test_states_that_arent_trained_let_the_rest_be(family):
     ids = torch.randint(5, VOCABULARY, (2, 6))
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "mlp" in name)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 7, [3, 1, 3]], ids=str)
+@pytest.mark.parametrize(
+    ("family", "target", "options"),
+    [("llama", "stateful_swiglu", {}), ("llama", "canon_swiglu", {}), ("llama", "smear_swiglu", {}),
+     ("llama", "modulated_stateful_swiglu", {}), ("gpt2", "stateful_geglu_new", {"experts": 3})],
+)  # fmt: skip
+def test_padding_changes_nothing_where_tokens_come_one_by_one(family, target, options, sizes):
+    model = make(family, target, **options)
+    ids = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * 3 + [1] * 4, [1] * 7])
+    places = (mask.cumsum(-1) - 1).clamp_min(0)
+    found, begin = [], 0
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        whole = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)[0]
+        for size in sizes:
+            end = begin + size
+            part = slice(begin, end)
+            given = {"input_ids": ids[:, part], "attention_mask": mask[:, :end], "position_ids": places[:, part]}
+            found.append(model(**given, past_key_values=cache, use_cache=True)[0])
+            begin = end
+    assert_same(torch.cat(found, 1)[mask.bool()], whole[mask.bool()], "exact up to rounding")
+
+
+@pytest.mark.parametrize("target", ["stateful_geglu", "modulated_geglu"])
+def test_masks_of_four_dimensions_are_read(target):
+    model = make("bert", target, **({"state": {"direction": "both"}} if "stateful" in target else {}))
+    ids = torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 4 + [0] * 2, [1] * 6])
+    seen = mask[:, None, None].bool()
+    with torch.no_grad():
+        wanted = model(input_ids=ids, attention_mask=mask)[0]
+        for given in (seen, seen.expand(2, 1, 6, 6), torch.where(seen, 0.0, -1e9)):
+            assert_same(model(input_ids=ids, attention_mask=given)[0][mask.bool()], wanted[mask.bool()], "exact")
+
+
+def test_positions_of_texts_and_of_what_they_show():
+    places = torch.tensor([[0, 1, 2, 0, 1]])
+    wanted = read_restarts(places, 2, 5, None)
+    assert wanted.tolist() == [[True, False, False, True, False]] * 2
+    assert_same(read_restarts(torch.stack([places, *[torch.zeros_like(places)] * 3]), 2, 5, None), wanted, "bitwise")
+    assert read_restarts(torch.stack([places] * 3), 2, 5, None) is None  # time, height and width say nothing of texts
 
 
 def test_experts_in_float64_know_their_padding():

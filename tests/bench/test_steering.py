@@ -83,10 +83,18 @@ def test_perplexity_is_that_of_the_tokens_after_the_prefix():
     prefixed = made.neutral_perplexity(SteeringWay(name="prompt", note="", prefix=lambda strength: [5, 6, 7]), 1.0)
     total = count = 0.0
     for ids in made.neutral:
-        logits = model(input_ids=torch.tensor([[5, 6, 7, *ids]])).logits.detach()[0, 2:-1].log_softmax(-1)
-        total -= float(logits[range(len(ids)), ids].sum())
-        count += len(ids)
+        logits = model(input_ids=torch.tensor([[5, 6, 7, *ids]])).logits.detach()[0, 3:-1].log_softmax(-1)
+        total -= float(logits[range(len(ids) - 1), ids[1:]].sum())  # the tokens that count without a prefix, too
+        count += len(ids) - 1
     assert prefixed == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_a_prefix_comes_behind_the_token_that_begins_a_text():
+    made = bench(steered.make("llama"))
+    made.tokenizer.bos_token = made.tokenizer.convert_ids_to_tokens(3)
+    assert made.behind([5, 6], [3, 7, 8]) == [3, 5, 6, 7, 8]
+    assert made.behind([5, 6], [7, 8]) == [5, 6, 7, 8]
+    assert made.behind([], [3, 7]) == [3, 7]
 
 
 def test_what_each_way_does():

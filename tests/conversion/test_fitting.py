@@ -196,6 +196,15 @@ BAD = {
     "too wide": (lambda m: hf_glu.convert(m, "geglu", width=41, calibration=IDS), OptionError, "more than the 40"),
     "zero": (lambda m: hf_glu.convert(m, "geglu", width=0, calibration=IDS), OptionError, "at least 1"),
     "a word": (lambda m: hf_glu.convert(m, "geglu", width="small", calibration=IDS), OptionError, "'iso'"),
+    "one token": (
+        lambda m: hf_glu.convert(m, "geglu", width=20, calibration=IDS[:1, :1]), OptionError, "1 tokens: give 2",
+    ),
+    "padding": (
+        lambda m: hf_glu.convert(
+            m, "geglu", width=20, calibration=[{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS)}]
+        ), OptionError, "0 tokens: give 2",
+    ),
+    "no tokens": (lambda m: hf_glu.convert(m, "geglu", width=20, calibration=IDS[:, :0]), OptionError, "is empty"),
     "nothing": (lambda m: hf_glu.convert(m, "swiglu", calibration=[]), OptionError, "no calibration"),
     "texts": (lambda m: hf_glu.convert(m, "swiglu", calibration=["a"]), OptionError, "tokenizer"),
     "one text": (lambda m: hf_glu.convert(m, "swiglu", calibration="a"), OptionError, "str"),

@@ -263,6 +263,16 @@ def test_wrapped_experts_shared_ones_and_split_ones_grow():
             assert_same(outputs(copied), before, "exact up to rounding")
 
 
+def test_copies_that_remember_other_tokens_are_no_exact_ones():
+    model = FAMILIES["gpt2"].make()
+    hf_glu.convert(model, "stateful_geglu_new", experts=3, check=False)
+    assert hf_glu.plan(model, Grow(times=2)).promise == "exact"  # they remember nothing yet
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.5 if name.endswith("alpha") else 0.0
+    assert hf_glu.plan(model, Grow(times=2)).promise == "approximate"
+    assert hf_glu.plan(model, Grow(times=2, active="all")).promise != "approximate"
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt2", "llama"])
 def test_copies_hear_the_router_as_their_experts_did(name, tmp_path):
     native = name in BANKS

@@ -114,6 +114,9 @@ def test_composite_configs_get_their_padding_token_and_have_a_longest_text():
     assert model.config.get_text_config().pad_token_id == 7
     ids = torch.tensor([[8, 9, 7, 7]])
     assert_same(run(model, {"input_ids": ids})["logits"], run(model, {"input_ids": ids[:, :2]})["logits"], "exact")
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = 0  # another one than the tokenizer's
+    give_padding(model, _Tokenizer())
+    assert model.config.pad_token_id == model.config.get_text_config().pad_token_id == 7
     check_length(50, model.config, _Tokenizer())
     with pytest.raises(OptionError, match="reads 50 tokens"):
         check_length(51, model.config, _Tokenizer())

@@ -342,6 +342,10 @@ def test_loss_free_balancing(checkpointing, tmp_path):
     model.train()(**inputs).loss.backward()
     assert_same(first.router.load, torch.tensor([24, 24, 0, 0]), "bitwise")  # once, though computed twice
     assert not first.router.steps.any()
+    model(**inputs).loss.backward()  # a second micro-batch: gradients wait for a step
+    assert not first.router.steps.any()
+    assert_same(first.router.load, torch.tensor([48, 48, 0, 0]), "bitwise")
+    model.zero_grad()
     model(**inputs).loss.backward()
     assert_same(first.router.steps, torch.tensor([-1, -1, 1, 1]), "bitwise")
     assert_same(first.router.load, torch.tensor([0, 0, 24, 24]), "bitwise")

@@ -10,6 +10,7 @@ from statistics import fmean
 
 import pytest
 import torch
+import transformers
 from comparing import assert_same
 from pico import FAMILIES, LAYERS, make_native
 from rich.console import Console
@@ -19,6 +20,7 @@ from taskdata import save_base, write_dataset
 import hf_glu
 from hf_glu.cli import comparing, tables
 from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.sites import find_banks
 from hf_glu.instruments.activity import expert_loads
 from hf_glu.instruments.routing import active_parameters
 from hf_glu.publishing.card.card import write_card
@@ -60,6 +62,22 @@ def test_active_parameters_are_the_mean_over_all_choices_of_experts(family, more
         used = fmean(sum(chosen) for chosen in combinations(sizes, ffn.options.top_k))
         expected += used - sum(sizes)
     assert active_parameters(model) == pytest.approx(expected, abs=0.51)
+
+
+def test_active_parameters_where_a_part_of_the_config_says_how_many_are_chosen():
+    small = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32,
+        "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "head_dim": 8,
+    }  # fmt: skip
+    shown = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16,
+        "deepstack_visual_indexes": [],
+    }  # fmt: skip
+    config = transformers.Qwen3VLMoeConfig(text_config=small, vision_config=shown)
+    model = transformers.Qwen3VLMoeForConditionalGeneration(config)
+    idle = sum(site.anchor.gate_up_proj.numel() + site.anchor.down_proj.numel() for site in find_banks(model))
+    assert idle
+    assert active_parameters(model) == model.num_parameters() - idle * 3 // 4
 
 
 def test_active_parameters_of_native_banks_and_of_dense_models():

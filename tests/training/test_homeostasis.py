@@ -87,6 +87,15 @@ def test_padding_has_no_part_in_a_gates_openness(side):
         assert_same(penalty.targets[site.name], gate[mask.bool()].sigmoid().mean(0).detach(), "exact")
 
 
+def test_a_batch_of_padding_has_no_penalty():
+    model = make_native("llama").train()
+    with hf_glu.homeostasis(model, 1.0) as penalty:
+        model(input_ids=IDS, labels=IDS)
+        loss = model(input_ids=IDS, attention_mask=torch.zeros_like(IDS), labels=IDS).loss
+        assert not penalty._found
+    assert loss.isfinite()
+
+
 def gradients(checkpointing):
     """Return the gradients of three steps, the last two with a penalty that isn't 0."""
     torch.manual_seed(0)

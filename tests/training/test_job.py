@@ -198,6 +198,24 @@ def test_accumulation_changes_nothing_but_rounding(bases, datasets):
         assert_same(weights(3, name), weights(1, name), "trained")
 
 
+def test_the_best_is_one_whose_mix_is_annealed(bases, datasets, monkeypatch):
+    job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="learnable_swiglu")
+    made = Job(job, replace(OPTIONS, max_steps=12, evaluate_every=2, patience=9, anneal=0.5))
+    scores, kept = iter([0.9, 0.9, 0.9, 0.4, 0.5, 0.3, 0.1]), []
+
+    def evaluate(model, title):
+        kept.append({key: value.detach().clone() for key, value in model.state_dict().items()})
+        return {"accuracy": 0.0}, next(scores)
+
+    monkeypatch.setattr(made, "evaluate", evaluate)
+    monkeypatch.setattr(made, "fold", lambda: None)
+    made.fit()
+    assert [float(next(v for k, v in state.items() if "annealed" in k)) for state in kept[2:5]] == [
+        pytest.approx(10 / 11), 1.0, 1.0
+    ]  # fmt: skip
+    assert_same(dict(made.model.state_dict()), kept[4], "bitwise")
+
+
 def test_early_stopping_takes_the_best(bases, datasets, monkeypatch):
     job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"), to="geglu")
     made = Job(job, replace(OPTIONS, max_steps=20, evaluate_every=2, patience=2))

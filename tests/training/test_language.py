@@ -591,6 +591,7 @@ def _cases(bases, corpus):
         "unknown type": (["--config", '{"model_type": "gpt22"}', "--train-tokenizer", "400", *data], "did you mean"),
         "no json": (["--config", '{"model_type": ', "--train-tokenizer", "400", *data], "no JSON"),
         "mask": ([*model, *data, "--mask", "1.5"], "mask must be a share"),
+        "anneal": ([*model, *data, "--anneal", "0"], "anneal=0 leaves no step"),
         "resume": ([*model, *data, "--resume"], "give it with --output"),
     }
 

@@ -41,9 +41,8 @@ class Reading:
         more = length - self.length
         if more <= 0:
             return self
-        valid = self.valid
-        if valid is None:
-            valid = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
+        every = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
+        valid = every if self.valid is None else self.valid
         restart = None if self.restart is None else functional.pad(self.restart, (0, more))
         return replace(self, length=length, valid=functional.pad(valid, (0, more)), restart=restart)
 
@@ -73,7 +72,7 @@ def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading |
     mask = inputs.get("attention_mask")
     valid = None if mask is None else read_mask(mask, batch, length, seen())
     if length == 1:  # hardly ever padding, and quicker where it is known to be none
-        asked = valid is not None and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        asked = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
         return Reading(batch, length, None if valid is None or (asked and bool(valid.all())) else valid)
     return Reading(batch, length, valid, read_restarts(inputs.get("position_ids"), batch, length, valid))
 

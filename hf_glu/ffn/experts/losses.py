@@ -94,17 +94,13 @@ def reset_losses(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
 @torch.compiler.disable
 def has_gradients(experts: Any) -> bool:
     """Return whether gradients of an earlier micro-batch wait for a step of the optimizer."""
-    gradients = (parameter.grad for parameter in experts.parameters() if parameter.grad is not None)
-    return any(bool(gradient.any()) for gradient in gradients)
+    return any(bool(each.grad.any()) for each in experts.parameters() if each.grad is not None)
 
 
 def refuse_accumulation(experts: Any) -> None:
     """Raise where gradients of a pass wait for more whose routers' losses weighed 1, whatever its loss did."""
-    scale = experts.scale
-    if not scale.alone:
-        return
-    scale.alone = has_gradients(experts)
-    if scale.alone:
+    experts.scale.alone = experts.scale.alone and has_gradients(experts)
+    if experts.scale.alone:
         raise TrainingError(f"the loss of several micro-batches is computed outside of the model: {ADD}")
 
 
