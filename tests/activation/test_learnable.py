@@ -189,7 +189,7 @@ def test_the_callback_leaves_the_best_checkpoint_as_it_was():
     hf_glu.convert(model, "learnable_swiglu")
     callback, state = hf_glu.AnnealCallback(until=1.0), TrainerState(global_step=8, max_steps=8)
     for best, annealed in ((True, 0.25), (False, 1.0)):
-        hf_glu.anneal(model, 0.25)
+        hf_glu.anneal(model, 0.25, until=1.0)
         state.best_model_checkpoint = "checkpoint-2" if best else None
         callback.on_train_end(SimpleNamespace(load_best_model_at_end=best), state, TrainerControl(), model=model)
         assert mixes(model)[0].annealed == annealed
