@@ -173,6 +173,14 @@ def verdict(claim: Claim, bounds: Sequence[float] | None, mean: float, p: float 
     return NOT if bounds[1] < (claim.margin or claim.outcome.least) else OPEN
 
 
+def _rates(claim: Claim, rows: Mapping[str, Row]) -> list[float]:
+    """Return the learning rates of the variants that a claim is about, the better one's first, where they differ."""
+    found = [
+        rows[name]["lr"] for name in (claim.better, *sorted(claim.variants - {claim.better})) if rows[name].get("lr")
+    ]
+    return found if len(set(found)) > 1 else []
+
+
 def unlearned(result: Mapping[str, Any]) -> list[str]:
     """Return the recall tasks that no variant does better than a guess: of these, claims say little."""
     means = {row["name"]: row.get("mean") for row in result["table"]["variants"]}
@@ -196,7 +204,7 @@ def judge(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         bounds = interval(gain) if gain else None
         judged.append({
             "claim": claim.name, "learned": not any(claim.better.startswith(f"{task}: ") for task in idle),
-            "text": claim.text, "size": result["size"], "unit": claim.outcome.unit,
+            "rates": _rates(claim, rows), "text": claim.text, "size": result["size"], "unit": claim.outcome.unit,
             "factor": claim.outcome.factor, "digits": claim.outcome.digits, "margin": claim.margin,
             "gain": fmean(gain) if gain else None, "interval": bounds, "p_holm": p,
             "visible": visible(stdev(gain), len(gain)) if gain and several else None, "seeds": len(gain or ()),

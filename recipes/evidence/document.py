@@ -64,9 +64,9 @@ def in_words(judged: Sequence[Data]) -> list[str]:
         for each in judged:
             if each["verdict"] == verdict:
                 name = f"{each['claim']}, {each['text']}" if verdict in (SUPPORTED, NOT) else each["claim"]
-                sizes.setdefault(name, []).append(
-                    each["size"] + ("" if each["learned"] else ", where nobody learns it")
-                )
+                notes = "" if each["learned"] else ", where nobody learns it"
+                notes += ", at learning rates that differ" if each["rates"] else ""
+                sizes.setdefault(name, []).append(each["size"] + notes)
         if sizes:
             found = "; ".join(f"{name} ({' and '.join(where)})" for name, where in sizes.items())
             lines.append(f"- **{verdict}**, {meaning}: {found}.")
@@ -85,19 +85,35 @@ def _study(result: Data, judged: Sequence[Data]) -> str:
         f"| variant | {table['metric']} | learning rate | parameters |", "|---|---|---|---|",
     ]  # fmt: skip
     for row in table["variants"]:
-        rates = {float(rate) for rate in row.get("rates", {})}
-        edge = " (the highest tried)" if rates and row["lr"] == max(rates) else ""
-        edge = " (the lowest tried)" if rates and row["lr"] == min(rates) else edge
+        edge = f" (the {at_end(row)} tried)" if at_end(row) else ""
         parameters, value = f"{int(row['parameters']):,}", value_of(row["mean"], percent)
         if lost := sum(score is None for score in row["scores"]):
             value += "" if row["mean"] is None else f" ({lost} of {len(row['scores'])} seeds diverged)"
         lines.append(f"| {row['name']} | {value} | {rate(row)}{edge} | {parameters} |")
-    lines += ["", *(sentence(each) for each in judged), ""]
+    lines += ["", *_at_ends(table["variants"]), *(sentence(each) for each in judged), ""]
     for task in unlearned(result):
         guess = f"{GUESSES[task]:.0%}".replace("%", " %")
         lines += [f"No variant is above a guess ({guess}) in {task}: of models that learn it, this says nothing.", ""]
     lines += _divided(table["variants"])
     return "\n".join(lines)
+
+
+def at_end(row: Data) -> str:
+    """Return at which end of the learning rates that were tried a variant's is: ``highest``, ``lowest`` or neither."""
+    rates = [float(rate) for rate in row.get("rates", {})]
+    ends = {max(rates): "highest", min(rates): "lowest"} if rates else {}
+    return ends.get(row.get("lr", 0.0), "")
+
+
+def _at_ends(variants: Sequence[Data]) -> list[str]:
+    """Return a warning where learning rates are at an end of those that were tried, chosen on one seed each."""
+    ends = sum(bool(at_end(row)) for row in variants)
+    if not ends:
+        return []
+    return [
+        f"The learning rates of {ends} of {len(variants)} variants are at an end of those that were tried; others may",
+        "be better. Each was chosen on one seed: a difference of two variants holds that choice, too.", "",
+    ]  # fmt: skip
 
 
 def _divided(variants: Sequence[Data]) -> list[str]:
@@ -123,4 +139,5 @@ def sentence(each: Data) -> str:
     seen = "" if each["visible"] is None else f"; so many seeds see {shown(each, 'visible', '')}"
     p = "" if each["p_holm"] is None else f", p {each['p_holm']:.3f}"
     gain = f"{shown(each, 'gain')} {each['unit']} ({bounds(each)}{p})"
-    return f"- {each['claim']}, {each['text']}: **{each['verdict']}**; {gain}{seen}."
+    rates = f"; at learning rates of {' and '.join(f'{rate:g}' for rate in each['rates'])}" if each["rates"] else ""
+    return f"- {each['claim']}, {each['text']}: **{each['verdict']}**; {gain}{seen}{rates}."

@@ -319,6 +319,19 @@ def test_the_pages_say_what_the_results_say(tmp_path):
         showing.read_results(tmp_path / "results")
 
 
+def test_learning_rates_at_an_end_and_others_than_each_others_are_told():
+    result = _result("gates", gelu=4 + NOISE, swiglu=np.full(5, 3.9))
+    gelu, swiglu = result["table"]["variants"]
+    gelu |= {"lr": 0.002, "rates": {"0.002": 4.0, "0.004": 4.1, "0.008": 4.2}}
+    swiglu |= {"lr": 0.004, "rates": {"0.002": 3.95, "0.004": 3.9, "0.008": 4.0}}
+    text = document.compose([result])
+    assert "The learning rates of 1 of 2 variants are at an end of those that were tried" in text
+    assert "a1, `swiglu` ends at a lower loss than `gelu` (1m, at learning rates that differ)" in text
+    assert "; at learning rates of 0.004 and 0.002." in text
+    swiglu["lr"] = 0.002
+    assert "differ" not in document.compose([result]).partition("## (a)")[0].partition("In plain words")[2]
+
+
 def test_tasks_that_nobody_learns_are_told():
     def result(*scores):
         rows = [{"name": f"two hops: {name}", "mean": score} for name, score in zip("ab", scores, strict=True)]
