@@ -69,10 +69,9 @@ def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading |
     if not isinstance(tokens, Tensor) or tokens.ndim < 2:
         return None
     batch, length = tokens.shape[:2]
-    # one token's mask isn't read where a graph for each place would be compiled to do so
     mask = None if length == 1 and torch.compiler.is_compiling() else inputs.get("attention_mask")
     valid = None if mask is None else read_mask(mask, batch, length, seen())
-    if length == 1:  # hardly ever padding, and quicker where it is known to be none
+    if length == 1:  # hardly ever padding, which would take a graph for each place to know where it is compiled
         seen_all = valid is not None and not torch.jit.is_tracing() and bool(valid.all())
         return Reading(batch, length, None if seen_all else valid)
     return Reading(batch, length, valid, read_restarts(inputs.get("position_ids"), batch, length, valid))
