@@ -72,8 +72,8 @@ def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading |
     mask = None if length == 1 and torch.compiler.is_compiling() else inputs.get("attention_mask")
     valid = None if mask is None else read_mask(mask, batch, length, seen())
     if length == 1:  # hardly ever padding, which would take a graph for each place to know where it is compiled
-        seen_all = valid is not None and not torch.jit.is_tracing() and bool(valid.all())
-        return Reading(batch, length, None if seen_all else valid)
+        known = valid is not None and not (valid.is_meta or torch.jit.is_tracing())
+        return Reading(batch, length, None if known and bool(valid.all()) else valid)  # type: ignore[union-attr]
     return Reading(batch, length, valid, read_restarts(inputs.get("position_ids"), batch, length, valid))
 
 
