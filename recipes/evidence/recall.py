@@ -67,12 +67,12 @@ def two_hops(count: int, seed: int, *, symbols: int = SYMBOLS, questions: int = 
         questions: of how many of the chains, of each once.
     """
     generator = torch.Generator().manual_seed(seed)
-    symbols = 1 + torch.rand(count, symbols - 1, generator=generator).argsort(-1)[:, : 3 * CHAINS]
-    a, b, c = symbols.view(count, 3, CHAINS).unbind(1)
+    chosen = 1 + torch.rand(count, symbols - 1, generator=generator).argsort(-1)[:, : 3 * CHAINS]
+    a, b, c = chosen.view(count, 3, CHAINS).unbind(1)
     pairs = torch.cat([torch.stack([a, b], -1), torch.stack([b, c], -1)], 1)  # [count, 2 CHAINS, 2]
     order = torch.rand(count, 2 * CHAINS, generator=generator).argsort(-1)
     pairs = pairs.gather(1, order.unsqueeze(-1).expand_as(pairs)).flatten(1)
-    if questions == 1:
+    if questions == 1:  # drawn as the results of d3 to d5 were
         asked = torch.randint(CHAINS, (count, 1), generator=generator)
     else:
         asked = torch.rand(count, CHAINS, generator=generator).argsort(-1)[:, :questions]
