@@ -67,6 +67,7 @@ PRESETS = {
     "cpu": Preset(
         sizes={
             "0.3m": Size(layers=4, hidden=64, vocabulary=1024, steps=293),
+            "0.3m-long": Size(layers=4, hidden=64, vocabulary=1024, steps=2003),
             "1m": Size(layers=4, hidden=128, vocabulary=2048, steps=586),
             "3m": Size(layers=6, hidden=192, vocabulary=2048, steps=1172),
         },
