@@ -45,6 +45,7 @@ def run(
     output: Annotated[Path, typer.Option(help="Folder of all runs, which an interrupted study goes on in.")],
     preset: Annotated[str, typer.Option(help=", ".join(PRESETS))] = "cpu",
     size: Annotated[str | None, typer.Option(help="One of the preset's sizes; else all, the smallest first.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many runs at once, each on a core.")] = 1,
 ) -> None:
     """Run a study, or go on with it; its results are JSON files in OUTPUT/results after each seed."""
 
@@ -54,7 +55,7 @@ def run(
         if preset not in PRESETS:
             raise OptionError(f"there is no preset {preset!r}; {nearest(preset, list(PRESETS))}")
         quieten()
-        run_study(study, preset, size, data.expanduser(), output.expanduser(), partial(print, flush=True))
+        run_study(study, preset, size, data.expanduser(), output.expanduser(), partial(print, flush=True), workers)
 
     guarded(work)
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,10 +27,9 @@ from hf_glu.training.language.models import language_skeleton
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.results import ComparisonTable, Results
 from recipes.evidence import rows
-from recipes.evidence.presets import BASE, BLOCK, TUNED, Preset, Size
+from recipes.evidence.presets import BASE, BLOCK, TUNED, Preset, Setting, Size
 from recipes.evidence.specialising import ExpertTrial
 
-Tell = Callable[[str], object]
 # study -> its rows; whether all of them get the first one's learning rate
 STUDIES: dict[str, tuple[Callable[[Size], dict[str, rows.Config]], bool]] = {
     "gates": (rows.gates, False),
@@ -167,23 +167,23 @@ def check_equal(job: LanguageOptions, configs: Mapping[str, rows.Config]) -> Non
         raise OptionError(f"{apart[0]} hasn't as many parameters as the baseline: {counts[apart[0]]:,}, not {first:,}")
 
 
-def run_language(study: str, preset: Preset, size: str, data: Path, output: Path, tell: Tell) -> ComparisonTable:
-    """Train all rows of a study at a size with all seeds; what is finished in ``output`` isn't run again."""
+def run_language(study: str, setting: Setting) -> ComparisonTable:
+    """Train all rows of a study at a size with all seeds; what is finished isn't run again."""
     make, shared = STUDIES[study]
-    shape = preset.sizes[size]
+    preset, output = setting.preset, setting.output
+    shape = preset.sizes[setting.size]
     configs = make(shape)
     first = next(iter(configs))
-    job = job_of(configs[first], shape, data, output)
+    job = job_of(configs[first], shape, setting.data, output)
     if study in EQUAL_PARAMETERS:
         check_equal(job, configs)
-    seeds, search = list(range(preset.seeds)), Search(lrs=preset.lrs, seed=TUNED)
-    options = options_of(preset, shape)
+    seeds, search = list(range(preset.seeds)), Search(lrs=shape.lrs or preset.lrs, seed=TUNED)
+    compare = partial(engine.compare, seeds=seeds, on_run=setting.tell, pool=setting.pool)
+    kind = ComparedConfigs(configs, job, options_of(preset, shape))
     if not shared:
-        return engine.compare(ComparedConfigs(configs, job, options), list(configs), seeds, search=search, on_run=tell)
-    alone = engine.compare(ComparedConfigs(configs, job, options), [first], seeds, search=search, on_run=tell)
-    best = alone["variants"][0]
-    kind = ComparedConfigs(configs, job, replace(options, lr=best["lr"]))
-    table = engine.compare(kind, list(configs), seeds, on_run=tell)
+        return compare(kind, list(configs), search=search)
+    best = compare(kind, [first], search=search)["variants"][0]
+    table = compare(ComparedConfigs(configs, job, replace(kind.options, lr=best["lr"])), list(configs))
     for row in table["variants"]:
         row["lr"] = best["lr"]
     table["variants"][0]["rates"] = best["rates"]
@@ -191,17 +191,20 @@ def run_language(study: str, preset: Preset, size: str, data: Path, output: Path
     return table
 
 
-def run_continued(preset: Preset, size: str, data: Path, output: Path, tell: Tell) -> ComparisonTable:
+def run_continued(setting: Setting) -> ComparisonTable:
     """Train a dense model, then go on with it, converted or not, for as many tokens again."""
-    shape, base = preset.sizes[size], output / "base"
-    job = job_of(rows.dense(shape), shape, data, base)
-    options = options_of(preset, shape, lr=sorted(preset.lrs)[len(preset.lrs) // 2], seed=BASE, evaluate_every=0)
-    tell(f"the dense model, seed {BASE}")
+    preset, output = setting.preset, setting.output
+    shape, base = preset.sizes[setting.size], output / "base"
+    job = job_of(rows.dense(shape), shape, setting.data, base)
+    lrs = sorted(shape.lrs or preset.lrs)
+    options = options_of(preset, shape, lr=lrs[len(lrs) // 2], seed=BASE, evaluate_every=0)
+    setting.tell(f"the dense model, seed {BASE}")
     LanguageRun(job, options, resume=(base / RUN_FILE).is_file()).run()
     job = replace(job, config=None, train_tokenizer=None, model=str(base), base_model="the dense model",
                   output=str(output / "runs"))  # fmt: skip
     kind = Continued(job, options_of(preset, shape, schedule="constant", weight_decay=0.01))
-    search = Search(lrs=tuple(lr / 2 for lr in preset.lrs), seed=TUNED)
-    table = engine.compare(kind, ["dense", "geglu", "swiglu:iso"], range(preset.seeds), search=search, on_run=tell)
+    search = Search(lrs=tuple(lr / 2 for lr in lrs), seed=TUNED)
+    table = engine.compare(kind, ["dense", "geglu", "swiglu:iso"], range(preset.seeds), search=search,
+                           on_run=setting.tell, pool=setting.pool)  # fmt: skip
     write_json(output / COMPARISON_FILE, table)
     return table

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
 TUNED = 100  # the seed that learning rates are chosen on
 BASE = 200  # the seed of the model that pretraining goes on with
@@ -16,6 +19,7 @@ class Size:
     Attributes:
         layers, hidden, vocabulary: of the model, whose FFNs are 4 x hidden wide.
         steps, batch: of its training, in blocks of `BLOCK` tokens.
+        lrs: learning rates to choose from; None: the preset's.
     """
 
     layers: int
@@ -23,6 +27,7 @@ class Size:
     vocabulary: int
     steps: int
     batch: int = 8
+    lrs: tuple[float, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -37,7 +42,7 @@ class Preset:
     Attributes:
         sizes: of language models, by name.
         seeds: how many.
-        lrs: learning rates from scratch to choose from.
+        lrs: learning rates from scratch to choose from, where a size has none of its own.
         precision: of language models and tasks.
         recall: changes to the sizes of `recipes/memory.py`: what the recall tasks are trained for, each by its name.
         rows, own_rows: training and validation rows of a task, and of one among all of them.
@@ -58,6 +63,27 @@ class Preset:
     tasks: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a study runs with.
+
+    Attributes:
+        preset: what the machine can do.
+        size: the name of one of the preset's sizes.
+        data: the folder that `fetch` wrote.
+        output: the study's own folder.
+        tell: is told of each run.
+        pool: what carries runs out, several at once; None: one after the other.
+    """
+
+    preset: Preset
+    size: str = ""
+    data: Path
+    output: Path
+    tell: Callable[[str], object]
+    pool: Executor | None = None
+
+
 PRESETS = {
     "smoke": Preset(
         sizes={"tiny": Size(layers=2, hidden=16, vocabulary=300, steps=4, batch=2)}, seeds=2, lrs=(1e-3, 2e-3),
@@ -67,7 +93,7 @@ PRESETS = {
     "cpu": Preset(
         sizes={
             "0.3m": Size(layers=4, hidden=64, vocabulary=1024, steps=293),
-            "0.3m-long": Size(layers=4, hidden=64, vocabulary=1024, steps=2003),
+            "0.3m-long": Size(layers=4, hidden=64, vocabulary=1024, steps=2003, lrs=(4e-3, 8e-3, 1.6e-2)),
             "1m": Size(layers=4, hidden=128, vocabulary=2048, steps=586),
             "3m": Size(layers=6, hidden=192, vocabulary=2048, steps=1172),
         },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from hf_glu.checkpoint.jsonio import read_object, to_json, write_json
 from hf_glu.errors import CheckpointError
 from hf_glu.training.record import MADE_OF, difference, versions
 from hf_glu.training.results import Record
-from recipes.evidence.presets import TUNED, Preset
+from recipes.evidence.presets import TUNED, Preset, Setting
 
 sys.path.append(str(Path(__file__).parents[1]))  # the recipes import each other by their own names
 
@@ -32,6 +33,7 @@ LRS = (3e-3, 1e-2, 3e-2)
 CHAINS, SYMBOLS = 3, 32  # chains a -> b -> c, and tokens, the first of which asks
 Batch = dict[str, Tensor]
 Make = Callable[[int, int], Batch]  # so many sequences, of a seed
+Run = tuple[str, str, float, int]  # task, activation, learning rate, seed
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def sizes_of(task: Recall, preset: Preset) -> dict[str, Any]:
     return memory.SIZES | more | task.sizes | {"steps": preset.recall[task.steps]}
 
 
-def run_once(task: Recall, activation: str, lr: float, seed: int, preset: Preset) -> dict[str, float]:
-    """Train and test one model; an odd seed makes the test, even ones the steps, whatever the model."""
+def run_once(name: str, activation: str, lr: float, seed: int, preset: Preset) -> dict[str, float]:
+    """Train and test one model on a task; an odd seed makes the test, even ones the steps, whatever the model."""
+    task = TASKS[name]
     sizes = SimpleNamespace(**sizes_of(task, preset))
     model, start, first = memory.make_model(activation, sizes, seed), time.perf_counter(), 2 * seed * 10**6
     batch = lambda step: task.make(sizes.batch_size, first + 2 * step)  # noqa: E731
@@ -117,58 +120,77 @@ class Runs:
     """Runs whose results are kept in one small file each, so that none is run twice.
 
     Args:
-        folder: theirs.
-        preset: of all of them.
-        tell: is told of each that begins.
+        setting: of all of them.
     """
 
-    def __init__(self, folder: Path, preset: Preset, tell: Callable[[str], object]) -> None:
-        self.folder, self.preset, self.tell = folder, preset, tell
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.begun = setting, dict[Path, Future[dict[str, float]]]()
+        setting.output.mkdir(parents=True, exist_ok=True)
 
-    def result(self, name: str, activation: str, lr: float, seed: int) -> dict[str, float]:
-        """Return the result of a run, from its file or from training.
+    def plan(self, runs: Iterable[Run]) -> None:
+        """Let a pool begin with the runs that aren't finished, in their order."""
+        if self.setting.pool:
+            unknown = {self._path(run): run for run in runs if self._known(run) is None}
+            self.begun |= {path: self.setting.pool.submit(run_once, *run, self.setting.preset)
+                           for path, run in unknown.items()}  # fmt: skip
+
+    def result(self, *run: *Run) -> dict[str, float]:
+        """Return the result of a run (task, activation, learning rate, seed), from its file or from training.
 
         Raises:
             CheckpointError: the file is of other sizes or versions.
         """
-        path = self.folder / f"{name.replace(',', '').replace(' ', '-')}-{activation}-lr{lr:g}-seed{seed}.json"
-        options = json.loads(to_json(sizes_of(TASKS[name], self.preset)))
-        made_of: Record = {"options": options, "data": {}, "model": {}, "versions": versions()}
-        if path.is_file():
-            known = read_object(path)
-            if found := difference(known.get(MADE_OF), made_of, frozenset()):
-                raise CheckpointError(f"{path} is a run with {found}: choose another output, or remove it")
-            return {key: value for key, value in known.items() if key != MADE_OF}
-        self.tell(f"{name}: {activation}, lr {lr:g}, seed {seed}")
-        result = run_once(TASKS[name], activation, lr, seed, self.preset)
-        write_json(path, {**result, MADE_OF: made_of})
+        if (known := self._known(run)) is not None:
+            return known
+        name, activation, lr, seed = run
+        self.setting.tell(f"{name}: {activation}, lr {lr:g}, seed {seed}")
+        begun, path = self.begun.get(self._path(run)), self._path(run)
+        result = begun.result() if begun else run_once(*run, self.setting.preset)
+        write_json(path, {**result, MADE_OF: self._made_of(name)})
         return result
 
+    def _path(self, run: Run) -> Path:
+        name, activation, lr, seed = run
+        named = name.replace(",", "").replace(" ", "-")
+        return self.setting.output / f"{named}-{activation}-lr{lr:g}-seed{seed}.json"
 
-def run_recall(
-    study: str, preset: Preset, size: str, data: Path, output: Path, tell: Callable[[str], object]
-) -> dict[str, Any]:
+    def _made_of(self, name: str) -> Record:
+        options = json.loads(to_json(sizes_of(TASKS[name], self.setting.preset)))
+        return {"options": options, "data": {}, "model": {}, "versions": versions()}
+
+    def _known(self, run: Run) -> dict[str, float] | None:
+        path = self._path(run)
+        if not path.is_file():
+            return None
+        known = read_object(path)
+        if found := difference(known.get(MADE_OF), self._made_of(run[0]), frozenset()):
+            raise CheckpointError(f"{path} is a run with {found}: choose another output, or remove it")
+        return {key: value for key, value in known.items() if key != MADE_OF}
+
+
+def run_recall(study: str, setting: Setting) -> dict[str, Any]:
     """Train every activation on every task, each with its best learning rate; return rows as a comparison has them.
 
     The table's seeds are those that all tasks are finished with.
     """
-    runs = Runs(output, preset, tell)
+    runs, seeds = Runs(setting), range(setting.preset.seeds)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STUDIES[study]}
     table: dict[str, Any] = {}
     for name in rows:
         lrs = TASKS[name].lrs
+        runs.plan((name, act, lr, TUNED) for act in memory.ACTIVATIONS for lr in lrs)
         rates = {act: {lr: runs.result(name, act, lr, TUNED)["score"] for lr in lrs} for act in memory.ACTIVATIONS}
         best = {act: max(tried, key=lambda lr: tried[lr]) for act, tried in rates.items()}
         found: dict[str, list[dict[str, float]]] = {act: [] for act in rates}
-        for seed in range(preset.seeds):
+        runs.plan((name, act, best[act], seed) for seed in seeds for act in found)
+        for seed in seeds:
             for act, each in found.items():
                 each.append(runs.result(name, act, best[act], seed))
             rows[name] = [_row(f"{name}: {act}", each, best[act], rates[act]) for act, each in found.items()]
             finished = min(len(some[0]["scores"]) if some else 0 for some in rows.values())
             table = {"metric": "accuracy", "seeds": list(range(finished)), "lr_seed": TUNED,
                      "variants": [row for some in rows.values() for row in some]}  # fmt: skip
-            write_json(output / COMPARISON_FILE, table)
+            write_json(setting.output / COMPARISON_FILE, table)
     return table
 
 

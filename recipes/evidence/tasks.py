@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -30,9 +31,8 @@ from hf_glu.training.loop import checkpoints
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import fingerprint, versions
 from hf_glu.training.results import ComparisonTable, Record, Results
-from recipes.evidence.presets import TUNED, Preset
+from recipes.evidence.presets import TUNED, Preset, Setting
 
-Tell = Callable[[str], object]
 LRS = (5e-5, 1e-4, 2e-4)
 TUNED_ON = ("r8", "sarcasm", "brown_pos")
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -198,16 +198,18 @@ def find_lr(run: Callable[[str, float], float], tasks: Sequence[str]) -> tuple[f
     return max(tried, key=lambda lr: tried[lr]), tried
 
 
-def run_conversions(preset: Preset, size: str, data: Path, output: Path, tell: Tell, model: str = "") -> Any:
+def run_conversions(setting: Setting, model: str = "") -> Any:
     """Fine-tune every row on every task with all seeds; return the table of the means over the tasks."""
+    preset, data, output = setting.preset, setting.data, setting.output
     model, names = model or find_model(), preset.tasks or SUITES[OPEN_NLU]
-    healed = lambda: heal(model, preset, data, output)  # noqa: E731
+    healed = partial(heal, model, preset, data, output)
 
     def compared(task: str, ways: Sequence[str], seeds: Sequence[int], lr: float, where: str) -> ComparisonTable:
         job = JobOptions(model=model, base_model=MODEL, task=task, dataset=str(data), train_size=preset.rows[0],
                          validation_size=preset.rows[1], output=str(output / where / task))  # fmt: skip
         kind = ComparedWays(CONVERSIONS, healed, job, options_of(preset, lr))
-        return engine.compare(kind, ways, seeds, on_run=lambda line: tell(f"{task}: {line}"))
+        tell = lambda line: setting.tell(f"{task}: {line}")  # noqa: E731
+        return engine.compare(kind, ways, seeds, on_run=tell, pool=setting.pool)
 
     def tried(task: str, lr: float) -> float:
         return compared(task, ["dense"], [TUNED], lr, f"lr{lr:g}")["variants"][0]["mean"]
@@ -266,14 +268,15 @@ def join_tasks(preset: Preset, data: Path, output: Path) -> Path:
     return target
 
 
-def run_modulations(preset: Preset, size: str, data: Path, output: Path, tell: Tell, model: str = "") -> Any:
+def run_modulations(setting: Setting, model: str = "") -> Any:
     """Fine-tune every row on all tasks at once with all seeds."""
-    model, joined = model or find_model(), join_tasks(preset, data, output)
+    preset, output = setting.preset, setting.output
+    model, joined = model or find_model(), join_tasks(preset, setting.data, output)
 
     def compared(ways: Sequence[str], seeds: Sequence[int], lr: float, where: Path) -> ComparisonTable:
         job = JobOptions(model=model, base_model=MODEL, dataset=str(joined), problem="single", output=str(where))
-        kind = ComparedWays(MODULATIONS, lambda: Path(), job, options_of(preset, lr))
-        return engine.compare(kind, ways, seeds, on_run=tell)
+        kind = ComparedWays(MODULATIONS, Path, job, options_of(preset, lr))
+        return engine.compare(kind, ways, seeds, on_run=setting.tell, pool=setting.pool)
 
     lr, rates = find_lr(
         lambda _, lr: compared(["geglu"], [TUNED], lr, output / f"lr{lr:g}")["variants"][0]["mean"], ("all",)

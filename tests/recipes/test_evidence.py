@@ -38,7 +38,7 @@ from recipes.evidence import (
     studies,
     tasks,
 )
-from recipes.evidence.presets import PRESETS
+from recipes.evidence.presets import PRESETS, Setting
 
 SMOKE = PRESETS["smoke"]
 TINY = SMOKE.sizes["tiny"]
@@ -213,9 +213,13 @@ def test_two_hops_asked_of_each_chain_once():
         assert sum(label != -100 for label in labels) == 3
 
 
+def _setting(output, preset=SMOKE, data=None):
+    return Setting(preset=preset, size=studies.ONE, data=data, output=output, tell=lambda _: None)
+
+
 def test_a_recall_of_other_sizes_is_not_taken_for_this_one(tmp_path, monkeypatch):
     monkeypatch.setattr(recall, "run_once", lambda *_: {"score": 0.5})
-    smoke, cpu = (recall.Runs(tmp_path, PRESETS[name], lambda _: None) for name in ("smoke", "cpu"))
+    smoke, cpu = (recall.Runs(_setting(tmp_path, PRESETS[name])) for name in ("smoke", "cpu"))
     assert smoke.result("flag 16", "swiglu", 1e-2, 0) == smoke.result("flag 16", "swiglu", 1e-2, 0) == {"score": 0.5}
     with pytest.raises(CheckpointError, match=r"steps=3|batch_size=8"):
         cpu.result("flag 16", "swiglu", 1e-2, 0)
@@ -469,13 +473,28 @@ def test_other_studies_of_new_models(study, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("study", ["experts", "memory-hops"])
+def test_two_workers_find_what_one_does(study, data, tmp_path):
+    found = []
+    for workers in (1, 2):
+        output = tmp_path / str(workers)
+        studies.run_study(study, "smoke", None, data, output, lambda _: None, workers)
+        (path,) = (output / "results").glob("*.json")
+        rows = json.loads(path.read_text())["table"]["variants"]
+        found.append([(row["name"], row["lr"], row["scores"], row.get("curve")) for row in rows])
+    assert found[0] == found[1]
+    with pytest.raises(OptionError, match="one GPU"):
+        studies.run_study(study, "h200", None, data, tmp_path, print, 2)
+
+
+@pytest.mark.slow
 def test_studies_of_tasks(data, tmp_path):
     model = save_base(tmp_path / "bert", max_position_embeddings=128)
-    table = tasks.run_conversions(SMOKE, studies.ONE, data, tmp_path / "conversions", lambda _: None, model=model)
+    table = tasks.run_conversions(_setting(tmp_path / "conversions", data=data), model=model)
     assert [row["name"] for row in table["variants"]] == list(tasks.CONVERSIONS)
     assert all(set(row["tasks"]) == set(SMOKE.tasks or ()) for row in table["variants"])
     assert all(len(row["scores"]) == SMOKE.seeds for row in table["variants"])
     (tmp_path / "modulations").mkdir()
-    table = tasks.run_modulations(SMOKE, studies.ONE, data, tmp_path / "modulations", lambda _: None, model=model)
+    table = tasks.run_modulations(_setting(tmp_path / "modulations", data=data), model=model)
     control, _, modulated = table["variants"]
     assert control["parameters"] == modulated["parameters"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from statistics import fmean, stdev
 
 from accelerate import PartialState
@@ -31,6 +32,7 @@ def compare(
     *,
     search: Search | None = None,
     on_run: Tell | None = None,
+    pool: Executor | None = None,
 ) -> ComparisonTable:
     """Train each variant with each seed; return the table that ``compare.json`` holds.
 
@@ -42,7 +44,10 @@ def compare(
         variants: as users write them.
         seeds: of each variant.
         search: the learning rates of which each variant's best is chosen first; None: all have that of the options.
-        on_run: is told of each run as it begins, by a line such as ``run 3 of 9: geglu, seed 1``.
+        on_run: is told of each run as it begins, by a line such as ``run 3 of 9: geglu, seed 1``; with a pool, as its
+            results are waited for.
+        pool: what carries runs out, several at once, in other processes; None: this one, one after the other. What it
+            hasn't begun with when something fails is its owner's to cancel.
 
     Raises:
         HfGluError: bad input, before anything is trained; a loss that is NaN; Ctrl-C.
@@ -51,12 +56,12 @@ def compare(
     _check_chosen(kind, chosen, seeds, search)
     check_folder(kind.folder)
     kind.prepare(chosen)
-    runner = Runner(kind, len(chosen) * (len(seeds) + (len(search.lrs) if search else 0)), on_run)
+    runner = Runner(kind, len(chosen) * (len(seeds) + (len(search.lrs) if search else 0)), on_run, pool)
     rates = _search(runner, chosen, search) if search else {}
     best = {name: min(tried, key=lambda lr: tried[lr]) for name, tried in rates.items()}
     runs = {variant.name: [kind.planned(variant, seed, lr=best.get(variant.name)) for seed in seeds]
             for variant in chosen}  # fmt: skip
-    runner.know(run for each in runs.values() for run in each)
+    runner.plan(run for of_seed in zip(*runs.values(), strict=True) for run in of_seed)
     found: dict[str, list[Results]] = {variant.name: [] for variant in chosen}
     for number, seed in enumerate(seeds):  # seed by seed: what is interrupted has compared all variants so far
         for name, each in runs.items():
@@ -73,15 +78,16 @@ class Runner:
     Args:
         kind: what is compared.
         total: how many runs there are.
-        tell: is told of each as it begins.
+        tell: is told of each.
+        pool: as of `compare`.
     """
 
-    def __init__(self, kind: Compared, total: int, tell: Tell | None) -> None:
-        self.kind, self.total, self._tell = kind, total, tell
-        self.number, self.known = 0, dict[str, Results]()
+    def __init__(self, kind: Compared, total: int, tell: Tell | None, pool: Executor | None) -> None:
+        self.kind, self.total, self._tell, self.pool = kind, total, tell, pool
+        self.number, self.known, self.begun = 0, dict[str, Results](), dict[str, Future[Results]]()
 
-    def know(self, runs: Iterable[PlannedRun]) -> None:
-        """Read the results of the runs that are finished.
+    def plan(self, runs: Iterable[PlannedRun]) -> None:
+        """Read the results of the runs that are finished; a pool begins with the others, in their order.
 
         Raises:
             CheckpointError: a run in the folder, one of these or another, is made of something else.
@@ -95,13 +101,16 @@ class Runner:
                 self.known[str(run.folder)] = results
         for path in sorted(self.kind.folder.glob(f"*/{RUN_FILE}")):
             check_same(path.parent, self.kind.record, FREE | self.kind.free)
+        if self.pool:
+            self.begun |= {folder: self.pool.submit(self.kind.carry_out, run)
+                           for run in runs if (folder := str(run.folder)) not in self.known}  # fmt: skip
 
     def results(self, run: PlannedRun, name: str) -> Results:
         """Return a run's results: what is known of it, else what comes of it now."""
         self.number += 1
-        known = self.known.get(str(run.folder))
+        known, begun = self.known.get(str(run.folder)), self.begun.get(str(run.folder))
         self.tell(f"run {self.number} of {self.total}: {name}{' is finished already' if known else ''}")
-        return known or self.kind.carry_out(run)
+        return known or (begun.result() if begun else self.kind.carry_out(run))
 
     def tell(self, line: str) -> None:
         """Pass a line on, from one of the processes."""
@@ -152,7 +161,7 @@ def _search(runner: Runner, chosen: Sequence[Variant], search: Search) -> Rates:
     """
     runs = {(each.name, lr): runner.kind.planned(each, search.seed, lr=lr, tried=True)
             for each in chosen for lr in search.lrs}  # fmt: skip
-    runner.know(runs.values())
+    runner.plan(runs.values())
     rates: Rates = {variant.name: {} for variant in chosen}
     for (name, lr), run in runs.items():
         rates[name][lr] = runner.kind.value(runner.results(run, f"{name}, lr {lr:g}, seed {search.seed}"))

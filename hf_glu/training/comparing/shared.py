@@ -32,10 +32,18 @@ def known_folder(target: Path, made_of: Record) -> bool:
 
 
 def make_folder(target: Path, made_of: Record, write: Callable[[Path], object]) -> None:
-    """Make a folder, which ``write`` fills, and note what it is made of."""
-    with staged_folder(target) as stage:
-        write(stage)
-        write_json(stage / RECORD_FILE, {MADE_OF: made_of, "files": fingerprint(stage)})
+    """Make a folder, which ``write`` fills, and note what it is made of.
+
+    Raises:
+        CheckpointError: it can't be written, or another process has made it of something else meanwhile.
+    """
+    try:
+        with staged_folder(target) as stage:
+            write(stage)
+            write_json(stage / RECORD_FILE, {MADE_OF: made_of, "files": fingerprint(stage)})
+    except CheckpointError:
+        if not known_folder(target, made_of):  # else another process has made the same
+            raise
 
 
 def fitted_base(
