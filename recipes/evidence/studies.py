@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -81,7 +82,6 @@ def pool_of(workers: int) -> Iterator[Executor | None]:
     if workers == 1:
         yield None
         return
-    os.environ["TQDM_DISABLE"] = "1"  # their bars would run over each other
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
         yield pool
@@ -91,6 +91,7 @@ def pool_of(workers: int) -> Iterator[Executor | None]:
 
 def _begin() -> None:
     """Let a worker compute in one thread, and leave the terminal to the process that it works for."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the bars of several would run over each other)
     quieten()
     torch.set_num_threads(1)
 
