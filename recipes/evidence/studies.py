@@ -91,7 +91,7 @@ def pool_of(workers: int) -> Iterator[Executor | None]:
 
 def _begin() -> None:
     """Let a worker compute in one thread, and leave the terminal to the process that it works for."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the bars of several would run over each other)
+    sys.stderr = open(os.devnull, "w")
     quieten()
     torch.set_num_threads(1)
 
