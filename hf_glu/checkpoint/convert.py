@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hf_glu.checkpoint.beside import keep_beside, main_dtype
 from hf_glu.checkpoint.config_file import reading
 from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
@@ -35,7 +36,8 @@ def convert_checkpoint(
 ) -> Report:
     """Convert the checkpoint ``source`` (local folder, Hub id or GGUF file) into the new folder ``destination``.
 
-    Weights, config, tokenizer and other files are there afterwards, and the report as ``hf_glu_report.json``; where
+    Weights (those without a place in the model's class, too), config, tokenizer and other files are there afterwards,
+    and the report as ``hf_glu_report.json``; where
     anything goes wrong, ``destination`` isn't, and ``source`` is never written to. What can't be done is said before
     weights are read.
 
@@ -57,7 +59,8 @@ def convert_checkpoint(
     planned = plan_checkpoint(folder, target, fitted=fitted, native=native, **options)
     tokenizer = load_tokenizer(folder) if calibration is not None else None
     with staged_folder(destination) as stage:
-        model = load_model(folder)
+        model = load_model(folder, dtype=main_dtype(folder))
+        model_class = type(model)
         with reading(source, why="can't be converted"):  # a model that loads needn't run
             report = planned.apply(
                 model, calibration=calibration, tokenizer=tokenizer, distill_steps=distill_steps, check=check
@@ -67,6 +70,7 @@ def convert_checkpoint(
         if native:
             to_native(model)
         model.save_pretrained(stage)
+        keep_beside(folder, stage, model_class)
         copy_other_files(folder, stage)
         write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
     return report

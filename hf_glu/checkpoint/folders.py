@@ -32,7 +32,7 @@ _WEIGHTS = (
 )
 # folders of the source's weights in other forms, as its repository may have them
 _OTHER_FORMS = ("onnx", "openvino", "coreml", "*.mlpackage", "original", f"{CHECKPOINT_PREFIX}*")
-_WRITTEN_ANEW = {CONFIG_FILE, GENERATION_CONFIG_FILE, REPORT_FILE}
+_WRITTEN_ANEW = {CONFIG_FILE, REPORT_FILE}
 # what is said of the source, and what was measured on it, isn't true of what is made from it
 _OF_THE_SOURCE = {CARD_FILE, RUN_FILE, RESULTS_FILE, LOG_FILE}
 
@@ -73,8 +73,8 @@ def staged_folder(destination: str | os.PathLike[str]) -> Iterator[Path]:
         raise CheckpointError(str(error).replace(str(stage), str(destination))) from error
 
 
-def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] = ()) -> None:
-    """Copy a checkpoint's tokenizer, subfolders and other files, but no weights, config or card (unless in ``keep``).
+def copy_other_files(source: Path, destination: Path) -> None:
+    """Copy a checkpoint's tokenizer, subfolders and other files, but no weights, config or card.
 
     The source's weights, in whatever form, aren't those of what is made from it; those of sentence-transformers modules
     in folders of their own come along. Code stays behind, and what configs say of it. Of a GGUF file, the tokenizer in
@@ -88,7 +88,8 @@ def copy_other_files(source: Path, destination: Path, *, keep: tuple[str, ...] =
         return
     modules = _modules(source)
     for path in sorted(source.iterdir()):
-        left = (path.name in _WRITTEN_ANEW and path.name not in keep) or path.name in _OF_THE_SOURCE
+        left = path.name in _WRITTEN_ANEW | _OF_THE_SOURCE
+        left = left or (path.name == GENERATION_CONFIG_FILE and (destination / path.name).exists())  # a model's own
         if not left and not path.name.startswith(".") and not _is_of_weights(path):
             _copy(path, destination / path.name, source, whole=path.name in modules)
 

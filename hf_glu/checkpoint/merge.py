@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.beside import keep_beside, main_dtype
 from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files
 from hf_glu.checkpoint.gguf import gguf_file, is_gguf
@@ -25,8 +26,8 @@ def merge_checkpoints(
 ) -> Report:  # fmt: skip
     """Merge the checkpoints ``sources`` (local folders, Hub ids or GGUF files) into the empty folder ``stage``.
 
-    Weights, config, and the first one's tokenizer and other files are there afterwards, and the report of making the
-    experts, with the names of all, as ``hf_glu_report.json``.
+    Weights, config, and the first one's tokenizer, other files and tensors that the model has no place for are there
+    afterwards, and the report of making the experts, with the names of all, as ``hf_glu_report.json``.
 
     Args:
         sources, stage: the checkpoints, and an empty folder, such as `staged_folder` gives.
@@ -45,11 +46,12 @@ def merge_checkpoints(
         load_tokenizer(folders[0])  # which says that there is none
     named = [naming(source) for source in sources]
     model, report = merge_with_report(
-        [load_model(folder) for folder in folders], router=router, prompts=prompts, tokenizer=tokenizer,
-        attention=attention, top_k=top_k, names=[each["name"] for each in named],
+        [load_model(folder, dtype=main_dtype(folder)) for folder in folders], router=router, prompts=prompts,
+        tokenizer=tokenizer, attention=attention, top_k=top_k, names=[each["name"] for each in named],
     )  # fmt: skip
     model.save_pretrained(stage)
-    copy_other_files(Path(folders[0]), stage)
+    keep_beside(folders[0], stage, type(model))
+    copy_other_files(folders[0], stage)
     write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base_of(sources[0]), "merged": named})
     return report
 

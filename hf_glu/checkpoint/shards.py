@@ -20,6 +20,7 @@ from hf_glu.checkpoint.files import WEIGHTS_INDEX_FILE as INDEX
 from hf_glu.errors import CheckpointError
 
 CHUNK = 2**24
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # a plain name, so that what is read and written under it lies in the checkpoint's folder, on every system
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*\.safetensors", re.ASCII)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_glu.checkpoint.beside import keep_beside, main_dtype
 from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import copy_other_files
 from hf_glu.checkpoint.gguf import gguf_file, is_gguf
@@ -37,11 +38,12 @@ def sparsify_checkpoint(
         HfGluError: as `hf_glu.sparsify`.
     """
     folder, base = gguf_file(source) if is_gguf(source) else resolve(source), base_of(source)
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    tokenizer, model = load_tokenizer(folder), load_model(folder, dtype=main_dtype(folder))
     report = sparsify(model, texts, tokenizer=tokenizer, **options)
     assert report is not None  # keep=1 is refused before
     forget_gguf(model)
     model.save_pretrained(stage)
+    keep_beside(folder, stage, type(model))
     copy_other_files(folder, stage)
     earlier = Path(folder) / REPORT_FILE  # none where that is a GGUF file
     known = read_object(earlier) if earlier.is_file() else {"base": base}

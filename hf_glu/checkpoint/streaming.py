@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from hf_glu.checkpoint.files import GENERATION_CONFIG_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model
 from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
 from hf_glu.checkpoint.shards import (
+    FLOATS,
     INDEX,
     SINGLE,
     Output,
@@ -38,7 +38,6 @@ from hf_glu.conversion.steps import Change, Target
 from hf_glu.conversion.work import TensorRule
 from hf_glu.errors import CheckpointError
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Shards = Mapping[str, Mapping[str, Stored]]
 
 
@@ -78,7 +77,7 @@ def convert_stream(
             entry.write()
         skeleton.config.architectures = skeleton.config.architectures or [type(skeleton).__name__]
         skeleton.config.save_pretrained(stage)
-        copy_other_files(folder, stage, keep=(GENERATION_CONFIG_FILE,))
+        copy_other_files(folder, stage)
         _load_shapes(stage)
         sites = tuple(SiteReport(step=step, relative_error=None) for step in planned.steps)
         report = Report(plan=planned, sites=sites, differences=None)
@@ -148,7 +147,7 @@ def _outputs(path: Path, key: str, stored: Stored, rules: Mapping[str, TensorRul
     if rule is None:
         yield key, Output(stored=stored, parts=partial(read_parts, path, key, stored))
         return
-    if stored.dtype not in DTYPES:
+    if stored.dtype not in FLOATS:
         raise CheckpointError(f"{key} has the dtype {stored.dtype}: convert the unquantized checkpoint")
     bias, axis = kind == "bias", int(rule.transposed and kind == "weight")
     wide = [extent * rule.times if number == axis else extent for number, extent in enumerate(stored.shape)]
@@ -160,6 +159,6 @@ def _outputs(path: Path, key: str, stored: Stored, rules: Mapping[str, TensorRul
         ),
     )
     if rule.adds_bias and not bias:
-        zeros = torch.zeros(stored.shape[axis], dtype=DTYPES[stored.dtype])
+        zeros = torch.zeros(stored.shape[axis], dtype=FLOATS[stored.dtype])
         made = replace(stored, shape=[wide[axis]], size=wide[axis] * stored.itemsize)
         yield f"{module}.bias", Output(stored=made, parts=lambda: iter([rule.make(zeros, True, 0)]))

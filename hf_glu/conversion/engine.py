@@ -148,6 +148,7 @@ def _carry_out(
     inputs: Mapping[str, Any] | None, check: bool | str,
 ) -> Report:  # fmt: skip
     if planned.change.rewrites:
+        check_convertible(model)  # which may be another one than was planned: a checkpoint's, with an adapter beside it
         check_values(model)
     planned = planned.bound(model)
     stages = planned.stages or (planned,)

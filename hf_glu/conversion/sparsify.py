@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_glu.config.sparsity import METHODS, Method, SparsityOptions, check_spars
 from hf_glu.conversion.allocating import LEAST, choose_shares, scores, square_error, threshold
 from hf_glu.conversion.checks import check_convertible, check_values
 from hf_glu.conversion.fit.calibration import inputs_at, make_batches
+from hf_glu.conversion.forms import governed
 from hf_glu.conversion.held_out import hold_out
 from hf_glu.conversion.sparse_report import SparseSite, SparsityReport
 from hf_glu.errors import ConversionError, NoSiteError, OptionError
@@ -23,7 +25,7 @@ from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.sites import Site
 from hf_glu.ffn.sparse import lay_out
 from hf_glu.ffn.sparse_kernel import DTYPES, find_kernel
-from hf_glu.ffn.sparse_linear import SparseLinear, cuttable_sites, place_of, put_cuts, take_off
+from hf_glu.ffn.sparse_linear import SparseLinear, cuttable_sites, places_of, put_cuts, take_off
 from hf_glu.inplace import become
 
 GATHERED = 2048  # tokens of calibration, of which so many are taken
@@ -89,13 +91,13 @@ def _sparsified(
     text, calibration = hold_out(model, calibration, tokenizer)
     inputs = _inputs(model, sites, make_batches(model, calibration, tokenizer))
     found = [_cut(site, x, method, keep) for site, x in zip(sites, inputs, strict=True)]
-    options = SparsityOptions(
-        method=method, keep=keep, cuts={place_of(site): cuts for site, (_, cuts) in zip(sites, found, strict=True)}
-    )
-    _write(model, sites, options)
+    known = {site.name: cuts for site, (_, cuts) in zip(sites, found, strict=True)}
+    _write(model, sites, lambda places: SparsityOptions(
+        method=method, keep=keep, cuts={places[name]: cuts for name, cuts in known.items() if name in places}
+    ))  # fmt: skip
     measured = []
-    for site, x, (shares, _) in zip(sites, inputs, found, strict=True):
-        measured.append(_put(site, x[:HELD_OUT_TOKENS], shares, options))
+    for site, x, (shares, cuts) in zip(sites, inputs, found, strict=True):
+        measured.append(_put(site, x[:HELD_OUT_TOKENS], shares, method, cuts))
     return SparsityReport(
         method=method, keep=keep, read=_read(sites, [shares for shares, _ in found]), sites=tuple(measured),
         perplexity=None if text is None else text.finish(model), kernel=_kernel(model),
@@ -123,19 +125,15 @@ def _chosen(model: nn.Module, layers: Any, exclude: str | None) -> list[Site]:
 
 def _check_told_apart(model: nn.Module, chosen: list[Site]) -> None:
     """Raise OptionError where a layer has another FFN than a chosen one: what a config says of it is of both."""
-    every, names = cuttable_sites(model), {site.name for site in chosen}
-    for site in chosen:
-        own = {id(config) for config in governing_configs(model, site)}
-        for other in every:
-            if other.name == site.name or place_of(other) != place_of(site):
-                continue
-            both = f"{site.name} and {other.name}"
-            if any(id(config) in own for config in governing_configs(model, other)):
+    names = {site.name for site in chosen}
+    for _, own in governed(model, cuttable_sites(model)):
+        first: dict[str, str] = {}
+        for name, place in places_of(own).items():
+            other = first.setdefault(place, name)
+            if other != name and names & {name, other}:
                 raise OptionError(
-                    f"{both} are FFNs of one layer, which the config can't tell apart: leave the layer out"
+                    f"{other} and {name} are FFNs of one layer, which the config can't tell apart: leave the layer out"
                 )
-            if other.name in names:
-                raise OptionError(f"{both} have one place, {place_of(site)!r}, in their configs: exclude one of them")
 
 
 def _inputs(model: nn.Module, sites: list[Site], batches: Any) -> list[Tensor]:
@@ -172,10 +170,10 @@ def _cut(site: Site, x: Tensor, method: str, keep: float) -> tuple[tuple[float, 
 
 
 @torch.no_grad()
-def _put(site: Site, x: Tensor, shares: tuple[float, float], options: SparsityOptions) -> SparseSite:
+def _put(site: Site, x: Tensor, shares: tuple[float, float], method: str, cuts: list[float | None]) -> SparseSite:
     """Make one FFN sparse, and measure it on held-out tokens."""
     before = ffn_output(site, x)
-    put_cuts(site, options)
+    put_cuts(site, method, cuts)
     for linear in projections(site):
         lay_out(linear, by_input=True)
     error = math.sqrt(square_error(before, ffn_output(site, x)))
@@ -203,14 +201,15 @@ def _kernel(model: nn.Module) -> str:
     return "torch" if find_kernel(weight.dtype) is None else "compiled"
 
 
-def _write(model: nn.Module, sites: list[Site], options: SparsityOptions | None) -> None:
-    """Let the configs that govern the sites say it; None: that there is nothing."""
-    entry = None if options is None else {"method": options.method, "keep": options.keep, "cuts": dict(options.cuts)}
-    for config in {id(each): each for site in sites for each in governing_configs(model, site)}.values():
-        given = GluConfig.of(config)
-        if given.sparsity is None and entry is None:
+def _write(model: nn.Module, sites: list[Site], options: Callable[[dict[str, str]], SparsityOptions] | None) -> None:
+    """Let the configs that govern the sites say what ``options`` makes of their places; None: that there is nothing."""
+    names = {site.name for site in sites}
+    for config, own in governed(model, cuttable_sites(model)):
+        given, said = GluConfig.of(config), options and options(places_of(own))
+        if not names & {site.name for site in own} or (given.sparsity is None and said is None):
             continue
-        written = replace(given, sparsity=entry).to_dict()
+        entry = said and {"method": said.method, "keep": said.keep, "cuts": dict(said.cuts)}
+        written = replace(given, sparsity=entry or None).to_dict()
         config.hf_glu = written if written.keys() != {"version"} else None
 
 

@@ -34,7 +34,7 @@ from hf_glu.ffn.forward import projections
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.linear import out_features, resize
 from hf_glu.ffn.mixers import own_gate
-from hf_glu.ffn.sites import Site, convertible_sites, find_banks
+from hf_glu.ffn.sites import Site, convertible_sites, find_banks, stack_of
 
 
 def owned_activations(model: nn.Module) -> list[tuple[str, OwnedActivation]]:
@@ -70,8 +70,9 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     options = GluConfig.of(config)
     sites, banks = convertible_sites(model), find_banks(model)
     if not sites and not banks and not find_experts(model):
-        if not owned_activations(model) and options.activation is None and options.experts is None:
-            return []  # a part without FFNs, which was given the whole model's config
+        part = stack_of(model) is not None or (options.activation is None and options.experts is None)
+        if part and not owned_activations(model):
+            return []  # without FFNs: it was given the whole model's config
         raise NoSiteError(
             f"{type(model).__name__} has no feed-forward network that hf_glu knows how to gate; "
             "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"

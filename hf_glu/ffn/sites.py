@@ -258,14 +258,22 @@ def layer_of(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
+def stack_of(model: nn.Module) -> str | None:
+    """Return the stack that a model is, by its class's name; None: it is a whole model."""
+    return next((stack for stack in STACKS if type(model).__name__.lower().endswith(stack)), None)
+
+
 def stack_at(name: str, model: nn.Module) -> str | None:
     """Return the stack that a site is in: from its path, else from what the model itself is."""
     parts = name.split(".")
-    if stack := next((stack for stack in STACKS if stack in parts), None):
+    if stack := next((part for part in parts if part in STACKS), None):  # the outermost: a decoder may be a whole BERT
         return stack
-    if stack := next((stack for stack in STACKS if type(model).__name__.lower().endswith(stack)), None):
+    if stack := stack_of(model):
         return stack
     config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        if stack := next((stack for part in parts for stack in STACKS if part.endswith(f"_{stack}")), None):
+            return stack
     if getattr(config, "is_encoder_decoder", False) or type(model).__name__.endswith("Stack"):
         return "decoder" if getattr(config, "is_decoder", False) else "encoder"
     return None

@@ -7,8 +7,9 @@ through: to all entries, as if none were left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -129,9 +130,20 @@ def _is_readable(linear: Any, x: Tensor) -> bool:
     return plain and alike and free and not needs_formula(x)
 
 
-def place_of(site: Site) -> str:
-    """Return what ``config.hf_glu["sparsity"]`` calls the layer of an FFN, in a model and in a part of it alike."""
-    return f"{site.stack} {site.layer}" if site.stack in ("encoder", "decoder") else str(site.layer)
+def places_of(sites: Iterable[Site]) -> dict[str, str]:
+    """Return what ``config.hf_glu["sparsity"]`` calls the layer of each FFN that a config governs, by the FFN's name.
+
+    It is the layer's number, after its stack where the config has several: a decoder of an encoder-decoder is loaded as
+    a model of its own, which knows of no other.
+    """
+    sites = list(sites)
+    several = len({site.stack for site in sites}) > 1
+    return {site.name: f"{site.stack} {site.layer}" if several and site.stack else str(site.layer) for site in sites}
+
+
+def cuts_of(site: Site, options: SparsityOptions) -> list[float | None] | None:
+    """Return the thresholds that a config has for the FFN at a site; None: it has none."""
+    return options.cuts.get(f"{site.stack} {site.layer}", options.cuts.get(str(site.layer)))
 
 
 def cuttable_sites(model: nn.Module) -> list[Site]:
@@ -143,13 +155,13 @@ def _is_linear(projection: nn.Module) -> bool:
     return stock_class(projection) in LINEAR
 
 
-def put_cuts(site: Site, options: SparsityOptions) -> None:
-    """Make the projections of a site leave out what the options say.
+def put_cuts(site: Site, name: str, cuts: Sequence[float | None]) -> None:
+    """Make the projections of a site leave out what is below thresholds, by the method of that name.
 
     Raises:
         OptionError: there aren't as many thresholds as projections.
     """
-    method, cuts, parts = METHODS[options.method], options.cuts[place_of(site)], projections(site)
+    method, parts = METHODS[name], projections(site)
     if len(cuts) != len(parts):
         raise OptionError(f"{site.name} has {len(parts)} projections, and sparsity {len(cuts)} thresholds for it")
     for linear, threshold in zip(parts, cuts, strict=True):
@@ -178,28 +190,32 @@ def resume_sparsity(model: nn.Module, config: Any) -> list[Site]:
     if entry is None:
         return []
     options = SparsityOptions.from_dict(entry)
-    sites = [site for site in cuttable_sites(model) if place_of(site) in options.cuts]
-    for site in sites:
-        put_cuts(site, options)
-    return sites
+    found = {site.name: (site, cuts) for site in cuttable_sites(model) if (cuts := cuts_of(site, options)) is not None}
+    for site, cuts in found.values():
+        put_cuts(site, options.method, cuts)
+    return [site for site, _ in found.values()]
 
 
 def refuse_swapped(model: nn.Module) -> None:
-    """Raise where a quantizer has put other modules in the place of projections that a config says are sparse.
+    """Raise where projections that a config says are sparse aren't, as where a quantizer has put others there.
 
     Raises:
-        ConversionError: it has.
+        ConversionError: it is so, in the model or in a model inside of it.
     """
-    entry = GluConfig.of(getattr(model, "config", None)).sparsity
-    if entry is None:
-        return
-    places = {
-        place for place, cuts in SparsityOptions.from_dict(entry).cuts.items() if any(c is not None for c in cuts)
-    }
-    sites = [site for site in find_sites(model) if is_alone(site) and place_of(site) in places]
-    dense = [site for site in sites if not any(isinstance(linear, SparseLinear) for linear in projections(site))]
-    if places and (dense or not sites):
-        raise ConversionError(
-            f"{type(model).__name__} has other modules in the place of the projections that its config says are sparse "
-            "(a quantizer's): hf_glu.sparsify(model, keep=1) before quantizing"
-        )
+    for part in model.modules():
+        whole: Any = part
+        entry = GluConfig.of(whole.config).sparsity if hasattr(whole, "save_pretrained") else None  # else a layer
+        if entry is None:
+            continue
+        options = SparsityOptions.from_dict(entry)
+        sites = [site for site in find_sites(part) if is_alone(site) and any(_is_cut(cuts_of(site, options)))]
+        dense = [site for site in sites if not any(isinstance(linear, SparseLinear) for linear in projections(site))]
+        if dense or (part is model and not sites and any(_is_cut(chain(*options.cuts.values())))):
+            raise ConversionError(
+                f"{type(part).__name__} has other modules in the place of the projections that its config says are "
+                "sparse (a quantizer's): hf_glu.sparsify(model, keep=1) before quantizing"
+            )
+
+
+def _is_cut(cuts: Iterable[float | None] | None) -> Iterator[bool]:
+    return (cut is not None for cut in cuts or ())

@@ -133,13 +133,16 @@ def max_abs_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     """Return max |a - b| per output.
 
     Raises:
-        OptionError: the two don't have the same outputs in the same shapes, so that nothing can be compared.
+        OptionError: the two don't have the same outputs in the same shapes, or one that is NaN everywhere in both, so
+            that nothing can be compared.
     """
     if before.keys() != after.keys() or not before:
         raise OptionError(f"the outputs differ in kind: {sorted(before)} and {sorted(after)}")
     for key in before:
         if before[key].shape != after[key].shape:
             raise OptionError(f"{key} has shape {list(before[key].shape)} and {list(after[key].shape)}")
+        if before[key].numel() and before[key].isnan().all() and after[key].isnan().all():
+            raise OptionError(f"{key} is NaN everywhere, before as after: nothing can be compared")
     return {key: _max_abs(before[key], after[key]) for key in before}
 
 

@@ -128,3 +128,21 @@ def test_an_output_that_becomes_nan_is_above_any_promise(monkeypatch):
 def test_check_is_one_of_three():
     with pytest.raises(OptionError, match="check must be True, False or 'report'"):
         hf_glu.convert(FAMILIES["bert"].make(), "geglu", check="never")
+
+
+@pytest.mark.parametrize("part", ["down_proj", "gate_proj", "up_proj"])
+def test_experts_keep_biases_that_only_some_projections_have(part):
+    model = make_native("llama")
+    for layer in model.model.layers:
+        projection = getattr(layer.mlp, part)
+        projection.bias = torch.nn.Parameter(torch.randn(projection.out_features))
+    report = hf_glu.convert(model, "swiglu", experts=4)
+    assert report.plan.promise == "exact"
+    assert report.max_abs_difference < 1e-5
+
+
+def test_what_is_nan_everywhere_is_no_proof():
+    model = FAMILIES["gpt2"].make()
+    torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    with pytest.raises(OptionError, match="NaN everywhere, before as after"):
+        hf_glu.convert(model, "geglu_new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +52,6 @@ class FreezeMix(Change):
 
     of_all = True
     rewrites = False
-    foresees = True
 
     def every(self, model: nn.Module) -> list[Site]:
         sites = [site for site in find_sites(model) if isinstance(site.act, OwnedActivation) and mixes(site.act)]
@@ -83,7 +83,8 @@ class FreezeMix(Change):
     def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
         native = all(step.site.native for step in planned.steps if step.site.row is not GROUP)
         around = {id(c): c for step in planned.steps for c in enclosing_configs(model, step.site.name)}
-        return [entry for config in around.values() if (entry := _entry(config, native=native)) is not None]
+        stacks = {step.site.stack for step in planned.steps}
+        return [entry for config in around.values() if (entry := _entry(config, stacks, native=native)) is not None]
 
     def apply(self, work: Work, step: Step) -> Fit | None:
         bank = step.site.anchor
@@ -136,11 +137,11 @@ def plain_experts(options: ExpertOptions) -> ExpertOptions:
     return replace(options, groups=plain(options.experts), shared=shared)
 
 
-def _entry(config: Any, *, native: bool) -> ConfigEntry | None:
-    """Return what a config is to say in place of learnable names; None: it says none."""
+def _entry(config: Any, stacks: Collection[str | None], *, native: bool) -> ConfigEntry | None:
+    """Return what a config is to say in place of learnable names, of FFNs in ``stacks``; None: it says none."""
     options = GluConfig.of(config)
-    said, name = options.to_dict(), activation_of(config)
-    names = [other for other in (name, options.activation, *(options.by_layer or {}).values()) if other]
+    said, own_names = options.to_dict(), {stack: activation_of(config, stack) for stack in stacks}
+    names = [each for each in (*own_names.values(), options.activation, *(options.by_layer or {}).values()) if each]
     learnable = any(other != unmixed(other) for other in names)
     if options.expert_options is not None:
         said["experts"] = plain_experts(options.expert_options).to_dict()
@@ -151,11 +152,12 @@ def _entry(config: Any, *, native: bool) -> ConfigEntry | None:
         said["activation"] = unmixed(options.activation)
     if learnable and options.by_layer:
         said["by_layer"] = {layers: unmixed(other) for layers, other in options.by_layer.items()}
-    if not learnable or name is None:
+    written = {stack: unmixed(name) for stack, name in own_names.items() if name}
+    if not learnable or not written:
         return ConfigEntry(config=config, activations={}, options=said)
-    base = unmixed(name)
+    base = next(iter(written.values()))
     entry = registry.find(base)
     own = {"layers", "by_layer", "width", "experts", *registry.sections} & set(said)
     plain = native and not own and entry is not None and GATED in entry.flags
-    named = native_gate(base) if plain else base
-    return ConfigEntry(config=config, activations={None: named}, options=None if plain or entry is None else said)
+    written = {stack: native_gate(name) if plain else name for stack, name in written.items()}
+    return ConfigEntry(config=config, activations=written, options=None if plain or entry is None else said)

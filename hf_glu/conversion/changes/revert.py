@@ -28,6 +28,7 @@ from hf_glu.conversion.steps import Change, Rows, Step
 from hf_glu.conversion.work import Work
 from hf_glu.conversion.wrappers import placed_parameters
 from hf_glu.errors import ConversionError, NoSiteError
+from hf_glu.ffn.config_fields import activation_field
 from hf_glu.ffn.context_sites import remove_sources
 from hf_glu.ffn.identify import governing_configs, source_activation
 from hf_glu.ffn.linear import parameter_count, set_rows, weight_rows
@@ -93,9 +94,9 @@ class Revert(Change):
     def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
         names = {step.site.name: step.target for step in planned.steps}
         found = governed(model, [step.site for step in planned.steps])
-        wanted = {id(config): names[_own_site(model, config, sites).name] for config, sites in found}
+        wanted = {id(config): _names_of_stacks(model, config, sites, names) for config, sites in found}
         _refuse_others(model, list(names), wanted)
-        return [ConfigEntry(config=config, activations={None: wanted[id(config)]}, options=None) for config, _ in found]
+        return [ConfigEntry(config=config, activations=wanted[id(config)], options=None) for config, _ in found]
 
     @torch.no_grad()
     def apply(self, work: Work, step: Step) -> Fit | None:
@@ -110,15 +111,28 @@ class Revert(Change):
         remove_sources(model)
 
 
+def _names_of_stacks(
+    model: nn.Module, config: Any, sites: list[Site], names: Mapping[str, str]
+) -> dict[str | None, str]:
+    """Return what a config is to name for the sites of each stack, which may share a field."""
+    fields = {site.name: activation_field(config, site.stack) for site in sites}
+    found = {}
+    for each in sites:
+        alike = [site for site in sites if fields[site.name] == fields[each.name]]
+        found[each.stack] = names[_own_site(model, config, alike).name]
+    return found
+
+
 def _own_site(model: nn.Module, config: Any, sites: list[Site]) -> Site:
     """Return a site that a config speaks of first: one around others' models stands around their sites, too."""
     return ([site for site in sites if governing_configs(model, site)[0] is config] or sites)[-1]
 
 
-def _refuse_others(model: Any, undone: list[str], names: Mapping[int, str]) -> None:
+def _refuse_others(model: Any, undone: list[str], names: Mapping[int, Mapping[str | None, str]]) -> None:
     """Raise where an FFN that can't be undone has another function than its config will name: a changed gate."""
     for site in convertible_sites(model):
-        wanted = {names[id(config)] for config in governing_configs(model, site) if id(config) in names}
+        around = [names[id(config)] for config in governing_configs(model, site) if id(config) in names]
+        wanted = {name for of_stacks in around for stack, name in of_stacks.items() if stack == site.stack}
         if site.name in undone or not wanted or site.kind == "mixer":
             continue
         if not any(same_function(source_activation(model, site), name) for name in wanted):

@@ -35,7 +35,7 @@ class Source:
         name: its activation, or that of its gate.
         gated: whether it is ``[gate | up]``.
         width: W.
-        biased: whether its in-projection has a bias.
+        biased: whether its in-projection has a bias, or one of the two.
     """
 
     site: Site
@@ -52,8 +52,15 @@ class Source:
     @property
     def bias(self) -> Tensor | None:
         """Its bias, ``[W or 2 W]``."""
-        biases = [part.bias for part in self._ins]
-        return torch.cat(biases) if self.biased else None
+        if not self.biased:
+            return None
+        return torch.cat([part.bias if part.bias is not None else weight_rows(part).new_zeros(len(weight_rows(part)))
+                          for part in self._ins])  # fmt: skip
+
+    @property
+    def wholly_biased(self) -> bool:
+        """Whether gate and up have a bias, each."""
+        return all(part.bias is not None for part in self._ins)
 
     @property
     def _ins(self) -> list[AnyLinear]:
@@ -79,7 +86,7 @@ def read_source(model: nn.Module, site: Site) -> Source:
     name, gated = source_activation(model, site), site.widened or site.native
     if site.widened:
         name = str(registry[name].gate or name)
-    biased = all(part.bias is not None for part in projections(site)[:-1])
+    biased = any(part.bias is not None for part in projections(site)[:-1])
     return Source(site=site, name=name, gated=gated, width=site.width, biased=biased)
 
 

@@ -69,9 +69,9 @@ class ExpertChange(Change, abstract=True):
         for config, sites in governed(model, chosen):
             old, here = GluConfig.of(config), [sources[site.name] for site in sites]
             written = GluConfig(
-                activation=None if activation_field(config) else target,
+                activation=None if activation_field(config, sites[0].stack) else target,
                 dense_act=old.dense_act or (here[0].name if is_elementwise(here[0].name) else None),
-                bias=True if self.bias and not all(source.biased for source in here) else old.bias,
+                bias=True if self.bias and not all(source.wholly_biased for source in here) else old.bias,
                 layers=layers,
                 mix=self.acts.mix,
                 sections=self.acts.sections,
@@ -79,7 +79,8 @@ class ExpertChange(Change, abstract=True):
                 experts=self.options.to_dict(),
             )
             own, said = router_fields(config, self.options), written.to_dict()
-            entries.append(ConfigEntry(config=config, activations={None: target}, options=said, fields=own))
+            stacks = dict.fromkeys((site.stack for site in sites), target)
+            entries.append(ConfigEntry(config=config, activations=stacks, options=said, fields=own))
         return entries
 
     def finish(self, model: nn.Module, planned: Rows) -> None:

@@ -114,7 +114,8 @@ class Upcycle(ExpertChange):
         names = [group.name for group in self.groups]
         mix = _mix([source.name for source in sources], self.options, self.mix)
         acts = read_options(names, mix, self.acts.sections)
-        bias = any(s.biased or any(r.up_bias for r in found) for s, found in zip(sources, routes, strict=True))
+        bias = any(source.biased or source.site.out_proj.bias is not None for source in sources)
+        bias = bias or any(route.up_bias for found in routes for route in found)
         change = replace(self, acts=acts, bias=bias)
         check_kinds(model, self._flagged(sites), acts)
         return tuple(change._row(source, found) for source, found in zip(sources, routes, strict=True))

@@ -138,9 +138,10 @@ class RegateBank(Change):
     def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
         first = planned.steps[0]
         found = []
-        for config, _ in governed(model, [step.site for step in planned.steps]):
-            options = replace(self.acts, dense_act=GluConfig.of(config).dense_act or first.source)
-            found.append(ConfigEntry(config=config, activations={None: first.target}, options=options.to_dict()))
+        for config, sites in governed(model, [step.site for step in planned.steps]):
+            options = replace(self.acts, dense_act=GluConfig.of(config).dense_act or first.source).to_dict()
+            stacks = dict.fromkeys((site.stack for site in sites), first.target)
+            found.append(ConfigEntry(config=config, activations=stacks, options=options))
         return found
 
     def apply(self, work: Work, step: Step) -> Fit | None:
