@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from hf_glu.compat.of_torch import FLAT_PARAMETER, OWN_PARAMETERS
 from hf_glu.config.glu import GluConfig, name_at
@@ -53,6 +53,11 @@ def check_convertible(model: Any) -> None:
     refuse_replaced(model, sites)
     for site in sites:
         for linear in projections(site) if site.kind != "experts" else ():
+            if type(linear.weight.data) is not Tensor:
+                raise ConversionError(
+                    f"a projection of {site.name} has a weight of the class {type(linear.weight.data).__name__} (a "
+                    "quantizer's): convert the unquantized model, then quantize the result"
+                )
             if not {"weight", "bias"} <= set(OWN_PARAMETERS.of(linear)):
                 raise ConversionError(
                     f"a projection of {site.name} computes its weight anew in each pass (pruning, weight_norm, "

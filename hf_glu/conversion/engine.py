@@ -29,6 +29,7 @@ from hf_glu.conversion.steps import Change, Rows, Step
 from hf_glu.conversion.transaction import whole
 from hf_glu.conversion.work import Work
 from hf_glu.errors import ConversionError, OptionError
+from hf_glu.ffn.holders import unshare
 from hf_glu.ffn.naming import unname
 
 
@@ -150,6 +151,7 @@ def _carry_out(
     if planned.change.rewrites:
         check_convertible(model)  # which may be another one than was planned: a checkpoint's, with an adapter beside it
         check_values(model)
+    unshare(model, [step.site.anchor for step in planned.steps])
     planned = planned.bound(model)
     stages = planned.stages or (planned,)
     entries = stages[0].change.entries(model, stages[0])

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.activations import ACT2FN
 from hf_glu.compat.of_models import FROM_CONFIG, META_SAFE
 from hf_glu.conversion.forms import Form, form_of, has_bias
 from hf_glu.conversion.steps import Rows, Step
-from hf_glu.errors import ConversionError, HfGluError
+from hf_glu.errors import CheckpointError, ConversionError, HfGluError
 from hf_glu.ffn.build import native_gate
 from hf_glu.ffn.families import NAME_ATTRIBUTES
 from hf_glu.ffn.sites import convertible_sites, follow
@@ -107,6 +108,26 @@ def check_comes_back(model: Any) -> None:
         raise ConversionError(wrong)
 
 
+def check_saved(model: Any) -> None:
+    """Raise CheckpointError where a model's FFNs have other activations than the config that it is saved with says.
+
+    So it is where a body is shared with a model that was converted, or layers were taken out of one that was converted
+    by layer. Shapes aren't looked at, which wrappers may have split, nor classes that can't be built of a config alone.
+    """
+    try:
+        skeleton = skeleton_of(type(model), copy.deepcopy(model.config))
+    except ConversionError:
+        return
+    found = {site.name: form_of(skeleton, site) for site in convertible_sites(skeleton)}
+    for site in convertible_sites(model):
+        there, now = found.get(site.name), form_of(model, site)
+        if there is not None and not replace(now, width=there.width, bias=there.bias).same(there):
+            raise CheckpointError(
+                f"{site.name} is {now.activation}, and would load as {there.activation}, which the config of "
+                f"{type(model).__name__} says: the FFN was converted, or moved, without it"
+            )
+
+
 def _difference(expected: Mapping[str, Form], skeleton: nn.Module) -> str | None:
     """Return which FFN of a built model is another than expected, None where none is."""
     found = {site.name: form_of(skeleton, site) for site in convertible_sites(skeleton)}
@@ -132,7 +153,9 @@ def skeleton_of(model_class: Any, config: Any) -> nn.Module:
         raise
     except Exception as error:  # of any model's code: weights that it ties by names, for one
         line = (str(error).splitlines() or [""])[0]
-        raise ConversionError(f"{model_class.__name__} can't be built as it would be: {line[:LINE]}") from error
+        base = getattr(model_class, "base_model_prefix", "")
+        hint = f"; its base model can be converted (.{base})" if base and "positional argument" in line else ""
+        raise ConversionError(f"{model_class.__name__} can't be built as it would be: {line[:LINE]}{hint}") from error
     return made
 
 

@@ -265,3 +265,45 @@ def test_only_the_registry_takes_names_apart():
     taking = [f'{how}("{prefix}' for prefix in prefixes for how in ("removeprefix", "startswith", "partition", "split")]
     found = [path.relative_to(PACKAGE) for path in FILES if any(part in path.read_text() for part in taking)]
     assert not found
+
+
+def test_weights_that_a_quantizer_has_made_are_refused():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = FAMILIES["bert"].make()
+    quantize_(model, Int8WeightOnlyConfig())
+    with pytest.raises(HfGluError, match="a weight of the class Int8Tensor"):
+        hf_glu.convert(model, "geglu")
+
+
+@pytest.mark.parametrize(("batch", "why"), [
+    ({"input_ids": [5, 6, 7, 8]}, r"whole numbers \[sequences, length\], got torch.int64 \[4\]"),
+    ({"input_ids": torch.ones(2, 12)}, "whole numbers .* got torch.float32"),
+    ({"text": "hello"}, "calibration text must be a tensor, got 'hello'"),
+    ({"input_ids": torch.full((2, 12), 61)}, "must be from 0 to 60, got 61 to 61"),
+    ({"input_ids": torch.ones(2, 65, dtype=torch.long)}, "65 tokens, and the model 64 positions"),
+])  # fmt: skip
+def test_calibration_that_a_model_cannot_read_is_one_line(batch, why):
+    with pytest.raises(OptionError, match=why):
+        hf_glu.convert(FAMILIES["bert"].make(), "geglu", width=20, distill_steps=0, calibration=[batch])
+
+
+def test_calibration_may_have_entries_that_are_none():
+    ids = torch.arange(24).view(2, 12)
+    batches = [{"input_ids": ids, "token_type_ids": None}]
+    report = hf_glu.convert(FAMILIES["bert"].make(), "geglu", width=20, distill_steps=0, calibration=batches)
+    assert report.sites
+
+
+def test_a_class_that_takes_more_than_a_config_says_what_can_be_converted():
+    class Wider(transformers.BertPreTrainedModel):
+        def __init__(self, config, extra):
+            super().__init__(config)
+            self.bert = transformers.BertModel(config)
+            self.post_init()
+
+    model = Wider(FAMILIES["bert"].make_config(), 3)
+    with pytest.raises(HfGluError, match=r"its base model can be converted \(\.bert\)"):
+        hf_glu.convert(model, "geglu")
+    hf_glu.convert(model.bert, "geglu")
+    assert model.config.hidden_act == "geglu"

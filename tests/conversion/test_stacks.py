@@ -12,8 +12,12 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     BertModel,
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
     EncoderDecoderModel,
     GPT2LMHeadModel,
+    LxmertConfig,
+    LxmertModel,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
 )
@@ -110,3 +114,43 @@ def test_a_family_with_a_field_for_each_stack(change, tmp_path):
 def test_a_bert_of_its_own_is_an_encoder():
     model = BertModel(BertConfig(**FAMILIES["bert"].arguments, vocab_size=61))
     assert len(hf_glu.plan(model, "geglu", layers="encoder").steps) == 2
+
+
+def test_both_ffns_of_a_layer_that_reads_two_inputs(tmp_path):
+    config = LxmertConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=64, num_attention_heads=2, l_layers=1, r_layers=1, x_layers=1,
+        visual_feat_dim=8,
+    )  # fmt: skip
+    model = LxmertModel(config).eval()
+    pictures = {"visual_feats": torch.randn(2, 4, 8), "visual_pos": torch.randn(2, 4, 4)}
+    report = hf_glu.convert(model, "geglu", inputs={"input_ids": TOKENS[:2], **pictures})
+    assert len(report.sites) == 4
+    assert report.max_abs_difference == 0
+    model.save_pretrained(tmp_path)
+    read = {"input_ids": TOKENS[:2], **pictures}
+    assert_same(outputs(LxmertModel.from_pretrained(tmp_path), **read), outputs(model, **read), "bitwise")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_query_former_has_an_ffn_for_queries(text, tmp_path):
+    torch.manual_seed(0)
+    config = Blip2QFormerConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        encoder_hidden_size=32, use_qformer_text_input=text,
+    )  # fmt: skip
+    model = Blip2QFormerModel(config).eval()
+    queries = {"query_embeds": torch.randn(1, 3, 32), "encoder_hidden_states": torch.randn(1, 5, 32)}
+    report = hf_glu.convert(model, "geglu", inputs=queries)
+    assert len(report.sites) == (4 if text else 2)
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(Blip2QFormerModel.from_pretrained(tmp_path), **queries), outputs(model, **queries), "bitwise")
+
+
+@pytest.mark.parametrize(("stack", "target"), [("encoder", "geglu"), ("decoder", "geglu_new")])
+def test_experts_in_one_of_two_joined_models(stack, target, tmp_path):
+    model = _joined("gpt2")
+    report = hf_glu.convert(model, target, experts=4, layers=stack, inputs=BATCH)
+    assert report.plan.promise == "exact"
+    assert all(step.site.name.startswith(stack) for step in report.plan.steps)
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(EncoderDecoderModel.from_pretrained(tmp_path), **BATCH), outputs(model, **BATCH), "bitwise")

@@ -208,3 +208,18 @@ def test_initialisation_draws_the_same_numbers_for_the_same_seed():
     first, second = (FAMILIES["gpt2"].make(activation_function="swiglu") for _ in range(2))
     assert_same(dict(first.state_dict()), dict(second.state_dict()), "bitwise")
     assert torch.isfinite(first.transformer.h[0].mlp.c_fc.weight).all()
+
+
+@pytest.mark.parametrize("act", ["stateful_geglu", "learnable_geglu", "canon_modulated_geglu"])
+def test_weights_without_values_are_initialised_as_stock_ones_are(act):
+    config = transformers.GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64, activation_function=act
+    )
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    model.apply(model._init_weights)
+    assert [name for name, parameter in model.named_parameters() if (parameter == 7).all()] == []

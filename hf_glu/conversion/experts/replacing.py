@@ -64,15 +64,17 @@ class ExpertChange(Change, abstract=True):
     def entries(self, model: nn.Module, planned: Rows) -> list[ConfigEntry]:
         """Return what the configs are to say: which layers have experts, and which; the name is one of ours."""
         sources = {step.site.name: read_source(model, step.site) for step in planned.steps}
-        chosen, target = [source.site for source in sources.values()], planned.steps[0].target
-        layers, entries = selection_of(chosen, convertible_sites(model)), []
-        for config, sites in governed(model, chosen):
+        target, entries = planned.steps[0].target, []
+        for config, every in governed(model, convertible_sites(model)):
+            sites = [site for site in every if site.name in sources]
+            if not sites:
+                continue
             old, here = GluConfig.of(config), [sources[site.name] for site in sites]
             written = GluConfig(
                 activation=None if activation_field(config, sites[0].stack) else target,
                 dense_act=old.dense_act or (here[0].name if is_elementwise(here[0].name) else None),
                 bias=True if self.bias and not all(source.wholly_biased for source in here) else old.bias,
-                layers=layers,
+                layers=selection_of(sites, every),
                 mix=self.acts.mix,
                 sections=self.acts.sections,
                 width=old.width,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_glu.activation.context import Reader
-from hf_glu.config.traits import cut_at
-from hf_glu.errors import ConversionError, OptionError
+from hf_glu.config.traits import cut_at, longest_text, vocabulary
+from hf_glu.errors import ConversionError, OptionError, shown
 from hf_glu.ffn.forward import ffn_units
 from hf_glu.ffn.sites import Site
 from hf_glu.instruments.probe import evaluating, give_pad_token, with_decoder
@@ -35,7 +35,8 @@ def make_batches(model: Any, calibration: Any, tokenizer: Any = None) -> Batches
         tokenizer: of the texts.
 
     Raises:
-        OptionError: nothing in it, texts without a tokenizer, embeddings of another width, NaN or infinite values.
+        OptionError: nothing in it, texts without a tokenizer, token ids that the model doesn't have, more of them than
+            it has positions, embeddings of another width, NaN or infinite values.
     """
     if isinstance(calibration, Tensor):
         calibration = _tensor_batches(calibration)
@@ -49,7 +50,7 @@ def make_batches(model: Any, calibration: Any, tokenizer: Any = None) -> Batches
     if not all(isinstance(item, Mapping) for item in items):
         raise OptionError("calibration must be texts, a tensor or batches (mappings of the forward's arguments)")
     device = next(model.parameters()).device
-    batches = [{key: torch.as_tensor(value).to(device) for key, value in batch.items()} for batch in items]
+    batches = [{key: value.to(device) for key, value in _tensors(batch).items()} for batch in items]
     for batch in batches:
         _check(model, batch)
     return [with_decoder(model, {key: batch[key] for key in batch if key != "labels"}) for batch in batches]
@@ -72,12 +73,40 @@ def _text_batches(model: Any, texts: list[str], tokenizer: Any) -> Iterator[dict
         yield dict(tokenizer(part, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
 
 
+def _tensors(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a batch's entries as tensors, without those that are None."""
+    found: dict[str, Tensor] = {}
+    for key, value in batch.items():
+        try:
+            found |= {} if value is None else {key: torch.as_tensor(value)}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"calibration {key} must be a tensor, got {shown(value)}") from error
+    return found
+
+
+def _check_ids(model: Any, ids: Tensor) -> None:
+    """Raise OptionError where token ids ``[sequences, ..., length]`` are none of the model's, or too many."""
+    if ids.ndim < 2 or ids.is_floating_point():
+        raise OptionError(
+            f"calibration input_ids must be whole numbers [sequences, length], got {ids.dtype} {list(ids.shape)}"
+        )
+    count, longest = vocabulary(model.config), longest_text(model.config)
+    if count is not None and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+        raise OptionError(
+            f"calibration input_ids must be from 0 to {count - 1}, got {int(ids.min())} to {int(ids.max())}"
+        )
+    if longest is not None and ids.shape[1] > longest:
+        raise OptionError(f"calibration input_ids have {ids.shape[1]} tokens, and the model {longest} positions")
+
+
 def _check(model: Any, batch: Mapping[str, Tensor]) -> None:
     for key, value in batch.items():
         if not value.numel():
             raise OptionError(f"calibration {key} is empty: {list(value.shape)}")
         if value.is_floating_point() and not value.isfinite().all():
             raise OptionError(f"calibration {key} has NaN or infinite values")
+    if "input_ids" in batch:
+        _check_ids(model, batch["input_ids"])
     if (embeds := batch.get("inputs_embeds")) is None:
         return
     try:
