@@ -142,7 +142,7 @@ class ContextSource(Reader, OwnedModule):
             )
         features = functional.linear(hidden, self.weight.to(hidden.dtype))
         if self.decay is None:
-            return _mean(features.sigmoid(), valid)
+            return _mean(features.sigmoid(), valid, None if reading is None or self.pool != "mean" else reading.restart)
         none = torch.zeros_like(self.decay)
         restart = None if reading is None else reading.restart
         start = load_state(cache, self.slot)
@@ -152,12 +152,15 @@ class ContextSource(Reader, OwnedModule):
         return states
 
 
-def _mean(openness: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean over the valid tokens of ``[B, T, R]``: ``[B, 1, R]``."""
-    if valid is None:
-        return openness.mean(1, keepdim=True)
-    counts = valid.to(openness.dtype).unsqueeze(-1)
-    return (openness * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
+def _mean(openness: Tensor, valid: Tensor | None, restart: Tensor | None) -> Tensor:
+    """Return the mean over the valid tokens of ``[B, T, R]``: ``[B, 1, R]``; of each text, ``[B, T, R]``."""
+    counts = torch.ones_like(openness[..., :1]) if valid is None else valid.to(openness.dtype).unsqueeze(-1)
+    if restart is None:
+        return (openness * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
+    texts = restart.cumsum(1).unsqueeze(-1)
+    sums, sizes = (torch.zeros(len(x), x.shape[1] + 1, x.shape[2], dtype=x.dtype, device=x.device)
+                   .scatter_add(1, texts.expand_as(x), x) for x in (openness * counts, counts))  # fmt: skip
+    return (sums / sizes.clamp_min(1)).gather(1, texts.expand_as(openness))
 
 
 def _encoder_mask(mask: Tensor, hidden: Tensor) -> Tensor | None:

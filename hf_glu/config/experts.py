@@ -54,9 +54,7 @@ def read_groups(text: str, default: str | None = None) -> tuple[Group, ...]:
         count = int(match["count"]) if match["count"] else 1
         width = int(match["width"]) if match["width"] else None
         if count < 1 or width == 0:
-            raise OptionError(
-                f"experts={shown(text)}: {part!r} has no expert" if count < 1 else f"{part!r} has no unit"
-            )
+            raise OptionError(f"experts={shown(text)}: {part!r} has no {'expert' if count < 1 else 'unit'}")
         groups.append(Group(name=name, count=count, width=width))
     check_size(groups, text)
     return tuple(groups)

@@ -70,13 +70,9 @@ def build_ffns(model: nn.Module, config: Any) -> list[Site]:
     options = GluConfig.of(config)
     sites, banks = convertible_sites(model), find_banks(model)
     if not sites and not banks and not find_experts(model):
-        part = stack_of(model) is not None or (options.activation is None and options.experts is None)
-        if part and not owned_activations(model):
-            return []  # without FFNs: it was given the whole model's config
-        raise NoSiteError(
-            f"{type(model).__name__} has no feed-forward network that hf_glu knows how to gate; "
-            "`hf-glu sites MODEL` lists what it finds, the dense activations are Transformers' own"
-        )
+        if not owned_activations(model) and (stack_of(model) or (options.activation or options.experts) is None):
+            return []  # a part without FFNs, which was given the whole model's config
+        raise NoSiteError(f"{type(model).__name__} has no FFN that hf_glu can gate: `hf-glu sites MODEL` lists them")
     if not find_experts(model):  # else this is the second pass, and the layers that have them are no sites any more
         check_selection([*sites, *banks], options)
     for site in sites:

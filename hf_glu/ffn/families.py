@@ -57,6 +57,11 @@ def _row(
     )
 
 
+def _bert(layout: str, modules: str, families: str) -> SiteRow:
+    inner, outer = modules.split()
+    return _row(layout, "dense", f"{inner}.dense {inner}.intermediate_act_fn {outer}.dense", families)
+
+
 SITE_TABLE = (
     _row(
         "llama", "gated", "gate_proj up_proj act_fn down_proj", "llama mistral qwen2 qwen3 gemma gemma2 olmo2 smollm3"
@@ -72,26 +77,11 @@ SITE_TABLE = (
     _row("moshi", "packed", "fc1 activation_fn fc2", "moshi kyutai_speech_to_text", exclusive=True),
     _row("mixtral", "experts", "gate_up_proj act_fn down_proj", "mixtral qwen2_moe qwen3_moe olmoe"),
     _row("jetmoe", "experts", "input_linear.weight activation output_linear.weight", "jetmoe"),
-    _row(
-        "bert",
-        "dense",
-        "intermediate.dense intermediate.intermediate_act_fn output.dense",
-        "bert roberta electra xlm-roberta camembert ernie layoutlm mpnet",
-    ),
-    _row(
-        "lilt",
-        "dense",
-        "layout_intermediate.dense layout_intermediate.intermediate_act_fn layout_output.dense",
-        "lilt",
-    ),
-    _row("lxmert", "dense", "lang_inter.dense lang_inter.intermediate_act_fn lang_output.dense", "lxmert"),
-    _row("lxmert visual", "dense", "visn_inter.dense visn_inter.intermediate_act_fn visn_output.dense", "lxmert"),
-    _row(
-        "blip-2 query",
-        "dense",
-        "intermediate_query.dense intermediate_query.intermediate_act_fn output_query.dense",
-        "blip_2_qformer instructblip_qformer instructblipvideo_qformer",
-    ),
+    _bert("bert", "intermediate output", "bert roberta electra xlm-roberta camembert ernie layoutlm mpnet"),
+    _bert("lilt", "layout_intermediate layout_output", "lilt"),
+    _bert("lxmert", "lang_inter lang_output", "lxmert"),
+    _bert("lxmert visual", "visn_inter visn_output", "lxmert"),
+    _bert("q-former", "intermediate_query output_query", "blip_2_qformer instructblip_qformer"),
     _row("gpt2", "dense", "c_fc act c_proj", "gpt2 gpt_bigcode gpt_neo starcoder2 openai-gpt"),
     _row("t5", "dense", "wi act wo", "t5 mt5 umt5 longt5"),
     _row("distilbert", "dense", "lin1 activation lin2", "distilbert"),

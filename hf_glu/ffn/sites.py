@@ -265,15 +265,10 @@ def stack_of(model: nn.Module) -> str | None:
 
 def stack_at(name: str, model: nn.Module) -> str | None:
     """Return the stack that a site is in: from its path, else from what the model itself is."""
-    parts = name.split(".")
-    if stack := next((part for part in parts if part in STACKS), None):  # the outermost: a decoder may be a whole BERT
+    parts, config = name.split("."), getattr(model, "config", None)
+    if stack := next((part for part in parts if part in STACKS), stack_of(model)):  # a decoder may be a whole BERT
         return stack
-    if stack := stack_of(model):
-        return stack
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        if stack := next((stack for part in parts for stack in STACKS if part.endswith(f"_{stack}")), None):
-            return stack
     if getattr(config, "is_encoder_decoder", False) or type(model).__name__.endswith("Stack"):
-        return "decoder" if getattr(config, "is_decoder", False) else "encoder"
+        named = next((stack for part in parts for stack in STACKS if part.endswith(f"_{stack}")), None)
+        return named or ("decoder" if getattr(config, "is_decoder", False) else "encoder")
     return None

@@ -330,3 +330,37 @@ def test_compiled_generation_compiles_once(target):
     for _ in range(2):
         model.generate(torch.randint(5, VOCABULARY, (2, 7)), do_sample=False, **options)
         assert counted["unique_graphs"] == 1
+
+
+def _two_texts(first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two texts of four tokens in a row, and which tokens see which."""
+    ids = torch.cat([torch.randint(3, VOCABULARY, (1, 4), generator=torch.Generator().manual_seed(seed))
+                     for seed in (first, 9)], dim=1)  # fmt: skip
+    return ids, torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).bool()[None, None]
+
+
+@pytest.mark.parametrize("positions", [None, torch.arange(8)[None], torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])])
+@pytest.mark.parametrize(("name", "target"), [
+    ("bert", "modulated_geglu"), ("bert", "stateful_geglu"), ("llama", "stateful_swiglu"), ("llama", "canon_swiglu"),
+    ("llama", "modulated_swiglu"),
+])  # fmt: skip
+def test_texts_that_only_a_mask_tells_apart_do_not_see_each_other(name, target, positions):
+    model, found = make(name, target), []
+    for first in (1, 2):
+        ids, seen = _two_texts(first)
+        seen = seen.tril() if name == "llama" else seen
+        mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            found.append(model(input_ids=ids, attention_mask=mask, position_ids=positions)[0])
+    assert_same(found[0][:, 4:], found[1][:, 4:], "bitwise")
+    assert not torch.equal(found[0][:, :4], found[1][:, :4])
+
+
+def test_the_context_of_a_packed_text_is_that_of_the_text_alone():
+    model = make("bert", "modulated_geglu")
+    ids, seen = _two_texts(1)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    with torch.no_grad():
+        packed = model(input_ids=ids, attention_mask=seen, position_ids=places)[0]
+        for part in (slice(0, 4), slice(4, 8)):
+            assert_same(packed[:, part], model(input_ids=ids[:, part])[0], "exact")

@@ -111,10 +111,8 @@ def _chunking(model: nn.Module, name: str) -> Iterator[nn.Module]:
 def refuse_chunks(layer: nn.Module, args: Any, kwargs: Any) -> None:
     """Raise where a layer gives its FFN chunks of the text: what one chunk reads depends on those before."""
     if getattr(layer, CHUNKS):
-        raise OptionError(
-            f"{type(layer).__name__} gives its FFN {getattr(layer, CHUNKS)} tokens at a time, and activations that "
-            f"read the text need all of them: set {CHUNKS} to 0"
-        )
+        some = f"{type(layer).__name__} gives its FFN {getattr(layer, CHUNKS)} tokens at a time"
+        raise OptionError(f"{some}, and activations that read the text need all of them: set {CHUNKS} to 0")
 
 
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> None:

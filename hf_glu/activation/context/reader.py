@@ -34,10 +34,8 @@ class Reader(nn.Module):
         now = current_pass()
         if now is None and self.slot and not torch.compiler.is_compiling():
             if GRAPH_TASK.find()() != -1:
-                raise TrainingError(
-                    f"{self.slot} is computed again in the backward pass without its model: use the model's own "
-                    "gradient_checkpointing_enable()"
-                )
+                why = "is computed again in the backward pass without its model"
+                raise TrainingError(f"{self.slot} {why}: use the model's own gradient_checkpointing_enable()")
         return None if now is None else now.reading
 
     def cache(self) -> Any:

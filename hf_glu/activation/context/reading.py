@@ -38,8 +38,7 @@ class Reading:
 
     def padded(self, length: int, device: torch.device) -> Reading:
         """Return the reading of the same tokens with padding after them, ``length`` in all."""
-        more = length - self.length
-        if more <= 0:
+        if (more := length - self.length) <= 0:
             return self
         every = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
         valid = every if self.valid is None else self.valid
@@ -61,11 +60,8 @@ def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading |
         inputs: by name.
         seen: returns how many tokens came before this call, None where that isn't known.
     """
-    tokens = inputs.get("input_ids")
-    if tokens is None:
-        tokens = inputs.get("inputs_embeds")
-    if tokens is None:
-        tokens = inputs.get("hidden_states")
+    given = (inputs.get(name) for name in ("input_ids", "inputs_embeds", "hidden_states"))
+    tokens = next((each for each in given if each is not None), None)
     if not isinstance(tokens, Tensor) or tokens.ndim < 2:
         return None
     batch, length = tokens.shape[:2]
@@ -74,7 +70,9 @@ def read(inputs: Mapping[str, Any], seen: Callable[[], int | None]) -> Reading |
     if length == 1:  # hardly ever padding, which would take a graph for each place to know where it is compiled
         known = valid is not None and not (valid.is_meta or torch.jit.is_tracing())
         return Reading(batch, length, None if known and bool(valid.all()) else valid)  # type: ignore[union-attr]
-    return Reading(batch, length, valid, read_restarts(inputs.get("position_ids"), batch, length, valid))
+    restart = read_restarts(inputs.get("position_ids"), batch, length, valid)
+    begins = read_beginnings(mask, length, seen())
+    return Reading(batch, length, valid, begins if restart is None else restart if begins is None else restart | begins)
 
 
 def read_mask(mask: Any, batch: int, length: int, offset: int | None) -> Tensor | None:
@@ -100,6 +98,17 @@ def read_mask(mask: Any, batch: int, length: int, offset: int | None) -> Tensor 
     own = mask[:, 0].expand(-1, length, -1).diagonal(start, 1, 2)
     seen = own if own.dtype == torch.bool else own > -1
     return seen.expand(batch, length)
+
+
+def read_beginnings(mask: Any, length: int, offset: int | None) -> Tensor | None:
+    """Return which tokens, the first apart, may see themselves and none before: ``[B, T]``; None: there are none, or
+    the mask isn't ``[B, 1, T, K]``."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[2] != length or mask.is_meta:
+        return None
+    seen, last = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > -1, mask.shape[-1] - length
+    start = last if offset is None else min(offset, last)
+    begins = seen.diagonal(start, 1, 2) & ~seen.tril(start - 1).any(-1)
+    return begins if torch.compiler.is_compiling() or begins[:, 1:].any() else None
 
 
 def read_restarts(positions: Any, batch: int, length: int, valid: Tensor | None) -> Tensor | None:
