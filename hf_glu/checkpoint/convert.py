@@ -9,13 +9,11 @@ from typing import Any
 
 from hf_glu.checkpoint.beside import keep_beside, main_dtype
 from hf_glu.checkpoint.config_file import reading
-from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files, staged_folder
 from hf_glu.checkpoint.gguf import gguf_file, is_gguf
 from hf_glu.checkpoint.hub import resolve
-from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model, load_skeleton, load_tokenizer
-from hf_glu.checkpoint.provenance import base_of
+from hf_glu.checkpoint.provenance import base_of, write_report
 from hf_glu.conversion import Change, Plan, Report, plan, to_native
 from hf_glu.conversion.changes.t5_layout import dense_t5_sites
 from hf_glu.conversion.steps import Target
@@ -72,7 +70,7 @@ def convert_checkpoint(
         model.save_pretrained(stage)
         keep_beside(folder, stage, model_class)
         copy_other_files(folder, stage)
-        write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
+        write_report(stage, {**report.to_dict(), "base": base})
     return report
 
 

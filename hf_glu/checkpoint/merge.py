@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_glu.checkpoint.beside import keep_beside, main_dtype
-from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import check_destination, copy_other_files
 from hf_glu.checkpoint.gguf import gguf_file, is_gguf
 from hf_glu.checkpoint.hub import resolve
-from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.loading import load_model, load_tokenizer
-from hf_glu.checkpoint.provenance import base_of, naming
+from hf_glu.checkpoint.provenance import CARRIED, base_of, carried, naming, write_report
 from hf_glu.conversion import Report
 from hf_glu.conversion.experts.merging.models import merge_with_report
 from hf_glu.errors import CheckpointError, OptionError
@@ -52,7 +51,7 @@ def merge_checkpoints(
     model.save_pretrained(stage)
     keep_beside(folders[0], stage, type(model))
     copy_other_files(folders[0], stage)
-    write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base_of(sources[0]), "merged": named})
+    write_report(stage, {**report.to_dict(), "base": _base(sources[0], folders), "merged": named})
     return report
 
 
@@ -70,3 +69,18 @@ def _tokenizer_of(folder: str | os.PathLike[str]) -> Any:
         return load_tokenizer(folder)
     except CheckpointError:
         return None
+
+
+def _base(first: str | os.PathLike[str], folders: Sequence[Path]) -> JsonObject:
+    """Return the first checkpoint as the base, with what all cards say alike of license and language.
+
+    Licenses that differ are ``other``, which a card has to explain, and are named.
+    """
+    cards = [carried(folder) for folder in folders]
+    base: JsonObject = {key: value for key, value in base_of(first).items() if key not in CARRIED}
+    alike = {key: value for key, value in cards[0].items() if all(card.get(key) == value for card in cards)}
+    licenses = list(dict.fromkeys(str(card.get("license_name") or card.get("license") or "unknown") for card in cards))
+    if len(licenses) > 1:
+        alike = {key: value for key, value in alike.items() if key == "language"}
+        alike |= {"license": "other", "license_name": "-and-".join(licenses)}
+    return {**base, **alike}

@@ -12,9 +12,9 @@ from hf_glu.checkpoint.files import REPORT_FILE
 from hf_glu.checkpoint.folders import copy_other_files
 from hf_glu.checkpoint.gguf import gguf_file, is_gguf
 from hf_glu.checkpoint.hub import resolve
-from hf_glu.checkpoint.jsonio import read_object, write_json
+from hf_glu.checkpoint.jsonio import read_object
 from hf_glu.checkpoint.loading import load_model, load_tokenizer
-from hf_glu.checkpoint.provenance import base_of
+from hf_glu.checkpoint.provenance import base_of, write_report
 from hf_glu.conversion.gguf import forget_gguf
 from hf_glu.conversion.sparse_report import SparsityReport
 from hf_glu.conversion.sparsify import sparsify
@@ -47,5 +47,5 @@ def sparsify_checkpoint(
     copy_other_files(folder, stage)
     earlier = Path(folder) / REPORT_FILE  # none where that is a GGUF file
     known = read_object(earlier) if earlier.is_file() else {"base": base}
-    write_json(stage / REPORT_FILE, {**known, "sparsity": report.to_dict()})
+    write_report(stage, {**known, "sparsity": report.to_dict()})
     return report

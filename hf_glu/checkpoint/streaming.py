@@ -19,7 +19,7 @@ from hf_glu.checkpoint.folders import check_destination, copy_other_files, stage
 from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import write_json
 from hf_glu.checkpoint.loading import load_model
-from hf_glu.checkpoint.provenance import REPORT_FILE, base_of
+from hf_glu.checkpoint.provenance import base_of, write_report
 from hf_glu.checkpoint.shards import (
     FLOATS,
     INDEX,
@@ -81,7 +81,7 @@ def convert_stream(
         _load_shapes(stage)
         sites = tuple(SiteReport(step=step, relative_error=None) for step in planned.steps)
         report = Report(plan=planned, sites=sites, differences=None)
-        write_json(stage / REPORT_FILE, {**report.to_dict(), "base": base})
+        write_report(stage, {**report.to_dict(), "base": base})
     return report
 
 

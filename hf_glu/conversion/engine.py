@@ -151,8 +151,8 @@ def _carry_out(
     if planned.change.rewrites:
         check_convertible(model)  # which may be another one than was planned: a checkpoint's, with an adapter beside it
         check_values(model)
-    unshare(model, [step.site.anchor for step in planned.steps])
     planned = planned.bound(model)
+    unshare(model, [step.site.anchor for step in planned.steps])
     stages = planned.stages or (planned,)
     entries = stages[0].change.entries(model, stages[0])
     stages[0].change.check_calibration(stages[0].steps, calibration is not None)

@@ -42,6 +42,7 @@ def test_convert_checkpoint(dense, tmp_path):
     )
     written = json.loads((tmp_path / "gated" / REPORT_FILE).read_text())
     assert written.pop("base") == {"name": "dense", "repository": False}
+    assert written.pop("of").keys() == {"config.json", "model.safetensors"}
     assert written == json.loads(json.dumps(report.to_dict()))
     assert {p.name: p.read_bytes() for p in dense.iterdir() if p.is_file()} == files
     assert_same(outputs(load_model(tmp_path / "gated")), outputs(before), "exact")

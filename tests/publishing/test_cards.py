@@ -22,6 +22,7 @@ from typed import untyped
 import hf_glu
 from hf_glu import cli
 from hf_glu.checkpoint.jsonio import write_json
+from hf_glu.checkpoint.merge import merge_checkpoints
 from hf_glu.checkpoint.provenance import CARD_FILE, REPORT_FILE, base_of, naming
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError
 from hf_glu.publishing.card.card import HEADS, describe, is_generated, render_card, write_card
@@ -641,3 +642,45 @@ def test_result_files_of_another_kind_are_one_line(tmp_path):
         with pytest.raises(DataError, match="no card can be made") as raised:
             describe(tmp_path)
         assert "\n" not in str(raised.value)
+
+
+def _trained(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+
+
+def _sparse(model):
+    hf_glu.sparsify(model, torch.arange(600).view(30, 20) % model.config.vocab_size, keep=0.7)
+
+
+@pytest.mark.parametrize("change", [_trained, _sparse])
+def test_what_was_measured_is_not_claimed_of_other_weights(base, change, tmp_path):
+    folder = tmp_path / "converted"
+    hf_glu.convert_checkpoint(base, folder, "geglu", base_model="org/base")
+    assert "It was not trained afterwards" in (text := describe(folder))
+    assert "computes what the base model computes" in text
+    model = transformers.BertModel.from_pretrained(folder)
+    model.save_pretrained(folder)
+    assert describe(folder) == text
+    change(model)
+    model.save_pretrained(folder)
+    text = describe(folder)
+    assert "Its weights or options have been changed since" in text
+    for claim in ("not trained", "computes what the base", "0.0e+00", "was not measured"):
+        assert claim not in text
+    assert base_of(folder)["name"] == "converted"
+
+
+def test_a_mixture_has_the_license_of_all_of_its_models(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for seed, (folder, license) in enumerate(zip(folders, ("mit", "mit", "cc-by-nc-4.0"), strict=True)):
+        FAMILIES["bert"].make(seed=seed).save_pretrained(folder)
+        (folder / "README.md").write_text(f"---\nlicense: {license}\nlanguage: en\n---\n")
+    others = {"license": "other", "license_name": "mit-and-cc-by-nc-4.0", "language": "en"}
+    for count, wanted in ((2, {"license": "mit", "language": "en"}), (3, others)):
+        merged = tmp_path / f"merged{count}"
+        merged.mkdir()
+        merge_checkpoints(folders[:count], merged)
+        data = ModelCard(describe(merged)).data.to_dict()
+        assert {key: data[key] for key in data if key.startswith(("license", "language"))} == wanted

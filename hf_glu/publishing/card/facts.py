@@ -22,7 +22,7 @@ from hf_glu.checkpoint.files import (
     TOKENIZER_PATTERNS,
 )
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
-from hf_glu.checkpoint.provenance import CARRIED, Carried, base_of, carried, naming
+from hf_glu.checkpoint.provenance import CARRIED, Carried, base_of, carried, is_of, naming
 from hf_glu.config.router_fields import class_has
 from hf_glu.errors import CheckpointError, DataError
 from hf_glu.ffn.families import ACTIVATION_FIELDS
@@ -66,6 +66,7 @@ _OF_CONVERSION = (
     "active_parameters_after",
     "max_abs_difference",
     "fit",
+    "changed",
 )
 _NEEDED = {REPORT_FILE: (), RUN_FILE: ("task", "options"), RESULTS_FILE: ("metrics", "main", "examples", "training")}
 _MEASURED = ("promise", "parameters_before", "parameters_after", "sites")
@@ -89,6 +90,8 @@ def read_facts(folder: Path) -> Facts:
     report, run, results = (_optional(folder / name, keys) for name, keys in _NEEDED.items())
     base = report.get("base") or _base_of_run(run)
     found = results.get("conversion") or (report if "promise" in report else base.get("conversion"))
+    if found is report and not is_of(report, folder):
+        found = {**report, "changed": True, "max_abs_difference": None}
     return {
         "name": folder.absolute().name,
         "config": _config(config),

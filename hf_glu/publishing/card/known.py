@@ -30,6 +30,7 @@ ConversionFacts = TypedDict(
         "active_parameters_after": NotRequired[int],
         "max_abs_difference": NotRequired[float],
         "fit": NotRequired[dict[str, float]],
+        "changed": NotRequired[bool],
         "sites": int,
         "mixers": bool,
         "from": list[str],

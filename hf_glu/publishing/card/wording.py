@@ -84,6 +84,8 @@ def summary(facts: Facts) -> str:
     if trained or facts.get("healing"):
         then = " and which was then" if clause and not (trained and trained.get("new")) else ","
         return f"{what}{clause}{then} {_training(facts)}."
+    if facts["conversion"] and facts["conversion"].get("changed"):
+        return f"{what}{clause}. Its weights or options have been changed since; what by isn't known."
     return f"{what}{clause}. It was not trained afterwards." if facts["conversion"] else f"{what}{clause}."
 
 
@@ -190,12 +192,14 @@ def limits(facts: Facts) -> list[str]:
     conversion: JsonObject = {**(facts["conversion"] or {})}
     options = run["options"] if run else {}
     promise, random = conversion.get("promise"), options.get("random")
-    exact, known = promise in (EXACT, ROUNDING), "max_abs_difference" in conversion
+    changed, sparse = bool(conversion.get("changed")), options_of(facts).sparsity is not None
+    exact, known = promise in (EXACT, ROUNDING) and not changed, "max_abs_difference" in conversion or changed
     language = is_language(options)
     unit, length = "hundredths of a nat" if language else "tenths of a point", options.get("max_length")
     cases = {
         "It computes what the base model computes, and nothing better: it is made to be fine-tuned.": exact
         and not run
+        and not sparse
         and not facts.get("healing"),
         "The conversion is approximate: before any training the outputs are not the base model's.": promise
         == APPROXIMATE
@@ -206,7 +210,7 @@ def limits(facts: Facts) -> list[str]:
         "What the conversion changed in the outputs was not measured.": promise and not known and not random,
         "All experts are in memory, however few a token uses.": options_of(facts).expert_options is not None,
         "Feed-forward networks leave small entries out: without hf_glu they are dense, and give other outputs.": (
-            options_of(facts).sparsity is not None
+            sparse
         ),
         f"One run, one seed and one data set: a difference of a few {unit} is noise.": run and not facts["comparison"],
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
