@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from recipes.evidence.claims import CLAIMS, GUESSES, INTERIM, NOT, OPEN, SUPPORTED, judge, unlearned
+from recipes.evidence.presets import PRESETS
 from recipes.evidence.showing import NOT_RUN, TITLES, Data, bounds, rate, shown, value_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "evidence.md"
@@ -18,10 +19,11 @@ and rules of a verdict were [written down]({protocol}) before the first run. Thi
 
 ```
 python -m recipes.evidence fetch DATA
-python -m recipes.evidence run gates --preset cpu --size 0.3m --data DATA --output runs/evidence
+python -m recipes.evidence run gates --preset cpu --size 0.3m --workers 2 --data DATA --output runs/evidence
 ```
 
-Studies: {studies}. A study that was stopped goes on where it was. `--preset h200` has sizes of 10 and 60 M for
+Studies: {studies}. A study that was stopped goes on where it was; `--workers` carries out so many runs at once,
+each in one thread. `--preset h200` has sizes of 10 and 60 M for
 one GPU; nothing here was run on one.
 """
 PROTOCOL = "../../recipes/evidence/PROTOCOL.md"
@@ -78,7 +80,7 @@ def in_words(judged: Sequence[Data]) -> list[str]:
 
 def _study(result: Data, judged: Sequence[Data]) -> str:
     table, percent = result["table"], result["table"]["metric"] != "loss"
-    seeds = f"{len(table['seeds'])} of {result['planned_seeds']} seeds"
+    seeds = f"{len(table['seeds'])} of {result['planned_seeds']} seeds{_tokens(result)}"
     lines = [
         f"## {TITLES[result['study']]}, {result['size']}", "",
         f"{seeds}, on {result['hardware']}, written {result['written'][:10]}.", "",
@@ -96,6 +98,16 @@ def _study(result: Data, judged: Sequence[Data]) -> str:
         lines += [f"No variant is above a guess ({guess}) in {task}: of models that learn it, this says nothing.", ""]
     lines += _divided(table["variants"])
     return "\n".join(lines)
+
+
+def _tokens(result: Data) -> str:
+    """Return how many tokens a language model is trained on, and how many that is for each of its parameters."""
+    preset = PRESETS.get(result["preset"])
+    size = preset.sizes.get(result["size"]) if preset else None
+    if size is None:
+        return ""
+    each = size.tokens / result["table"]["variants"][0]["parameters"]
+    return f", {size.tokens:,} tokens a run ({each:.1f} for each parameter)"
 
 
 def at_end(row: Data) -> str:

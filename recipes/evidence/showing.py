@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ def read_results(folder: Path = RESULTS) -> list[Data]:
     found = [read_object(path) for path in sorted(folder.glob("*.json"))]
     if unknown := [each["study"] for each in found if each["study"] not in TITLES]:
         raise DataError(f"{folder} has results of {unknown[0]!r}, which is no study")
-    return sorted(found, key=lambda each: (list(TITLES).index(each["study"]), _millions(each["size"])))
+    return sorted(found, key=lambda each: (list(TITLES).index(each["study"]), _order(each["size"])))
 
 
-def _millions(size: str) -> float:
-    return float(size[:-1]) if size.endswith("m") and size[:-1].replace(".", "").isdigit() else 0.0
+def _order(size: str) -> tuple[float, str]:
+    """Return what sizes are sorted by: millions of parameters, then the name."""
+    found = re.match(r"([\d.]+)m", size)
+    return float(found[1]) if found else 0.0, size
 
 
 def shown(each: Data, key: str, sign: str = "+") -> str:
