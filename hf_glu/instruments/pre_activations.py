@@ -6,10 +6,9 @@ the gate where it is gated, and of a Mamba mixer the part that its scan's output
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +18,10 @@ from hf_glu.activation.module import OwnedActivation
 from hf_glu.ffn.linear import AnyLinear
 from hf_glu.ffn.mixers import gate_begin
 from hf_glu.ffn.sites import Site
-from hf_glu.inplace import InPlace, become, become_stock
+from hf_glu.instruments.hooks import Handle, hook_after, hook_before
 from hf_glu.instruments.recorder import Call, Watch
 
 Shift: TypeAlias = Callable[[Tensor], Tensor]  # from a gate's pre-activations to those that it gets
-_marking = threading.Lock()
-
-
-class Handle(Protocol):
-    """What takes a hook out again."""
-
-    def remove(self) -> None:
-        """Take it out."""
 
 
 def gate_rows(site: Site) -> tuple[AnyLinear, int]:
@@ -63,42 +54,13 @@ def hook_gate(site: Site, shift: Shift) -> Handle:
     if site.kind == "mixer":
         begin, width = gate_begin(site.anchor), site.width
         hook = partial(_after_projection, shift=shift, begin=begin, width=width)
-        return _Hooked(site.in_proj, site.in_proj.register_forward_hook(hook))
+        return hook_after(site.in_proj, hook)
     return hook_activation(site.act, shift)
 
 
 def hook_activation(act: nn.Module, shift: Shift) -> Handle:
     """Give an activation ``shift`` of its gate from now on."""
-    return _Hooked(act, act.register_forward_pre_hook(partial(_before, shift=shift)))
-
-
-class Marked(InPlace):
-    """The class of a module while a hook of ours is on it.
-
-    torch's compiler looks at a module's class before it runs what it has compiled, and not whether hooks have come.
-    """
-
-    hf_glu_hooks: int = 0
-
-
-class _Hooked:
-    """A hook, and its mark."""
-
-    def __init__(self, module: nn.Module, handle: Handle) -> None:
-        self.module, self.handle = module, handle
-        with _marking:
-            become(module, Marked)
-            module.__dict__["hf_glu_hooks"] = module.__dict__.get("hf_glu_hooks", 0) + 1
-
-    def remove(self) -> None:
-        """Take the hook out; the last one takes the mark with it."""
-        self.handle.remove()
-        with _marking:
-            module = self.module
-            if module.__dict__.get("hf_glu_hooks", 0) > 1:
-                module.__dict__["hf_glu_hooks"] -= 1
-            else:
-                become_stock(module, Marked)
+    return hook_before(act, partial(_before, shift=shift))
 
 
 def _before(act: nn.Module, args: tuple[Any, ...], *, shift: Shift) -> tuple[Any, ...]:

@@ -19,12 +19,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hf_glu.activation.context.hooks import CHUNKS, after_stack, before_stack, by_name, end_carrying, stack_and_blocks
 from hf_glu.activation.context.passes import current_pass
 from hf_glu.activation.context.reading import Reading
 from hf_glu.compat.of_torch import GRAPH_TASK
+from hf_glu.instruments.hooks import Hook, hook_after, hook_before
 from hf_glu.instruments.probe import evaluating, with_decoder
 from hf_glu.instruments.tokens import Tokens, place, told_around
 
@@ -80,24 +80,19 @@ def watching(model: nn.Module, watches: Iterable[Watch]) -> Iterator[None]:
     watches = list(watches)
     with ExitStack() as hooks:
         given = threading.local()  # by thread: two may run one model at once
+        for outer in outermost(model):  # before the stack's own, where it is one
+            note = partial(_note, given=given)
+            hooks.callback(hook_before(outer, note, looks=True, with_kwargs=True).remove)
+            hooks.callback(hook_after(outer, partial(_forget, given=given), looks=True, always_call=True).remove)
         for stack, decoder in stacks_around(model, [watch.module for watch in watches]):
             hooks.callback(end_carrying, stack)
             begin = partial(_begin, given=given, decoder=decoder)
-            _take_out(hooks, stack.register_forward_pre_hook(begin, with_kwargs=True))
-            _take_out(hooks, stack.register_forward_hook(after_stack, always_call=True))
-        for outer in outermost(model):
-            # before the stack's own, where it is one
-            note = outer.register_forward_pre_hook(partial(_note, given=given), with_kwargs=True, prepend=True)
-            _take_out(hooks, note)
-            _take_out(hooks, outer.register_forward_hook(partial(_forget, given=given), always_call=True))
+            hooks.callback(hook_before(stack, begin, looks=True, with_kwargs=True).remove)
+            hooks.callback(hook_after(stack, after_stack, looks=True, always_call=True).remove)
         chunking = _chunking(model)
         for watch in watches:
-            _take_out(hooks, _Watching(watch, chunking.get(id(watch.module), [])).hook())
+            hooks.callback(_Watching(watch, chunking.get(id(watch.module), [])).hook().remove)
         yield
-
-
-def _take_out(hooks: ExitStack, handle: RemovableHandle) -> None:
-    hooks.callback(handle.remove)
 
 
 def stacks_around(model: nn.Module, modules: Iterable[nn.Module]) -> list[tuple[nn.Module, bool]]:
@@ -163,11 +158,10 @@ class _Watching:
         self.watch, self.chunking, self.calls, self.at = watch, chunking, 0, 0
         self.reading: Reading | None = None
 
-    def hook(self) -> RemovableHandle:
+    def hook(self) -> Hook:
         """Hook the module."""
-        if self.watch.after:
-            return self.watch.module.register_forward_hook(self.tell, with_kwargs=True)
-        return self.watch.module.register_forward_pre_hook(self.tell, with_kwargs=True)
+        hook = hook_after if self.watch.after else hook_before
+        return hook(self.watch.module, self.tell, looks=True, with_kwargs=True)
 
     def tell(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         """Call the observer with one call of the module."""

@@ -77,6 +77,56 @@ def test_inputs_and_outputs_before_and_after():
     assert_same(found[0].tokens.rows(found[0].x), found[0].x[LEFT.bool()], "bitwise")
 
 
+@pytest.mark.slow
+def test_what_was_compiled_before_is_seen():
+    model, x = make_native("llama"), torch.randn(1, 3, HIDDEN)
+    ffn = find_sites(model)[0].anchor
+    torch.compiler.reset()
+    compiled = torch.compile(ffn, backend="eager")
+    compiled(x)
+    calls, watches = seen(model)
+    for expected in (1, 2):  # again with other hooks
+        with torch.no_grad(), watching(model, watches):
+            compiled(x)
+        compiled(x)
+        assert len(calls) == expected
+    assert_same(calls[1].x, x, "bitwise")
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["gates", "experts", "vector"])
+def test_a_whole_compiled_model_is_observed_as_it_is_without(what):
+    def look(run: Any) -> Any:
+        if what == "vector":
+            with hf_glu.modulation(model, vector=vector):
+                return run(IDS).logits
+        with hf_glu.record_gates(model) if what == "gates" else hf_glu.expert_statistics(model) as found:
+            run(IDS)
+        return found.to_dict()
+
+    model = FAMILIES["bert"].make()
+    more = {"experts": "relu,gelu"} if what == "experts" else {}
+    hf_glu.convert(model, "geglu" if what == "experts" else "modulated_geglu", check=False, **more)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("threshold", "slope")):
+            nn.init.normal_(parameter)
+    vector = hf_glu.context_vector(model, input_ids=IDS.flip(1)) if what == "vector" else None
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        plain = compiled(IDS).logits
+        expected, found = look(model), look(compiled)
+        if isinstance(found, Tensor):
+            assert_same(found, expected, "exact up to rounding")
+            assert (found - plain).abs().max() > 1e-3
+        else:
+            assert found == expected
+            assert found["rows"]
+        assert_same(compiled(IDS).logits, plain, "bitwise")
+    torch.compiler.reset()
+
+
 def test_hooks_are_gone_after_exceptions_whether_inside_or_of_an_observer():
     model = awake("gpt2")
     before = hooks(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -319,6 +321,43 @@ def test_two_at_once_add_up_and_gates_are_recorded():
         expected = logits(model)
     with made.on(model, [1.0, 0.0, 1.0]), hf_glu.record_gates(model), made.on(model, [1.0, 0.0, 1.0]):
         torch.testing.assert_close(logits(model), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "Mamba"])
+@pytest.mark.parametrize("how", ["on", "by hand"])
+def test_gates_are_recorded_as_they_are_steered_whichever_block_is_the_outer(name, how):
+    def steer():
+        return made.on(model, 2.0) if how == "on" else hf_glu.modulation(model, threshold=1.0)
+
+    model = steered.make(name)
+    made = None if how == "by hand" else steered.fit(model)
+    with hf_glu.record_gates(model) as plain:
+        logits(model)
+    with steer(), hf_glu.record_gates(model) as inner:
+        logits(model)
+    with hf_glu.record_gates(model) as outer, steer():
+        logits(model)
+    assert_same(outer.openness, inner.openness, "bitwise")
+    assert (outer.openness - plain.openness).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_steered_model_are_as_it_is_without(again):
+    model = steered.make("gpt2")
+    made, plain, before = steered.fit(model), logits(model), hooks(model)
+    attached = made.attach(model, 2.0)
+    with hf_glu.record_gates(model):
+        copied = again(model)
+    assert hooks(copied) == before
+    assert_same(logits(copied), plain, "bitwise")
+    assert (logits(model) - plain).abs().max() > 1e-3
+    attached.detach()
+    assert hooks(model) == before
+    with made.on(model, 2.0, tokens="generated"):
+        copied = copy.deepcopy(model)
+    prompt = steered.ids(1, 4)
+    assert torch.equal(copied.generate(prompt, **LENGTH), model.generate(prompt, **LENGTH))
+    assert copied.generate.__self__ is copied
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,30 @@ def test_the_loss_is_the_models_own_at_first_and_with_the_penalty_later():
         assert_same(model(input_ids=ids, labels=ids).loss.detach(), plain, "bitwise")
 
 
+@pytest.mark.slow
+def test_a_model_that_was_compiled_before_is_held_as_it_is_without():
+    def losses(compiled):
+        torch.manual_seed(0)
+        model = FAMILIES["gpt2"].make(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+        hf_glu.convert(model, "geglu_new", check=False)
+        ids, found = torch.randint(5, 60, (2, 6)), []
+        torch.compiler.reset()
+        run = torch.compile(model.train(), backend="eager") if compiled else model.train()
+        run(input_ids=ids, labels=ids)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with hf_glu.homeostasis(model, 1000.0):
+            for _ in range(3):
+                loss = run(input_ids=ids, labels=ids).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                found.append(loss.detach())
+        return torch.stack(found)
+
+    torch.testing.assert_close(losses(True), losses(False))
+    torch.compiler.reset()
+
+
 def test_bad_input():
     with pytest.raises(NoSiteError, match="swiglu"), hf_glu.homeostasis(FAMILIES["bert"].make(), 1.0):
         pass

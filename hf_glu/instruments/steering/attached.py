@@ -21,7 +21,8 @@ from hf_glu.activation.context.hooks import after_stack, before_stack, by_name, 
 from hf_glu.activation.context.passes import Held, Pass, current_pass
 from hf_glu.errors import OptionError
 from hf_glu.ffn.sites import Site
-from hf_glu.instruments.pre_activations import Handle, hook_gate
+from hf_glu.instruments.hooks import Handle, hook_after, hook_before
+from hf_glu.instruments.pre_activations import hook_gate
 from hf_glu.instruments.recorder import outermost, stacks_around
 from hf_glu.instruments.steering.detecting import Detector
 from hf_glu.instruments.steering.generating import ask, stop_asking
@@ -111,8 +112,8 @@ class Attached:
         for stack, decodes in stacks_around(model, modules):
             role = "decoder" if decodes else "encoder" if whole else None
             begin = partial(self._begin, role=role)
-            self.handles.append(stack.register_forward_pre_hook(begin, with_kwargs=True))
-            self.handles.append(stack.register_forward_hook(self._end, always_call=True))
+            self.handles.append(hook_before(stack, begin, with_kwargs=True))
+            self.handles.append(hook_after(stack, self._end, always_call=True))
             self.stacks.append(stack)
         self.handles += [hook_gate(site, partial(self._shift, name)) for name, site in sites.items()]
         if self.bound:

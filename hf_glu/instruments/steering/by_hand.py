@@ -24,7 +24,8 @@ from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.experts import find_experts
 from hf_glu.ffn.experts.group import banks_of
 from hf_glu.ffn.sites import convertible_sites
-from hf_glu.instruments.pre_activations import Handle, hook_activation, hook_gate
+from hf_glu.instruments.hooks import Handle, hook_after
+from hf_glu.instruments.pre_activations import hook_activation, hook_gate
 from hf_glu.instruments.probe import evaluating
 from hf_glu.instruments.recorder import Call, Watch, watching
 
@@ -63,7 +64,7 @@ def modulation(
             raise OptionError(f"threshold and slope are numbers or [batch], got {list(amount.shape)}")
     sources = _sources(model) if vector is not None else []
     handles: list[Handle] = _hooks(model, threshold, slope, layers)
-    handles += [source.register_forward_hook(lambda *_: vector) for source in sources]
+    handles += [hook_after(source, lambda *_: vector) for source in sources]
     try:
         yield
     finally:

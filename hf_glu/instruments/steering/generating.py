@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +51,10 @@ class Generating:
         """Generate."""
         with noting_prompt({"inputs": args[0], **kwargs} if args else kwargs):
             return self.plain(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return what a copy of the model generates by: nobody asks there."""
+        return deepcopy(self.plain, memo)
 
 
 def ask(model: Any) -> None:

@@ -71,6 +71,8 @@ class GateSteering(Shown):
     ) -> Attached:  # fmt: skip
         """Steer ``model``, in whatever thread it runs, until ``.detach()`` of what is returned is called.
 
+        A copy of the model that is made meanwhile, or a pickle, is as the model is without.
+
         Args:
             model: the model that it was fitted on, whatever its head, precision or wrapper, converted or not.
             strength: a number, or one for each sequence of the batch (for each text, where beams are searched).

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_glu.activation.module import GatedActivation
 from hf_glu.errors import NoSiteError, OptionError, TrainingError
 from hf_glu.ffn.sites import find_sites
+from hf_glu.instruments.hooks import hook_after
 from hf_glu.instruments.recorder import Call, Watch, watching
 
 Output = TypeVar("Output")
@@ -79,7 +80,7 @@ def homeostasis(model: nn.Module, weight: float) -> Iterator[Homeostasis]:
         raise NoSiteError(f"{type(model).__name__} has no gate: hf_glu.convert(model, 'swiglu') gives it some")
     watches = [Watch(module=site.act, see=partial(penalty.see, site.name, site.act), repeated=True) for site in sites]
     with watching(model, watches):
-        handle = model.register_forward_hook(penalty.add)
+        handle = hook_after(model, penalty.add)
         try:
             yield penalty
         finally:
