@@ -25,6 +25,7 @@ from hf_glu.instruments.steering.contrast import BATCH
 from hf_glu.instruments.steering.detecting import Detector
 from hf_glu.instruments.steering.fitting import STEPS, fit_gates
 from hf_glu.instruments.steering.modulating import GateSteering
+from hf_glu.publishing.card.plain import plain
 from hf_glu.publishing.hub.manifest import digest
 from hf_glu.publishing.hub.upload import PushTarget, commit
 from hf_glu.version import __version__
@@ -163,7 +164,7 @@ class GateModulation(GateSteering):
         with scratch_folder() as stage:
             self._write(stage)
             told = {"method": self.method, "model": self.model, "gates": len(self.thresholds), "repo": target.repo}
-            write_text(stage / CARD_FILE, CARD.format(**told))
+            write_text(stage / CARD_FILE, CARD.format(**plain(told)))
             write_json(stage / MANIFEST_FILE, {"hf_glu": __version__, "card": digest(stage / CARD_FILE), "code": []})
             return commit(stage, target, message=commit_message or "Push a modulation with hf_glu")[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import steered
@@ -112,6 +113,12 @@ def test_the_hub_gives_it_back(hub, made):
     files = hub.repos[REPO].files()
     assert {"README.md", "modulation.json", "modulation.safetensors"} <= set(files)
     assert f'GateModulation.load("{REPO}")' in files["README.md"].data.decode()
+    odd = replace(made, method="![x](http://x.y/z.png)", model="<b>`Model`")
+    odd.push_to_hub(f"{REPO}-2")
+    card = hub.repos[f"{REPO}-2"].files()["README.md"].data.decode()
+    assert "](" not in card
+    assert "<b>" not in card
+    assert "://" not in card
     (2 * made).push_to_hub(REPO)
     same(hf_glu.GateModulation.load(f"{REPO}@{first.oid}"), made)
     assert hf_glu.GateModulation.load(REPO).method == "2 * (diffmean)"

@@ -18,6 +18,7 @@ from hf_glu.checkpoint.folders import staged_folder
 from hf_glu.checkpoint.gguf import is_gguf
 from hf_glu.checkpoint.writing import user_path, write_text
 from hf_glu.errors import MissingPackageError
+from hf_glu.publishing.card.plain import plain
 from hf_glu.publishing.hub.staging import clean_stage, list_files
 from hf_glu.publishing.play.playing import Playground
 from hf_glu.version import __version__
@@ -75,7 +76,8 @@ def write_space(ground: Playground, folder: str | os.PathLike[str]) -> Path:
         shutil.copytree(_package(), stage / "hf_glu", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         write_text(stage / APP, CODE.format(**told))
         write_text(stage / REQUIREMENTS, "\n".join(wanted) + "\n")
-        about: dict[str, Any] = {"name": ground.name, "title": _title(ground.name), "app": APP, "python": PYTHON}
+        name = plain(ground.name)
+        about: dict[str, Any] = {"name": name, "title": _title(name), "app": APP, "python": PYTHON}
         write_text(stage / CARD_FILE, CARD.format(**about, gradio=version("gradio"), hf_glu=__version__))
     return user_path(folder)
 
