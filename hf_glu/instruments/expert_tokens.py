@@ -9,6 +9,7 @@ Shapes: T tokens, k experts a token, N rows.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,9 +118,9 @@ class _Queues:
 
 def routed(ffn: ExpertFFN, see: Callable[[Routing, Call], None]) -> Iterator[Watch]:
     """Yield the watches that call ``see`` with what the router of ``ffn`` decided, and the call of ``ffn``."""
-    given: list[Call] = []
-    yield Watch(module=ffn, see=lambda call: given.__setitem__(slice(None), [call]))
-    yield Watch(module=ffn.router, see=lambda call: see(call.output, given.pop()), after=True)
+    given = threading.local()  # two threads may run one model at once
+    yield Watch(module=ffn, see=partial(setattr, given, "call"))
+    yield Watch(module=ffn.router, see=lambda call: see(call.output, given.call), after=True)
 
 
 def sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Watch]:
@@ -127,9 +128,9 @@ def sent(layer: nn.Module, see: Callable[[Call, Tensor], None]) -> Iterator[Watc
     if isinstance(layer, ExpertFFN):
         yield from routed(layer, lambda routing, call: see(call, routing.experts))
     elif isinstance(layer, MixedBank) and layer.copies is not None:  # which say which of them the tokens go to
-        given: list[Call] = []
-        yield Watch(module=layer, see=lambda call: given.__setitem__(slice(None), [call]))
-        yield Watch(module=layer.copies, see=lambda call: see(given.pop(), call.output[0]), after=True)
+        given = threading.local()
+        yield Watch(module=layer, see=partial(setattr, given, "call"))
+        yield Watch(module=layer.copies, see=lambda call: see(given.call, call.output[0]), after=True)
     else:
         yield Watch(module=layer, see=lambda call: see(call, call.inputs[1]))
 

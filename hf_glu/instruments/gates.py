@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens of all forward passes, W channels.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,22 +53,24 @@ class _Run:
 class _Recorded:
     """What was measured of one gate."""
 
-    def __init__(self, place: str, about: dict[str, Any]) -> None:
-        self.place, self.about = place, about
-        self.runs: list[_Run] = []
+    def __init__(self, place: str, about: dict[str, Any], ran: set[bool]) -> None:
+        self.place, self.about, self.ran = place, about, ran
+        self.thread = threading.get_ident()
+        self.runs: dict[bool, list[_Run]] = {True: [], False: []}  # of this thread, and of others
 
     def keep(self, call: Call, found: Tensor) -> None:
         """Keep the measures of the tokens of a call, ``[measures, B, t]``."""
-        tokens = call.tokens
+        tokens, mine = call.tokens, threading.get_ident() == self.thread
         if tokens.valid is not None:
             found = found.masked_fill(~tokens.valid.to(found.device), torch.nan)
+        self.ran.add(mine)
         if call.first:
-            self.runs.append(_Run(tokens.length))
-        self.runs[-1].calls.append(found.cpu())
+            self.runs[mine].append(_Run(tokens.length))
+        self.runs[mine][-1].calls.append(found.cpu())
 
     def records(self) -> Iterator[GateRecord]:
         """Yield a record for each time that the layer runs in a forward pass."""
-        passes = [run.layers() for run in self.runs]
+        passes = [run.layers() for run in self.runs[True in self.ran]]
         if len(sizes := sorted({run.shape[1] for runs in passes for run in runs})) > 1:
             raise DataError(
                 f"batches of {' and '.join(map(str, sizes))} sequences can't be appended: record each in its own block"
@@ -83,10 +86,10 @@ class _Recorded:
 class _WatchedGate(_Recorded):
     """What one site measures."""
 
-    def __init__(self, model: nn.Module, place: str, site: Site) -> None:
-        super().__init__(place, _about(model, site))
+    def __init__(self, model: nn.Module, place: str, site: Site, ran: set[bool]) -> None:
+        super().__init__(place, _about(model, site), ran)
         self.site, self.memory = site, _memory(site)
-        self.start: Tensor | None = None
+        self.start = threading.local()
 
     def watches(self) -> Iterator[Watch]:
         """Yield the watches of the modules that see the gate's pre-activation."""
@@ -99,7 +102,7 @@ class _WatchedGate(_Recorded):
     def before_memory(self, call: Call) -> None:
         """Keep the state that the memory is about to go on from."""
         assert self.memory is not None
-        self.start = load_state(self.memory.cache(), self.memory.slot)
+        self.start.state = load_state(self.memory.cache(), self.memory.slot)
 
     @torch.no_grad()
     def add(self, call: Call, g: Tensor, z: Tensor | None = None) -> None:
@@ -108,7 +111,7 @@ class _WatchedGate(_Recorded):
         wide = g.to(torch.promote_types(g.dtype, torch.float32))
         measures = [_means(tokens, wide.sigmoid())]
         if z is not None and self.memory is not None:
-            states = _states(self.memory, self.memory.sequences(g), self.start)
+            states = _states(self.memory, self.memory.sequences(g), self.start.state)
             measures += [states.mean(-1), _means(tokens, (z.to(wide.dtype) - wide).abs())]
         self.keep(call, torch.stack(measures).float())
 
@@ -116,8 +119,8 @@ class _WatchedGate(_Recorded):
 class _WatchedExperts(_Recorded):
     """What the experts of one layer measure: a family's own, or ours."""
 
-    def __init__(self, model: nn.Module, site: Site) -> None:
-        super().__init__(f"{place_of(site)}.{EXPERTS}", _about(model, site))
+    def __init__(self, model: nn.Module, site: Site, ran: set[bool]) -> None:
+        super().__init__(f"{place_of(site)}.{EXPERTS}", _about(model, site), ran)
         self.site = site
 
     def watches(self) -> Iterator[Watch]:
@@ -138,7 +141,8 @@ def record_gates(model: nn.Module) -> Iterator[RecordedGates]:
     Forward passes append along time: a prompt, then each token that is generated. The model computes what it computes
     without. What a backward pass computes again (gradient checkpointing) isn't recorded twice; tokens that assisted
     generation takes back stay, and beams stay in the order in which they ran. Within a block that steers the model, the
-    gates are seen as they are steered; those of experts as they are before.
+    gates are seen as they are steered; those of experts as they are before. The passes are those of this thread; where
+    it runs none, those of the others, such as a streamer's.
 
     Raises:
         NoSiteError: the model has no FFN that hf_glu knows.
@@ -153,10 +157,11 @@ def record_gates(model: nn.Module) -> Iterator[RecordedGates]:
 
 def _watched(model: nn.Module) -> list[_WatchedGate | _WatchedExperts]:
     """Return what is to be watched, in the order of the model's modules."""
+    ran: set[bool] = set()  # what any has recorded of: this thread, others
     found: list[_WatchedGate | _WatchedExperts] = [
-        _WatchedGate(model, place, site) for place, site in named_sites(model).items()
+        _WatchedGate(model, place, site, ran) for place, site in named_sites(model).items()
     ]
-    found += [_WatchedExperts(model, site) for site in (*find_banks(model), *own_sites(model))]
+    found += [_WatchedExperts(model, site, ran) for site in (*find_banks(model), *own_sites(model))]
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     return sorted(found, key=lambda gate: order[gate.site.path])
 

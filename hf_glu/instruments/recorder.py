@@ -151,8 +151,8 @@ def _begin(
         reading.labelled = told_around(by_name(stack, args, kwargs), around, shape, decoder=decoder)
 
 
-class _Watching:
-    """One watch while it is hooked: where in the text it is, if its module is given the text in chunks."""
+class _Watching(threading.local):
+    """One watch while it is hooked: where each thread is in its text, if the module is given the text in chunks."""
 
     def __init__(self, watch: Watch, chunking: list[nn.Module]) -> None:
         self.watch, self.chunking, self.calls, self.at = watch, chunking, 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -94,6 +95,24 @@ def test_names_tensor_and_frame_are_the_records(name):
     if name == "t5":
         assert gates.tensor(stack="decoder").shape == (2, 2, 3)
         assert not gates.tensor(stack="decoder").isnan().any()
+
+
+def test_passes_of_another_thread_arent_mixed_in():
+    def run(model):
+        thread = threading.Thread(target=model, args=(ids(2, 7),))
+        thread.start()
+        thread.join()
+
+    model = make_native("llama")
+    with torch.no_grad(), hf_glu.record_gates(model) as alone:
+        model(ids(2, 7))
+    with hf_glu.record_gates(model) as gates:
+        run(model)
+        assert gates.openness.shape == (2, 2, 7)  # a streamer's, say
+        with torch.no_grad():
+            model(ids(2, 7))
+        run(model)
+    assert torch.equal(gates.openness, alone.openness)
 
 
 def test_names_are_those_that_modulations_have():
