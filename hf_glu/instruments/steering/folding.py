@@ -17,7 +17,7 @@ from hf_glu.compat.of_models import FROM_CONFIG
 from hf_glu.errors import ConversionError
 from hf_glu.ffn.identify import governing_configs
 from hf_glu.ffn.linear import LINEAR, AnyLinear, weight_rows
-from hf_glu.ffn.sites import Site
+from hf_glu.ffn.sites import Site, follow
 from hf_glu.instruments.pre_activations import gate_rows
 from hf_glu.instruments.probe import max_abs_difference, probe_inputs, try_run
 from hf_glu.instruments.steering.attached import GateShift
@@ -47,6 +47,8 @@ def fold_gates(
     for name, site in sites.items():
         if gate_rows(site)[0].weight.device.type == "meta":
             raise ConversionError(f"{name}: its weights aren't in memory (offloaded): load the model whole to fold")
+        if not all(isinstance(follow(model, part), LINEAR) for part in site.parts):
+            raise ConversionError(f"{name}: PEFT has wrapped its projections: model.merge_and_unload() first")
     biases = _missing_biases(model, sites)
     inputs = probe_inputs(model) if compared is not None else None
     expected = None

@@ -16,7 +16,8 @@ from hf_glu.config.layers import check_layers, selected
 from hf_glu.errors import NoSiteError, OptionError
 from hf_glu.ffn.build import check_selection
 from hf_glu.ffn.linear import weight_rows
-from hf_glu.ffn.sites import Site, convertible_sites, need_model
+from hf_glu.ffn.sites import Site, need_model
+from hf_glu.instruments.adapted import gate_sites
 from hf_glu.instruments.pre_activations import gate_rows
 
 EXPERTS = "experts"  # what families call modules of experts
@@ -28,7 +29,7 @@ def named_sites(model: nn.Module) -> dict[str, Site]:
     """Return the gates of ``model`` by their names, without those of experts, which may be none."""
     need_model(model)
     found: dict[str, Site] = {}
-    for site in convertible_sites(model):
+    for site in gate_sites(model):
         if site.kind == EXPERTS or EXPERTS in site.path.split("."):
             continue  # which are given the tokens that a router sends there, in an order of its own
         name = layer = place_of(site)
