@@ -126,6 +126,39 @@ def test_steering_by_hand(name, converted):
         assert (logits(model, tokens) - plain).abs().max() > 0
 
 
+def test_experts_are_steered_by_their_layers():
+    model = make("gpt2")
+    hf_glu.convert(model, "geglu_new", experts=2, layers="0", check=False)
+    tokens = ids(2, 7)
+    plain = logits(model, tokens)
+    found = {}
+    for layers in ("0", "1", None):
+        with hf_glu.modulation(model, threshold=2.0, layers=layers):
+            found[layers] = logits(model, tokens)
+        assert (found[layers] - plain).abs().max() > 1e-4
+    assert (found["0"] - found["1"]).abs().max() > 1e-4
+    assert (found["0"] - found[None]).abs().max() > 1e-4
+    for layers, says in (("7", "out of range"), ([], "selects none"), ("decoder", "selects none")):
+        with pytest.raises(OptionError, match=says), hf_glu.modulation(model, threshold=2.0, layers=layers):
+            pass
+
+
+def test_vectors_and_amounts_stay_with_their_texts_beams():
+    model = awake("llama")
+    prompt, vectors = ids(2, 6), hf_glu.context_vector(model, input_ids=ids(2, 6, seed=1))
+    more = {"max_new_tokens": 5, "num_beams": 2, "pad_token_id": 0}
+    amounts = torch.tensor([0.5, -0.5])
+    with hf_glu.modulation(model, threshold=amounts, vector=vectors):
+        both = model.generate(prompt, **more)
+    for row in range(2):
+        with hf_glu.modulation(model, threshold=float(amounts[row]), vector=vectors[row : row + 1]):
+            assert torch.equal(both[row : row + 1], model.generate(prompt[row : row + 1], **more))
+    assert "generate" not in vars(model)
+    for odd, says in ((vectors[..., :1], "vector is"), (vectors.repeat(2, 1, 1)[:3], "3 context vectors for a batch")):
+        with pytest.raises(OptionError, match=says), hf_glu.modulation(model, vector=odd):
+            logits(model, prompt)
+
+
 @pytest.mark.parametrize("family", ["xlnet", "fsmt"])
 def test_each_sequence_has_its_amount_in_families_that_transpose(family):
     """They hand their FFNs [T, B, H]: as many tokens as sequences would hide an exchange of the two."""

@@ -178,7 +178,8 @@ class Attached:
             return shift.at(strength, g)
         key = name, g.device, g.dtype
         if key not in self.constants:
-            self.constants[key] = shift.at(strength, g)
+            with torch.inference_mode(False):  # they are for training passes, too
+                self.constants[key] = shift.at(strength, g)
         return self.constants[key]
 
     def _weights(self, now: Pass | None, name: str, g: Tensor) -> Tensor | None:

@@ -21,13 +21,16 @@ from hf_glu.config.glu import GluConfig
 from hf_glu.config.layers import check_layers, selected
 from hf_glu.errors import NoSiteError, OptionError, nearest
 from hf_glu.ffn.build import check_selection
-from hf_glu.ffn.experts import find_experts
+from hf_glu.ffn.expert_sites import own_sites
+from hf_glu.ffn.experts import ExpertFFN
 from hf_glu.ffn.experts.group import banks_of
-from hf_glu.ffn.sites import convertible_sites
+from hf_glu.instruments.adapted import gate_sites
 from hf_glu.instruments.hooks import Handle, hook_after
 from hf_glu.instruments.pre_activations import hook_activation, hook_gate
 from hf_glu.instruments.probe import evaluating
-from hf_glu.instruments.recorder import Call, Watch, watching
+from hf_glu.instruments.recorder import Call, Watch, outermost, watching
+from hf_glu.instruments.steering.generating import ask, stop_asking
+from hf_glu.instruments.steering.scope import rows_for
 
 # preset -> threshold, slope
 PRESETS = {"strict": (0.3, 1.2), "loose": (-0.3, 0.9)}
@@ -47,12 +50,13 @@ def modulation(
     Args:
         model: the model.
         preset: ``strict`` (threshold 0.3, slope 1.2) or ``loose`` (-0.3, 0.9).
-        threshold, slope: numbers, or one for each sequence of the batch, ``[B]``.
+        threshold, slope: numbers, or one for each sequence of the batch, ``[B]`` (for each text, where beams are
+            searched).
         layers: which layers (see `hf_glu.config.layers`); None: all.
         vector: what `context_vector` gave for another text, to be used instead of this one's: ``[1 or B, 1 or T, R]``.
 
     Raises:
-        OptionError: an unknown preset, or amounts of another shape.
+        OptionError: an unknown preset, layers that the model doesn't have, or amounts or a vector of another shape.
         NoSiteError: no gate, or no context vector to replace.
     """
     if preset is not None:
@@ -64,12 +68,18 @@ def modulation(
             raise OptionError(f"threshold and slope are numbers or [batch], got {list(amount.shape)}")
     sources = _sources(model) if vector is not None else []
     handles: list[Handle] = _hooks(model, threshold, slope, layers)
-    handles += [hook_after(source, lambda *_: vector) for source in sources]
+    handles += [hook_after(source, partial(_instead, vector=vector)) for source in sources]
+    several = any(isinstance(each, Tensor) and each.ndim for each in (threshold, slope, vector))
+    asked = outermost(model) if several else []  # for prompts, whose beams share a row
+    for each in asked:
+        ask(each)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for each in asked:
+            stop_asking(each)
 
 
 @torch.no_grad()
@@ -117,19 +127,32 @@ def _hooks(model: nn.Module, threshold: Amount, slope: Amount, layers: Any) -> l
     neutral = not isinstance(threshold, Tensor) and not isinstance(slope, Tensor) and (threshold, slope) == (0.0, 1.0)
     if neutral:
         return []
-    sites, experts = convertible_sites(model), find_experts(model)
+    sites, experts = gate_sites(model), own_sites(model)
     if not sites and not experts:
         raise NoSiteError(f"{type(model).__name__} has no gate that hf_glu knows")
-    if sites:
-        check_selection(sites, GluConfig(layers=check_layers(layers)))
-    chosen = [site for site in sites if selected(check_layers(layers), site.layer, site.stack)]
+    spec = check_layers(layers)
+    check_selection([*sites, *experts], GluConfig(layers=spec))
+    chosen = [site for site in (*sites, *experts) if selected(spec, site.layer, site.stack)]
+    if not chosen:
+        raise OptionError(f"layers={layers!r} selects none of {', '.join(site.name for site in (*sites, *experts))}")
     kind = getattr(getattr(model, "config", None), "model_type", "")
     shift = partial(_shift, threshold=threshold, slope=slope, axis=int(kind in TIME_FIRST))
-    handles = [hook_gate(site, shift) for site in chosen]
-    for ffn in experts.values() if layers is None else ():
-        for bank in banks_of(ffn.banks):
-            handles += [hook_activation(act, shift) for act in bank.acts]
+    handles: list[Handle] = []
+    for site in chosen:
+        if isinstance(site.anchor, ExpertFFN):
+            acts = [act for bank in banks_of(site.anchor) for act in bank.acts]
+            handles += [hook_activation(act, shift) for act in acts]
+        else:
+            handles.append(hook_gate(site, shift))
     return handles
+
+
+def _instead(source: nn.Module, args: Any, own: Tensor, *, vector: Tensor) -> Tensor:
+    """Return the vector that takes the place of a source's ``own``."""
+    size, length = own.shape[-1], args[0].shape[1]
+    if vector.ndim != 3 or vector.shape[2] != size or vector.shape[1] not in (1, length):
+        raise OptionError(f"vector is [batch, 1 or {length}, {size}] here, got {list(vector.shape)}")
+    return vector if len(vector) == 1 else rows_for(vector, len(own), "context vectors")
 
 
 def _shift(gate: Tensor, *, threshold: Amount, slope: Amount, axis: int) -> Tensor:
@@ -140,6 +163,7 @@ def _per_sequence(amount: Amount, gate: Tensor, axis: int) -> Amount:
     """Return amounts as a gate ``[B, T, W]``, or ``[T, B, W]`` where ``axis`` is 1, is multiplied by them."""
     if not isinstance(amount, Tensor) or amount.ndim == 0:
         return amount
-    if gate.ndim != 3 or gate.shape[axis] != len(amount):
+    if gate.ndim != 3:
         raise OptionError(f"{len(amount)} amounts can't be told to the sequences of a gate {list(gate.shape)}")
+    amount = rows_for(amount, gate.shape[axis], "amounts")
     return amount.to(gate).view([-1 if at == axis else 1 for at in range(3)])

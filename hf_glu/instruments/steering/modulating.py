@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
+from numbers import Real
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from hf_glu.config.showing import Shown, ShownTable, number
@@ -23,7 +26,7 @@ from hf_glu.instruments.steering.attached import Attached, GateShift
 from hf_glu.instruments.steering.detecting import SIDES, Detector
 from hf_glu.instruments.steering.folding import fold_gates
 from hf_glu.instruments.steering.places import check_model, gate_places, same_weights
-from hf_glu.instruments.steering.scope import Scope, Strength
+from hf_glu.instruments.steering.scope import Chosen, Scope, Strength
 
 Same = TypeVar("Same", bound="GateSteering")
 
@@ -52,7 +55,7 @@ class GateSteering(Shown):
 
     @contextmanager
     def on(
-        self, model: nn.Module, strength: Strength = 1.0, *, tokens: str | Tensor = "all", when: str | None = None,
+        self, model: nn.Module, strength: Strength = 1.0, *, tokens: Chosen = "all", when: str | None = None,
         check: bool = True,
     ) -> Iterator[None]:  # fmt: skip
         """Steer ``model`` within the block, in this thread: others may steer it otherwise meanwhile, or not at all.
@@ -66,7 +69,7 @@ class GateSteering(Shown):
             attached.detach()
 
     def attach(
-        self, model: nn.Module, strength: Strength = 1.0, *, tokens: str | Tensor = "all", when: str | None = None,
+        self, model: nn.Module, strength: Strength = 1.0, *, tokens: Chosen = "all", when: str | None = None,
         check: bool = True,
     ) -> Attached:  # fmt: skip
         """Steer ``model``, in whatever thread it runs, until ``.detach()`` of what is returned is called.
@@ -77,7 +80,8 @@ class GateSteering(Shown):
             model: the model that it was fitted on, whatever its head, precision or wrapper, converted or not.
             strength: a number, or one for each sequence of the batch (for each text, where beams are searched).
             tokens: ``all``; ``generated``, those of ``model.generate`` that come after its prompt; ``last``, of each
-                pass; or a mask of positions ``[batch, tokens]``, which what is generated after it isn't in.
+                pass; or a mask of positions ``[batch, tokens]`` of the text that is read, which what is generated after
+                it isn't in, nor what a decoder beside an encoder is given.
             when: ``positive`` or ``negative``: only at tokens at which the detector says so, by their own gates; gates
                 before the detector's layer, and those of another stack, aren't steered then.
             check: whether to refuse a model with other weights.
@@ -88,7 +92,7 @@ class GateSteering(Shown):
         return self._attach(model, strength, tokens, when, check, bound=False)
 
     def _attach(
-        self, model: nn.Module, strength: Strength, tokens: str | Tensor, when: str | None, check: bool, *, bound: bool
+        self, model: nn.Module, strength: Strength, tokens: Chosen, when: str | None, check: bool, *, bound: bool
     ) -> Attached:
         scope = Scope.read(strength, tokens)
         if when is not None and when not in SIDES:
@@ -138,15 +142,22 @@ class GateSteering(Shown):
         compared = self.on(model, scope.strength, check=False) if check else None
         fold_gates(model, shifts, scope.strength, compared=compared)
 
-    def __mul__(self: Same, factor: float) -> Same:
-        """Return it at ``factor`` times its strength."""
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+    def __mul__(self: Same, factor: object) -> Same:
+        """Return it at ``factor`` times its strength.
+
+        Raises:
+            OptionError: the factor isn't finite.
+        """
+        times = _number(factor)
+        if times is None:
             return NotImplemented
+        if not abs(times) <= torch.finfo(torch.float32).max:
+            raise OptionError(f"a modulation is multiplied by a finite number, got {times}")
         return replace(
             self,
-            thresholds={name: value * factor for name, value in self.thresholds.items()},
-            log_slopes={name: value * factor for name, value in self.log_slopes.items()},
-            method=f"{factor:g} * ({self.method})",
+            thresholds={name: value * times for name, value in self.thresholds.items()},
+            log_slopes={name: value * times for name, value in self.log_slopes.items()},
+            method=f"{times:g} * ({self.method})",
         )
 
     __rmul__ = __mul__
@@ -155,9 +166,18 @@ class GateSteering(Shown):
         """Return its opposite."""
         return self * -1
 
-    def __truediv__(self: Same, divisor: float) -> Same:
-        """Return it at its strength divided by ``divisor``."""
-        return self * (1 / divisor)
+    def __truediv__(self: Same, divisor: object) -> Same:
+        """Return it at its strength divided by ``divisor``.
+
+        Raises:
+            OptionError: the divisor is 0 or isn't finite.
+        """
+        parts = _number(divisor)
+        if parts is None:
+            return NotImplemented
+        if not 0 < abs(parts) < inf:
+            raise OptionError(f"a modulation is divided by a finite number other than 0, got {parts}")
+        return self * (1 / parts)
 
     def __add__(self: Same, other: GateSteering) -> Same:
         """Return the sum of two modulations of one model, gate by gate; one that lacks a gate leaves it to the other.
@@ -181,6 +201,10 @@ class GateSteering(Shown):
             accuracy={},
             detector=self.detector if self.detector is other.detector else None,
         )
+
+    def __radd__(self: Same, other: int) -> Same:
+        """Return it where ``other`` is the 0 that ``sum`` begins with."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self: Same, other: GateSteering) -> Same:
         """Return the difference of two modulations of one model, gate by gate."""
@@ -209,6 +233,12 @@ class GateSteering(Shown):
             for row in self.to_dict()["rows"]
         ]  # fmt: skip
         return ShownTable(title=f"{self.method}, of {self.model}", columns=columns, rows=rows)
+
+
+def _number(given: object) -> float | None:
+    if isinstance(given, Tensor) and given.ndim == 0:
+        given = given.item()
+    return None if isinstance(given, bool) or not isinstance(given, Real) else float(given)
 
 
 def _sum(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:

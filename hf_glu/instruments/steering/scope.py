@@ -19,7 +19,10 @@ from hf_glu.errors import OptionError, UnknownNameError, nearest, shown
 from hf_glu.instruments.steering.generating import prompt
 
 Strength: TypeAlias = float | Sequence[float] | Tensor
+Chosen: TypeAlias = str | Sequence[Sequence[bool]] | Tensor
 TOKENS = ("all", "generated", "last")
+STRENGTHS = "strength is a number, or one for each sequence"
+MASK = "tokens is all, generated, last, or a mask of positions [batch, tokens] of booleans"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,23 +38,23 @@ class Scope:
     tokens: str | Tensor = "all"
 
     @classmethod
-    def read(cls, strength: Strength, tokens: str | Tensor) -> Scope:
+    def read(cls, strength: Strength, tokens: Chosen) -> Scope:
         """Return what a user said.
 
         Raises:
             OptionError, UnknownNameError: a strength or tokens that can't be.
         """
-        if isinstance(strength, (Sequence, Tensor)) and not isinstance(strength, str):
-            strength = torch.as_tensor(strength, dtype=torch.float32)
-        elif isinstance(strength, bool) or not isinstance(strength, (int, float)):
-            raise OptionError(f"strength is a number, or one for each sequence, got {shown(strength)}")
-        values = strength if isinstance(strength, Tensor) else torch.tensor(float(strength))
+        if isinstance(strength, bool):
+            raise OptionError(f"{STRENGTHS}, got {strength}")
+        values = _tensor(strength, STRENGTHS).float()
         if values.ndim > 1 or not values.isfinite().all():
             raise OptionError(f"strengths are finite numbers, [batch] where there are several, got {shown(strength)}")
         if isinstance(tokens, str) and tokens not in TOKENS:
             raise UnknownNameError(f"unknown tokens {tokens!r}; {nearest(tokens, TOKENS)}; or a mask [batch, tokens]")
-        if isinstance(tokens, Tensor) and (tokens.ndim != 2 or tokens.is_floating_point()):
-            raise OptionError(f"a mask of positions is [batch, tokens] of booleans, got {list(tokens.shape)}")
+        if not isinstance(tokens, str):
+            tokens = _tensor(tokens, MASK)
+            if tokens.ndim != 2 or tokens.is_floating_point():
+                raise OptionError(f"{MASK}, got {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}")
         return cls(strength=float(values) if values.ndim == 0 else values, tokens=tokens)
 
     @property
@@ -78,16 +81,16 @@ class Scope:
         shape = (reading.batch, reading.length)
         strength = self.strength
         each = torch.full((1, 1), strength) if isinstance(strength, float) else strength.view(-1, 1)
-        each = each if isinstance(strength, float) else _rows(each, shape[0], "strengths")
+        each = each if isinstance(strength, float) else rows_for(each, shape[0], "strengths")
         return each.expand(shape) * self._chosen(reading, inputs, role).to(each)
 
     def _chosen(self, reading: Reading, inputs: Mapping[str, Any], role: str | None) -> Tensor:
         """Return which tokens are steered, ``[B or 1, T]``."""
         length = reading.length
         if isinstance(self.tokens, Tensor):
-            if role == "decoder" and prompt() is not None:  # what is generated isn't in the mask, but the text is
+            if role == "decoder":  # the mask is of the text, which the encoder reads
                 return torch.zeros(1, length)
-            mask, start = _rows(self.tokens, reading.batch, "rows of the mask"), _start(inputs)
+            mask, start = rows_for(self.tokens, reading.batch, "rows of the mask"), _start(inputs)
             chosen = mask.new_zeros(len(mask), length)
             part = mask[:, start : start + length]
             chosen[:, : part.shape[1]] = part
@@ -117,8 +120,19 @@ def _start(inputs: Mapping[str, Any]) -> int:
     return seen or 0
 
 
-def _rows(given: Tensor, batch: int, what: str) -> Tensor:
-    """Return a row for each sequence: where a model generates, beams of one text follow each other."""
+def _tensor(given: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"{what}, got {shown(given)}") from error
+
+
+def rows_for(given: Tensor, batch: int, what: str) -> Tensor:
+    """Return a row of ``given`` ``[P, ...]`` for each sequence: where a model generates, a text's beams are neighbours.
+
+    Raises:
+        OptionError: there are other sequences, ``batch`` of them.
+    """
     known = prompt()
     if known is not None and len(given) == known[0] and batch % len(given) == 0:
         return given.repeat_interleave(batch // len(given), dim=0)
