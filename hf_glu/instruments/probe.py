@@ -112,8 +112,12 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def try_run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def try_run(model: nn.Module, inputs: Mapping[str, Any], *, instead: str = ELSE) -> dict[str, Tensor]:
     """Return `run`'s outputs.
+
+    Args:
+        model, inputs: as of `run`.
+        instead: how the message ends: what to do.
 
     Raises:
         OptionError: the model doesn't take these inputs, or not them alone (CLIP reads images, too).
@@ -126,7 +130,9 @@ def try_run(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         more = [name for name in signature(model.forward).parameters if name in MORE and name not in inputs]
         takes = f"; it takes {', '.join(more)}, too" if more else ""
-        raise OptionError(f"{type(model).__name__} doesn't run on {', '.join(inputs)} ({why}{takes}){ELSE}") from error
+        raise OptionError(
+            f"{type(model).__name__} doesn't run on {', '.join(inputs)} ({why}{takes}){instead}"
+        ) from error
 
 
 def max_abs_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

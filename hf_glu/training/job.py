@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hf_glu.checkpoint.files import PREDICTIONS_FOLDER
 from hf_glu.config.extras import need
 from hf_glu.errors import OptionError
+from hf_glu.instruments.causal import check_causal
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
 from hf_glu.training.data.examples import TaskExamples
@@ -72,6 +73,8 @@ class Job(TrainingRun):
             for task, _ in self.sources:
                 check_answers(task, self.tokenizer)
         self.entry["text"] = self.text
+        self.joined = self.text and not self.model.config.is_encoder_decoder
+        self.shifts = not self.joined or check_causal(self.model)
         if job.max_target_length and self.task.form != "text":
             raise OptionError(f"max_target_length is for texts to write, and {self.task.name} has none")
         self.max_target = (job.max_target_length or TARGET) if self.task.form == "text" else 0
@@ -102,7 +105,8 @@ class Job(TrainingRun):
             self.tokenizer,
             max_length=self.options.max_length,
             text=self.text,
-            joined=self.text and not self.model.config.is_encoder_decoder,
+            joined=self.joined,
+            shifts=self.shifts,
             max_target=self.max_target,
         )
 

@@ -28,6 +28,7 @@ from hf_glu.checkpoint.loading import load_model
 from hf_glu.errors import CheckpointError, DataError, HfGluError, OptionError
 from hf_glu.ffn.experts import find_experts
 from hf_glu.instruments.activity import activation_statistics
+from hf_glu.instruments.causal import check_causal
 from hf_glu.training.language import job as job_module
 from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import BEGINS, BYTES, IDS, POSITIONS, Cutter, Frame
@@ -384,6 +385,44 @@ def test_statistics_of_packed_documents_are_those_of_each_alone(corpus, tokenize
 def test_a_model_that_sees_its_neighbours_is_refused(family):
     with pytest.raises(OptionError, match=f"{family} doesn't keep packed documents apart"):
         check_apart(tiny_model(family))
+
+
+# next tokens
+
+
+@pytest.mark.parametrize("family", ["bart", "gpt2", "mixtral"])
+def test_the_loss_is_that_of_next_tokens_in_every_family(family, tokenizers):
+    if family == "mixtral":
+        model = make_native("mixtral", vocab_size=SIZE)
+    else:
+        model = FAMILIES[family].make("BartForCausalLM" if family == "bart" else None, vocab_size=SIZE)
+    kind = OBJECTIVES["clm"](tokenizers["clm"], LanguageOptions()).of_model(model)
+    assert kind.shifts == (family != "bart")
+    cut = Cutter(tokenizer=tokenizers["clm"], length=16, framed=False).cut(Dataset.from_dict({TEXT: make_texts(9)}))
+    examples = BlockExamples(cut, kind, tokenizers["clm"], seed=0)
+    batch = examples.batch(range(len(cut)), 0)
+    logits = model(input_ids=batch[IDS]).logits[:, :-1]
+    wanted = functional.cross_entropy(logits.reshape(-1, SIZE), batch["labels"][:, 1:].reshape(-1))
+    assert_same(examples.loss(model, batch), wanted, "exact up to rounding")
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("bert", "BertLMHeadModel"), ("xlnet", "XLNetLMHeadModel"), ("xlm", "XLMWithLMHeadModel")],
+)
+def test_a_model_that_sees_the_tokens_it_predicts_is_refused(kind, head, tokenizers):
+    with pytest.raises(OptionError, match="sees the tokens that it would have to predict"):
+        OBJECTIVES["clm"](tokenizers["clm"], LanguageOptions()).of_model(tiny_model(kind, head))
+
+
+def test_a_loss_of_another_kind_is_refused():
+    with pytest.raises(OptionError, match="isn't the cross-entropy of next tokens"):
+        check_causal(tiny_model("prophetnet", "ProphetNetForCausalLM"))
+
+
+def test_an_encoder_is_not_measured_as_a_decoder(bases, corpus):
+    with pytest.raises(OptionError, match="set is_decoder in its config"):
+        perplexity(bases["mlm"], str(corpus / "texts.txt"), objective="clm")
 
 
 # runs

@@ -11,10 +11,12 @@ import torch
 from comparing import assert_same
 from covering import few
 from datasets import Dataset
+from pico import FAMILIES
 from taskdata import make_tokenizer, save_base, written_rows
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import CheckpointError, DataError, MissingPackageError, OptionError, UnknownNameError
 from hf_glu.publishing.card.card import write_card
 from hf_glu.tasks.choices import OwnOptions
@@ -137,6 +139,25 @@ def test_a_decoder_is_trained_on_the_target_and_its_end_alone(side, job, data):
     prompts = collate_prompts(features.data[[0, 1]], made.tokenizer, None)
     assert prompts["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
     assert made.tokenizer.batch_decode(prompts["input_ids"], skip_special_tokens=True) == ["film", "the very film"]
+
+
+def test_a_decoder_whose_loss_is_not_shifted_is_trained_on_next_tokens(job, tmp_path):
+    model = FAMILIES["bart"].make("BartForCausalLM", vocab_size=len(make_tokenizer()), pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    made = Job(replace(job, model=str(tmp_path)), OPTIONS)
+    made.model.eval()
+    batch = made.examples().batch([0, 1, 2], 0)
+    logits = made.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert_same(made.examples().loss(made.model, batch), expected, "exact")
+
+
+def test_a_model_that_sees_what_it_writes_is_refused(job, tmp_path):
+    tiny_model("xlnet", "XLNetLMHeadModel", vocab_size=len(make_tokenizer())).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="XLNetLMHeadModel sees the tokens that it would have to predict"):
+        Job(replace(job, model=str(tmp_path)), OPTIONS)
 
 
 def test_long_targets_are_cut_and_it_is_said(data, caplog):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_glu.config.traits import cut_at
 from hf_glu.errors import DataError, OptionError, shown
+from hf_glu.instruments.causal import next_labels
 from hf_glu.tasks.answers import from_texts
 from hf_glu.tasks.checking import LABEL
 from hf_glu.tasks.inputs import Row, unique_entities
@@ -43,6 +44,7 @@ class Features:
         owners: the row of each input, ascending.
         text: whether the labels are texts to generate.
         joined: whether input and text are one sequence, as decoders read them.
+        shifts: whether such a model's loss compares logits with the next label; else with that of their own place.
         new_tokens: the most tokens of a text that is generated.
         places: the place in its input of each word's first token, where words have labels.
     """
@@ -53,6 +55,7 @@ class Features:
     owners: list[int]
     text: bool
     joined: bool = False
+    shifts: bool = True
     new_tokens: int = NEW_TOKENS
     places: list[list[int]] | None = None
 
@@ -137,6 +140,7 @@ def make_features(
     text: bool,
     labeled: bool = True,
     joined: bool = False,
+    shifts: bool = True,
     max_target: int = TARGET,
 ) -> Features:
     """Tokenize the rows of a split.
@@ -148,7 +152,7 @@ def make_features(
         max_length: tokens after which the longest text of an input is cut.
         text: for a text-to-text model.
         labeled: whether there are labels to train on or to score.
-        joined: for a decoder that writes texts.
+        joined, shifts: for a decoder that writes texts; see `Features`.
         max_target: tokens after which a text to write is cut.
 
     Raises:
@@ -157,7 +161,9 @@ def make_features(
     if task.form == "text":
         data = tokenize_pairs(task, raw, tokenizer, max_length, max_target, joined=joined)
         owners = list(range(len(data)))
-        return Features(task=task, raw=raw, data=data, owners=owners, text=True, joined=joined, new_tokens=max_target)
+        return Features(
+            task=task, raw=raw, data=data, owners=owners, text=True, joined=joined, shifts=shifts, new_tokens=max_target
+        )
     if task.form == "tokens":
         data, places = tokenize_words(task, raw, tokenizer, max_length)
         return Features(task=task, raw=raw, data=data, owners=list(range(len(data))), text=False, places=places)
@@ -250,6 +256,8 @@ def count_items(features: Features, rows: Sequence[int]) -> int:
 
 def loss_of(features: Features) -> Callable[[PreTrainedModel, Batch], Tensor]:
     """Return a function of model and batch that gives the mean loss; for a choice, a softmax over its candidates."""
+    if features.joined and not features.shifts:
+        return lambda model, batch: model(**{**batch, "labels": next_labels(batch["labels"])}).loss
     if features.task.form != "choice" or features.text:
         return lambda model, batch: model(**batch).loss
 

@@ -92,7 +92,7 @@ class BlockExamples:
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the tokens that are predicted, in nats."""
-        loss: Tensor = model(**apart(batch)).loss
+        loss: Tensor = model(**apart(self.objective.given(batch))).loss
         return loss
 
 

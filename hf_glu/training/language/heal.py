@@ -63,7 +63,7 @@ class LiveRun(LanguageRun):
         if self.job.objective not in ("auto", name, HIDDEN):
             raise OptionError(f"{type(self.live).__name__} can't be healed by {self.job.objective}, but by {name}")
         name = HIDDEN if self.job.objective == HIDDEN else name
-        return self.live, self.reading, OBJECTIVES[name](self.reading, self.job)
+        return self.live, self.reading, OBJECTIVES[name](self.reading, self.job).of_model(self.live)
 
     def load_teacher(self) -> tuple[PreTrainedModel, bool]:
         """Return the live teacher as a loaded one is, in float32 and eval mode, or load it."""

@@ -158,7 +158,7 @@ class Healing:
         """Return what a model is given: without labels where a decoder needn't make its inputs of them."""
         found: dict[str, Any] = {key: value for key, value in batch.items() if key != LABELS}
         if self.logits and (labels or self.teacher.config.is_encoder_decoder):
-            found[LABELS] = batch[LABELS]
+            found[LABELS] = self.objective.given(batch)[LABELS]
         elif not self.logits:
             found = with_decoder(self.teacher, found)
         return apart(found)

@@ -75,6 +75,8 @@ class LanguageRun(TrainingRun):
         self.model, self.tokenizer, self.objective = self.load()
         self.teacher: PreTrainedModel | None
         self.teacher, self.same_tokens = self.load_teacher() if job.teacher else (None, False)
+        if self.teacher is not None:
+            self.objective.of_model(self.teacher)  # which mustn't see what it teaches to predict, either
         self.entry["task"] = self.objective.name
         readers = [each for each in (self.model, self.teacher) if each is not None]
         configs = [each.config for each in readers]

@@ -178,7 +178,7 @@ def _ready(
         raise OptionError(
             f"the tokenizer has {len(tokenizer):,} tokens, the model's vocabulary {size:,}: is it another model's?"
         )
-    return model, tokenizer, OBJECTIVES[name](tokenizer, options)
+    return model, tokenizer, OBJECTIVES[name](tokenizer, options).of_model(model)
 
 
 def block_length(

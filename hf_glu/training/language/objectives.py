@@ -7,15 +7,16 @@ resumed run, train on the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_glu.errors import OptionError
+from hf_glu.instruments.causal import check_causal, next_labels
 from hf_glu.training.language.blocks import BEGINS, IDS, MASK, POSITIONS
 from hf_glu.training.language.options import LanguageOptions
 from hf_glu.training.language.spans import count_spans, find_sentinels, hide_spans, take_out
@@ -51,20 +52,42 @@ class Objective(Protocol):
         """Raise OptionError where blocks of ``length`` tokens are too long for it."""
         ...
 
+    def of_model(self, model: Any) -> Objective:
+        """Return the objective as this model is trained by it; raise OptionError where it can't be."""
+        ...
 
-class AnyLength:
-    """What an objective is whose blocks may have any length."""
+    def given(self, batch: Batch) -> Batch:
+        """Return a batch with its labels where the model's loss wants them."""
+        ...
+
+
+class Plain:
+    """What most objectives are: of blocks of any length, for any model, with labels in their places."""
 
     def check(self, length: int) -> None:
         """Do nothing."""
 
+    def of_model(self, model: Any) -> Self:
+        """Return the objective."""
+        return self
+
+    def given(self, batch: Batch) -> Batch:
+        """Return the batch."""
+        return batch
+
 
 @dataclass(frozen=True)
-class NextToken(AnyLength):
-    """Causal language modelling: each token of a block from those before it."""
+class NextToken(Plain):
+    """Causal language modelling: each token of a block from those before it.
+
+    Attributes:
+        tokenizer, options: of the job.
+        shifts: whether the model's loss compares logits with the next label, or with that of their own place (BART's).
+    """
 
     tokenizer: PreTrainedTokenizerBase
     options: LanguageOptions
+    shifts: bool = True
     name = "clm"
     auto_class = "AutoModelForCausalLM"
     framed = False
@@ -80,9 +103,17 @@ class NextToken(AnyLength):
             found["labels"] = [label if place else IGNORED for label, place in zip(labels, places, strict=True)]
         return found
 
+    def of_model(self, model: Any) -> NextToken:
+        """Return the objective with what the model's loss does; raise OptionError for one that sees later tokens."""
+        return replace(self, shifts=check_causal(model))
+
+    def given(self, batch: Batch) -> Batch:
+        """Return a batch whose loss is that of next tokens."""
+        return batch if self.shifts else {**batch, "labels": next_labels(batch["labels"])}
+
 
 @dataclass(frozen=True)
-class MaskedTokens(AnyLength):
+class MaskedTokens(Plain):
     """Masked language modelling (BERT, arXiv 1810.04805), masked anew in each pass over the data, by Transformers."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -125,7 +156,7 @@ def _apart(block: Block) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Spans:
+class Spans(Plain):
     """Span corruption (T5, arXiv 1910.10683): spans are replaced by sentinels, which the target says the content of."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -161,7 +192,7 @@ class Spans:
 
 
 @dataclass(frozen=True)
-class HiddenStates(AnyLength):
+class HiddenStates(Plain):
     """A teacher's hidden states, of all tokens of a document: for models without a language-model head (embedders)."""
 
     tokenizer: PreTrainedTokenizerBase
