@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,25 +18,26 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # names that files give a split, beside the split's own
-OTHER_NAMES = {"validation": ("val", "dev"), "train": (), "test": ()}
+OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
+# train.jsonl, or a part as on the Hub: train-00000-of-00002.parquet, perhaps with a hash
+_NAME = re.compile(r"(?P<split>.+?)(-(?P<part>\d+)-of-(?P<parts>\d+)(-[0-9a-f]{16})?)?", re.DOTALL)
+_MAYBE_DATA = (".txt", ".json")  # else notes and facts about the data, beside files of another kind
 
 
 def find_splits(folder: Path, splits: tuple[str, ...], *, config: str = "") -> dict[str, list[Path]]:
     """Find the files of each split in ``folder``, or in its subfolder ``config`` or ``data``.
 
-    A file belongs to a split whose name it starts with: ``train-00000-of-00002.parquet``, ``val.jsonl``.
+    A file is a split's by its whole name, in any case: ``train-00000-of-00002.parquet``, ``val.jsonl``.
 
     Raises:
-        DataError: no folder, or no file for any split.
+        DataError: no folder, no file for any split, or several for one that aren't its numbered parts.
     """
-    if not folder.is_dir():
-        raise DataError(f"there is no dataset folder {folder}")
-    places = [folder / config] if config and (folder / config).is_dir() else [folder, folder / "data"]
-    files = [path for place in places for path in sorted(place.glob("*")) if path.suffix in READERS]
+    places, files = _data_files(folder, config)
     found: dict[str, list[Path]] = {}
     for split in splits:
-        names = (split, *OTHER_NAMES.get(split, ()))
-        mine = [path for path in files if any(_stem(path) == name for name in names)]
+        mine = [path for path in files if _split_of(path) == split.lower()]
+        if len({_whole(path) for path in mine}) > 1:
+            raise DataError(f"{mine[0]} and {mine[1]} are both {split}: leave one of them, or number them as its parts")
         if mine:
             found[split] = mine
     if not found:
@@ -45,9 +47,46 @@ def find_splits(folder: Path, splits: tuple[str, ...], *, config: str = "") -> d
     return found
 
 
-def _stem(path: Path) -> str:
-    """Return the name of a file without its suffix and number: ``train`` for ``train-00000-of-00001.parquet``."""
-    return path.name.split(".")[0].split("-")[0]
+def check_all_used(folder: Path, files: Mapping[str, list[Path]]) -> None:
+    """Raise DataError for a data file in ``folder`` that is of none of ``files``, by split, and no test's."""
+    used = [path.absolute() for paths in files.values() for path in paths]
+    kinds = {path.suffix.lower() for path in used}
+    for path in _data_files(folder)[1]:
+        kind = path.suffix.lower()
+        if path.absolute() in used or _split_of(path) == "test" or (kind in _MAYBE_DATA and kind not in kinds):
+            continue
+        raise DataError(
+            f"{path} belongs to no split: files are called train, validation (or {', '.join(OTHER_NAMES)}) or test, "
+            "numbered or not; rename it, give it as validation, or take it out of the folder"
+        )
+
+
+def _data_files(folder: Path, config: str = "") -> tuple[list[Path], list[Path]]:
+    """Return where data files of a folder are looked for, and those that are there."""
+    if not folder.is_dir():
+        raise DataError(f"there is no dataset folder {folder}")
+    places = [folder / config] if config and (folder / config).is_dir() else [folder, folder / "data"]
+    every = [path for place in places for path in sorted(place.glob("*")) if path.suffix.lower() in READERS]
+    return places, [path for path in every if not path.name.startswith((".", "dataset_info"))]
+
+
+def _split_of(path: Path) -> str:
+    """Return the name of a file's split: ``train`` for ``train-00000-of-00001.parquet``."""
+    name = _named(path)["split"].lower()
+    return OTHER_NAMES.get(name, name)
+
+
+def _whole(path: Path) -> tuple[Path, ...]:
+    """Return what the parts of one split have in common; of a file without a number itself."""
+    name = _named(path)
+    whole = (path.parent, Path(f"{name['split']}-of-{name['parts']}{path.suffix}"))
+    return whole if name["part"] else (path,)
+
+
+def _named(path: Path) -> re.Match[str]:
+    found = _NAME.fullmatch(path.stem)
+    assert found is not None
+    return found
 
 
 def read_files(files: Mapping[str, list[Path]]) -> dict[str, Dataset]:

@@ -14,7 +14,7 @@ from hf_glu.errors import DataError, OptionError
 from hf_glu.tasks.checking import LABEL, Splits, check_columns
 from hf_glu.tasks.choices import OwnOptions
 from hf_glu.tasks.columns import Columns, find_columns
-from hf_glu.tasks.files import find_splits, read_files
+from hf_glu.tasks.files import check_all_used, find_splits, read_files
 from hf_glu.tasks.inputs import columns, words
 from hf_glu.tasks.labels import SCORES, LabelTraits, read_labels
 from hf_glu.tasks.lists import read_several, read_tags
@@ -34,10 +34,13 @@ def own_files(
     """Find the files of each split of a user's data, with ``validation`` as the validation split.
 
     Raises:
-        DataError: a folder without a file of training data.
+        DataError: a folder without a file of training data, or with one of no split.
     """
     path = user_path(source)
     files = find_splits(path, ("train", "validation")) if path.is_dir() else {"train": [path]}
+    if path.is_dir():
+        given = {} if validation is None else {"given": [user_path(validation)]}
+        check_all_used(path, {**files, **given})
     if validation is not None:
         files["validation"] = [user_path(validation)]
     if "train" not in files:

@@ -253,3 +253,37 @@ def test_what_a_tokenizer_can_not_write_is_refused():
     scores = Task(name="stsb", columns=("text",), labels=(), inputs=None, prompt=None, form="regression")
     with pytest.raises(OptionError, match="form=classes"):
         check_answers(scores, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["valid", "eval", "dev", "Validation", "VAL", "validation-00000-of-00001"])
+def test_validation_files_are_found_by_their_usual_names(name, tmp_path):
+    write(tmp_path, labelled(0, 1), name="train")
+    write(tmp_path, [{"text": f"held out {number}", "label": number % 2} for number in range(6)], name=name)
+    write(tmp_path, [{"text": "a test"}], name="test")
+    (tmp_path / "README.txt").write_text("about")
+    _, splits = own_task(tmp_path)
+    assert len(splits["train"]) == 20
+    assert splits["validation"]["text"][0] == "held out 0"
+
+
+def test_parts_of_a_split_are_joined(tmp_path):
+    for number in range(2):
+        write(tmp_path, labelled(0, 1), "parquet", name=f"train-0000{number}-of-00002-0123456789abcdef")
+    _, splits = own_task(tmp_path)
+    assert len(splits["train"]) + len(splits["validation"]) == 40
+
+
+@pytest.mark.parametrize("name", ["train-old", "train.wrong", "validation_matched", "val_1", "held-out"])
+def test_a_file_of_no_split_is_refused(name, tmp_path):
+    write(tmp_path, labelled(0, 1), name="train")
+    path = write(tmp_path, labelled(0, 1), name=name)
+    with pytest.raises(DataError, match=f"{name}.jsonl belongs to no split"):
+        own_task(tmp_path)
+    assert len(own_task(tmp_path, validation=path)[1]["validation"]) == 20
+
+
+def test_two_files_of_one_split_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        write(tmp_path, labelled(0, 1), name=name)
+    with pytest.raises(DataError, match="are both validation"):
+        own_task(tmp_path)
