@@ -11,6 +11,7 @@ from taskdata import make_rows, save_base
 from transformers import Trainer, TrainingArguments
 
 import hf_glu
+from hf_glu.bench.coverage.tiny import model_types, tiny_model
 from hf_glu.tasks import TASKS
 from hf_glu.training.data.features import make_features
 from hf_glu.training.data.models import load_for_task
@@ -34,6 +35,26 @@ def test_parameter_groups(family):
         assert id(site.in_proj.weight) in by_decay[0.1]
     assert all(id(p) in by_decay[0.0] for p in model.parameters() if p.ndim == 1)
     assert all(group["lr"] == 1e-3 for group in groups)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        each if each in ("gpt_oss", "jamba", "bert") else pytest.param(each, marks=pytest.mark.slow)
+        for each in model_types()
+    ],
+)
+def test_no_bias_and_no_rate_decays_in_any_family(kind):
+    try:
+        model = tiny_model(kind)
+    except ImportError as error:
+        pytest.skip(str(error))
+    if kind == "bert":
+        hf_glu.convert(model, "geglu", experts="gelu*2,geglu*2")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    (decaying,) = [g["params"] for g in hf_glu.parameter_groups(model, 1e-3, 0.1) if g["name"] == "decay"]
+    found = [names[id(p)] for p in decaying]
+    assert not [name for name in found if "bias" in name or name.endswith(("A_log", ".D"))]
 
 
 def test_parameter_groups_spare_scalars_of_activations_and_frozen_parameters():

@@ -13,6 +13,7 @@ from hf_glu.activation.module import OwnedActivation
 from hf_glu.training.parameters.gates import masked_parameters
 from hf_glu.training.parameters.parts import is_norm
 
+RATES = frozenset({"A_log", "D"})  # Mamba's, which ask for no decay
 OWN = (OwnedActivation, ContextSource)
 # matrices over all channels or hidden units: a step changes what they give by the sum of as many changes
 WIDE: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
@@ -29,10 +30,11 @@ def parameter_groups(
     *,
     without: Optimizer | None = None,
 ) -> list[dict[str, Any]]:
-    """Return an optimizer's parameter groups: weight decay for matrices, none for vectors, norms and our scalars.
+    """Return an optimizer's parameter groups: weight decay for matrices, none for biases, norms and our scalars.
 
-    The bias of an up projection is 1 after a conversion, and decay would pull each FFN towards zero; the scalars and
-    per-channel parameters of an activation have their own neutral values, which aren't 0 either. Projections of which
+    The bias of an up projection is 1 after a conversion, and decay would pull each FFN towards zero, also where those
+    of experts are a matrix. Mamba's A and D ask for none; the scalars and per-channel parameters of an activation have
+    their own neutral values, which aren't 0 either. Projections of which
     `train_only_gates` trains a half are in a third group, without decay: it would shrink the
     frozen half.
 
@@ -55,11 +57,11 @@ def parameter_groups(
     masked = masked_parameters(model)
     others = {id(p) for group in (without.param_groups if without else ()) for p in group["params"]}
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "masked": [], "activation": []}
-    for parameter in model.parameters():
+    for path, parameter in model.named_parameters():
         key = id(parameter)
         if not parameter.requires_grad or key in others:
             continue
-        decays = parameter.ndim >= 2 and key not in own and key not in norms
+        decays = parameter.ndim >= 2 and key not in own and key not in norms and not is_vector(path)
         apart = key in own and key not in wide and activation_lr is not None
         name = "masked" if key in masked else "activation" if apart else "decay" if decays else "no_decay"
         groups[name].append(parameter)
@@ -69,6 +71,14 @@ def parameter_groups(
         for n, members in groups.items()
         if members
     ]
+
+
+def is_vector(path: str) -> bool:
+    """Return whether a parameter is a bias or a rate by its name, however many of it a tensor holds.
+
+    Tables of relative positions are called biases, too, and have no decay either: 0 means as little in them.
+    """
+    return "bias" in path or path.rpartition(".")[2] in RATES
 
 
 def _wide(module: nn.Module) -> list[nn.Parameter]:
