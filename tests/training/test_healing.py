@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -41,7 +42,7 @@ from hf_glu.training.language.teachers import find_teacher
 from hf_glu.training.language.tokenizers import train_tokenizer
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.loop.interrupt import Interrupted
-from hf_glu.training.parameters.gates import count_parameters
+from hf_glu.training.parameters.gates import count_parameters, train_only_gates, trained_halves
 
 OPTIONS = LanguageTraining(
     max_steps=30, batch_size=4, lr=1e-3, max_length=32, precision="no", eval_batch_size=4, log_every=1, warmup=0.0
@@ -661,3 +662,18 @@ def test_experts_have_no_ffn_to_match(folders, corpus):
         LanguageRun(job, OPTIONS)
     made = LanguageRun(replace(job, match="hidden"), OPTIONS)
     assert "ffn_error" not in made.evaluate(made.model, "")[0]
+
+
+def test_gates_only_are_trained_after_healing_as_before(folders, corpus):
+    tokenizer = AutoTokenizer.from_pretrained(folders["mlm"][0])
+    teacher = FAMILIES["bert"].make(vocab_size=SIZE, **KINDS["mlm"][2])
+    model = copy.deepcopy(teacher)
+    hf_glu.convert(model, "geglu")
+    train_only_gates(model)
+    halves, counts = trained_halves(model), count_parameters(model)
+    hf_glu.heal(model, teacher, corpus, tokenizer=tokenizer, max_steps=1, batch_size=4, max_length=32, precision="no")
+    assert trained_halves(model) == halves != {}
+    assert count_parameters(model) == counts
+    model(input_ids=torch.arange(5, 13)[None]).logits.sum().backward()
+    gate, up = model.bert.encoder.layer[0].intermediate.dense.weight.grad.chunk(2)
+    assert gate.abs().sum() == 0 < up.abs().sum()

@@ -17,7 +17,7 @@ from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, o
 from hf_glu.training.language.options import LanguageOptions, LanguageTraining
 from hf_glu.training.language.record import data_record
 from hf_glu.training.loop.accelerating import own_forward, restore_forward
-from hf_glu.training.parameters.gates import train_all
+from hf_glu.training.parameters.gates import train_all, train_halves_again, trained_halves
 from hf_glu.training.record import option_record, versions
 from hf_glu.training.results import HealingFacts, TrainingSummary
 
@@ -161,6 +161,7 @@ def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
         return
     tensors = {name: (each.dtype, each.device) for name, each in _tensors(model).items()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    halves = trained_halves(model)
     checkpointing, forward = model.is_gradient_checkpointing, own_forward(model)
     try:
         with keeping_modes(model):
@@ -175,6 +176,7 @@ def _as_it_was(model: PreTrainedModel | str) -> Iterator[None]:
                 each.grad = None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
+        train_halves_again(model, halves)
         if model.is_gradient_checkpointing and not checkpointing:
             model.gradient_checkpointing_disable()
 

@@ -105,10 +105,25 @@ def _train_halves(site: Site, chosen: set[str]) -> None:
         return
     site.in_proj.requires_grad_(True)
     if len(chosen) == 1:
-        (half,) = chosen
-        site.in_proj._trained_half = HALVES.index(half)
-        site.in_proj.register_forward_pre_hook(mask_gradients)
-        mask_gradients(site.in_proj, ())
+        _mask(site.in_proj, next(map(HALVES.index, chosen)))
+
+
+def _mask(module: Any, half: int) -> None:
+    module._trained_half = half
+    module.register_forward_pre_hook(mask_gradients)
+    mask_gradients(module, ())
+
+
+def trained_halves(model: nn.Module) -> dict[str, int]:
+    """Return which half of a projection alone is trained, by the projection's name."""
+    found = ((name, _trained_half(module)) for name, module in model.named_modules())
+    return {name: half for name, half in found if half is not None}
+
+
+def train_halves_again(model: nn.Module, halves: Mapping[str, int]) -> None:
+    """Mask gradients as they were when `trained_halves` returned ``halves``, after `train_all`."""
+    for name, half in halves.items():
+        _mask(model.get_submodule(name), half)
 
 
 def _trained_half(module: nn.Module) -> int | None:
