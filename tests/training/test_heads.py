@@ -92,6 +92,20 @@ def test_a_head_of_another_kind_is_not_taken(tmp_path, caplog):
     assert not torch.equal(after.classifier.weight, model.classifier.weight)
 
 
+def test_a_head_of_scores_is_not_taken_for_a_choices(tmp_path, caplog):
+    save_base(tmp_path)
+    model = FAMILIES["bert"].make(
+        CLASSIFIERS["bert"], vocab_size=len(vocabulary()), num_labels=1, problem_type="regression"
+    )
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        after, *_ = load_for_task(str(tmp_path), TASKS["copa"])
+    assert "head (scores) isn't for copa" in caplog.text
+    assert not torch.equal(after.classifier.weight, model.classifier.weight)
+    after, *_ = load_for_task(str(tmp_path), TASKS["stsb"])
+    assert_same(after.classifier.weight, model.classifier.weight, "bitwise")
+
+
 def test_labels_without_names_are_kept_in_their_order_and_it_is_said(tmp_path, caplog):
     before, folder = save_classifier(tmp_path / "unnamed", names=["LABEL_0", "LABEL_1", "LABEL_2"])
     with caplog.at_level(logging.WARNING):

@@ -79,11 +79,12 @@ def load_classifier(folder: Path, config: PreTrainedConfig, task: Task) -> PreTr
         return model
     known = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     of_this_kind = not config.architectures or type(model).__name__ in config.architectures
-    order = None if mismatched or not of_this_kind else row_order(known, wanted["id2label"])
-    has, needs = ", ".join(known.values()), ", ".join(wanted["id2label"].values())
+    scores = config.problem_type == KINDS["regression"] != wanted["problem_type"]  # one output may be a choice's, too
+    order = None if mismatched or not of_this_kind or scores else row_order(known, wanted["id2label"])
+    has, needs = "scores" if scores else ", ".join(known.values()), ", ".join(wanted["id2label"].values())
     if order is not None:
         _permute(model, rows, order)
-    elif not mismatched and of_this_kind and _is_unnamed(known):
+    elif not mismatched and of_this_kind and not scores and _is_unnamed(known):
         _log.warning("the labels of the checkpoint's head have no names: taken to be %s, in this order", needs)
     else:
         _renew(model, rows)
