@@ -25,6 +25,7 @@ from hf_glu.training.data.sources import (
     read_tasks,
     task_name,
 )
+from hf_glu.training.data.tokens import padding_side
 from hf_glu.training.options import JobOptions, TrainingOptions
 from hf_glu.training.record import make_record
 from hf_glu.training.results import Record, Results
@@ -108,6 +109,7 @@ class Job(TrainingRun):
             joined=self.joined,
             shifts=self.shifts,
             max_target=self.max_target,
+            side=padding_side(self.model.config),
         )
 
     def examples(self) -> TaskExamples:
@@ -148,7 +150,13 @@ class Job(TrainingRun):
         for task, raw in self.tests:
             for split in task.test:
                 features = make_features(
-                    task, raw[split], self.tokenizer, max_length=self.options.max_length, text=self.text, labeled=False
+                    task,
+                    raw[split],
+                    self.tokenizer,
+                    max_length=self.options.max_length,
+                    text=self.text,
+                    labeled=False,
+                    side=padding_side(self.model.config),
                 )
                 found = predict(
                     self.model,

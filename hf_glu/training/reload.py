@@ -37,7 +37,7 @@ def main(scratch: str) -> None:
     align(model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(order["folder"], trust_remote_code=False)
     data = load_from_disk(str(place / DATA_FOLDER))
-    how = {key: order[key] for key in ("text", "joined", "new_tokens")}
+    how = {key: order[key] for key in ("text", "joined", "new_tokens", "side")}
     task = replace(MOVIES, form=order["form"])
     features = Features(task=task, raw=None, data=data, owners=list(range(len(data))), **how)
     found = predict(model, features, tokenizer, batch_size=order["batch_size"])

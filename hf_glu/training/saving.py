@@ -135,6 +135,7 @@ def _fresh(folder: Path, features: Features, batch_size: int) -> tuple[Predictio
             "form": features.task.form,
             "text": features.text,
             "joined": features.joined,
+            "side": features.side,
             "new_tokens": features.new_tokens,
             "batch_size": batch_size,
             "threads": torch.get_num_threads(),  # which sums are rounded in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,14 @@ from covering import few
 from datasets import Dataset
 from taskdata import OWN_ROWS, make_tokenizer, save_base, tagged_rows
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    XLNetConfig,
+)
 
 from hf_glu.errors import CheckpointError, DataError, OptionError
 from hf_glu.publishing.card.card import write_card
@@ -25,6 +33,8 @@ from hf_glu.training.baseline import finetune_and_report
 from hf_glu.training.comparing.classifiers import compare
 from hf_glu.training.data.features import collate, count_items, loss_of, make_features
 from hf_glu.training.data.models import load_for_task
+from hf_glu.training.data.prediction import predict
+from hf_glu.training.data.tokens import padding_side
 from hf_glu.training.job import Job, run_job
 from hf_glu.training.loop import loop as loop_module
 from hf_glu.training.options import JobOptions, TrainingOptions
@@ -241,3 +251,20 @@ def test_what_can_not_be_done_is_one_line(bases, data, tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "is_fast", False)
     with pytest.raises(OptionError, match="doesn't say which tokens are of which word"):
         run_job(replace(job, model=bases["bert"], dataset=data["tokens"], problem=None), OPTIONS)
+
+
+@pytest.mark.parametrize("problem", ["multi", "tokens"])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_tokenizer_that_pads_on_the_left_changes_nothing(family, problem, bases, data, tmp_path):
+    shutil.copytree(bases[family], tmp_path / "left")
+    path = tmp_path / "left" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    made = Job(JobOptions(model=str(tmp_path / "left"), dataset=data[problem], problem=problem), OPTIONS)
+    assert made.tokenizer.padding_side == "left"
+    alone, together = (predict(made.model, made.train, made.tokenizer, batch_size=size) for size in (1, 64))
+    assert_same(torch.tensor(alone), torch.tensor(together), "exact")
+
+
+def test_what_classifies_by_the_last_place_is_padded_on_the_left():
+    assert padding_side(XLNetConfig()) == "left"
+    assert padding_side(BertConfig()) == padding_side(GPT2Config()) == "right"

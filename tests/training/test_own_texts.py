@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_glu.bench.coverage.tiny import tiny_model
 from hf_glu.errors import CheckpointError, DataError, MissingPackageError, OptionError, UnknownNameError
 from hf_glu.publishing.card.card import write_card
+from hf_glu.tasks import TASKS
 from hf_glu.tasks.choices import OwnOptions
 from hf_glu.tasks.metrics import compute
 from hf_glu.tasks.own import own_task
@@ -290,3 +291,23 @@ def test_batches_of_prompts_do_not_change_what_is_written(job):
     both = [job_module.predict(made.model, features, made.tokenizer, batch_size=size) for size in (1, 16)]
     assert both[0] == both[1]
     assert torch.is_grad_enabled()
+
+
+def test_a_checkpoints_way_to_generate_is_not_the_evaluations(job, bases):
+    made = Job(replace(job, model=bases["bart"]), OPTIONS)
+    wanted = job_module.predict(made.model, made.train, made.tokenizer)
+    config = made.model.generation_config
+    config.min_length, config.no_repeat_ngram_size, config.repetition_penalty = 5, 1, 9.0
+    assert job_module.predict(made.model, made.train, made.tokenizer) == wanted
+    assert made.model.generation_config is config
+
+
+def test_a_long_class_is_written_to_its_end():
+    tokenizer = make_tokenizer(end=True)
+    rows = [{"text": "a film", "label": "very fine " * 30 if number % 2 else "dull"} for number in range(4)]
+    task = replace(TASKS["sst2"], labels=("dull", ("very fine " * 30).strip()))
+    raw = Dataset.from_list([{"sentence": row["text"], "label": number % 2} for number, row in enumerate(rows)])
+    features = make_features(task, raw, tokenizer, max_length=16, text=True)
+    assert features.new_tokens == max(features.target_lengths) == 61
+    short = make_features(TASKS["sst2"], raw, tokenizer, max_length=16, text=True)
+    assert short.new_tokens == 32

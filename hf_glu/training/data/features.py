@@ -20,7 +20,7 @@ from hf_glu.tasks.inputs import Row, unique_entities
 from hf_glu.tasks.prompts import rounded
 from hf_glu.tasks.table import TASKS, Task
 from hf_glu.training.data.pairs import TARGET, tokenize_pairs, writes
-from hf_glu.training.data.tokens import IGNORED, padded, tokenize_words
+from hf_glu.training.data.tokens import IGNORED, RIGHT, padded, tokenize_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +30,7 @@ Batch: TypeAlias = dict[str, Tensor]
 # one input before it is tokenized: the number of its row, its texts and label; and the columns of many
 Input: TypeAlias = dict[str, Any]
 Columns: TypeAlias = dict[str, list[list[int]]]
-NEW_TOKENS = 32  # of a generated answer; ReCoRD's entities are the longest
+NEW_TOKENS = 32  # of a generated answer, at least: enough for ReCoRD's entities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Features:
         shifts: whether such a model's loss compares logits with the next label; else with that of their own place.
         new_tokens: the most tokens of a text that is generated.
         places: the place in its input of each word's first token, where words have labels.
+        side: where inputs are padded.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Features:
     shifts: bool = True
     new_tokens: int = NEW_TOKENS
     places: list[list[int]] | None = None
+    side: str = RIGHT
 
     @property
     def units(self) -> list[list[int]]:
@@ -142,6 +144,7 @@ def make_features(
     joined: bool = False,
     shifts: bool = True,
     max_target: int = TARGET,
+    side: str = RIGHT,
 ) -> Features:
     """Tokenize the rows of a split.
 
@@ -154,6 +157,7 @@ def make_features(
         labeled: whether there are labels to train on or to score.
         joined, shifts: for a decoder that writes texts; see `Features`.
         max_target: tokens after which a text to write is cut.
+        side: where inputs are padded; see `padding_side`.
 
     Raises:
         DataError: a row of which the tokenizer makes nothing.
@@ -162,11 +166,14 @@ def make_features(
         data = tokenize_pairs(task, raw, tokenizer, max_length, max_target, joined=joined)
         owners = list(range(len(data)))
         return Features(
-            task=task, raw=raw, data=data, owners=owners, text=True, joined=joined, shifts=shifts, new_tokens=max_target
-        )
+            task=task, raw=raw, data=data, owners=owners, text=True,
+            joined=joined, shifts=shifts, new_tokens=max_target, side=side,
+        )  # fmt: skip
     if task.form == "tokens":
         data, places = tokenize_words(task, raw, tokenizer, max_length)
-        return Features(task=task, raw=raw, data=data, owners=list(range(len(data))), text=False, places=places)
+        return Features(
+            task=task, raw=raw, data=data, owners=list(range(len(data))), text=False, places=places, side=side
+        )
     encode = _encode_text if text else _encode_classes
     rows = [row for number, each in enumerate(raw) for row in encode(task, number, each, labeled)]
     from datasets import Dataset
@@ -181,7 +188,14 @@ def make_features(
             raise DataError(
                 f"{task.name}: the tokenizer makes nothing of row {owner + 1}, {shown(given)}: leave it out"
             )
-    return Features(task=task, raw=raw, data=tokenized, owners=owners, text=text)
+    new_tokens = _longest_answer(task, tokenizer) if text else NEW_TOKENS
+    return Features(task=task, raw=raw, data=tokenized, owners=owners, text=text, new_tokens=new_tokens, side=side)
+
+
+def _longest_answer(task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the longest class of a task has, `NEW_TOKENS` at least."""
+    classes = task.texts if task.form in ("classes", "choice") else ()
+    return max([NEW_TOKENS, *(len(tokenizer(text_target=text)["input_ids"]) for text in classes)])
 
 
 def join(parts: list[Features]) -> Features:
@@ -236,11 +250,11 @@ def collate(
     """Make one padded batch of the inputs ``rows``."""
     columns = dict(features.data[list(rows)])
     labels = columns.pop("labels", None)
-    batch = dict(tokenizer.pad(columns, return_tensors="pt"))
+    batch = dict(tokenizer.pad(columns, padding_side=features.side, return_tensors="pt"))
     if labels is not None and features.text and not features.joined:
         batch["labels"] = padded(labels, max(map(len, labels)))
     elif labels is not None and (features.joined or features.task.form == "tokens"):
-        batch["labels"] = padded(labels, batch["input_ids"].shape[1], tokenizer.padding_side)
+        batch["labels"] = padded(labels, batch["input_ids"].shape[1], features.side)
     elif labels is not None:
         numbers = torch.float if features.task.form in ("regression", "multi") else torch.long
         batch["labels"] = torch.tensor(labels, dtype=numbers)

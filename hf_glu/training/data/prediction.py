@@ -19,6 +19,7 @@ from hf_glu.tasks import answers
 from hf_glu.tasks.answers import NO_ANSWER, Answer
 from hf_glu.training.data.features import Batch, Features, collate
 from hf_glu.training.data.pairs import collate_prompts
+from hf_glu.training.data.tokens import LEFT
 from hf_glu.training.loop.accelerating import merge
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 # logits ``[inputs, labels]`` (of tokens ``[tokens, labels]``, the inputs one after the other), or the texts that a
 # text-to-text model wrote
 Predictions: TypeAlias = np.ndarray | list[str]
+# what generating takes of a checkpoint's own config
+KEPT = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id", "use_cache",
+)  # fmt: skip
 
 
 @contextmanager
@@ -66,7 +72,9 @@ def predict(
                 batch.pop("labels", None)
             outputs = _outputs(model, features, tokenizer, batch, accelerator)
             if features.task.form == "tokens":
-                outputs = [_unpadded(each, lengths[row], tokenizer) for row, each in zip(rows, outputs, strict=True)]
+                outputs = [
+                    _unpadded(each, lengths[row], features.side) for row, each in zip(rows, outputs, strict=True)
+                ]
             found |= dict(zip(rows, outputs, strict=True))
     if accelerator:
         found = merge(accelerator, found)
@@ -76,9 +84,25 @@ def predict(
     return np.concatenate(ordered) if features.task.form == "tokens" else np.stack(ordered)
 
 
-def _unpadded(logits: Any, length: int, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def _unpadded(logits: Any, length: int, side: str) -> np.ndarray:
     """Return the logits of an input's own tokens ``[length, labels]``."""
-    return np.asarray(logits[-length:] if tokenizer.padding_side == "left" else logits[:length])
+    return np.asarray(logits[-length:] if side == LEFT else logits[:length])
+
+
+@contextmanager
+def greedily(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model write the likeliest token each time within the block, whatever its own generation config says.
+
+    What was meant for long summaries (no repeated words, a least length) makes other texts than those trained on.
+    """
+    from transformers import GenerationConfig
+
+    known = model.generation_config
+    model.generation_config = GenerationConfig(**{name: getattr(known, name, None) for name in KEPT})
+    try:
+        yield
+    finally:
+        model.generation_config = known
 
 
 def _outputs(
@@ -91,7 +115,8 @@ def _outputs(
     if not features.text:
         return list(model(**batch).logits.float().cpu().numpy())
     plain = accelerator.unwrap_model(model) if accelerator else model
-    written = plain.generate(**batch, max_new_tokens=features.new_tokens, do_sample=False, num_beams=1)
+    with greedily(plain):
+        written = plain.generate(**batch, max_new_tokens=features.new_tokens, do_sample=False, num_beams=1)
     if features.joined:
         written = written[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))

@@ -15,9 +15,10 @@ from hf_glu.tasks.table import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 IGNORED = -100
+LEFT, RIGHT = "left", "right"
 
 
 def tokenize_words(
@@ -74,9 +75,17 @@ def _needs_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(text != words and text == spaced)
 
 
-def padded(rows: Sequence[Sequence[int]], length: int, side: str = "right") -> Tensor:
+def padding_side(config: PreTrainedConfig) -> str:
+    """Return where a model's inputs are padded, whatever its tokenizer says, which may be meant for generating.
+
+    Padding on the left would move tokens to other absolute positions; XLNet has none, and classifies by the last place.
+    """
+    return LEFT if getattr(config, "summary_type", None) == "last" else RIGHT
+
+
+def padded(rows: Sequence[Sequence[int]], length: int, side: str = RIGHT) -> Tensor:
     """Return labels ``[rows, length]``, with `IGNORED` where a row has none."""
     filled = ([*row, *[IGNORED] * (length - len(row))] for row in rows)
-    if side == "left":
+    if side == LEFT:
         filled = ([*[IGNORED] * (length - len(row)), *row] for row in rows)
     return torch.tensor(list(filled))
