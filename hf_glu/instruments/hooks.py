@@ -44,7 +44,8 @@ class Marked(InPlace):
             kept = {key: each for key, each in value.items() if key not in ours} if hooks else None
             vars(plain)[name] = value if kept is None else type(value)(kept)
         become_stock(plain, Marked)
-        make, given, *state = plain.__reduce_ex__(2)
+        reduced: Any = plain.__reduce_ex__(2)
+        make, given, *state = reduced
         return _made, (make, given), *state  # pickle knows copyreg's own, and wants them to be of this class
 
 

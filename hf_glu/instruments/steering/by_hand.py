@@ -68,7 +68,8 @@ def modulation(
             raise OptionError(f"threshold and slope are numbers or [batch], got {list(amount.shape)}")
     sources = _sources(model) if vector is not None else []
     handles: list[Handle] = _hooks(model, threshold, slope, layers)
-    handles += [hook_after(source, partial(_instead, vector=vector)) for source in sources]
+    if vector is not None:
+        handles += [hook_after(source, partial(_instead, vector=vector)) for source in sources]
     several = any(isinstance(each, Tensor) and each.ndim for each in (threshold, slope, vector))
     asked = outermost(model) if several else []  # for prompts, whose beams share a row
     for each in asked:
