@@ -459,3 +459,19 @@ def test_what_was_compiled_before_is_steered_and_not_after():
                 found = compiled(x)
         torch.testing.assert_close(found, expected[strength], **CLOSE)
     torch.compiler.reset()
+
+
+def test_virtual_tokens_before_a_text_are_not_counted_as_its_own():
+    model = steered.make("llama")
+    made = steered.fit(model)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    tuned = peft.get_peft_model(model, config).eval()
+    given = {"input_ids": steered.ids(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    for tokens in ("generated", torch.ones(2, 6, dtype=torch.bool)):
+        with pytest.raises(OptionError, match="PromptTuningConfig puts tokens of its own before a text"):
+            with made.on(tuned, tokens=tokens):
+                pass
+    plain = logits(tuned, **given)
+    for tokens in ("all", "last"):
+        with made.on(tuned, 2.0, tokens=tokens):
+            assert (logits(tuned, **given) - plain).abs().max() > 1e-3

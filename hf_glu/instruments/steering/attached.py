@@ -104,6 +104,12 @@ class Attached:
     def _hook(self, sites: Mapping[str, Site]) -> None:
         """Hook the gates and the stacks around them."""
         model = self.model
+        adapter = getattr(model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False) and self.scope.counts:
+            raise OptionError(
+                f"{type(adapter).__name__} puts tokens of its own before a text, which masks and 'generated' would count: "
+                "steer all tokens, or the last"
+            )
         for each in outermost(model) if self.scope.asks else ():
             ask(each)
             self.asked.append(each)

@@ -63,6 +63,11 @@ class Scope:
         return isinstance(self.strength, float) and isinstance(self.tokens, str) and self.tokens == "all"
 
     @property
+    def counts(self) -> bool:
+        """Whether it goes by the places of tokens in their text."""
+        return not isinstance(self.tokens, str) or self.tokens == "generated"
+
+    @property
     def asks(self) -> bool:
         """Whether it needs to know what a prompt was, where the model generates."""
         return not self.constant and (isinstance(self.strength, Tensor) or self.tokens != "last")
