@@ -107,7 +107,7 @@ class Attached:
         adapter = getattr(model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False) and self.scope.counts:
             raise OptionError(
-                f"{type(adapter).__name__} puts tokens of its own before a text, which masks and 'generated' would count: "
+                f"{type(adapter).__name__} puts tokens of its own before a text, which masks would count: "
                 "steer all tokens, or the last"
             )
         for each in outermost(model) if self.scope.asks else ():
