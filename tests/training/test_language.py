@@ -34,6 +34,7 @@ from hf_glu.training.language.apart import check_apart
 from hf_glu.training.language.blocks import BEGINS, BYTES, IDS, POSITIONS, Cutter, Frame
 from hf_glu.training.language.examples import BlockExamples, measure
 from hf_glu.training.language.job import LanguageRun
+from hf_glu.training.language.models import make_config
 from hf_glu.training.language.objectives import IGNORED, OBJECTIVES, VALIDATION, objective_of
 from hf_glu.training.language.options import FROM_SCRATCH, LanguageOptions, LanguageTraining, language_options
 from hf_glu.training.language.pretraining import perplexity, run_language
@@ -114,6 +115,27 @@ def test_every_kind_of_file_is_read_alike(corpus, tmp_path):
     assert find_files([str(corpus), str(corpus / "texts.txt")]) == find_files([str(corpus)])
     assert not is_local(["user/name"])
     assert is_local(["user/name.txt"])
+
+
+def test_a_folder_has_texts_beside_its_notes(tmp_path):
+    for name in ("README.md", "LICENSE.txt", ".ipynb_checkpoints/a-checkpoint.txt", "sub/.hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("no text")
+    (tmp_path / "sub" / "a.md").write_text("a text")
+    assert list(read_documents([str(tmp_path)])[TEXT]) == ["a text"]
+    assert find_files([str(tmp_path / "README.md")]) == [tmp_path / "README.md"]  # where it is asked for
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_texts_are_read_as_they_are_written(mark, stream, tmp_path):
+    texts = ["NA", "null", "None", "007", "1.50", "2020-01-01", "true"]
+    csv, txt = tmp_path / "a.csv", tmp_path / "a.txt"
+    csv.write_text(f"{mark}text,number\n" + "".join(f"{text},1\n" for text in [*texts, ""]), encoding="utf-8")
+    txt.write_text(mark + "\n\n".join(texts), encoding="utf-8")
+    for path in (csv, txt):
+        assert [row[TEXT] for row in read_documents([str(path)], stream=stream)] == texts
 
 
 def test_strings_of_all_kinds_are_joined(corpus, tmp_path):
@@ -423,6 +445,31 @@ def test_a_loss_of_another_kind_is_refused():
 def test_an_encoder_is_not_measured_as_a_decoder(bases, corpus):
     with pytest.raises(OptionError, match="set is_decoder in its config"):
         perplexity(bases["mlm"], str(corpus / "texts.txt"), objective="clm")
+
+
+# configs
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"n_layers": 2}, "has no 'n_layers'.*did you mean 'n_layer'"),
+        ({"n_layer": 0}, "needs a layer at least"),
+        ({"n_positions": 0}, "doesn't run on input_ids"),
+    ],
+)
+def test_a_config_that_is_not_meant_is_refused(more, says, corpus, bases):
+    config = json.dumps({"model_type": "gpt2", "n_embd": 16, "n_head": 2, **more})
+    job = LanguageOptions(config=config, tokenizer=bases["clm"], data=[str(corpus / "texts.jsonl")])
+    with pytest.raises(OptionError, match=says):
+        LanguageRun(job, OPTIONS)
+
+
+def test_configs_of_older_files_are_read():
+    values = {"model_type": "gpt2", "num_hidden_layers": 1, "n_ctx": 8, "task_specific_params": {}, "num_beams": 2}
+    assert make_config({**values, "architectures": ["GPT2LMHeadModel"], "_name_or_path": "gpt2"}).n_layer == 1
+    assert make_config({"model_type": "gpt_neox", "rotary_pct": 0.5}).model_type == "gpt_neox"
+    assert make_config({"model_type": "llama", "rope_theta": 10.0, "torch_dtype": "float32"}).model_type == "llama"
 
 
 # runs

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,9 @@ from hf_glu.checkpoint.hub import resolve
 from hf_glu.checkpoint.jsonio import JsonObject, read_object
 from hf_glu.checkpoint.loading import forget_code, load_skeleton, load_tokenizer
 from hf_glu.checkpoint.writing import user_path
-from hf_glu.config.traits import cut_at, vocabulary
+from hf_glu.config.traits import cut_at, text_config, vocabulary
 from hf_glu.errors import CheckpointError, OptionError, nearest, shown
+from hf_glu.instruments.probe import probe_inputs, try_run
 from hf_glu.training.data.models import give_padding
 from hf_glu.training.language.objectives import HIDDEN, OBJECTIVES, Objective, objective_of
 from hf_glu.training.language.options import LONGEST_BLOCK, LanguageOptions
@@ -30,6 +33,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# fields of older files, or of ours, that configs read or need no more
+OLD_FIELDS = frozenset({
+    "auto_map", "gradient_checkpointing", "hf_glu", "n_ctx", "output_past", "position_embedding_type", "pretraining_tp",
+    "task_specific_params", "torch_dtype", "use_bfloat16",
+})  # fmt: skip
 # what a config calls the ids of special tokens, and what a tokenizer does
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -108,6 +116,7 @@ def make_language_model(
     with reading(options.config, why="can't be built"):
         kind = getattr(transformers, OBJECTIVES[name].auto_class)  # type: ignore[attr-defined]
         model = kind.from_config(make_config(values), dtype=torch.float32)
+    try_run(model, probe_inputs(model), instead=": change the sizes in config")
     return _ready(model, tokenizer, name, options)
 
 
@@ -158,7 +167,29 @@ def make_config(values: JsonObject) -> PreTrainedConfig:
     if kind not in CONFIG_MAPPING:
         raise OptionError(f"there is no model_type {shown(kind)}; {nearest(kind, list(CONFIG_MAPPING))}")
     with reading("config", why="can't be read"):
-        return AutoConfig.for_model(kind, **more)
+        config = AutoConfig.for_model(kind, **more)
+    known = _known_fields(type(config))
+    for key in more:
+        if key in known or key.startswith("_"):
+            continue
+        other = AutoConfig.for_model(kind, **{name: value for name, value in more.items() if name != key})
+        if {**config.to_dict(), key: None} == {**other.to_dict(), key: None}:  # some read fields of other names, too
+            raise OptionError(f"a config of {kind} has no {shown(key)}, which would do nothing; {nearest(key, known)}")
+    layers = getattr(text_config(config), "num_hidden_layers", None)
+    if type(layers) is int and layers < 1:
+        raise OptionError(f"a model needs a layer at least, and config has {layers}")
+    return config
+
+
+def _known_fields(kind: type[PreTrainedConfig]) -> set[str]:
+    """Return the fields that a config may say: the family's, those of all, and what older files have."""
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    general = {*PreTrainedConfig().to_dict(), *vars(GenerationConfig()), *_SPECIAL, *OLD_FIELDS}
+    own = {*signature(kind.__init__).parameters, *kind.attribute_map}
+    with suppress(ValueError, TypeError, AttributeError):  # a family without defaults
+        own |= set(kind().to_dict())
+    return own | general
 
 
 def _token_ids(values: JsonObject, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hf_glu.checkpoint.writing import reason_of, user_path
 from hf_glu.errors import DataError, HfGluError, OptionError, nearest
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Documents: TypeAlias = "Dataset | IterableDataset"
 
+UTF8 = "utf-8-sig"  # without a mark at its beginning
 TEXT = "text"  # the only column of what is read
 STRING, LARGE = "string", "large_string"  # kinds of text: pandas and polars write the second
 # a file's ending -> the builder of datasets that reads it
@@ -32,8 +33,12 @@ BUILDERS = {
 }
 
 
+# what lies beside the texts in a folder, and says something of them
+NOTES = frozenset({"readme", "license", "dataset_info", "dataset_infos"})
+
+
 def find_files(names: Sequence[str]) -> list[Path]:
-    """Return the files that names, folders and patterns mean, each once, in order.
+    """Return the files that names, folders (but for notes and hidden ones) and patterns mean, each once, in order.
 
     Raises:
         DataError: nothing is there, or a file is of an unknown kind.
@@ -42,7 +47,7 @@ def find_files(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = user_path(name)
         if path.is_dir():
-            files = [each for each in sorted(path.rglob("*")) if each.suffix in BUILDERS and each.is_file()]
+            files = [each for each in sorted(path.rglob("*")) if _is_text(each.relative_to(path)) and each.is_file()]
         elif path.is_file():
             files = [path]
         else:
@@ -54,6 +59,12 @@ def find_files(names: Sequence[str]) -> list[Path]:
                 raise DataError(f"{file} is of no known kind: {', '.join(BUILDERS)}")
             found[file.absolute()] = None
     return list(found)
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a file of a folder, by its path in there, is one of its texts."""
+    hidden = any(part.startswith(".") for part in path.parts)  # such as .ipynb_checkpoints
+    return path.suffix in BUILDERS and not hidden and path.stem.lower() not in NOTES
 
 
 def is_local(names: Sequence[str]) -> bool:
@@ -98,15 +109,27 @@ def _local(names: Sequence[str], *, stream: bool) -> list[Documents]:
     for builder, paths in files.items():
         if not any(os.path.getsize(path) for path in paths):
             raise DataError(f"{paths[0]} is empty: there is no text in it")
-        options = {"sample_by": "paragraph"} if builder == "text" else {}
+        options: dict[str, Any] = {"sample_by": "paragraph", "encoding": UTF8} if builder == "text" else {}
         if not stream:  # datasets' cache goes by name and time: here by content, so that it is never stale
             content = "".join(hash_file(Path(path)) for path in paths)
             options["cache_dir"] = f"{HF_DATASETS_CACHE}/hf_glu/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         try:
+            options |= _as_texts(paths) if builder == "csv" else {}
             found.append(load_dataset(builder, data_files=paths, split="train", streaming=stream, **options))
         except Exception as error:  # of pandas, pyarrow, json and datasets
             raise DataError(f"{paths[0]} can't be read as {builder}: {_cause(error)}") from error
     return found
+
+
+def _as_texts(paths: Sequence[str]) -> dict[str, Any]:
+    """Return how a csv's values are read as the texts that they are: ``NA``, ``null`` and ``007``, too."""
+    import pandas
+    from datasets import Features, Value
+
+    first = next(path for path in paths if os.path.getsize(path))
+    columns = pandas.read_csv(first, nrows=0, encoding=UTF8).columns
+    features = Features({str(name): Value(STRING) for name in columns})
+    return {"features": features, "keep_default_na": False, "encoding": UTF8}
 
 
 def _of_hub(name: str, *, stream: bool) -> Documents:
