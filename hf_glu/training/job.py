@@ -12,7 +12,15 @@ from hf_glu.instruments.causal import check_causal
 from hf_glu.tasks.loading import head
 from hf_glu.tasks.submission import write_predictions
 from hf_glu.training.data.examples import TaskExamples
-from hf_glu.training.data.features import Features, check_answers, check_length, check_scores, join, make_features
+from hf_glu.training.data.features import (
+    Features,
+    check_answers,
+    check_length,
+    check_room,
+    check_scores,
+    join,
+    make_features,
+)
 from hf_glu.training.data.measuring import validation_statistics
 from hf_glu.training.data.models import load_for_task
 from hf_glu.training.data.pairs import TARGET
@@ -79,6 +87,7 @@ class Job(TrainingRun):
         if job.max_target_length and self.task.form != "text":
             raise OptionError(f"max_target_length is for texts to write, and {self.task.name} has none")
         self.max_target = (job.max_target_length or TARGET) if self.task.form == "text" else 0
+        check_room(options.max_length, self.tokenizer, pair=not self.text and len(self.task.columns) > 1)
         check_length(options.max_length, self.model.config, self.tokenizer, self.max_target)
         self.train = join([self.features(source, "train", self.rows(source)) for source in self.sources])
         several = len(self.sources) > 1

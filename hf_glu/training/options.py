@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Self
 from hf_glu.checkpoint.jsonio import JsonObject
 from hf_glu.checkpoint.writing import user_path
 from hf_glu.config.extras import OF_TRAINING
-from hf_glu.config.section import is_number
+from hf_glu.config.section import is_count, is_number
 from hf_glu.errors import OptionError, shown
 from hf_glu.tasks.choices import OF_OWN_DATA, OwnOptions
 
+LARGEST_SEED = 2**32 - 1  # which NumPy's generators take
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant")
 TRACKERS = ("none", "trackio", "tensorboard", "wandb")
@@ -96,6 +97,13 @@ class TrainingOptions:
                 continue
             if not (is_number(value) and value > 0):
                 raise OptionError(f"{key} must be more than 0, got {shown(value)}")
+        for key in ("weight_decay", "evaluate_every"):
+            value = getattr(self, key)
+            if value is not None and not (is_number(value) and value >= 0):
+                raise OptionError(f"{key} must be 0 or more, got {shown(value)}")
+        if self.activation_lr is not None and not (is_number(self.activation_lr) and self.activation_lr > 0):
+            raise OptionError(f"activation_lr must be more than 0, got {shown(self.activation_lr)}")
+        check_seed("seed", self.seed)
         for key in ("warmup", "anneal"):
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
@@ -153,6 +161,8 @@ class ModelOptions:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise OptionError(f"{key} must be at least 1, got {shown(value)}")
+        if self.distill_steps is not None and self.distill_steps < 0:
+            raise OptionError(f"distill_steps must be 0 or more, got {shown(self.distill_steps)}")
         if self.random and not self.to:
             raise OptionError("random=True initialises converted FFNs: give the activation with to")
 
@@ -263,6 +273,12 @@ def check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
     """Raise OptionError unless ``value`` is one of ``valid``."""
     if value not in valid:
         raise OptionError(f"{key} must be one of {', '.join(valid)}, got {shown(value)}")
+
+
+def check_seed(key: str, value: int) -> None:
+    """Raise OptionError for a seed that generators don't take."""
+    if not is_count(value, LARGEST_SEED, 0):
+        raise OptionError(f"{key} must be a whole number from 0 to {LARGEST_SEED}, got {shown(value)}")
 
 
 def read_width(text: str) -> int | str:

@@ -457,6 +457,13 @@ def test_paired_test_and_variants():
         ({"random": True}, OptionError, "to"),
         ({"epochs": 0}, OptionError, "epochs"),
         ({"tracker": "mlflow"}, OptionError, "tensorboard"),
+        ({"weight_decay": -1.0}, OptionError, "weight_decay must be 0 or more"),
+        ({"weight_decay": math.nan}, OptionError, "weight_decay must be 0 or more"),
+        ({"activation_lr": 0.0}, OptionError, "activation_lr must be more than 0"),
+        ({"evaluate_every": -1}, OptionError, "evaluate_every must be 0 or more"),
+        ({"distill_steps": -3, "to": "geglu"}, OptionError, "distill_steps must be 0 or more"),
+        ({"seed": -1}, OptionError, "seed must be a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, OptionError, "seed must be a whole number"),
     ],
 )
 def test_options(values, error, says):
@@ -493,6 +500,9 @@ def test_too_long_for_the_model_and_trackers(bases, datasets, tmp_path):
     job = JobOptions(model=bases["bert"], task="sst2", dataset=str(datasets / "glue"))
     with pytest.raises(OptionError, match="reads 64 tokens"):
         run_job(job, replace(OPTIONS, max_length=128))
+    text = replace(job, model=bases["t5"])
+    with pytest.raises(OptionError, match="max_length=1 leaves no room for a text beside 1 special tokens"):
+        run_job(text, replace(OPTIONS, max_length=1))
     with pytest.raises(OptionError, match="pip install wandb"):
         run_job(job, replace(OPTIONS, tracker="wandb"))
     (tmp_path / "full").mkdir()

@@ -16,7 +16,7 @@ from hf_glu.errors import OptionError
 from hf_glu.training.comparing.kinds import Compared, PlannedRun, Search
 from hf_glu.training.comparing.statistics import holm, interval, paired_p
 from hf_glu.training.comparing.variants import Variant
-from hf_glu.training.options import OF_VARIANTS
+from hf_glu.training.options import OF_VARIANTS, check_seed
 from hf_glu.training.record import FREE, check_same
 from hf_glu.training.results import ComparisonRow, ComparisonTable, Results
 from hf_glu.training.saving import known_results
@@ -129,6 +129,8 @@ def _check_chosen(kind: Compared, chosen: Sequence[Variant], seeds: Sequence[int
     for key in OF_VARIANTS:
         if given[key] != defaults[key]:
             raise OptionError(f"{key}={given[key]!r} does nothing in a comparison, whose variants and seeds say it")
+    for seed in [*seeds, *([search.seed] if search else [])]:
+        check_seed("a seed", seed)
     if twice := [seed for seed in seeds if list(seeds).count(seed) > 1]:
         raise OptionError(f"the seed {twice[0]} is given twice: its runs would be the same")
     meant: dict[object, str] = {}

@@ -133,6 +133,13 @@ def check_length(
             raise OptionError(f"{name} is too long for the model, which reads {limit} tokens: give at most that")
 
 
+def check_room(max_length: int, tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> None:
+    """Raise OptionError if ``max_length`` is no more than the special tokens around a text, or a ``pair`` of them."""
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= special:
+        raise OptionError(f"max_length={max_length} leaves no room for a text beside {special} special tokens")
+
+
 def make_features(
     task: Task,
     raw: Dataset,

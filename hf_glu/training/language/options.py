@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from hf_glu.errors import OptionError, shown
 from hf_glu.training.filling import split_options
-from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, option
+from hf_glu.training.options import ModelOptions, TrainingOptions, check_choice, check_seed, option
 
 OBJECTIVES = ("auto", "clm", "mlm", "span", "hidden")
 MATCHES = ("auto", "none", "ffn", "hidden")
@@ -82,6 +82,7 @@ class LanguageOptions(ModelOptions):
         for key in ("validation_share", "mask"):
             if not 0 < getattr(self, key) < 1:
                 raise OptionError(f"{key} must be a share between 0 and 1, got {shown(getattr(self, key))}")
+        check_seed("split_seed", self.split_seed)
         if self.span < 1:
             raise OptionError(f"span must be at least 1 token, got {shown(self.span)}")
 

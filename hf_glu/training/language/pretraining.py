@@ -17,7 +17,7 @@ from hf_glu.training.language.job import LanguageRun
 from hf_glu.training.language.models import block_length, load_language_model
 from hf_glu.training.language.options import LanguageOptions, language_options
 from hf_glu.training.language.reading import read_documents
-from hf_glu.training.options import TrainingOptions
+from hf_glu.training.options import TrainingOptions, check_seed
 from hf_glu.training.results import JobReport
 
 _log = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ def perplexity(
     names = [data] if isinstance(data, str) else [str(name) for name in data]
     options = LanguageOptions(model=str(model), data=names, objective=objective, text_column=text_column)
     options.check()
+    check_seed("seed", seed)
     documents = read_documents(names, column=text_column)
     found, tokenizer, kind = load_language_model(options, seed, whole=True)
     length = block_length(max_length, kind, tokenizer, found.config)
