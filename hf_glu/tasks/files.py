@@ -162,10 +162,11 @@ def _read_json(path: Path) -> Dataset:
 
 
 def _rows(text: str) -> list[JsonObject]:
+    read = partial(json.loads, parse_constant=lambda _: None)  # NaN is how pandas writes what is missing
     try:
-        whole = json.loads(text)
+        whole = read(text)
     except json.JSONDecodeError:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [read(line) for line in text.split("\n") if line.strip()]
     return whole if isinstance(whole, list) else [whole]
 
 

@@ -287,3 +287,10 @@ def test_two_files_of_one_split_are_refused(tmp_path):
         write(tmp_path, labelled(0, 1), name=name)
     with pytest.raises(DataError, match="are both validation"):
         own_task(tmp_path)
+
+
+def test_a_text_that_is_no_number_is_missing(tmp_path):
+    path = tmp_path / "nan.jsonl"
+    path.write_text("".join(json.dumps({**row, "text": float("nan")}) + "\n" for row in labelled(0, 1)))
+    with pytest.raises(DataError, match="nothing in the column 'text'"):
+        own_task(path)
