@@ -166,10 +166,10 @@ def test_the_loss_of_several_classes_is_binary_cross_entropy(bases, data):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_words_have_their_label_at_their_first_token(side):
     tokenizer = make_tokenizer(end=True)
-    tokenizer.padding_side = side
+    tokenizer.padding_side = "left"  # which is for generating, and doesn't count here
     rows = [{"tokens": ["Anna Carl", "", "film"], "label": [1, 0, 2]}, {"tokens": ["it"], "label": [0]}]
     task, _ = own_task_of(tagged_rows(20))
-    features = make_features(task, Dataset.from_list(rows), tokenizer, max_length=4, text=False)
+    features = make_features(task, Dataset.from_list(rows), tokenizer, max_length=4, text=False, side=side)
     batch = collate(features, tokenizer, [0, 1])
     assert features.places == [[0, NO_ANSWER, 2], [0]]
     wanted = [[1, -100, 2, -100], [0, -100, -100, -100] if side == "right" else [-100, -100, 0, -100]]
