@@ -23,6 +23,7 @@ from hf_glu.checkpoint.gguf import is_gguf
 from hf_glu.checkpoint.jsonio import read_object, write_json
 from hf_glu.checkpoint.shards import FLOATS, Output, Stored, read_header, read_parts, read_tensor, write_shard
 from hf_glu.checkpoint.writing import PARTIAL, partial_name
+from hf_glu.compat.of_models import IGNORE_UNEXPECTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +97,7 @@ def _unpickled(folder: Path, scratch: Path) -> list[Path]:
 
 def _left_out(source: Path, model_class: type[PreTrainedModel], names: Collection[str]) -> Iterator[str]:
     """Yield the names of the tensors without a place in a model; warn of those that can't be found under their own."""
-    strict: Any = type(model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_unexpected": None})
+    strict: Any = type(model_class.__name__, (model_class,), {IGNORE_UNEXPECTED.name: None})
     options: Any = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     lost = []
     for name in sorted(strict.from_pretrained(source, **options)[1]["unexpected_keys"]):

@@ -77,7 +77,7 @@ class Hook:
 
 
 def hook_before(module: nn.Module, hook: Callable[..., Any], *, looks: bool = False, **more: Any) -> Hook:
-    """Have ``hook`` called before ``module``.
+    """Put a hook on a module that is called before it.
 
     Args:
         module: the module.
@@ -89,7 +89,7 @@ def hook_before(module: nn.Module, hook: Callable[..., Any], *, looks: bool = Fa
 
 
 def hook_after(module: nn.Module, hook: Callable[..., Any], *, looks: bool = False, **more: Any) -> Hook:
-    """Have ``hook``, a forward hook, called after ``module``; arguments are those of `hook_before`."""
+    """Put a forward hook on a module, which is called after it; arguments are those of `hook_before`."""
     return Hook(module, module.register_forward_hook(_plain(hook, looks), **more), looks=looks)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import wraps
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +11,7 @@ from hf_glu.compat.of_models import FINALIZE_LOADING, INIT_WEIGHTS, INITIALIZE_W
 from hf_glu.compat.of_others import CONVERSIONS
 from hf_glu.ffn.build import build_ffns, is_ours
 from hf_glu.ffn.completeness import refuse_losses
-from hf_glu.ffn.config_fields import names_ours, sync_derived
+from hf_glu.ffn.config_fields import sync_derived
 from hf_glu.ffn.holders import note
 from hf_glu.ffn.naming import unname
 from hf_glu.ffn.pretrained import initialize
@@ -23,6 +22,7 @@ from hf_glu.instruments.equality import align
 from hf_glu.plugin.loading import check_source, converters, forget_converters, is_as_stored
 from hf_glu.plugin.patching import Patches, require
 from hf_glu.plugin.pushing import install_push
+from hf_glu.plugin.saving import install_saving
 
 
 def install(module: ModuleType, patches: Patches) -> None:
@@ -30,10 +30,7 @@ def install(module: ModuleType, patches: Patches) -> None:
     model_class = require(module, "PreTrainedModel")
     plain_init = require(model_class, "__init__", "config")
     plain_post_init = require(model_class, "post_init")
-    plain_initialize = require(model_class, INITIALIZE_WEIGHTS.name, "module")
     plain_finalize = require(model_class, FINALIZE_LOADING.name, "model", "load_config", "loading_info")
-    plain_weights = require(model_class, INIT_WEIGHTS.name, "module")
-    plain_save = require(model_class, "save_pretrained")
     plain_mapping = require(module, CONVERSIONS.name, "model")
 
     @wraps(plain_init)
@@ -49,17 +46,6 @@ def install(module: ModuleType, patches: Patches) -> None:
         built = build_ffns(self, self.config)
         plain_post_init(self)
         replicate(self, [*built, *resume_sparsity(self, self.config)])  # a split would weigh parts of rows
-
-    @wraps(plain_initialize)
-    def initialize_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        if not initialize(module):
-            plain_initialize(self, module, *args, **kwargs)
-
-    @wraps(plain_weights)
-    def init_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(module, OwnedModule):  # in model.apply(model._init_weights)
-            module.reset_parameters()
-        plain_weights(self, module, *args, **kwargs)
 
     @wraps(plain_mapping)
     def conversion_mapping(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,17 +63,29 @@ def install(module: ModuleType, patches: Patches) -> None:
                 unname(model)
         return info
 
-    @wraps(plain_save)
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_ours(self) or names_ours(self.config):
-            import_module("hf_glu.conversion.foresight").check_saved(self)  # not above: it needs all of Transformers
-        return plain_save(self, *args, **kwargs)
-
     patches.set(model_class, "__init__", init)
-    patches.set(model_class, "save_pretrained", save_pretrained)
     patches.set(model_class, "post_init", post_init)
-    patches.set(model_class, INITIALIZE_WEIGHTS.name, initialize_weights)
-    patches.set(model_class, INIT_WEIGHTS.name, init_weights)
     patches.set(module, CONVERSIONS.name, conversion_mapping)
     patches.set(model_class, FINALIZE_LOADING.name, staticmethod(finalize))
+    _install_initialising(model_class, patches)
+    install_saving(model_class, patches)
     install_push(model_class, patches)
+
+
+def _install_initialising(model_class: Any, patches: Patches) -> None:
+    plain_initialize = require(model_class, INITIALIZE_WEIGHTS.name, "module")
+    plain_weights = require(model_class, INIT_WEIGHTS.name, "module")
+
+    @wraps(plain_initialize)
+    def initialize_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        if not initialize(module):
+            plain_initialize(self, module, *args, **kwargs)
+
+    @wraps(plain_weights)
+    def init_weights(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(module, OwnedModule):  # in model.apply(model._init_weights)
+            module.reset_parameters()
+        plain_weights(self, module, *args, **kwargs)
+
+    patches.set(model_class, INITIALIZE_WEIGHTS.name, initialize_weights)
+    patches.set(model_class, INIT_WEIGHTS.name, init_weights)

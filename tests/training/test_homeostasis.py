@@ -57,6 +57,7 @@ def test_the_loss_is_the_models_own_at_first_and_with_the_penalty_later():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's compiler, which looks at all tensors
 def test_a_model_that_was_compiled_before_is_held_as_it_is_without():
     def losses(compiled):
         torch.manual_seed(0)
