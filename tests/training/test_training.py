@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comparing import assert_same, outputs
+from huggingface_hub.errors import StrictDataclassError
 from pico import FAMILIES
 from taskdata import make_rows, save_base
 from transformers import Trainer, TrainingArguments
@@ -44,10 +45,11 @@ def test_parameter_groups(family):
         for each in model_types()
     ],
 )
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_no_bias_and_no_rate_decays_in_any_family(kind):
     try:
         model = tiny_model(kind)
-    except ImportError as error:
+    except (ImportError, StrictDataclassError) as error:  # not here, or not so small
         pytest.skip(str(error))
     if kind == "bert":
         hf_glu.convert(model, "geglu", experts="gelu*2,geglu*2")

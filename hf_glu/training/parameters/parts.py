@@ -17,8 +17,8 @@ _PEFT_NAME = re.compile(r"^base_model\.model\.|\.original_module(?=\.|$)|\.modul
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a normalisation layer."""
-    return "norm" in type(module).__name__.lower()
+    """Return whether a module is a normalisation layer, and not what is named after one (RoBERTa-PreLayerNorm)."""
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
 def frozen_activations(model: nn.Module) -> list[str]:
