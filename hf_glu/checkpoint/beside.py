@@ -14,9 +14,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hf_glu.checkpoint.files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 from hf_glu.checkpoint.gguf import is_gguf
@@ -46,7 +48,7 @@ def keep_beside(source: Path, stage: Path, model_class: type[PreTrainedModel]) -
     """Complete what a model was saved as in ``stage`` by what ``source``, which it was loaded from, has beside it.
 
     Tensors without a place in ``model_class`` come along under their names. A tensor whose dtype is another than in the
-    source, and its value but for that the same, is written as it is there.
+    source (of safetensors), and its value but for that the same, is written as it is there.
 
     Args:
         source: a folder, or a GGUF file, which has nothing beside its model.
@@ -56,10 +58,14 @@ def keep_beside(source: Path, stage: Path, model_class: type[PreTrainedModel]) -
     if is_gguf(source):
         return
     files = _files(_safetensors(source))
+    pickled = {} if files else _pickled(source)
+    names = list(_left_out(source, model_class, files.keys() | pickled.keys()))
     with tempfile.TemporaryDirectory(dir=stage, prefix=PARTIAL) as scratch:
-        if not files:
-            files = _files(_unpickled(source, Path(scratch)))
-        left = {key: files[key] for key in _left_out(source, model_class, files.keys())}
+        if pickled and names:
+            unpickled = Path(scratch) / WEIGHTS_FILE
+            save_file({key: pickled[key].clone() for key in names}, unpickled)  # tied ones share memory
+            files = _files([unpickled])
+        left = {key: files[key] for key in names}
         written = _safetensors(stage)
         for path in written:
             now = read_header(path)
@@ -85,13 +91,12 @@ def _files(paths: Iterable[Path]) -> dict[str, tuple[Path, Stored]]:
     return {key: (path, stored) for path in paths for key, stored in read_header(path).items()}
 
 
-def _unpickled(folder: Path, scratch: Path) -> list[Path]:
-    """Write the tensors of a checkpoint that isn't stored as safetensors into such files."""
-    found = []
+def _pickled(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint that isn't stored as safetensors; what isn't read stays on the disk."""
+    found: dict[str, Tensor] = {}
     for path in sorted(folder.glob(_PICKLES)):
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found.append(scratch / f"{path.stem}.safetensors")
-        save_file({key: tensor.clone() for key, tensor in tensors.items()}, found[-1])  # tied ones share memory
+        entries = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))  # old ones aren't
+        found |= {key: entry for key, entry in entries.items() if isinstance(entry, Tensor)}
     return found
 
 

@@ -35,9 +35,8 @@ def convert_checkpoint(
     """Convert the checkpoint ``source`` (local folder, Hub id or GGUF file) into the new folder ``destination``.
 
     Weights (those without a place in the model's class, too), config, tokenizer and other files are there afterwards,
-    and the report as ``hf_glu_report.json``; where
-    anything goes wrong, ``destination`` isn't, and ``source`` is never written to. What can't be done is said before
-    weights are read.
+    and the report as ``hf_glu_report.json``; where anything goes wrong, ``destination`` isn't, and ``source`` is never
+    written to. What can't be done is said before weights are read.
 
     Args:
         source, destination: the checkpoints.

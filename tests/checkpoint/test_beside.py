@@ -52,12 +52,13 @@ def test_tensors_without_a_place_come_along_as_when_streamed(bert, tmp_path):
     assert torch.equal(before.bert.pooler.dense.weight, after.bert.pooler.dense.weight)
 
 
-def test_pickled_tensors_under_old_names_come_along(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_tensors_under_old_names_come_along(zipped, tmp_path):
     model, folder = FAMILIES["bert"].make("BertForPreTraining"), tmp_path / "bert"
     folder.mkdir()
     old = {key.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): each
            for key, each in model.state_dict().items()}  # fmt: skip
-    torch.save(old, folder / "pytorch_model.bin")
+    torch.save(old, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (folder / "config.json").write_text(json.dumps({**model.config.to_dict(), "architectures": ["BertModel"]}))
     hf_glu.convert_checkpoint(folder, tmp_path / "whole", "geglu")
     found = BertForPreTraining.from_pretrained(tmp_path / "whole").state_dict()
