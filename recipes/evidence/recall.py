@@ -144,7 +144,8 @@ class Runs:
             return known
         name, activation, lr, seed = run
         self.setting.tell(f"{name}: {activation}, lr {lr:g}, seed {seed}")
-        begun, path = self.begun.get(self._path(run)), self._path(run)
+        path = self._path(run)
+        begun = self.begun.get(path)
         result = begun.result() if begun else run_once(*run, self.setting.preset)
         write_json(path, {**result, MADE_OF: self._made_of(name)})
         return result

@@ -209,9 +209,7 @@ def limits(facts: Facts) -> list[str]:
         "Exactness holds in float32, outside of autocast.": exact and not random,
         "What the conversion changed in the outputs was not measured.": promise and not known and not random,
         "All experts are in memory, however few a token uses.": options_of(facts).expert_options is not None,
-        "Feed-forward networks leave small entries out: without hf_glu they are dense, and give other outputs.": (
-            sparse
-        ),
+        "Feed-forward networks leave small entries out: without hf_glu they are dense, and give other outputs.": sparse,
         f"One run, one seed and one data set: a difference of a few {unit} is noise.": run and not facts["comparison"],
         "One data set and few seeds: differences within the standard deviations are noise.": facts["comparison"],
         f"Longer texts than {length} tokens were cut in training.": length and not language,
